@@ -1,0 +1,1 @@
+"""Encodings of the offset between query and key as a bias on the attention logits."""

@@ -1,0 +1,1 @@
+"""Extensions that change what a query may attend to, or how sharply."""

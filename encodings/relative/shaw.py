@@ -1,0 +1,70 @@
+"""Shaw et al.: learned vectors of the clipped distance, added to keys and to values.
+
+    l_ij = q_i . (k_j + aK[c]) / sqrt(d),   o_i = sum_j alpha_ij (v_j + aV[c]),   c = clip(j - i, -K, K) + K
+
+Shapes: content (B, H, Lq, Lk) from a product of q with the (2K + 1, d) table, gathered; the L x L x d tensor is never built.
+Tables are shared by heads and separate for each layer. Training and testing: the same. All distances beyond K share one vector.
+
+Source: Shaw, Uszkoreit, Vaswani 2018 (arXiv 1803.02155). Glorot initialisation.
+Departures: a real distance is rounded. Under causality only rows 0 ... K are ever read; the others stay at their initial values.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pezoo.contract import Encoding, Positions, Shape, Traits, settle
+from pezoo.registry import register, setting
+
+
+@register(
+    "shaw",
+    title="Relative position representations",
+    year=2018,
+    authors="Shaw, Uszkoreit, Vaswani",
+    arxiv="1803.02155",
+    equation="l_ij = q_i.(k_j + aK[c_ij]) / sqrt(d),  o_i = sum_j alpha_ij (v_j + aV[c_ij]),  c_ij = clip(j - i, -K, K) + K",
+)
+class Shaw(Encoding):
+    """Learned vectors of the clipped distance, added to keys and values, of each layer."""
+
+    traits = Traits(shift_invariant=True)
+
+    @dataclass
+    class Config:
+        """Settings of the tables."""
+
+        clip: int = setting(16, "distances beyond this share one vector (K)", at_least=1)
+        values: bool = setting(True, "whether values get relative vectors too")
+
+    def __init__(self, shape: Shape, config: Config) -> None:
+        super().__init__(shape, config)
+        size = (2 * config.clip + 1, shape.head_dim)
+        self.keys = nn.Parameter(nn.init.xavier_uniform_(torch.empty(size)))
+        self.values = nn.Parameter(nn.init.xavier_uniform_(torch.empty(size))) if config.values else None
+
+    @classmethod
+    def per_layer(cls, config: Config) -> bool:
+        """Each layer has tables of its own."""
+        return True
+
+    def rows(self, positions: Positions) -> Tensor:
+        """c_ij, (R, 1, Lq, Lk)."""
+        clip = self.config.clip
+        return ((-settle(positions.distance())).round().clamp(-clip, clip) + clip).long()[:, None]
+
+    def content(self, q: Tensor, k: Tensor, positions: Positions) -> Tensor:
+        """q_i . aK[c_ij] / sqrt(d)."""
+        products = (q @ self.keys.T.to(q.dtype)).float() * self.scale()  # (B, H, Lq, 2K + 1)
+        rows = self.rows(positions)
+        return products.gather(-1, rows.expand(*products.shape[:-1], rows.shape[-1]))
+
+    def mix(self, weights: Tensor, v: Tensor, positions: Positions) -> Tensor:
+        """weights @ v plus, for each row of the table, its vector times the weight of the keys that read it."""
+        out = weights @ v
+        if self.values is None:
+            return out
+        shares = weights.new_zeros(*weights.shape[:-1], len(self.values))
+        shares = shares.scatter_add(-1, self.rows(positions).expand_as(weights), weights)
+        return out + shares @ self.values.to(v.dtype)

@@ -1,0 +1,283 @@
+"""Names of the zoo: `@register` puts a member in, `entry` finds it, plug-ins add their own."""
+
+import dataclasses
+import fnmatch
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pezoo.contract import PHASES, Encoding, Extension, Traits
+from pezoo.errors import UserError, suggest
+
+ENTRY_POINTS = "pezoo.members"
+_entries: dict[str, "Entry"] = {}
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A field of a member's Config: its default, what it means, and its range."""
+    metadata = {"help": help, "above": above, "at_least": at_least, "at_most": at_most}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The facts of one member, or of a literature name that stands for a scheme."""
+
+    name: str
+    kind: str
+    """encoding, extension, alias or task."""
+    family: str
+    title: str
+    year: int | None = None
+    authors: str = ""
+    arxiv: str = ""
+    equation: str = ""
+    summary: str = ""
+    cls: type | None = field(default=None, repr=False)
+    scheme: str = ""
+    """What an alias stands for."""
+
+    @property
+    def traits(self) -> Traits | None:
+        """Declared facts; None for aliases and tasks."""
+        return getattr(self.cls, "traits", None)
+
+    @property
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """Settings by name: type, default, help."""
+        if self.cls is None:
+            return {}
+        result = {}
+        for f in dataclasses.fields(self.cls.Config):
+            default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+            kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", None)
+            kind = str(f.type) if kind in (None, "Literal", "Optional", "Union") else kind
+            kind = kind.replace("typing.", "")
+            result[f.name] = {"type": kind, "default": default, "help": f.metadata["help"]}
+        if self.kind == "extension":
+            help = "phases in which it acts"
+            result["at"] = {"type": "phases", "default": list(self.cls.default_at), "help": help}
+        return result
+
+    @property
+    def source_hash(self) -> str:
+        """SHA-256 of the file that defines the member."""
+        return hashlib.sha256(Path(inspect.getfile(self.cls)).read_bytes()).hexdigest()
+
+
+def register(
+    name: str,
+    *,
+    title: str,
+    year: int | None = None,
+    authors: str = "",
+    arxiv: str = "",
+    equation: str = "",
+    family: str | None = None,
+    aliases: Mapping[str, tuple[str, str]] | None = None,
+) -> Callable[[type], type]:
+    """Class decorator that adds an encoding, an extension or a task to the zoo.
+
+    Args:
+        name: lower case, letters, digits and underscores.
+        title: what papers call it.
+        year: of the source.
+        authors: of the source.
+        arxiv: arXiv id of the source.
+        equation: the formula in one line of plain text.
+        family: place in the taxonomy; default: the folder of the member's file.
+        aliases: literature names for schemes around this member: {name: (scheme, title)}.
+
+    Raises:
+        UserError: if a name is malformed or taken.
+    """
+
+    def add(cls: type) -> type:
+        kinds = ((Encoding, "encoding"), (Extension, "extension"))
+        kind = next((k for base, k in kinds if issubclass(cls, base)), "task")
+        place = family or (cls.__module__.split(".")[-2] if "." in cls.__module__ else "custom")
+        summary = (inspect.getdoc(cls) or "").split("\n")[0]
+        facts = {"year": year, "authors": authors, "arxiv": arxiv}
+        _add(Entry(name, kind, place, title, **facts, equation=equation, summary=summary, cls=cls))
+        for alias, (scheme, alias_title) in (aliases or {}).items():
+            facts["summary"] = f"stands for {scheme}"
+            _add(Entry(alias, "alias", place, alias_title, **facts, scheme=scheme))
+        return cls
+
+    return add
+
+
+def _add(new: Entry) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", new.name):
+        raise UserError(f"{new.name!r} is no name for a member: use a-z, 0-9 and _, such as 'my_rope'")
+    old = _entries.get(new.name)
+    if old is not None:
+        where = inspect.getfile(old.cls) if old.cls else f"alias of {old.scheme}"
+        raise UserError(f"the name {new.name!r} is taken ({where}); choose another")
+    _entries[new.name] = new
+
+
+@cache
+def _load_zoo() -> None:
+    """Import every member once, then the plug-ins that installed packages offer."""
+    import pezoo.encodings
+
+    for module in pkgutil.walk_packages(pezoo.encodings.__path__, "pezoo.encodings."):
+        importlib.import_module(module.name)
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        point.load()
+
+
+def load_plugin(path: str | Path) -> list[str]:
+    """Run a Python file that registers members, named by the user, and return the names it added.
+
+    Loading the same file again does nothing.
+
+    Raises:
+        UserError: if there is no such file, or it fails, or it registers nothing.
+    """
+    _load_zoo()
+    path = Path(path).resolve()
+    module_name = f"pezoo_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
+    if module_name in sys.modules:
+        return [e.name for e in _entries.values() if e.cls and e.cls.__module__ == module_name]
+    if not path.is_file() or path.suffix != ".py":
+        raise UserError(f"plug-in {path}: no such Python file")
+    before = dict(_entries)
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        _entries.clear()
+        _entries.update(before)
+        raise UserError(f"plug-in {path}: {type(error).__name__}: {error}") from error
+    added = [name for name in _entries if name not in before]
+    if not added:
+        raise UserError(f"plug-in {path} registers nothing: decorate a class with @pezoo.register(...)")
+    return added
+
+
+def entries() -> dict[str, Entry]:
+    """Every entry by name, in natural order."""
+    _load_zoo()
+    return {name: _entries[name] for name in sorted(_entries, key=_natural)}
+
+
+def entry(name: str) -> Entry:
+    """The entry of a name.
+
+    Raises:
+        UserError: with near matches, if there is none.
+    """
+    _load_zoo()
+    if name not in _entries:
+        known = ", ".join(entries())
+        raise UserError(f"no member is called {name!r}.{suggest(name, _entries)} Known: {known}")
+    return _entries[name]
+
+
+def _natural(name: str) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _names(kinds: tuple[str, ...], pattern: str) -> list[str]:
+    return [n for n, e in entries().items() if e.kind in kinds and fnmatch.fnmatchcase(n, pattern)]
+
+
+def list_encodings(pattern: str = "*") -> list[str]:
+    """Names of encodings, and of schemes with a literature name, in natural order; `pattern` as in a shell."""
+    return _names(("encoding", "alias"), pattern)
+
+
+def list_extensions(pattern: str = "*") -> list[str]:
+    """Names of extensions, in natural order."""
+    return _names(("extension",), pattern)
+
+
+def list_tasks(pattern: str = "*") -> list[str]:
+    """Names of tasks, in natural order."""
+    return _names(("task",), pattern)
+
+
+def describe(name: str) -> dict[str, Any]:
+    """The facts of a member as plain data: title, family, year, authors, arXiv id, equation, parameters, traits."""
+    found = entry(name)
+    facts = {f.name: getattr(found, f.name) for f in dataclasses.fields(found) if f.name != "cls"}
+    facts["parameters"] = found.parameters
+    traits = dataclasses.asdict(found.traits) if found.traits else {}
+    return facts | {"traits": traits}
+
+
+def make_config(name: str, settings: Mapping[str, Any]) -> tuple[Any, tuple[str, ...] | None]:
+    """Check a member's settings and return its Config, and `at` for an extension (None for an encoding).
+
+    Raises:
+        UserError: for an unknown setting, a wrong type or a value out of range.
+    """
+    found = entry(name)
+    allowed = found.parameters
+    for key in settings:
+        if key not in allowed:
+            known = ", ".join(allowed) or "none"
+            raise UserError(f"{name} has no setting {key!r}.{suggest(key, allowed)} Its settings: {known}")
+    settings = dict(settings)
+    at = None
+    if found.kind == "extension":
+        at = _phases(name, settings.pop("at", found.cls.default_at))
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(found.cls.Config), settings))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", "") or ""
+        raise UserError(f"{name}:{key}: {str(error).splitlines()[0]}") from None
+    for f in dataclasses.fields(config):
+        value, limits = getattr(config, f.name), f.metadata
+        for number in value if isinstance(value, list) else [value]:
+            _check_range(f"{name}:{f.name}", number, limits)
+    return config, at
+
+
+def _check_range(key: str, value: Any, limits: Mapping[str, Any]) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    tests = (
+        ("above", "above", lambda v, limit: v > limit),
+        ("at_least", "at least", lambda v, limit: v >= limit),
+        ("at_most", "at most", lambda v, limit: v <= limit),
+    )
+    for name, words, holds in tests:
+        limit = limits.get(name)
+        if limit is not None and not holds(value, limit):
+            raise UserError(f"{key} must be {words} {limit:g}, got {value:g}")
+
+
+def _phases(name: str, value: Any) -> tuple[str, ...]:
+    phases = value.split(",") if isinstance(value, str) else value
+    good = isinstance(phases, list | tuple) and phases and all(p in PHASES for p in phases)
+    if not good:
+        raise UserError(f"{name}:at must name some of {', '.join(PHASES)}, got {value!r}; type {name}:at=train,test")
+    return tuple(p for p in PHASES if p in phases)

@@ -1,0 +1,225 @@
+"""The shared Transformer: pre-norm, plain, and the same under every scheme. It never asks which encoding it holds.
+
+Legend: B batch, L length, D d_model, H heads, d head_dim, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pezoo.contract import Positions
+from pezoo.errors import UserError
+from pezoo.scheme import Prepared, create
+
+
+@dataclass
+class TransformerConfig:
+    """Everything that determines a model."""
+
+    vocab_size: int = 256
+    d_model: int = 64
+    """Width (D)."""
+    n_layers: int = 4
+    n_heads: int = 4
+    n_kv_heads: int | None = None
+    """Heads of keys and values; must divide n_heads. Unset: n_heads."""
+    d_ff: int | None = None
+    """Width of the feed-forward block. Unset: 4 d_model, or 8/3 of it for gated activations."""
+    activation: Literal["gelu", "relu", "silu", "swiglu", "geglu"] = "gelu"
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    dropout: float = 0.0
+    qk_norm: bool = False
+    """Normalise queries and keys of each head before they are rotated."""
+    tie_embeddings: bool = False
+    causal: bool = True
+    """Decoder (True) or encoder."""
+    scheme: Any = "nope"
+    """A scheme as text or mapping."""
+    train_length: int = 64
+    seed: int = 0
+    """Of the weights and of random positions."""
+    backend: str = "auto"
+    """Attention back-end; see `pezoo.attention`."""
+
+    def __post_init__(self) -> None:
+        positive = {
+            name: getattr(self, name)
+            for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "train_length")
+        }
+        for name, value in positive.items():
+            if value is not None and value < 1:
+                raise UserError(f"model.{name} must be positive, got {value}")
+        if self.d_model % self.n_heads:
+            raise UserError(f"model.d_model = {self.d_model} is not divisible by n_heads = {self.n_heads}")
+        if self.n_kv_heads and self.n_heads % self.n_kv_heads:
+            raise UserError(f"model.n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"model.dropout must lie in [0, 1), got {self.dropout}")
+
+
+class Cache:
+    """Keys (not rotated) and values of the tokens seen so far, for decoding up to a declared length."""
+
+    def __init__(self, config: TransformerConfig, batch: int, length: int, device: Any, dtype: torch.dtype) -> None:
+        heads = config.n_kv_heads or config.n_heads
+        size = (config.n_layers, batch, heads, length, config.d_model // config.n_heads)
+        self.k = torch.zeros(size, device=device, dtype=dtype)
+        self.v = torch.zeros(size, device=device, dtype=dtype)
+        self.length = length
+        self.filled = 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add keys and values of new tokens at a layer; returns all up to them, (B, Hkv, Lk, d)."""
+        stop = self.filled + k.shape[2]
+        self.k[layer, :, :, self.filled : stop] = k
+        self.v[layer, :, :, self.filled : stop] = v
+        return self.k[layer, :, :, :stop], self.v[layer, :, :, :stop]
+
+
+class Attention(nn.Module):
+    """Projections around the scheme's attention."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads or config.n_heads
+        self.head_dim, self.backend = config.d_model // config.n_heads, config.backend
+        self.split = [h * self.head_dim for h in (self.n_heads, self.n_kv_heads, self.n_kv_heads)]
+        self.qkv = nn.Linear(config.d_model, sum(self.split), bias=False)
+        self.out = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.q_norm = nn.RMSNorm(self.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(self.head_dim) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, prepared: Prepared, layer: int, cache: Cache | None) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        heads = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in self.qkv(x).split(self.split, -1))
+        q, k, v = heads  # (B, H, L, d)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)
+        return self.out(prepared.attend(layer, q, k, v, self.backend).transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Two linear maps around an activation; three where it is gated."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gated = config.activation in ("swiglu", "geglu")
+        width = config.d_ff or (8 * config.d_model // 3 if self.gated else 4 * config.d_model)
+        functions = {"gelu": F.gelu, "geglu": F.gelu, "relu": F.relu, "silu": F.silu, "swiglu": F.silu}
+        self.activation = functions[config.activation]
+        self.up = nn.Linear(config.d_model, 2 * width if self.gated else width, bias=False)
+        self.out = nn.Linear(width, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        if self.gated:
+            gate, x = self.up(x).chunk(2, -1)
+            return self.out(self.activation(gate) * x)
+        return self.out(self.activation(self.up(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        norm = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
+        self.attention_norm, self.attention = norm(config.d_model), Attention(config)
+        self.feed_forward_norm, self.feed_forward = norm(config.d_model), FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, prepared: Prepared, layer: int, cache: Cache | None) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), prepared, layer, cache))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class Transformer(nn.Module):
+    """Token ids to logits, under a scheme.
+
+    The body's weights come from a generator of `config.seed` alone, so that models of two schemes start from the same shared weights.
+
+    Raises:
+        UserError: if sizes do not fit, or the scheme cannot work.
+    """
+
+    def __init__(self, config: TransformerConfig | Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config = config = config if isinstance(config, TransformerConfig) else TransformerConfig(**config)
+        sizes = {name: getattr(config, name) for name in ("d_model", "n_heads", "n_layers", "train_length")}
+        self.scheme = create(config.scheme, **sizes, causal=config.causal, seed=config.seed)
+        norm = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = norm(config.d_model)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.init_weights()
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def init_weights(self) -> None:
+        """Normal 0.02, less by sqrt(2 n_layers) for projections back into the residual stream, as in GPT-2.
+
+        Token embeddings have variance 1 / D instead, so that an absolute encoding, which multiplies them by sqrt(D), adds to tokens of its own size.
+        """
+        generator = torch.Generator().manual_seed(self.config.seed)
+        body = [(n, p) for n, p in self.named_parameters() if not n.startswith("scheme.") and p.ndim > 1]
+        for name, weight in body:
+            std = 0.02 / (2 * self.config.n_layers) ** 0.5 if name.endswith("out.weight") else 0.02
+            if name == "embedding.weight":
+                std = self.config.d_model**-0.5
+            nn.init.normal_(weight, std=std, generator=generator)
+
+    def positions(self, batch: int, length: int, *, phase: str | None = None, **facts: Any) -> Positions:
+        """Positions for `batch` rows of `length` tokens; `facts` as in `Positions.build`.
+
+        Args:
+            batch: rows (B).
+            length: tokens in a row (L).
+            phase: "train", "tune" or "test"; default: "train" while the module trains, else "test".
+            facts: declared, documents, valid, rows.
+        """
+        phase = phase or ("train" if self.training else "test")
+        facts = {"device": self.embedding.weight.device, "causal": self.config.causal} | facts
+        return Positions.build(length, batch, phase=phase, seed=self.config.seed, **facts)
+
+    def cache(self, batch: int, length: int) -> Cache:
+        """An empty cache for `batch` rows, whose sequences will be `length` tokens long."""
+        weight = self.head.weight
+        return Cache(self.config, batch, length, weight.device, weight.dtype)
+
+    def forward(self, tokens: Tensor, positions: Positions | None = None, cache: Cache | None = None) -> Tensor:
+        """Logits of the next token.
+
+        Args:
+            tokens: (B, L) ids.
+            positions: of these tokens, or with a cache of its whole length; default: one document a row, without padding.
+            cache: continue from it, and add these tokens to it.
+
+        Returns:
+            (B, L, V).
+
+        Raises:
+            Undefined: if the scheme has no value for a position.
+        """
+        batch, length = tokens.shape
+        start = cache.filled if cache else 0
+        if positions is None:
+            positions = self.positions(batch, cache.length if cache else length)
+        if cache is not None:
+            if start + length > cache.length:
+                raise UserError(f"the cache was made for {cache.length} tokens, not {start + length}")
+            positions = positions.slice(start, start + length, start + length)
+        prepared = self.scheme.prepare(positions)
+        x = self.dropout(prepared.embed(self.embedding(tokens)))
+        for layer, block in enumerate(self.blocks):
+            x = block(x, prepared, layer, cache)
+        if cache is not None:
+            cache.filled += length
+        return self.head(self.norm(x))
