@@ -22,7 +22,9 @@ from pezoo.errors import UserError, suggest
 DENSE_LIMIT = 256
 """Up to this many keys a dense bias or mask is as fast as a chunked one."""
 CHUNK = 512
-"""Queries that the chunked back-end takes at a time."""
+"""Queries that the chunked back-end takes at a time, at most."""
+PAIRS = 2**20
+"""Pairs of a query and a key that it takes at a time, at most, where something is computed for each."""
 
 
 @dataclass(frozen=True)
@@ -182,12 +184,20 @@ def refusal(backend: str, composition: Composition) -> str | None:
 
 def choose(composition: Composition) -> str:
     """The fastest back-end that reproduces `eager`: by what the scheme declares and by length, never by name."""
-    plain = not any(map(composition.uses, ("bias", "distance_bias", "mask")))
-    fused = refusal("sdpa", composition) is None
-    large = composition.positions.key.shape[1] > DENSE_LIMIT and composition.positions.query.shape[1] > 1
-    if fused and (not large or (plain and composition.positions.key_document is None)):
+    n_queries, n_keys = composition.positions.query.shape[1], composition.positions.key.shape[1]
+    large = n_keys > DENSE_LIMIT and n_queries > 1
+    if refusal("sdpa", composition) is None and (not large or _is_bare(composition)):
         return "sdpa"
     return "chunked" if large else "eager"
+
+
+def _is_bare(composition: Composition) -> bool:
+    """Whether scaled-dot-product attention needs no tensor of pairs: no bias, and no mask but whole-square causality."""
+    positions = composition.positions
+    square = positions.offset == 0 and positions.query.shape[1] == positions.key.shape[1]
+    if positions.key_document is not None or (positions.causal and not square):
+        return False
+    return not any(map(composition.uses, ("bias", "distance_bias", "mask")))
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
@@ -240,27 +250,24 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
     """`sdpa` for q and k that are rotated already."""
-    positions = composition.positions
-    q = _sharpen(q, composition.sigma())
-    single = positions.key_document is None
-    square = positions.offset == 0 and q.shape[-2] == k.shape[-2]
-    biased, masked = composition.uses("bias") or composition.uses("distance_bias"), composition.uses("mask")
-    attn_mask, is_causal = None, False
-    if biased or masked or not single or (positions.causal and not square):
-        table = composition.distance_table()
-        if table is not None:  # entry (i, j) is table[..., Lq - 1 - i + j]
-            rows = torch.arange(q.shape[-2] - 1, -1, -1, device=q.device)[:, None]
-            attn_mask = table[:, rows + torch.arange(k.shape[-2], device=q.device)][None]
-        else:
-            visible, bias = composition.visible()[:, None], composition.bias()
-            attn_mask = visible if bias is None else bias.masked_fill(~visible, -torch.inf)
+    q, scale = _sharpen(q, composition.sigma()), composition.scale
+    if _is_bare(composition):
+        causal = composition.positions.causal
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    table = composition.distance_table()
+    if table is not None:  # entry (i, j) is table[..., Lq - 1 - i + j]
+        rows = torch.arange(q.shape[-2] - 1, -1, -1, device=q.device)[:, None]
+        mask = _typed(table, q)[:, rows + torch.arange(k.shape[-2], device=q.device)][None]
     else:
-        is_causal = positions.causal
-    if attn_mask is not None and attn_mask.dtype != torch.bool:
-        attn_mask = attn_mask.to(q.dtype)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask, is_causal=is_causal, scale=composition.scale
-    )
+        mask, bias = composition.visible()[:, None], composition.bias()
+        if bias is not None:
+            mask = _typed(bias.masked_fill(~mask, -torch.inf), q)
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+
+
+def _typed(bias: Tensor, q: Tensor) -> Tensor:
+    """A bias in the dtype that the kernels take: float32 whatever that of q on a CPU, that of q elsewhere."""
+    return bias.float() if q.device.type == "cpu" else bias.to(q.dtype)
 
 
 def _sharpen(q: Tensor, sigma: float | Tensor) -> Tensor:
@@ -278,9 +285,10 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
     table = composition.distance_table() if fused else None
     single = composition.positions.key_document is None
     n_queries, n_keys, offset = q.shape[-2], k.shape[-2], composition.positions.offset
+    size = CHUNK if table is not None else max(1, min(CHUNK, PAIRS // n_keys))
 
     def chunk(start: int) -> Tensor:
-        stop = min(start + CHUNK, n_queries)
+        stop = min(start + size, n_queries)
         seen = offset + stop if composition.positions.causal and single else n_keys
         some = [(a[..., start:stop, :], b[..., :seen, :]) for a, b in rotated]
         part = composition.slice(start, stop, seen)
@@ -290,7 +298,7 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
             return _sdpa(*some[0], v[..., :seen, :], part)
         return _eager(q[..., start:stop, :], k[..., :seen, :], v[..., :seen, :], part, some)
 
-    starts = range(0, n_queries, CHUNK)
+    starts = range(0, n_queries, size)
     keep = torch.is_grad_enabled() and len(starts) > 1
     outputs = [checkpoint(chunk, s, use_reentrant=False) if keep else chunk(s) for s in starts]
     return torch.cat(outputs, dim=-2)
@@ -303,7 +311,7 @@ def _strided(q: Tensor, k: Tensor, v: Tensor, composition: Composition, table: T
     strided view allows (a Toeplitz matrix itself would need a negative one).
     """
     n_queries, n_keys = q.shape[-2], k.shape[-2]
-    table = table[:, : n_queries + n_keys - 1].to(q.dtype).contiguous()
+    table = _typed(table[:, : n_queries + n_keys - 1], q).contiguous()
     shape, strides = (1, table.shape[0], n_queries, n_keys), (0, table.stride(0), 1, 1)
     view = table.as_strided(shape, strides)
     if view.is_cuda:

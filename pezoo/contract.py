@@ -50,6 +50,12 @@ class Traits:
     """Tells order apart, and is defined, in an encoder too."""
     random: bool = False
     """Draws differ from sequence to sequence."""
+    contextual: bool = False
+    """Counts positions by content: reads the order of tokens, but none of their coordinates."""
+    parameters: Callable[[Shape, Any], int] = lambda shape, config: 0
+    """How many parameters a copy of the member has."""
+    neutral: Mapping[str, Any] | None = None
+    """Settings at which an extension changes nothing; None if there are none."""
     deviations: Mapping[str, str] = field(default_factory=dict)
     """Conformance checks that the member is known to fail, each with the reason."""
 
@@ -148,10 +154,11 @@ class Positions:
         return self.replace(query=query, key=key, spacing=spacing)
 
     def scaled(self, factor: float | Tensor) -> "Positions":
-        """Coordinates times `factor`, a number or (R, 1)."""
+        """Coordinates, and a ruler if there is one, times `factor`, a number or (R, 1)."""
         regular = self.spacing is not None and not isinstance(factor, Tensor)
         spacing = (self.spacing[0] * factor, self.spacing[1] * factor) if regular else None
-        return self.map(lambda p, index: p * factor, spacing)
+        ruler = None if self.ruler is None else self.ruler * factor
+        return self.map(lambda p, index: p * factor, spacing).replace(ruler=ruler)
 
     def distance(self) -> Tensor:
         """Query coordinate minus key coordinate, (R, Lq, Lk); exactly a multiple of the step where spacing is known."""
@@ -188,6 +195,13 @@ class Positions:
             return float(self.query.max())
         start, step = self.spacing
         return start + step * (self.offset + self.query.shape[1] - 1)
+
+    def smallest(self) -> float:
+        """The smallest coordinate of these queries; no device synchronisation where spacing is known."""
+        if self.spacing is None:
+            return float(self.query.min())
+        start, step = self.spacing
+        return start + step * self.offset
 
     def factor(self, train_length: int, fixed: float | None = None) -> float | Tensor:
         """How far the declared length goes beyond training: `fixed`, else max(1, T / L); (R, 1) where rows differ."""

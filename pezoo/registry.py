@@ -10,6 +10,7 @@ import inspect
 import pkgutil
 import re
 import sys
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -75,16 +76,26 @@ class Entry:
             kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", None)
             kind = str(f.type) if kind in (None, "Literal", "Optional", "Union") else kind
             kind = kind.replace("typing.", "")
-            result[f.name] = {"type": kind, "default": default, "help": f.metadata["help"]}
+            choices = list(typing.get_args(f.type)) if typing.get_origin(f.type) is typing.Literal else []
+            facts = {"type": kind, "default": default, "choices": choices}
+            result[f.name] = facts | {"help": f.metadata.get("help", "")}
         if self.kind == "extension":
             help = "phases in which it acts"
-            result["at"] = {"type": "phases", "default": list(self.cls.default_at), "help": help}
+            facts = {"type": "phases", "default": list(self.cls.default_at), "choices": []}
+            result["at"] = facts | {"help": help}
         return result
 
     @property
     def source_hash(self) -> str:
-        """SHA-256 of the file that defines the member."""
-        return hashlib.sha256(Path(inspect.getfile(self.cls)).read_bytes()).hexdigest()
+        """SHA-256 of the file that defines the member and of the members' files that it imports from."""
+        waiting, sources = [self.cls.__module__], {}
+        while waiting:
+            name = waiting.pop()
+            source = Path(inspect.getfile(sys.modules[name])).read_bytes()
+            sources[name] = hashlib.sha256(source).hexdigest()
+            imported = re.findall(rb"^from (pezoo\.encodings\.[\w.]+) import", source, re.MULTILINE)
+            waiting.extend(n for n in map(bytes.decode, imported) if n not in sources)
+        return hashlib.sha256(" ".join(sources[name] for name in sorted(sources)).encode()).hexdigest()
 
 
 def register(
@@ -147,7 +158,11 @@ def _load_zoo() -> None:
     for module in pkgutil.walk_packages(pezoo.encodings.__path__, "pezoo.encodings."):
         importlib.import_module(module.name)
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        point.load()
+        try:
+            point.load()
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"installed plug-in {point.name} ({point.value}): {why}") from error
 
 
 def load_plugin(path: str | Path) -> list[str]:
@@ -196,8 +211,8 @@ def entry(name: str) -> Entry:
     """
     _load_zoo()
     if name not in _entries:
-        known = ", ".join(entries())
-        raise UserError(f"no member is called {name!r}.{suggest(name, _entries)} Known: {known}")
+        near, known = suggest(str(name), _entries), ", ".join(entries())
+        raise UserError(f"no member is called {name!r}.{near} Known: {known}")
     return _entries[name]
 
 
@@ -230,6 +245,7 @@ def describe(name: str) -> dict[str, Any]:
     facts = {f.name: getattr(found, f.name) for f in dataclasses.fields(found) if f.name != "cls"}
     facts["parameters"] = found.parameters
     traits = dataclasses.asdict(found.traits) if found.traits else {}
+    traits.pop("parameters", None)  # a function; what it gives depends on the model
     return facts | {"traits": traits}
 
 

@@ -5,6 +5,7 @@
 """
 
 import json
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -191,7 +192,7 @@ def _parse_text(text: str) -> list[tuple[str, dict[str, Any]]]:
     for part in _JOIN.split(text.strip()):
         name, *settings = part.split(":")
         pairs = [s.partition("=") for s in settings]
-        if not name or any(not key or not equals for key, equals, _ in pairs):
+        if not name or not all(key and value for key, _, value in pairs):
             raise UserError(f"cannot read the scheme {text!r}; write it like rope+yarn:factor=8:beta_fast=32")
         members.append((name, {key: _value(value) for key, _, value in pairs}))
     return members
@@ -216,11 +217,15 @@ def _parse_mapping(mapping: Mapping[str, Any]) -> Spec:
             if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
                 raise UserError("layers takes a list of schemes, such as {layers: [rope, rope, nope]}")
             return _check_mixture(Spec(layers=tuple(parse(part) for part in layers)))
-        heads = mapping["heads"]
-        good = isinstance(heads, Mapping) and heads
-        if not good or any(not isinstance(n, int) or n < 1 for n in heads.values()):
+        heads = mapping["heads"]  # {scheme: n}, or [[scheme, n], ...] where the schemes are mappings themselves
+        pairs = list(heads.items()) if isinstance(heads, Mapping) else heads
+        good = isinstance(pairs, Sequence) and not isinstance(pairs, str) and pairs
+        good = good and all(isinstance(p, Sequence) and len(p) == 2 for p in pairs)
+        if not good or any(type(n) is not int or n < 1 for _, n in pairs):
             raise UserError("heads takes schemes and their numbers of heads, such as {heads: {rope: 4, alibi: 4}}")
-        return _check_mixture(Spec(heads=tuple((parse(part), n) for part, n in heads.items())))
+        return _check_mixture(Spec(heads=tuple((parse(part), n) for part, n in pairs)))
+    if not mapping:
+        raise UserError("a scheme cannot be empty; name an encoding, such as rope")
     for name, settings in mapping.items():
         if settings is not None and not isinstance(settings, Mapping):
             raise UserError(f"settings of {name} are a mapping, such as {{{name}: {{factor: 4}}}}, not {settings!r}")
@@ -258,12 +263,13 @@ def _members(pairs: list[tuple[str, dict[str, Any]]]) -> tuple[MemberSpec, ...]:
 
 
 def offers(encoding: type[Encoding]) -> dict[str, bool]:
-    """What an encoding has for extensions to work on, read from the hooks it overrides."""
-    in_attention = any(overrides(encoding, h) for h in ("rotate", "bias", "distance_bias", "content", "mix"))
+    """What an encoding has for extensions to work on, read from the hooks it overrides and its traits."""
+    traits, hooks = encoding.traits, ("rotate", "bias", "distance_bias", "content", "mix")
+    in_attention = not traits.contextual and any(overrides(encoding, h) for h in hooks)
     return {
         "coordinates": in_attention or overrides(encoding, "embed"),
         "frequencies": overrides(encoding, "inv_freq"),
-        "distances": in_attention,
+        "distances": in_attention and traits.shift_invariant,
     }
 
 
@@ -285,7 +291,7 @@ def fits(extension: type[Extension], encoding: type[Encoding]) -> str | None:
 _LACKS = {
     "coordinates": "coordinates (nothing in it reads a position)",
     "frequencies": "frequencies",
-    "distances": "a term of pairs of positions in attention",
+    "distances": "a shift-invariant term of pairs of positions in attention",
 }
 
 
@@ -506,8 +512,9 @@ class Scheme(nn.Module):
 
     def undefined(self, length: int, phase: str = "test") -> str | None:
         """Why the scheme has no value at a length, or None if it has."""
+        device = next((p.device for p in self.parameters()), None)
         try:
-            self.prepare(Positions.build(length, causal=self.shape.causal, phase=phase))
+            self.prepare(Positions.build(length, causal=self.shape.causal, phase=phase, device=device))
         except Undefined as reason:
             return str(reason)
         return None
@@ -526,8 +533,10 @@ class Scheme(nn.Module):
 
 def build(spec: Spec, shape: Shape, seed: int = 0) -> Scheme:
     """Build a scheme; its own parameters are drawn from `seed`, apart from torch's global generator."""
+    # Not by `seed` itself: a body drawn from that begins with the same numbers.
+    own = random.Random(f"scheme {seed}").getrandbits(32)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(own)
         return Scheme(spec, shape)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pezoo.contract import Encoding, Positions, Shape, Undefined
+from pezoo.contract import Encoding, Positions, Shape, Traits, Undefined
 from pezoo.registry import register, setting
 
 
@@ -29,6 +29,8 @@ from pezoo.registry import register, setting
 )
 class Learned(Encoding):
     """One trained vector for each position of a table."""
+
+    traits = Traits(parameters=lambda shape, c: (c.max_position or shape.extent or shape.train_length) * shape.d_model)
 
     @dataclass
     class Config:

@@ -44,7 +44,11 @@ def slopes(n_heads: int) -> list[float]:
 class ALiBi(Encoding):
     """A penalty linear in distance, with a slope for each head."""
 
-    traits = Traits(shift_invariant=True, bidirectional=False)
+    traits = Traits(
+        shift_invariant=True,
+        bidirectional=False,
+        parameters=lambda shape, c: shape.n_heads if c.slopes == "learned" else 0,
+    )
 
     @dataclass
     class Config:

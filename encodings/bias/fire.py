@@ -34,7 +34,11 @@ class FIRE(Encoding):
     """A small network from the relative distance to a bias for each head."""
 
     # Coordinates enter as differences only (to each other and to the document's start): adding a constant changes nothing.
-    traits = Traits(shift_invariant=True, bidirectional=False)
+    traits = Traits(
+        shift_invariant=True,
+        bidirectional=False,
+        parameters=lambda shape, c: 2 * c.width + (c.width + 1) * shape.n_heads + 2,
+    )
 
     @dataclass
     class Config:

@@ -34,7 +34,7 @@ from pezoo.registry import register, setting
 class KERPLE(Encoding):
     """A learned penalty that grows as the logarithm, or a power, of distance."""
 
-    traits = Traits(shift_invariant=True, bidirectional=False)
+    traits = Traits(shift_invariant=True, bidirectional=False, parameters=lambda shape, c: 2 * shape.n_heads)
 
     @dataclass
     class Config:

@@ -53,7 +53,7 @@ def bucket(distance: Tensor, n_buckets: int, max_distance: int) -> Tensor:
 class T5(Encoding):
     """A learned bias for each head and bucket of distances, shared by all layers."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(shift_invariant=True, parameters=lambda shape, c: c.n_buckets * shape.n_heads)
 
     @dataclass
     class Config:

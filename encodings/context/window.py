@@ -27,7 +27,7 @@ from pezoo.registry import register, setting
 class Window(Extension):
     """Attention to the last tokens only."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(shift_invariant=True, neutral={"size": 1_000_000_000})
 
     @dataclass
     class Config:

@@ -39,7 +39,7 @@ def slow_base(inv_freq: Tensor, factor: float | Tensor) -> Tensor:
 class NTK(Extension):
     """A base raised so that the lowest frequency is slowed by the factor."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(shift_invariant=True, neutral={"factor": 1})
 
     @dataclass
     class Config:

@@ -27,7 +27,7 @@ from pezoo.registry import register, setting
 class PositionInterpolation(Extension):
     """Coordinates divided by how far the sequence goes beyond training."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(shift_invariant=True, neutral={"factor": 1})
 
     @dataclass
     class Config:

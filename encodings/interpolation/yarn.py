@@ -1,4 +1,4 @@
-"""YaRN and NTK-by-parts: slow frequencies are interpolated, fast ones kept, with a ramp between; YaRN also sharpens the softmax.
+"""YaRN, dynamic YaRN and NTK-by-parts: slow frequencies are interpolated, fast ones kept, with a ramp between; YaRN also sharpens the softmax.
 
     w_k -> (1 - g_k) w_k / s + g_k w_k,     logits of q.k times (0.1 ln s + 1)^2 (YaRN only)
 
@@ -6,7 +6,8 @@ g ramps from 0 for pairs that turn at most beta_slow times in the training lengt
 With rho_k = L w_k / (2 pi) turns: g = clip((rho - beta_slow) / (beta_fast - beta_slow), 0, 1) for `ramp=turns`, linear in k between the pairs with
 those turns, rounded outwards, for `ramp=index`.
 
-Shapes: frequencies (R, n) -> the same. Not in training; in tuning and testing. s is the setting `factor`, else max(1, T / L).
+Shapes: frequencies (R, n) -> the same. Not in training; in tuning and testing. s is the setting `factor`, else max(1, T / L) of the declared length T,
+which tuning fixes; `dynamic_yarn` has no such setting and follows T always.
 
 Source: Peng, Quesnelle, Fan, Shippole 2023 (arXiv 2309.00071), equations 17-22; by parts: bloc97 2023.
 Departures: `ramp=index` is the default, as in the released models; the paper's is `ramp=turns`. The temperature multiplies all of q.k (paper); code that
@@ -44,11 +45,25 @@ def kept_share(inv_freq: Tensor, train_length: int, slow: float, fast: float, ra
     return 1 - ((place - low) / (high - low)).clamp(0, 1)
 
 
+def blend(
+    inv_freq: Tensor, factor: float | Tensor, train_length: int, slow: float, fast: float, ramp: str
+) -> Tensor:
+    """Kept and interpolated frequencies blended, (R, n); exactly `inv_freq` at factor 1 and where all is kept."""
+    kept = kept_share(inv_freq, train_length, slow, fast, ramp)
+    return torch.lerp(inv_freq / factor, inv_freq, kept)
+
+
 @dataclass
-class ByPartsConfig:
-    """Settings of the interpolation by parts."""
+class FactorConfig:
+    """How far to interpolate."""
 
     factor: float | None = setting(None, "s; unset: max(1, T / L)", at_least=1)
+
+
+@dataclass
+class RampConfig:
+    """Which frequencies to interpolate."""
+
     beta_fast: float = setting(32.0, "pairs that turn so often in L are kept", above=0)
     beta_slow: float = setting(1.0, "pairs that turn no more than this are interpolated in full", above=0)
     ramp: Literal["index", "turns"] = setting("index", "what the ramp between them is linear in")
@@ -56,6 +71,11 @@ class ByPartsConfig:
     def __post_init__(self) -> None:
         if self.beta_fast <= self.beta_slow:
             raise UserError(f"beta_fast = {self.beta_fast:g} must exceed beta_slow = {self.beta_slow:g}")
+
+
+@dataclass
+class ByPartsConfig(RampConfig, FactorConfig):
+    """Settings of the interpolation by parts."""
 
 
 @register(
@@ -69,7 +89,7 @@ class ByPartsConfig:
 class NTKByParts(Extension):
     """Slow frequencies divided by the factor, fast ones kept."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(shift_invariant=True, neutral={"factor": 1})
     Config = ByPartsConfig
 
     @property
@@ -77,12 +97,14 @@ class NTKByParts(Extension):
         """Only with a fixed factor."""
         return self.config.factor is not None
 
+    def factor(self, positions: Positions) -> float | Tensor:
+        """s, a number or (R, 1)."""
+        return positions.factor(self.shape.train_length, self.config.factor)
+
     def frequencies(self, inv_freq: Tensor, positions: Positions) -> Tensor:
         """The blend of kept and interpolated frequencies."""
-        c = self.config
-        factor = positions.factor(self.shape.train_length, c.factor)
-        kept = kept_share(inv_freq, self.shape.train_length, c.beta_slow, c.beta_fast, c.ramp)
-        return (1 - kept) * inv_freq / factor + kept * inv_freq
+        c, length = self.config, self.shape.train_length
+        return blend(inv_freq, self.factor(positions), length, c.beta_slow, c.beta_fast, c.ramp)
 
 
 @register(
@@ -98,6 +120,30 @@ class YaRN(NTKByParts):
 
     def scale(self, positions: Positions) -> float | Tensor:
         """(0.1 ln s + 1)^2."""
-        factor = positions.factor(self.shape.train_length, self.config.factor)
+        factor = self.factor(positions)
         log = factor.log() if isinstance(factor, Tensor) else math.log(factor)
         return (0.1 * log + 1) ** 2
+
+
+@register(
+    "dynamic_yarn",
+    title="Dynamic YaRN",
+    year=2023,
+    authors="Peng, Quesnelle, Fan, Shippole",
+    arxiv="2309.00071",
+    equation="as yarn, with s = max(1, T/L) of the current length T",
+)
+class DynamicYaRN(YaRN):
+    """YaRN by the current length, also after tuning."""
+
+    traits = Traits(shift_invariant=True, prefix_stable=False)
+    Config = RampConfig
+
+    @property
+    def prefix_stable(self) -> bool:
+        """Never: every key turns anew as the length grows."""
+        return False
+
+    def factor(self, positions: Positions) -> float | Tensor:
+        """max(1, T / L)."""
+        return positions.factor(self.shape.train_length)

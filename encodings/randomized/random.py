@@ -1,13 +1,15 @@
 """Randomised positions: each sequence gets a sorted random subset of a longer range, so that training shows long coordinates and distances.
 
-    p_0 < p_1 < ... < p_(T-1),  drawn without replacement from {0 ... M - 1};  token i reads p_i
+    difference:  p_0 < p_1 < ... < p_(T-1),  drawn without replacement from {0 ... M - 1};  token i reads p_i
+    toeplitz:    d_1 < d_2 < ... < d_(T-1),  drawn without replacement from {1 ... M - 1};  tokens i - j = m apart read d_m, and d_0 = 0
 
-Shapes: coordinates (R, L) -> (B, L). In training, tuning and testing alike, as in the authors' code; a draw depends on (seed, sequence, T), not on
+Shapes: coordinates (R, L) -> (B, L), or a ruler (B, T) of distances. In training, tuning and testing alike, as in the authors' code; a draw depends on (seed, sequence, T), not on
 the batch. Depends on T, hence not prefix-stable. T > M is undefined.
 
 Source: Ruoss et al. 2023 (arXiv 2305.16843), whose code draws once a batch and, for relative encodings, in each layer apart: `draw=batch`, `draw=layer`.
-Departures: M defaults to 16 training lengths (2048 for lengths up to 500 in the paper). Biases read differences of drawn positions; the authors' code
-draws distances instead. A test needs T <= M only, so that the longest test may read consecutive integers.
+Departures: M defaults to 16 training lengths (2048 for lengths up to 500 in the paper). Encodings of pairs read differences of drawn positions;
+the authors' code draws their distances instead: `relative=toeplitz`, for which encodings that read each position by itself are refused. That code's ALiBi
+takes half a step off each drawn distance. A test needs T <= M only, so that the longest test may read consecutive integers.
 """
 
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pezoo.contract import Extension, Positions, Traits, Undefined
+from pezoo.contract import Encoding, Extension, Positions, Traits, Undefined, overrides
+from pezoo.encodings.randomized._draws import by_index
 from pezoo.registry import register, setting
 
 
@@ -41,6 +44,7 @@ class Random(Extension):
 
         max_length: int | None = setting(None, "M; unset: 16 training lengths", at_least=1)
         draw: Literal["sequence", "batch", "layer"] = setting("sequence", "what gets a draw of its own")
+        relative: Literal["difference", "toeplitz"] = setting("difference", "draw positions, or distances")
 
     @property
     def max_length(self) -> int:
@@ -56,6 +60,14 @@ class Random(Extension):
         """M."""
         return max(extent, self.max_length)
 
+    def refuses(self, encoding: Encoding) -> str | None:
+        """Drawn distances, for encodings that read positions one by one."""
+        alone = [hook for hook in ("embed", "rotate") if overrides(encoding, hook)]
+        if self.config.relative == "difference" or not alone:
+            return None
+        name = type(encoding).__name__
+        return f"{name} reads each position by itself, and random:relative=toeplitz draws distances only"
+
     def check(self, positions: Positions) -> None:
         """Raise `Undefined` for sequences longer than the range."""
         length = int(torch.as_tensor(positions.length).max())
@@ -63,16 +75,14 @@ class Random(Extension):
             raise Undefined(f"random draws from {self.max_length} positions; {length} tokens need more")
 
     def coordinates(self, positions: Positions) -> Positions:
-        """The drawn positions, by index."""
+        """The drawn positions, or distances from the first token, by index."""
         length = int(torch.as_tensor(positions.length).max())
 
+        low = int(self.config.relative == "toeplitz")
+
         def sample(generator: torch.Generator) -> Tensor:
-            return torch.randperm(self.max_length, generator=generator)[:length].sort().values.float()
+            drawn = torch.randperm(self.max_length - low, generator=generator)[: length - low]
+            return torch.cat((torch.zeros(low), (drawn + low).sort().values.float()))
 
         table = positions.draw("random", sample, self.config.draw)  # (R, T)
-
-        def read(p: Tensor, index: Tensor) -> Tensor:
-            rows = max(len(table), len(index))
-            return table.expand(rows, -1).gather(1, index.expand(rows, -1))
-
-        return positions.map(read)
+        return by_index(positions, table).replace(ruler=table if low else None)

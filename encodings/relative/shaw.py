@@ -29,7 +29,10 @@ from pezoo.registry import register, setting
 class Shaw(Encoding):
     """Learned vectors of the clipped distance, added to keys and values, of each layer."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(
+        shift_invariant=True,
+        parameters=lambda shape, c: (1 + c.values) * (2 * c.clip + 1) * shape.head_dim,
+    )
 
     @dataclass
     class Config:

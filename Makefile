@@ -1,0 +1,64 @@
+# Everything runs in .venv, made on first use with the versions that constraints.txt pins.
+# Another interpreter: make PYTHON=python3.12 demo
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test test-ci test-all lint docs ci clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo      train and test the quickstart study, and say where to look"
+	@echo "make test      the default test suite (a few minutes)"
+	@echo "make test-all  the slow tests as well"
+	@echo "make lint      ruff"
+	@echo "make docs      renew what is generated from the registry: README's table of members"
+	@echo "make ci        what CI runs: lint, the default suite, a slice of the slow tests"
+	@echo "make clean     remove .venv and what builds and tests leave; runs/ stays"
+
+demo: $(VENV)/.installed
+	@$(BIN)/pezoo run quickstart
+
+test: $(VENV)/.installed-test
+	@$(BIN)/python -m pytest
+
+test-ci: $(VENV)/.installed-test
+	@$(BIN)/python -m pytest -m "ci and not gpu"
+
+test-all: $(VENV)/.installed-test
+	@$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(VENV)/.installed-test
+	@$(BIN)/ruff check .
+
+docs: $(VENV)/.installed
+	@$(BIN)/python -m pezoo.docs
+
+ci:
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test-ci
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find pezoo encodings tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamps are written last, so that an interrupted step is taken again from its start.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: pezoo needs Python 3.11 or newer; $(PYTHON) --version says:" \
+	    "$$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@$(PYTHON) -m venv --clear $(VENV) || { \
+	  echo "error: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created setup.cfg pyproject.toml constraints.txt
+	$(INSTALL) setuptools
+	$(INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(INSTALL) --no-build-isolation --editable '.[test]'
+	@touch $@

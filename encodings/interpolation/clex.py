@@ -1,0 +1,125 @@
+"""CLEX: frequencies follow a learned differential equation in the length factor, from those of training at factor 1.
+
+    d ln w / dt = x(t) + Down act(Up (ln w + ln v(t))),   v_k(t) = w_k (2t - 1)^(-k/(n-1)),   x = d ln v / dt,   from t = 1
+
+n frequencies, k = 0 ... n - 1. Down starts at zero, and then w(t) = v(t), NTK-aware scaling by 2t - 1. One network for all layers and heads.
+
+Shapes: frequencies (R, n) -> the same; coordinates (R, L) -> (B, L) outside testing. Not in training; in tuning and testing.
+Tuning: t ~ U{1 ... t_max} for each sequence, which reads a sorted random subset of {0 ... T t - 1}, both ends included, divided by max(1, floor(T / L)).
+Testing: t = ceil(T / L), at most t_max, with plain coordinates. Depends on T, hence not prefix-stable; identical to the base up to T = L.
+
+Source: Chen, Li, Meng, Liang, Bing 2023 (arXiv 2310.16450) and the authors' code. RK4 with fixed steps, as there; x is integrated exactly.
+Departures: v is made from the encoding's own frequencies (the code's network always reads base 10 000); draws are per sequence (the code: per batch);
+no factor on the logits (add `logn`). t_max defaults to 16. Set `n_frequencies` for encodings with other than head_dim / 2 frequencies.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pezoo.contract import Encoding, Extension, Positions, Shape, Traits
+from pezoo.encodings.randomized._draws import by_index
+from pezoo.registry import register, setting
+
+
+@register(
+    "clex",
+    title="Continuous length extrapolation (CLEX)",
+    year=2023,
+    authors="Chen, Li, Meng, Liang, Bing",
+    arxiv="2310.16450",
+    equation="d ln w / dt = d ln v / dt + Down act(Up (ln w + ln v(t))),  v_k(t) = w_k (2t - 1)^(-k/(n-1))",
+)
+class CLEX(Extension):
+    """Frequencies along a learned path in the length factor."""
+
+    traits = Traits(shift_invariant=True, prefix_stable=False, random=True)
+
+    @dataclass
+    class Config:
+        """Settings of the equation."""
+
+        max_factor: int = setting(16, "t_max", at_least=1)
+        width: int = setting(1, "hidden units, in multiples of twice the frequencies", at_least=1)
+        activation: Literal["silu", "tanh"] = setting("silu", "act")
+        step: float = setting(0.1, "step of the solver", above=0, at_most=1)
+        n_frequencies: int | None = setting(None, "n; unset: head_dim / 2", at_least=2)
+
+    def __init__(self, shape: Shape, config: Config, at: tuple[str, ...] | None = None) -> None:
+        super().__init__(shape, config, at)
+        self.n = config.n_frequencies or max(2, shape.head_dim // 2)
+        self.up = nn.Linear(self.n, config.width * 2 * self.n, bias=False)
+        self.down = nn.Linear(config.width * 2 * self.n, self.n, bias=False)
+        self.activation = {"silu": nn.functional.silu, "tanh": torch.tanh}[config.activation]
+        nn.init.zeros_(self.down.weight)
+
+    def extent(self, extent: int) -> int:
+        """t_max times what training would show."""
+        return extent * self.config.max_factor
+
+    def refuses(self, encoding: Encoding) -> str | None:
+        """Encodings with another number of frequencies."""
+        n = len(encoding.inv_freq())
+        if n == self.n and n > 1:
+            return None
+        name = type(encoding).__name__
+        return f"clex is built for {self.n} frequencies and {name} has {n}; type clex:n_frequencies={n} (at least 2)"
+
+    def times(self, positions: Positions) -> Tensor:
+        """t, int64, (R,)."""
+        top = self.config.max_factor
+        if positions.phase != "test":
+            return positions.draw("clex", lambda g: torch.randint(1, top + 1, (), generator=g))
+        length = torch.as_tensor(positions.length, device=positions.query.device).reshape(-1)
+        return ((length - 1) // self.shape.train_length + 1).clamp(1, top)
+
+    def coordinates(self, positions: Positions) -> Positions:
+        """Outside testing, a random subset of t times as many positions."""
+        if positions.phase == "test":
+            return positions
+        length, top = int(torch.as_tensor(positions.length).max()), self.config.max_factor
+        shrink = max(1, length // self.shape.train_length)
+
+        def sample(generator: torch.Generator) -> Tensor:
+            t = int(torch.randint(1, top + 1, (), generator=generator))  # the number that `times` draws
+            inner = torch.randperm(length * t - 2, generator=generator)[: length - 2].sort().values + 1
+            return torch.cat((torch.tensor([0]), inner, torch.tensor([length * t - 1]))) / shrink
+
+        return positions if length < 3 else by_index(positions, positions.draw("clex", sample))
+
+    def velocity(self, t: float, correction: Tensor, log: Tensor, exponents: Tensor) -> Tensor:
+        """The network's part of d ln w / dt, where ln w = ln v(t) + correction."""
+        seen = 2 * (log - exponents * math.log(2 * t - 1)) + correction
+        return self.down(self.activation(self.up(seen.to(self.up.weight.dtype)))).float()
+
+    def path(self, log: Tensor, exponents: Tensor, last: int) -> Tensor:
+        """What the network adds to ln v at t = 1 ... last, (last, R, n)."""
+        correction = torch.zeros_like(log)
+        path, steps = [correction], math.ceil(1 / self.config.step)
+        h = 1 / steps
+        for i in range((last - 1) * steps):
+            t = 1 + i * h
+            a = self.velocity(t, correction, log, exponents)
+            b = self.velocity(t + h / 2, correction + h / 2 * a, log, exponents)
+            c = self.velocity(t + h / 2, correction + h / 2 * b, log, exponents)
+            d = self.velocity(t + h, correction + h * c, log, exponents)
+            correction = correction + h / 6 * (a + 2 * b + 2 * c + d)
+            if (i + 1) % steps == 0:
+                path.append(correction)
+        return torch.stack(path)
+
+    def frequencies(self, inv_freq: Tensor, positions: Positions) -> Tensor:
+        """w(t)."""
+        if inv_freq.shape[-1] != self.n:
+            return inv_freq  # another encoding of the scheme, for which the network is not made
+        times = self.times(positions)  # (R,)
+        log = torch.where(inv_freq > 0, inv_freq, 1.0).log()  # a frequency of zero stays zero
+        exponents = torch.arange(self.n, device=inv_freq.device) / (self.n - 1)
+        path = self.path(log, exponents, int(times.max()))  # (t_max, R', n)
+        rows = torch.arange(len(times), device=times.device) % path.shape[1]
+        correction = path[times - 1, rows] if len(times) >= path.shape[1] else path[times[0] - 1]
+        scaled = -exponents * (2 * times[:, None] - 1).float().log()
+        return inv_freq * (scaled + correction).exp()

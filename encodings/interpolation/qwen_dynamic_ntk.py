@@ -1,0 +1,44 @@
+"""Qwen's dynamic NTK: NTK-aware scaling by a factor that jumps each time the length doubles.
+
+    base -> base a^(r / (r - 2)),   a = max(1, 2^ceil(log2(T / L) + 1) - 1)        T: declared total length
+
+a is 1 up to the training length L, 3 up to 2 L, 7 up to 4 L, and so on: between jumps the frequencies stay, and with them a cache of turned keys.
+
+Shapes: frequencies (R, n) -> the same. Not in training; in tuning and testing. Depends on T, hence not prefix-stable.
+
+Source: Bai et al. 2023 (arXiv 2309.16609), section 2.5 in words; the formula as ports of the released code have it. Qwen adds `logn` and windows.
+Departures: none known; the original file was not seen.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pezoo.contract import Extension, Positions, Traits
+from pezoo.encodings.interpolation.ntk import slow_base
+from pezoo.registry import register
+
+
+@register(
+    "qwen_dynamic_ntk",
+    title="Qwen's dynamic NTK",
+    year=2023,
+    authors="Bai et al. (Qwen team)",
+    arxiv="2309.16609",
+    equation="base -> base a^(r/(r-2)),  a = max(1, 2^ceil(log2(T/L) + 1) - 1)",
+)
+class QwenDynamicNTK(Extension):
+    """NTK-aware scaling in jumps, by the current length."""
+
+    traits = Traits(shift_invariant=True, prefix_stable=False)
+
+    @dataclass
+    class Config:
+        """Settings: none."""
+
+    def frequencies(self, inv_freq: Tensor, positions: Positions) -> Tensor:
+        """Frequencies of the base for this length."""
+        ratio = torch.as_tensor(positions.length, device=inv_freq.device).double() / self.shape.train_length
+        alpha = (2 ** torch.ceil(ratio.log2() + 1) - 1).clamp(min=1)
+        return slow_base(inv_freq, alpha[:, None] if alpha.ndim else alpha)

@@ -1,0 +1,48 @@
+"""Resonance RoPE: every wavelength is rounded to a whole number of tokens, so that turns seen in training come back exactly.
+
+    w_k -> 2 pi / round(2 pi / w_k)
+
+Shapes: frequencies (R, n) -> the same. In training, tuning and testing alike. A pair whose wavelength is at most the training length then shows no
+angle in testing that training has not shown. After another rule for frequencies it rounds that rule's wavelengths: write `rope+yarn+resonance`.
+
+Source: Wang et al. 2024 (arXiv 2403.00071) and the authors' code, where it is applied over plain, NTK and YaRN frequencies.
+Departures: any encoding with frequencies; exact only where coordinates are whole numbers.
+
+>>> config, shape = Resonance.Config(), None
+>>> rounded = Resonance(shape, config).frequencies(torch.tensor([[1.0, 0.1, 0.0]]), None)
+>>> (2 * math.pi / rounded).tolist()
+[[6.0, 63.0, inf]]
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pezoo.contract import Extension, Positions, Traits
+from pezoo.registry import register
+
+
+@register(
+    "resonance",
+    title="Resonance RoPE",
+    year=2024,
+    authors="Wang, Kobyzev, Lu, Rezagholizadeh, Liu",
+    arxiv="2403.00071",
+    equation="w_k -> 2 pi / round(2 pi / w_k)",
+)
+class Resonance(Extension):
+    """Wavelengths rounded to whole numbers."""
+
+    traits = Traits(shift_invariant=True)
+    default_at = ("train", "tune", "test")
+
+    @dataclass
+    class Config:
+        """Settings: none."""
+
+    def frequencies(self, inv_freq: Tensor, positions: Positions) -> Tensor:
+        """Frequencies of the nearest whole wavelengths, at least one token long; zero stays zero."""
+        wavelengths = (2 * math.pi / inv_freq.double()).round().clamp(min=1)
+        return (2 * math.pi / wavelengths).float()

@@ -1,0 +1,238 @@
+"""`pezoo bench`: speed and memory of every encoding and back-end, side by side.
+
+Times are medians of runs that are interleaved, so that a busy machine slows all candidates alike; read the ratios, not the milliseconds. Memory is the
+growth of a fresh process over the loaded model.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional as F
+
+import pezoo
+from pezoo.attention import BACKENDS, refusal
+from pezoo.contract import Undefined
+from pezoo.transformer import Transformer, TransformerConfig
+
+MEMORY_LENGTH = 16384
+FORWARD_LENGTH = 2048
+
+
+def interleave(candidates: dict[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, float]:
+    """Median seconds of each candidate, all of them run in turn `repeats` times."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for repeat in range(warm_up + repeats):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if repeat >= warm_up:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def build(scheme: Any, device: str, train_length: int = 64, **config: Any) -> Transformer:
+    """A model of the quickstart's size."""
+    facts = {"d_model": 64, "n_layers": 4, "n_heads": 4} | config
+    return Transformer(TransformerConfig(scheme=scheme, train_length=train_length, **facts)).to(device)
+
+
+def training_step(device: str, steps: int = 30, repeats: int = 7) -> dict[str, Any]:
+    """A training step through Lightning against a raw PyTorch loop: same model, batches, optimiser and clipping."""
+    import numpy as np
+
+    from pezoo.config import TrainConfig
+    from pezoo.data import Tokens, crops
+    from pezoo.lightning import LanguageModel, fit
+
+    settings = TrainConfig(steps=steps, log_every=10)
+    length, size = settings.length, settings.batch_size
+    ids = np.random.default_rng(0).integers(0, 256, 1 << 18).astype(np.uint8)
+    tokens = Tokens(ids, np.array([0, len(ids)]), ["noise"])
+    seconds: dict[str, list[float]] = {"lightning": [], "raw": []}
+
+    def raw(model: Transformer) -> float:
+        optimizer, schedule = LanguageModel(model, settings, "train").configure_optimizers().values()
+        model.train().to(device)
+        start = time.perf_counter()
+        for step in range(steps):
+            batch = crops(tokens, length, size, step, 0).to(device)
+            rows = tuple(range(step * size, (step + 1) * size))
+            logits = model(batch[:, :-1], model.positions(size, length, phase="train", rows=rows))
+            loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
+            optimizer.step()
+            schedule["scheduler"].step()
+        loss.item()
+        return time.perf_counter() - start
+
+    for _ in range(repeats):
+        result = fit(build("rope", device), tokens, None, settings, seed=0, length=length, device=device)
+        seconds["lightning"].append(result.train_seconds / steps)
+        seconds["raw"].append(raw(build("rope", device)) / steps)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    ratio = statistics.median(a / b for a, b in zip(seconds["lightning"], seconds["raw"], strict=True))
+    return {f"{name}_seconds": s for name, s in medians.items()} | {"ratio": ratio}
+
+
+def length_curve(device: str, repeats: int = 5) -> dict[str, float]:
+    """Perplexity at L, 2L, ... 16L of a prefix-stable scheme against one forward of the longest length."""
+    from pezoo.data import Windows
+    from pezoo.evaluation import evaluate
+
+    longest, count = 4096, 4
+    ids = torch.randint(256, (count, longest + 1), generator=torch.Generator().manual_seed(0))
+    windows = Windows(ids, torch.arange(count).numpy(), torch.zeros(count).long().numpy())
+    model = build("alibi", device, train_length=256).eval()
+    lengths = [256, 512, 1024, 2048, 4096]
+
+    @torch.inference_mode()
+    def forward() -> None:
+        for window in ids.to(device):
+            model(window[None, :-1])
+
+    def curve() -> None:
+        evaluate(model, windows, lengths, protocol="prefix", last=256, batch_tokens=longest, device=device)
+
+    medians = interleave({"curve": curve, "forward": forward}, repeats)
+    return {f"{k}_seconds": s for k, s in medians.items()} | {"ratio": medians["curve"] / medians["forward"]}
+
+
+def growth(scheme: str, length: int, device: str, backend: str = "auto", timeout: float = 600) -> float | None:
+    """MiB by which one forward of `length` tokens grows a fresh process; None if the scheme is undefined there."""
+    command = [sys.executable, "-m", "pezoo.bench", "--measure", scheme, str(length), device, backend]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{scheme} at {length} tokens: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout)
+
+
+@torch.inference_mode()
+def _measure(scheme: str, length: int, device: str, backend: str) -> float | None:
+    """The child of `growth`: peak over a forward, less what is there before it."""
+    from pezoo.evaluation.memory import peak_memory, reset_peak_memory
+
+    torch.set_num_threads(1)
+    where = torch.device(device)
+    model = build(scheme, device, train_length=max(1, length // 16), backend=backend).eval()
+    tokens = torch.randint(256, (1, length), device=where)
+    try:
+        model.scheme.prepare(model.positions(1, 2))
+        model(tokens[:, :2])  # libraries load what they need
+        reset_peak_memory(where)
+        before = peak_memory(where)
+        model(tokens)
+    except Undefined:
+        return None
+    return (peak_memory(where) - before) / 2**20
+
+
+def members(device: str, repeats: int = 5) -> list[dict[str, Any]]:
+    """Every encoding: a training step, and the forward at a longer length under each back-end that can run it."""
+    rows = []
+    batch = torch.randint(256, (32, 64), generator=torch.Generator().manual_seed(0)).to(device)
+    long = torch.randint(256, (1, FORWARD_LENGTH), generator=torch.Generator().manual_seed(1)).to(device)
+    schemes = [n for n in pezoo.list_encodings() if pezoo.describe(n)["kind"] == "encoding"]
+
+    def step(model: Transformer) -> Callable[[], None]:
+        return lambda: model(batch).logsumexp(-1).mean().backward()
+
+    def forward(scheme: str, backend: str) -> Callable[[], Any] | None:
+        model = build(scheme, device, train_length=FORWARD_LENGTH, backend=backend).eval()
+        composition = model.scheme.prepare(model.positions(1, 2)).layers[0][0].composition
+        run = torch.inference_mode()(lambda: model(long))
+        return None if refusal(backend, composition) else run
+
+    for scheme in schemes:
+        steps = {name: step(build(name, device).train()) for name in dict.fromkeys(("nope", scheme))}
+        medians = interleave(steps, repeats)
+        row = {"scheme": scheme, "train_step": medians[scheme] / medians["nope"]}
+        runs = {b: run for b in BACKENDS if (run := forward(scheme, b))}
+        medians = interleave(runs | {"nope": forward("nope", "sdpa")}, repeats)
+        rows.append(row | {b: medians[b] / medians["nope"] if b in medians else None for b in BACKENDS})
+    return rows
+
+
+def memory(device: str, schemes: list[str], length: int = MEMORY_LENGTH) -> list[dict[str, Any]]:
+    """Growth of memory in a forward of `length` tokens, for each scheme."""
+    return [{"scheme": scheme, "mib": growth(scheme, length, device)} for scheme in schemes]
+
+
+def run(device: str) -> dict[str, Any]:
+    """All measurements as plain data."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    console = Console(stderr=True)
+    sections: dict[str, Callable[[], Any]] = {
+        "training_step": lambda: training_step(device),
+        "length_curve": lambda: length_curve(device),
+        "members": lambda: members(device),
+        "memory": lambda: memory(device, [r["scheme"] for r in found["members"]]),
+    }
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    facts = {"device": device, "hardware": name, "threads": 1, "torch": torch.__version__, "pezoo": pezoo.__version__}
+    found: dict[str, Any] = {"facts": facts}
+    for title, section in sections.items():
+        with console.status(f"measuring {title.replace('_', ' ')} ..."):
+            found[title] = section()
+    return found
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Print the measurements as tables."""
+    facts = found["facts"]
+    console.print(f"{facts['hardware']}, {facts['device']}, {facts['threads']} thread, torch {facts['torch']}")
+    summary = Table("what", "against", "ratio", title="Overheads")
+    step, curve = found["training_step"], found["length_curve"]
+    summary.add_row("training step through Lightning", "raw PyTorch loop", f"{step['ratio']:.3f}")
+    summary.add_row("length curve, prefix-stable scheme", "one forward of the longest", f"{curve['ratio']:.3f}")
+    console.print(summary)
+    table = Table("encoding", "train step", *BACKENDS, "MiB", title="Every encoding: time over that of nope, and memory")
+    mib = {row["scheme"]: row["mib"] for row in found["memory"]}
+    for row in found["members"]:
+        cells = [f"{row[b]:.2f}" if row[b] is not None else "-" for b in BACKENDS]
+        grown = mib[row["scheme"]]
+        table.add_row(row["scheme"], f"{row['train_step']:.2f}", *cells, "undefined" if grown is None else f"{grown:.0f}")
+    console.print(table)
+    console.print(
+        f"train step: batch 32 x 64 tokens, forward and backward. {', '.join(BACKENDS)}: forward of {FORWARD_LENGTH} tokens, "
+        f"over nope's sdpa. MiB: growth in a forward of {MEMORY_LENGTH} tokens, fresh process."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `pezoo bench`."""
+    parser = argparse.ArgumentParser(prog="pezoo bench", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--json", action="store_true", help="print plain data")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to measure")
+    parser.add_argument("--save", type=Path, help="also write the data to this file")
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.measure:
+        scheme, length, device, backend = args.measure
+        print(json.dumps(_measure(scheme, int(length), device, backend)))
+        return 0
+    found = run(args.device)
+    text = json.dumps(found, indent=1)
+    if args.save:
+        args.save.write_text(text + "\n")
+    print(text) if args.json else show(found, Console())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

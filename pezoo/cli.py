@@ -1,0 +1,455 @@
+"""The command line, and `pezoo.run`, which does from Python what `pezoo run` does.
+
+Exit codes: 0 all went well (a scheme that is undefined or diverges is a result); 1 a cell failed;
+2 the user's mistake, said in one message; 130 stopped with Ctrl-C.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pezoo.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from pezoo.registry import Entry
+    from pezoo.results import Result
+    from pezoo.study import Study
+
+FAMILIES = (
+    "absolute",
+    "relative",
+    "bias",
+    "interpolation",
+    "randomized",
+    "context",
+)  # as the survey orders them
+DESCRIPTION = (
+    "Trains one small Transformer under many positional encodings, and tests it long."
+)
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    out: str | Path | None = None,
+    plugins: Iterable[str | Path] = (),
+) -> "list[Result]":
+    """Run a recipe, or go on with it: train what is not trained, test it, write tables and figures.
+
+    Args:
+        recipe: path of a YAML file, bare name of one that comes with pezoo, or its keys.
+        overrides: `key=value` texts, such as "train.steps=100".
+        out: folder of the study; default: runs/<study>.
+        plugins: Python files that register encodings or extensions.
+
+    Returns:
+        What `results.jsonl` holds.
+
+    Raises:
+        UserError: if the recipe, the data or the folder is wrong; nothing is then written.
+    """
+    from pezoo.study import Study
+
+    study = Study.prepare(recipe, overrides, out, plugins)
+    results = study.run()
+    write_report(study, results)
+    return results
+
+
+def write_report(study: "Study", results: "list[Result]") -> None:
+    """Write the tables, figures and TensorBoard's extrapolation view of a study."""
+    from pezoo.report import figure, table, tensorboard
+
+    folder, cells = study.out / "report", study.store.folder
+    table.write(results, folder / "table.md")
+    for protocol in study.recipe.test.protocols:
+        suffix = "" if protocol == study.recipe.test.protocols[0] else f"_{protocol}"
+        figure.save(figure.draw_curves(results, protocol=protocol), folder / f"curves{suffix}")
+        by_position = figure.draw_by_position(results, cells, protocol)
+        figure.save(by_position, folder / f"loss_by_position{suffix}")
+    tensorboard.write(results, study.out / "tensorboard", cells)
+
+
+# ---- pezoo list ---------------------------------------------------------------------------------
+
+
+def list_members(argv: list[str]) -> int:
+    """Every member and where it stands in the taxonomy."""
+    parser = _parser(
+        "list",
+        list_members,
+        "pezoo list",
+        "pezoo list 'ro*'",
+        "pezoo list --extensions",
+        "pezoo list --json",
+    )
+    parser.add_argument(
+        "pattern", nargs="?", default="*", metavar="PATTERN", help="names, as in a shell: 'ro*'"
+    )
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument(
+        "--encodings", action="store_true", help="encodings and literature names only"
+    )
+    kinds.add_argument("--extensions", action="store_true", help="extensions only")
+    _add_json(parser)
+    _add_plugin(parser)
+    args = parser.parse_args(argv)
+
+    from pezoo import registry
+
+    _load_plugins(args.plugin)
+    names = [] if args.extensions else registry.list_encodings(args.pattern)
+    if not args.encodings:
+        names += registry.list_extensions(args.pattern)
+    if not names:
+        known = list(registry.entries())
+        raise UserError(
+            f"nothing is called {args.pattern!r}.{suggest(args.pattern, known)} All: pezoo list"
+        )
+    if args.json:
+        _print_json([registry.describe(name) for name in names])
+        return 0
+    members = [registry.entry(name) for name in names]
+    for title, kinds in (("encodings", ("encoding", "alias")), ("extensions", ("extension",))):
+        shown = [e for e in members if e.kind in kinds]
+        families = {e.family for e in shown}
+        if shown:
+            _say(f"[bold]{title}[/bold]")
+        for family in (*(f for f in FAMILIES if f in families), *sorted(families - set(FAMILIES))):
+            _say(f"  [bold]{escape(family)}[/bold]")
+            for entry in (e for e in shown if e.family == family):
+                _say(f"    {_line(entry)}")
+    return 0
+
+
+def _line(entry: "Entry") -> str:
+    title = escape(f"{entry.title}, {entry.year}" if entry.year else entry.title)
+    stands = f" = {escape(entry.scheme)}" if entry.scheme else ""
+    marks = f"  [dim]({', '.join(_marks(entry))})[/dim]" if _marks(entry) else ""
+    return f"[cyan]{entry.name:<20}[/cyan] {title}{stands}{marks}"
+
+
+def _marks(entry: "Entry") -> list[str]:
+    traits = entry.traits
+    if traits is None:
+        return []
+    marks = {
+        "shift-invariant": traits.shift_invariant,
+        "random": traits.random,
+        "depends on total length": not traits.prefix_stable,
+        "causal only": not traits.bidirectional,
+    }
+    return [mark for mark, holds in marks.items() if holds]
+
+
+# ---- pezoo show ---------------------------------------------------------------------------------
+
+
+def show(argv: list[str]) -> int:
+    """Facts, equation and settings of a scheme and its members."""
+    parser = _parser(
+        "show",
+        show,
+        "pezoo show rope",
+        "pezoo show rope+yarn:factor=8",
+        "pezoo show shape",
+        "pezoo show pi",
+    )
+    parser.add_argument(
+        "scheme", metavar="SCHEME", help="a scheme such as rope+pi, or any name of `pezoo list`"
+    )
+    _add_json(parser)
+    _add_plugin(parser)
+    args = parser.parse_args(argv)
+
+    from pezoo import registry
+    from pezoo.scheme import parse
+
+    _load_plugins(args.plugin)
+    alone = registry.entries().get(args.scheme)
+    if alone is not None and alone.kind == "extension":
+        spec, names = None, [alone.name]
+    else:
+        spec = parse(args.scheme)
+        names = [*spec.encodings, *spec.extensions]
+    scheme = (
+        None
+        if spec is None
+        else {"scheme": str(spec), "family": spec.family, "settings": spec.data}
+    )
+    if scheme is not None:
+        scheme |= {f"in {phase}ing": str(spec.at(phase)) for phase in ("train", "test")}
+    if args.json:
+        _print_json({"scheme": scheme, "members": [registry.describe(name) for name in names]})
+        return 0
+    console = _console()
+    if alone is not None and alone.kind == "alias":
+        console.print(
+            f"[bold]{alone.name}[/bold]: {escape(alone.title)}, stands for {escape(alone.scheme)}\n"
+        )
+    if spec is not None and (spec.extensions or len(names) > 1):
+        acting = {
+            "training": spec.at("train"),
+            "tuning": spec.at("tune"),
+            "testing": spec.at("test"),
+        }
+        console.print(
+            _facts(
+                str(spec), {"family": spec.family} | {f"in {k}": str(v) for k, v in acting.items()}
+            )
+        )
+    for name in names:
+        entry = registry.entry(name)
+        console.print(_member(entry))
+    return 0
+
+
+def _member(entry: "Entry") -> Table:
+    source = f"{entry.authors} ({entry.year})" if entry.year else entry.authors
+    facts = {
+        "what": f"{entry.title}, {entry.kind}, {entry.family}",
+        "": entry.summary,
+        "source": source + (f", arXiv:{entry.arxiv}" if entry.arxiv else ""),
+        "equation": entry.equation,
+        "traits": ", ".join(_marks(entry)),
+    }
+    facts |= {
+        f":{name}": f"{_plain(p['default'])}  {p['help']}" for name, p in entry.parameters.items()
+    }
+    return _facts(entry.name, facts)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(map(_plain, value))
+    if value is None:
+        return "unset"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _facts(title: str, facts: Mapping[str, str]) -> Table:
+    table = Table(
+        title=escape(title), title_justify="left", title_style="bold", box=None, show_header=False
+    )
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, fact in facts.items():
+        if fact:
+            table.add_row(escape(name), escape(fact))
+    return table
+
+
+# ---- pezoo run ----------------------------------------------------------------------------------
+
+
+def run_study(argv: list[str]) -> int:
+    """Train short, test long; safe to stop and to run again."""
+    parser = _parser(
+        "run",
+        run_study,
+        "pezoo run quickstart",
+        "pezoo run quickstart --dry-run",
+        "pezoo run quickstart schemes=[rope,alibi] seeds=[0] train.steps=200 --out runs/mine",
+        "pezoo run my_recipe.yaml data.corpus=text data.path=~/books --plugin my_encoding.py",
+        note="Any key of the recipe can be set: dotted, list items by number (schemes.0=alibi).\n"
+        "What is finished is not done again, and what is added to a recipe is done alone.\n\n",
+    )
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help="a YAML file, or the name of a recipe that comes with pezoo",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="sets a key of the recipe"
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder of the study (default: runs/<study>)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be done, and do nothing"
+    )
+    _add_plugin(parser)
+    args = parser.parse_intermixed_args(argv)
+
+    from pezoo.study import Study
+
+    study = Study.prepare(args.recipe, args.overrides, args.out, args.plugin)
+    if args.dry_run:
+        _show_plan(study)
+        return 0
+    results = study.run()
+    write_report(study, results)
+    _show_results(study, results)
+    return 1 if study.failures else 0
+
+
+def _show_plan(study: "Study") -> None:
+    plan, store, console = study.plan, study.store, _console()
+    table = Table(
+        "cell",
+        "",
+        "state",
+        title=f"{plan.recipe.study} in {escape(str(study.out))}",
+        title_justify="left",
+    )
+    left: dict[str, int] = {}
+    for key, cell in plan.cells.items():
+        done = store.done(key)
+        if not done:
+            left[cell.kind] = left.get(cell.kind, 0) + 1
+        table.add_row(key, escape(cell.title), "done" if done else f"to {cell.kind}")
+    console.print(table)
+    todo = ", ".join(f"{n} to {kind}" for kind, n in left.items()) or "nothing"
+    console.print(f"{len(plan.cells)} cells; left to do: {todo}")
+
+
+def _show_results(study: "Study", results: "list[Result]") -> None:
+    from pezoo.report import table
+
+    for protocol in study.recipe.test.protocols:
+        table.show(results, protocol=protocol)
+    lines = [f"results:     {study.results_path}", f"report:      {study.out / 'report'}"]
+    for key, failure in study.failures.items():
+        title = study.plan.cells[key].title
+        lines.append(f"failed:      {title}: {failure.reason}; see {study.out / 'logs'}")
+    lines.append(
+        f"TensorBoard: {_tensorboard()} --logdir {shlex.quote(str(study.out / 'tensorboard'))}"
+    )
+    for line in lines:
+        _say(escape(line))
+
+
+def _tensorboard() -> str:
+    """The command as it can be typed here, with its folder if that is not on the path."""
+    if shutil.which("tensorboard"):
+        return "tensorboard"
+    beside = Path(sys.executable).with_name("tensorboard")
+    with_folder = os.path.relpath(beside) if Path.cwd() in beside.parents else str(beside)
+    return with_folder if beside.exists() else f"{sys.executable} -m tensorboard.main"
+
+
+# ---- pezoo bench --------------------------------------------------------------------------------
+
+
+def bench(argv: list[str]) -> int:
+    """Speed and memory of every encoding and back-end, side by side."""
+    from pezoo.bench import main as bench_main
+
+    return bench_main(argv)
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "list": ("list [PATTERN] [--json]", list_members),
+    "show": ("show SCHEME [--json]", show),
+    "run": ("run RECIPE [key=value ...] [--out DIR] [--plugin FILE.py] [--dry-run]", run_study),
+    "bench": ("bench [--json]", bench),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `pezoo`; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return _dispatch(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `pezoo list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except OSError as error:  # a full disk and its like
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"stopped; to go on: {shlex.join(['pezoo', *argv])}", file=sys.stderr)
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    name, *rest = argv
+    if name == "--version":
+        import pezoo
+
+        print(f"pezoo {pezoo.__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise UserError(
+            f"no command {name!r}.{suggest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}"
+        )
+    return COMMANDS[name][1](rest)
+
+
+def _overview() -> str:
+    width = max(len(usage) for usage, _ in COMMANDS.values())
+    lines = [f"  pezoo {usage:<{width}}  {work.__doc__}" for usage, work in COMMANDS.values()]
+    more = "pezoo COMMAND --help says more; pezoo --version says which pezoo this is."
+    first = "To begin: pezoo run quickstart"
+    return "\n".join([DESCRIPTION, "", *lines, "", more, first])
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one message, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
+        options = re.findall(r"--[a-z-]+", self.format_usage())
+        hint = next((h for word in message.split() if (h := suggest(word, options))), "")
+        raise UserError(f"{message}.{hint} See {self.prog} --help")
+
+
+def _parser(command: str, work: Callable[..., int], *examples: str, note: str = "") -> _Parser:
+    return _Parser(
+        prog=f"pezoo {command}",
+        description=work.__doc__,
+        epilog="\n  ".join([f"{note}examples:", *examples]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print plain data")
+
+
+def _add_plugin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="file that registers members (repeatable)",
+    )
+
+
+def _load_plugins(paths: Iterable[str]) -> None:
+    from pezoo.registry import load_plugin
+
+    for path in paths:
+        load_plugin(path)
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def _say(line: str) -> None:
+    """A line on standard output, with markup, never folded."""
+    _console().print(line, soft_wrap=True)
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1, ensure_ascii=False, default=str))

@@ -1,0 +1,471 @@
+"""The recipe of a study: what its keys are, how it is read, and what is refused.
+
+A recipe is data: no tags, no interpolation, nothing that runs. Later wins: defaults, the recipe's
+YAML, its `sizes[size]`, then `key=value` overrides (dotted, list items by index: `train.steps=100`,
+`schemes.0=alibi`).
+"""
+
+import dataclasses
+import math
+import re
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pezoo.data import DataConfig
+from pezoo.errors import UserError, suggest
+from pezoo.experiments import recipes_dir
+
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+@dataclass
+class ModelConfig:
+    """The Transformer, the same for every scheme."""
+
+    d_model: int = 64
+    """Width; a multiple of `n_heads`."""
+    n_layers: int = 4
+    """Depth."""
+    n_heads: int = 4
+    """Query heads."""
+    n_kv_heads: int | None = None
+    """Key/value heads, a divisor of `n_heads`; null: as many as query heads."""
+    d_ff: int | None = None
+    """Hidden width of the feed-forward part; null: the model's default for its activation."""
+    activation: Literal["gelu", "relu", "silu", "swiglu", "geglu"] = "gelu"
+    """Activation of the feed-forward part."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation, before each sub-layer."""
+    dropout: float = 0.0
+    """Probability of dropping an activation in training."""
+    qk_norm: bool = False
+    """Normalise queries and keys."""
+    tie_embeddings: bool = False
+    """Share the input embedding with the output layer."""
+
+
+@dataclass
+class TrainConfig:
+    """Training, and what tuning shares with it."""
+
+    length: int = 64
+    """Training length L, in tokens."""
+    steps: int = 800
+    """Optimiser steps."""
+    batch_size: int = 32
+    """Sequences a step, before accumulation."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW."""
+    schedule: Schedule = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up."""
+    min_lr_ratio: float = 0.1
+    """Last learning rate over the peak."""
+    weight_decay: float = 0.1
+    """AdamW's weight decay."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """AdamW's betas."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; 0: no clipping."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
+    """Lightning's precision."""
+    log_every: int = 20
+    """Steps between two points of the training curves."""
+
+
+@dataclass
+class TuneConfig:
+    """Tuning of a trained model at a longer length; the keys it lacks are those of `train`."""
+
+    steps: list[int] = field(default_factory=lambda: [0])
+    """One tuned model for each count, 0 being the trained model as it is (zero-shot)."""
+    length: Any = "8x"
+    """Tokens, or a multiple of the training length such as 8x."""
+    batch_size: int = 4
+    """Sequences a step, before accumulation."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    schedule: Schedule = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: int = 10
+    """Steps of linear warm-up."""
+    min_lr_ratio: float = 0.1
+    """Last learning rate over the peak."""
+    weight_decay: float = 0.1
+    """AdamW's weight decay."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; 0: no clipping."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+
+
+@dataclass
+class TestConfig:
+    """Testing at lengths beyond the training length."""
+
+    lengths: list[Any] = field(default_factory=lambda: ["1x", "2x", "4x", "8x", "16x"])
+    """Test lengths: tokens, or multiples of the training length such as 16x."""
+    protocols: list[str] = field(default_factory=lambda: ["prefix"])
+    """How losses are gathered: names from pezoo.evaluation."""
+    windows: int = 32
+    """Test windows, each as long as the longest test length."""
+    last: int | None = None
+    """Tokens that count for the perplexity of the last tokens; null: the training length."""
+    seed: int = 0
+    """Chooses the windows; the same for every scheme and training seed."""
+    batch_tokens: int = 16384
+    """Tokens in one forward."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One item of the recipe's `schemes`: a row of the table for each count in `tune`."""
+
+    scheme: str | Mapping[str, Any]
+    tune: tuple[int, ...]
+    label: str | None
+
+
+@dataclass
+class Recipe:
+    """A study: schemes, data, lengths, seeds, budgets."""
+
+    study: str = ""
+    """Name of the study, and of its folder in `runs/`; empty: the recipe file's name."""
+    description: str = ""
+    """What the study asks."""
+    size: str = "cpu"
+    """Which of `sizes` counts; `cpu` is the recipe as it stands, if `sizes` has no such entry."""
+    sizes: dict[str, Any] = field(default_factory=dict)
+    """Other sizes of the same study: overrides by name."""
+    schemes: list[Any] = field(default_factory=list)
+    """`rope+pi`, a scheme as a mapping, or {scheme: ..., tune: [0, 200], label: ...}."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """One training of each scheme for each seed."""
+    workers: int = 1
+    """Cells at a time."""
+    threads: int = 1
+    """CPU threads of one cell."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: cuda if there is one."""
+    backend: str = "auto"
+    """Attention back-end."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    test: TestConfig = field(default_factory=TestConfig)
+
+    @property
+    def test_lengths(self) -> list[int]:
+        """Test lengths in tokens, ascending."""
+        lengths = self.test.lengths
+        return sorted({self._tokens(f"test.lengths.{i}", x) for i, x in enumerate(lengths)})
+
+    @property
+    def tune_length(self) -> int:
+        """Length at which models are tuned, in tokens."""
+        return self._tokens("tune.length", self.tune.length)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The items of `schemes`, each written out."""
+        return [self._row(f"schemes.{i}", item) for i, item in enumerate(self.schemes)]
+
+    def tuning(self, steps: int) -> TrainConfig:
+        """What `fit` needs for a tuning of `steps` steps."""
+        shared = {f.name: getattr(self.tune, f.name) for f in dataclasses.fields(TuneConfig)}
+        return dataclasses.replace(
+            self.train, **shared | {"steps": steps, "length": self.tune_length}
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe in full as plain data; itself a recipe, of the same study."""
+        return dataclasses.asdict(self) | {"sizes": {self.size: {}}}
+
+    def _tokens(self, key: str, value: Any) -> int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            _require(value > 0, key, value, "at least 1")
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)x", value) if isinstance(value, str) else None
+        tokens = float(match[1]) * self.train.length if match else 0.0
+        allowed = (
+            f"a number of tokens, or a multiple of train.length={self.train.length} such as 8x"
+        )
+        _require(tokens >= 1 and tokens == int(tokens), key, value, allowed)
+        return int(tokens)
+
+    def _row(self, key: str, item: Any) -> Row:
+        if isinstance(item, str):
+            item = {"scheme": item}
+        if not isinstance(item, dict) or not item:
+            raise UserError(f"{key} must be a scheme such as rope+pi, got {item!r}")
+        if "scheme" not in item:
+            item = {"scheme": item}
+        for name in item:
+            if name not in (known := ("scheme", "tune", "label")):
+                hint = suggest(str(name), known)
+                raise UserError(f"{key} has no key {name!r}.{hint} Its keys: {', '.join(known)}")
+        steps, label = item.get("tune", self.tune.steps), item.get("label")
+        good = isinstance(steps, list) and all(type(n) is int and n >= 0 for n in steps)
+        _require(
+            good and bool(steps), f"{key}.tune", steps, "a list of step counts such as [0, 200]"
+        )
+        _require(label is None or isinstance(label, str), f"{key}.label", label, "a text")
+        return Row(item["scheme"], tuple(dict.fromkeys(steps)), label)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return the file of a recipe, given its path or the bare name of one that comes with pezoo.
+
+    Raises:
+        UserError: with near matches, if there is no such file.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {p.stem: p for p in sorted(recipes_dir().glob("*.yaml"))}
+    if str(name) in shipped:
+        return shipped[str(name)]
+    if path.is_dir():
+        raise UserError(f"{name} is a folder, not a recipe; name a YAML file")
+    near = suggest(path.stem, shipped)
+    raise UserError(
+        f"no recipe {str(name)!r}: neither a file nor one of pezoo's own.{near} "
+        f"pezoo's own: {', '.join(shipped) or 'none'}"
+    )
+
+
+def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and check it.
+
+    Args:
+        recipe: path of a YAML file, bare name of one that comes with pezoo, or its keys.
+        overrides: `key=value` texts, dotted keys, values as YAML.
+
+    Raises:
+        UserError: naming the key, what was given and what is allowed.
+    """
+    if isinstance(recipe, Mapping):
+        name, given = "study", dict(recipe)
+    else:
+        path = find_recipe(recipe)
+        name, given = path.stem, _read(path)
+    pairs = [_parse_override(text) for text in overrides]
+    early = [(key, value) for key, value in pairs if re.match(r"sizes?\b", key)]
+    tree = _merge({}, given)
+    for key, value in early:
+        _set(tree, key, value)
+    tree = _merge({}, tree)
+    tree = _merge(tree, _sized(tree))
+    for key, value in pairs:
+        if (key, value) not in early:
+            _set(tree, key, value)
+    result: Recipe = OmegaConf.to_object(OmegaConf.merge(_DEFAULTS, _merge({}, tree)))
+    result.study = result.study or name
+    _check_values(result)
+    return result
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            content = OmegaConf.to_container(OmegaConf.load(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the recipe {path}: {error}") from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{path} is not a YAML recipe: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path} is not a recipe: it must hold keys such as `schemes: [rope, alibi]`"
+        )
+    return content
+
+
+def _refuse_interpolation(value: Any, key: str = "") -> None:
+    """A recipe is data: OmegaConf's `${...}` could read the environment."""
+    if isinstance(value, str) and "${" in value:
+        raise UserError(
+            f"{key}: a recipe cannot hold ${{...}}, got {value!r}; write the value itself"
+        )
+    children = value.items() if isinstance(value, Mapping) else ()
+    children = enumerate(value) if isinstance(value, list) else children
+    for name, child in children:
+        _refuse_interpolation(child, f"{key}.{name}" if key else str(name))
+
+
+def _check_keys(given: Mapping[str, Any], cls: type, prefix: str = "") -> None:
+    """Refuse unknown keys, and one value where a group or a list belongs."""
+    types = typing.get_type_hints(cls)
+    for name, value in given.items():
+        key = f"{prefix}{name}"
+        if name not in types:
+            near = suggest(str(name), types)
+            raise UserError(f"unknown key {key!r}.{near} Known here: {', '.join(types)}")
+        if dataclasses.is_dataclass(types[name]):
+            keys = ", ".join(f.name for f in dataclasses.fields(types[name]))
+            _require(isinstance(value, Mapping), key, value, f"a group of keys ({keys})")
+            _check_keys(value, types[name], f"{key}.")
+        elif typing.get_origin(types[name]) is list:
+            _require(isinstance(value, list), key, value, "a list such as [a, b]")
+        elif typing.get_origin(types[name]) is dict:
+            _require(isinstance(value, Mapping), key, value, "a group of keys")
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"{text!r} is no override; type key=value, such as train.steps=100")
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError):
+        raise UserError(f"cannot read the value of the override {text!r}") from None
+    _refuse_interpolation(parsed, key)
+    return key.strip(), parsed
+
+
+def _merge(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults, `base` and `given` as one plain tree, `given` checked."""
+    _refuse_interpolation(given)
+    _check_keys(given, Recipe)
+    try:
+        return OmegaConf.to_container(OmegaConf.merge(_DEFAULTS, base, given))
+    except OmegaConfBaseException as error:
+        key, problem = getattr(error, "full_key", None), str(error).splitlines()[0]
+        raise UserError(f"{key}: {problem}" if key else problem) from None
+
+
+def _sized(tree: dict[str, Any]) -> dict[str, Any]:
+    size, sizes = tree["size"], tree["sizes"]
+    if size not in sizes and size != "cpu":
+        known = ", ".join(sizes if "cpu" in sizes else ["cpu", *sizes])
+        raise UserError(
+            f"size: the recipe has no size {size!r}.{suggest(size, sizes)} It has: {known}"
+        )
+    chosen = sizes.get(size) or {}
+    _require(isinstance(chosen, dict), f"sizes.{size}", chosen, "a group of keys")
+    return chosen
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Put one override into the tree; a group of keys is merged into what is there."""
+    parts = re.sub(r"\[(\d+)\]", r".\1", key).split(".")
+    node: Any = tree
+    for depth, part in enumerate(parts):
+        here, last = ".".join(parts[:depth]), depth == len(parts) - 1
+        if isinstance(node, list):
+            if not (part.isdigit() and int(part) < len(node)):
+                raise UserError(
+                    f"{key}: {here} has items 0 to {len(node) - 1}, no {part!r}; "
+                    f"type {here}=[...] to replace the whole list"
+                )
+            part = int(part)
+            short = not (isinstance(node[part], dict) and "scheme" in node[part])
+            if here == "schemes" and not last and short:
+                node[part] = {"scheme": node[part]}
+        elif not isinstance(node, dict):
+            raise UserError(f"unknown key {key!r}: {here} is a single value ({node!r})")
+        elif not last:
+            node.setdefault(part, {})
+        if not last:
+            node = node[part]
+        elif (
+            isinstance(node, dict) and isinstance(node.get(part), dict) and isinstance(value, dict)
+        ):
+            node[part] = OmegaConf.to_container(OmegaConf.merge(node[part], value))
+        else:
+            node[part] = value
+
+
+def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise UserError(f"{key} must be {allowed}, got {value!r}")
+
+
+_DEFAULTS = OmegaConf.structured(Recipe)
+_AT_LEAST_ONE = """workers threads
+model.d_model model.n_layers model.n_heads model.n_kv_heads model.d_ff
+train.length train.steps train.batch_size train.accumulate train.log_every
+tune.batch_size tune.accumulate test.windows test.last test.batch_tokens"""
+_AT_LEAST_ZERO = """train.warmup_steps train.weight_decay train.grad_clip
+tune.warmup_steps tune.weight_decay tune.grad_clip test.seed"""
+
+
+def _values(recipe: Recipe, keys: str) -> Iterator[tuple[str, Any]]:
+    for key in keys.split():
+        value: Any = recipe
+        for part in key.split("."):
+            value = getattr(value, part)
+        if value is not None:
+            yield key, value
+
+
+def _check_values(recipe: Recipe) -> None:
+    """Ranges of single keys, then the relations between keys."""
+    for key, value in _values(recipe, _AT_LEAST_ONE):
+        _require(value >= 1, key, value, "at least 1")
+    for key, value in _values(recipe, _AT_LEAST_ZERO):
+        _require(value >= 0 and math.isfinite(value), key, value, "at least 0")
+    for key, value in _values(recipe, "train.lr tune.lr"):
+        _require(value > 0 and math.isfinite(value), key, value, "above 0")
+    for key, value in _values(recipe, "train.min_lr_ratio tune.min_lr_ratio"):
+        _require(0 <= value <= 1, key, value, "between 0 and 1")
+    _require(0 <= recipe.model.dropout < 1, "model.dropout", recipe.model.dropout, "in [0, 1)")
+    betas = recipe.train.betas
+    good = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
+    _require(good, "train.betas", betas, "two numbers in [0, 1)")
+
+    model, length = recipe.model, recipe.train.length
+    if model.d_model % model.n_heads:
+        raise UserError(
+            f"model.d_model={model.d_model} is not divisible by model.n_heads={model.n_heads}; "
+            f"type model.d_model={math.ceil(model.d_model / model.n_heads) * model.n_heads}"
+        )
+    kv_heads = model.n_kv_heads or model.n_heads
+    _require(
+        model.n_heads % kv_heads == 0,
+        *("model.n_kv_heads", kv_heads, f"a divisor of model.n_heads={model.n_heads}"),
+    )
+    _require(bool(recipe.study.strip()), "study", recipe.study, "a name")
+    good = re.fullmatch(r"[^/\\\0]+", recipe.study) and recipe.study not in (".", "..")
+    _require(bool(good), "study", recipe.study, "a name without slashes")
+    _require(bool(recipe.schemes), "schemes", recipe.schemes, "a list such as [rope, alibi]")
+    good = recipe.seeds and len(set(recipe.seeds)) == len(recipe.seeds) and min(recipe.seeds) >= 0
+    _require(bool(good), "seeds", recipe.seeds, "different whole numbers from 0 on, such as [0, 1]")
+    _require(bool(recipe.test.protocols), "test.protocols", [], "a list such as [prefix]")
+    _require(bool(recipe.tune.steps), "tune.steps", [], "a list of step counts such as [0, 200]")
+    _require(bool(recipe.test.lengths), "test.lengths", [], "a list such as [1x, 2x, 4x]")
+    for tokens, given in zip(recipe.test_lengths, recipe.test.lengths, strict=False):
+        if tokens < length:
+            raise UserError(
+                f"test.lengths holds {tokens} ({given!r}), shorter than the training length "
+                f"train.length={length}; a test length is train.length or more"
+            )
+    if (recipe.test.last or length) > min(recipe.test_lengths):
+        raise UserError(
+            f"test.last={recipe.test.last} is more than the shortest test length, "
+            f"{min(recipe.test_lengths)}"
+        )
+    steps = {n for row in recipe.rows for n in row.tune if n}
+    if steps and recipe.tune_length < length:
+        raise UserError(
+            f"tune.length={recipe.tune_length} is shorter than the training length "
+            f"train.length={length}"
+        )
+    for stage, n in [("train", recipe.train.steps), *(("tune", n) for n in sorted(steps))]:
+        warmup = getattr(recipe, stage).warmup_steps
+        if warmup >= n:
+            raise UserError(
+                f"{stage}.warmup_steps={warmup} must be less than the {n} steps of {stage}.steps; "
+                f"type {stage}.warmup_steps={n // 10}"
+            )

@@ -1,0 +1,183 @@
+"""Documents as tokens, and the two ways of cutting them.
+
+B batch, N windows, L length. Both functions are pure: they draw from counter-based Philox streams
+keyed by their arguments (raw bits, which NumPy keeps stable between versions), so that every scheme
+sees the same tokens, in every process, and a resumed training goes on where it stopped.
+"""
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import LongTensor
+
+from pezoo.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The documents of one split, end to end.
+
+    Attributes:
+        ids: (n_tokens,) uint8, uint16 or uint32, usually memory-mapped.
+        offsets: (n_documents + 1,) int64; document i is `ids[offsets[i]:offsets[i + 1]]`.
+        names: of the documents.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    names: list[str]
+
+    def __len__(self) -> int:
+        """Number of documents."""
+        return len(self.names)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n_documents,) int64: tokens in each document."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Fixed sequences to test on.
+
+    Attributes:
+        ids: (N, L + 1) int64; the last L are the targets of the first L.
+        document: (N,) int64, which of the tokens' documents each was cut from.
+        offset: (N,) int64, where in that document it starts.
+    """
+
+    ids: LongTensor
+    document: np.ndarray
+    offset: np.ndarray
+
+
+def crops(tokens: Tokens, length: int, batch_size: int, step: int, seed: int) -> LongTensor:
+    """Cut a training batch.
+
+    Every place where `length + 1` tokens fit inside a document is equally likely. Shorter documents
+    are passed over; if all are shorter, crops are cut from the documents laid end to end.
+
+    Args:
+        tokens: what is cropped.
+        length: tokens read in a sequence.
+        batch_size: sequences.
+        step: number of the batch.
+        seed: of the draws.
+
+    Returns:
+        (B, L + 1) int64, for one `seed` and `step` always the same; a smaller batch is the
+        beginning of a larger one.
+
+    Raises:
+        UserError: if the whole split is shorter than `length + 1` tokens.
+    """
+    first, upto = _starts(tokens, length)
+    draw = _philox(seed, step).random_raw(batch_size) % np.uint64(upto[-1])
+    draw = draw.astype(np.int64)
+    document = np.searchsorted(upto, draw, side="right")
+    return _cut(tokens, length, first[document] + draw)
+
+
+def windows(tokens: Tokens, length: int, count: int, seed: int) -> Windows:
+    """Cut the test sequences.
+
+    They lie inside documents longer than `length`, each document giving as many as the next (give
+    or take one, and as far as it is long enough). Within a document they are placed at random
+    without overlap; they overlap only where `count` leaves no other way. No two are the same: a
+    split that has fewer than `count` places gives fewer.
+
+    Args:
+        tokens: what is cut.
+        length: tokens read in a sequence.
+        count: how many sequences.
+        seed: of the draws.
+
+    Returns:
+        The windows, N <= `count`, in the order of their documents.
+
+    Raises:
+        UserError: if no document is longer than `length` tokens.
+    """
+    lengths = tokens.lengths
+    places = np.maximum(lengths - length, 0)
+    if not places.any():
+        longest = int(lengths.argmax())
+        raise UserError(
+            f"no test document is longer than {length} tokens: the longest, "
+            f"{tokens.names[longest]}, has {lengths[longest]}. Keep test.lengths below "
+            "that, or choose a corpus with longer documents (data.corpus, data.path)."
+        )
+    random = _philox(seed, 0)
+    counts = _share(count, places, lengths // (length + 1), random)
+    if counts.sum() < count:
+        _log.warning("only %d test windows of %d tokens exist, not %d", counts.sum(), length, count)
+    document = np.repeat(np.arange(len(tokens)), counts)
+    offset = np.concatenate(
+        [_place(n, int(lengths[i]), length + 1, random) for i, n in enumerate(counts) if n]
+    )
+    return Windows(_cut(tokens, length, tokens.offsets[document] + offset), document, offset)
+
+
+def _philox(seed: int, stream: int) -> np.random.Philox:
+    return np.random.Philox(key=np.array([seed % 2**64, stream % 2**64], np.uint64))
+
+
+@lru_cache(maxsize=16)
+def _starts(tokens: Tokens, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where crops may start.
+
+    The places are numbered through all documents; document i has those below `upto[i]`, and adding
+    `first[i]` to the number of a place gives its index in `tokens.ids`.
+    """
+    places = np.maximum(tokens.lengths - length, 0)
+    inside = tokens.lengths[places > 0].sum() / max(1, len(tokens.ids))
+    if inside > 0:
+        upto = np.cumsum(places)
+        if inside < 0.5:
+            _log.warning(
+                "only %.0f%% of the text is in documents longer than %d tokens; no other is read",
+                100 * inside,
+                length,
+            )
+        return tokens.offsets[:-1] - (upto - places), upto
+    if len(tokens.ids) <= length:
+        raise UserError(
+            f"the corpus has {len(tokens.ids)} tokens to crop, too few for sequences of {length}: "
+            "shorten train.length or tune.length, or choose a larger corpus (data.corpus, "
+            "data.path)."
+        )
+    _log.warning("no document is longer than %d tokens: crops run across documents", length)
+    return np.zeros(1, np.int64), np.array([len(tokens.ids) - length])
+
+
+def _cut(tokens: Tokens, length: int, starts: np.ndarray) -> LongTensor:
+    view = np.lib.stride_tricks.sliding_window_view(tokens.ids, length + 1)
+    return torch.from_numpy(view[starts].astype(np.int64))
+
+
+def _share(
+    count: int, places: np.ndarray, disjoint: np.ndarray, random: np.random.Philox
+) -> np.ndarray:
+    """How many windows each document gives: round after round, one each, in a random order."""
+    order = np.argsort(random.random_raw(len(places)), kind="stable")
+    counts = np.zeros_like(places)
+    for most in (disjoint, places):
+        while count and (open_ := order[counts[order] < most[order]]).size:
+            counts[open_[:count]] += 1
+            count -= min(count, open_.size)
+    return counts
+
+
+def _place(n: int, size: int, width: int, random: np.random.Philox) -> np.ndarray:
+    """`n` distinct sorted offsets of windows of `width` in a document, disjoint if they can be."""
+    slack = size - n * width
+    if slack < 0:
+        return np.sort(np.argsort(random.random_raw(size - width + 1), kind="stable")[:n])
+    gaps = np.sort(random.random_raw(n) % np.uint64(slack + 1)).astype(np.int64)
+    return gaps + width * np.arange(n)

@@ -1,0 +1,71 @@
+"""Testing long, under named protocols: perplexity, that of the last tokens, loss by position."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from pezoo.data import Windows
+from pezoo.errors import UserError, suggest
+from pezoo.evaluation.non_overlapping import non_overlapping
+from pezoo.evaluation.passes import Passes
+from pezoo.evaluation.prefix import prefix
+from pezoo.evaluation.result import Bins, LengthResult
+from pezoo.transformer import Transformer
+
+__all__ = ["PROTOCOLS", "Bins", "LengthResult", "evaluate"]
+
+PROTOCOLS: dict[str, Callable[[Passes, Windows, Sequence[int], int], list[LengthResult]]] = {
+    "prefix": prefix,
+    "non_overlapping": non_overlapping,
+}
+
+
+def evaluate(
+    model: Transformer,
+    windows: Windows,
+    lengths: Sequence[int],
+    *,
+    protocol: str = "prefix",
+    last: int,
+    batch_tokens: int = 16384,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[LengthResult]:
+    """Test `model` at each of `lengths`, in evaluation mode, without gradients.
+
+    A length at which the scheme is undefined, the loss is not finite, memory runs out or the
+    forward pass breaks is a result with that status; the other lengths have theirs.
+
+    Args:
+        model: the trained model; its mode and device are put back afterwards.
+        windows: the text, ids (N, longest + 1): the same for all schemes that are compared.
+        lengths: test lengths in tokens.
+        protocol: how a value is defined, one of `PROTOCOLS`; see the module of that name.
+        last: `last_perplexity` is that of the last `last` tokens of each context.
+        batch_tokens: most tokens in one forward pass (but at least one context).
+        device: where to compute.
+        progress: called with (tokens done, tokens in all) after each forward pass.
+
+    Returns:
+        One result a length, in the order of `lengths`.
+
+    Raises:
+        UserError: an unknown protocol, a length beyond the windows', or a number below 1.
+    """
+    if protocol not in PROTOCOLS:
+        near, known = suggest(protocol, PROTOCOLS), ", ".join(PROTOCOLS)
+        raise UserError(f"unknown protocol {protocol!r}.{near} Choose from: {known}")
+    longest = windows.ids.shape[1] - 1
+    if not all(1 <= length <= longest for length in lengths):
+        raise UserError(f"test lengths {list(lengths)} must lie in 1 ... {longest}, the windows'")
+    if last < 1 or batch_tokens < 1:
+        raise UserError(f"last={last} and batch_tokens={batch_tokens} must be at least 1")
+    device = torch.device(device)
+    if device.type == "cpu":
+        torch.set_flush_denormal(True)
+    training, home = model.training, next(model.parameters()).device
+    passes = Passes(model.eval().to(device), batch_tokens, device, progress)
+    try:
+        return PROTOCOLS[protocol](passes, windows, lengths, last)
+    finally:
+        model.to(home).train(training)

@@ -1,0 +1,118 @@
+"""Finished cells to results: what the recipe asked for, as lines of `results.jsonl`."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from pezoo.results import Result
+from pezoo.study.plan import Evaluation, Plan, count_parameters, digest
+from pezoo.study.store import Store, now, versions
+
+METRICS = ("loss", "perplexity", "last_perplexity")
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why a cell could not be finished."""
+
+    status: str
+    """failed or out_of_memory."""
+    reason: str
+
+
+def collect(
+    plan: Plan, store: Store, failures: Mapping[str, Failure] | None = None
+) -> list[Result]:
+    """Results of all evaluations that are finished, or never will be, in the recipe's order.
+
+    Args:
+        plan: what the recipe asks for.
+        store: the cells on disk.
+        failures: by key, cells that failed in this run; what builds on them has failed too.
+    """
+    results = []
+    for evaluation in plan.evaluations:
+        key = evaluation.cell
+        lost = [k for k in (key, *plan.ancestors(key)) if k in (failures or {})]
+        if store.done(key):
+            found = store.facts(key)
+        elif lost:
+            found = _failed(plan, key, failures[lost[-1]], plan.cells[lost[-1]].title)
+        else:
+            continue
+        results += _lines(plan, store, evaluation, found)
+    return results
+
+
+def _failed(plan: Plan, key: str, failure: Failure, title: str) -> dict[str, Any]:
+    """The facts of an evaluation that could not be done."""
+    cell = plan.cells[key]
+    why = {"status": failure.status, "reason": f"{title}: {failure.reason}"}
+    at = {"stride": None, "bos": False, "values": {}, "n_tokens": 0, "n_documents": 0} | why
+    lengths = [
+        at | {"test_length": n, "seconds": None, "peak_memory_bytes": None}
+        for n in cell.inputs["lengths"]
+    ]
+    facts = {"lengths": lengths, "scale_factors": {}, "params": count_parameters(cell.model())}
+    return facts | {"date": now(), "versions": versions()}
+
+
+def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, Any]) -> list[Result]:
+    recipe, spec, key = plan.recipe, evaluation.spec, evaluation.cell
+    inputs = plan.cells[key].inputs
+    fits = [store.facts(k)["fit"] for k in plan.ancestors(key) if store.done(k)]
+    device = inputs["device"]
+    common = {
+        "study": recipe.study,
+        "cell": key,
+        "label": evaluation.label,
+        "scheme": str(spec),
+        "encoding": "+".join(spec.encodings),
+        "extensions": spec.extensions,
+        "family": spec.family,
+        "task": "language_modelling",
+        "corpus": plan.corpus,
+        "protocol": evaluation.protocol,
+        "train_length": recipe.train.length,
+        "seed": evaluation.seed,
+        "learning_rate": recipe.train.lr,
+        "steps": recipe.train.steps,
+        "finetune_steps": evaluation.tune_steps,
+        "finetune_length": recipe.tune_length if evaluation.tune_steps else None,
+        "params": found["params"],
+        "train_seconds": sum(fit["train_seconds"] for fit in fits) if fits else None,
+        "tokens_per_second": fits[-1]["tokens_per_second"] if fits else None,
+        "threads": recipe.threads,
+        "config_hash": digest(dataclasses.asdict(recipe)),
+        "versions": found["versions"],
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "date": found["date"],
+    }
+    results = []
+    for at in found["lengths"]:
+        length = at["test_length"]
+        for metric in METRICS:
+            value, status, reason = at["values"].get(metric), at["status"], at["reason"]
+            if status == "ok" and not math.isfinite(value):
+                value, status, reason = None, "diverged", f"the {metric} is not finite"
+            result = Result(
+                **common,
+                stride=at["stride"],
+                bos=at["bos"],
+                metric=metric,
+                value=value,
+                n_tokens=at["n_tokens"],
+                n_documents=at["n_documents"],
+                test_length=length,
+                length_ratio=length / recipe.train.length,
+                scale_factor=found["scale_factors"].get(str(length)),
+                eval_seconds=at["seconds"],
+                peak_memory_bytes=at["peak_memory_bytes"],
+                status=status,
+                reason=reason,
+            )
+            results.append(result)
+    return results

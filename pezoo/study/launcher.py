@@ -1,0 +1,177 @@
+"""Runs the cells of a plan in worker processes."""
+
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pezoo.study.collect import Failure
+from pezoo.study.plan import Cell, Plan
+from pezoo.study.progress import Progress
+from pezoo.study.store import Store
+
+START = "import sys; sys.path[:] = {path!r}; from pezoo.study.worker import main; main()"
+
+
+class Worker:
+    """One worker process and the cell it is at."""
+
+    def __init__(self, plan: Plan, study: Path, plugins: list[str], number: int) -> None:
+        self.number = number
+        self.log = study / "logs" / f"worker{number}.log"
+        self.log.parent.mkdir(exist_ok=True)
+        self.cell: Cell | None = None
+        self.since = 0.0
+        self.ready = self.ended = False
+        threads = str(plan.recipe.threads)
+        # Libraries read these when they are imported, too early for the worker to set them. The new
+        # session keeps Ctrl-C away from the worker, which its parent ends.
+        environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", START.format(path=sys.path), str(study)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+        self.unread = b""
+        self._send({"recipe": plan.recipe.to_dict(), "plugins": plugins})
+
+    def start(self, cell: Cell) -> None:
+        """Give it a cell."""
+        self.cell, self.since = cell, time.monotonic()
+        self._send({"title": cell.title, "inputs": cell.inputs, "log": cell.log})
+
+    def receive(self) -> list[dict[str, Any]]:
+        """Messages that have come; sets `ended` if no more will."""
+        chunk = os.read(self.process.stdout.fileno(), 1 << 16)
+        self.ended = not chunk
+        *lines, self.unread = (self.unread + chunk).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def stop(self) -> None:
+        """End the process at once."""
+        self.process.kill()
+        self.process.wait()
+        if not self.log.stat().st_size:
+            self.log.unlink()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.stdout.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        # A broken pipe means that it has ended, which is noticed when its output is read.
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.flush()
+
+
+class Launcher:
+    """Runs every cell of a plan that is not done, in at most `recipe.workers` processes.
+
+    Ready evaluations go before tunings, and these before trainings, so that results come early.
+
+    Args:
+        plan: the cells.
+        store: where they are kept.
+        plugins: files that register members.
+        progress: is told what happens.
+        finished: called after each cell that ends, done or failed.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store,
+        plugins: list[str],
+        progress: Progress,
+        finished: Callable[[Cell], None],
+    ) -> None:
+        self.plan, self.store, self.plugins = plan, store, plugins
+        self.progress, self.finished = progress, finished
+        self.done = {key for key in plan.cells if store.done(key)}
+        self.todo = {key: cell for key, cell in plan.cells.items() if key not in self.done}
+        self.failures: dict[str, Failure] = {}
+        """By key, the cells that failed; what builds on them is not run, and not among them."""
+
+    def run(self) -> None:
+        """Run until nothing is left that can be run; however this ends, no worker stays behind.
+
+        Raises:
+            ChildProcessError: if a worker process cannot start.
+        """
+        workers: list[Worker] = []
+        try:
+            while self._assign(workers):
+                with selectors.DefaultSelector() as selector:
+                    for worker in workers:
+                        selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+                    heard = [key.data for key, _ in selector.select()]
+                for worker in heard:
+                    for message in worker.receive():
+                        self._handle(worker, message)
+                    if worker.ended:
+                        workers.remove(worker)
+                        self._bury(worker)
+        finally:
+            for worker in workers:
+                worker.stop()
+
+    def _assign(self, workers: list[Worker]) -> bool:
+        """Give out ready cells, starting workers as needed; return whether any is at work."""
+        order = {"evaluate": 0, "tune": 1, "train": 2}
+        ready = [c for c in self.todo.values() if c.parent is None or c.parent in self.done]
+        for cell in sorted(ready, key=lambda cell: order[cell.kind]):
+            worker = next((w for w in workers if w.cell is None), None)
+            if worker is None:
+                if len(workers) == self.plan.recipe.workers:
+                    break
+                number = min(set(range(len(workers) + 1)) - {w.number for w in workers})
+                worker = Worker(self.plan, self.store.study, self.plugins, number)
+                workers.append(worker)
+            del self.todo[cell.key]
+            self.progress.start(cell)
+            worker.start(cell)
+        return any(worker.cell for worker in workers)
+
+    def _handle(self, worker: Worker, message: dict[str, Any]) -> None:
+        match message.pop("event"):
+            case "ready":
+                worker.ready, worker.since = True, time.monotonic()
+            case "progress":
+                self.progress.update(worker.cell, **message)
+            case "done":
+                self._end(worker, None, message["fit"])
+            case "failed":
+                self._end(worker, Failure(**message), None)
+
+    def _bury(self, worker: Worker) -> None:
+        """A worker has ended by itself, which none should."""
+        worker.stop()
+        code = worker.process.returncode
+        if not worker.ready:
+            raise ChildProcessError(
+                f"a worker process could not start (exit code {code}); see {worker.log}"
+            )
+        if worker.cell is not None:
+            how = f"ended with exit code {code}"
+            if code < 0:
+                how = f"was killed by signal {-code}, as happens when memory runs out"
+            self._end(worker, Failure("failed", f"its process {how}"), None)
+
+    def _end(self, worker: Worker, failure: Failure | None, fit: dict[str, Any] | None) -> None:
+        cell, worker.cell = worker.cell, None
+        if failure is None:
+            self.done.add(cell.key)
+        else:
+            self.failures[cell.key] = failure
+        self.progress.finish(cell, time.monotonic() - worker.since, failure, fit)
+        self.finished(cell)

@@ -1,0 +1,73 @@
+"""The cells of a study on disk, each whole or not there at all.
+
+A finished cell's folder holds `done.json` (its inputs, what was measured, date, versions), and the
+model that it made or the losses that it found. It is made under another name and renamed when
+complete.
+"""
+
+import datetime
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import pezoo
+from pezoo.study.plan import Cell
+
+UNFINISHED = ".unfinished-"
+
+
+class Store:
+    """The cells in the folder of a study."""
+
+    def __init__(self, study: Path) -> None:
+        self.study, self.folder = study, study / "cells"
+
+    def path(self, key: str) -> Path:
+        """Folder of a finished cell."""
+        return self.folder / key
+
+    def done(self, key: str) -> bool:
+        """Whether a cell is finished."""
+        return (self.path(key) / "done.json").is_file()
+
+    def facts(self, key: str) -> dict[str, Any]:
+        """What a finished cell wrote down about itself."""
+        return json.loads((self.path(key) / "done.json").read_text())
+
+    @contextmanager
+    def writing(self, cell: Cell) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """A folder and facts to fill; they become the cell if the block ends without an error."""
+        folder = self.folder / f"{UNFINISHED}{cell.key}-{os.getpid()}"
+        folder.mkdir(parents=True)
+        facts: dict[str, Any] = {"title": cell.title, "inputs": cell.inputs}
+        try:
+            yield folder, facts
+            facts |= {"date": now(), "versions": versions()}
+            (folder / "done.json").write_text(json.dumps(facts, indent=1))
+            os.replace(folder, self.path(cell.key))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def clean(self) -> None:
+        """Remove what was left unfinished; nobody else may be at work here."""
+        for stale in self.folder.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the programs that determine the numbers."""
+    packages = {"torch": torch.__version__, "pytorch-lightning": version("pytorch-lightning")}
+    return {"pezoo": pezoo.__version__, "python": platform.python_version()} | packages
+
+
+def now() -> str:
+    """The date and time in ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

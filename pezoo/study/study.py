@@ -1,0 +1,167 @@
+"""A study: a recipe, planned, and the folder it runs in.
+
+In the folder are `recipe.yaml`, the recipe in full and itself a recipe; `results.jsonl`; `cells/`,
+with a folder for each finished cell, named by its key; `tensorboard/`; and `logs/`, with what the
+workers had to say.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pezoo.config import Recipe, load_recipe
+from pezoo.data import load
+from pezoo.errors import UserError
+from pezoo.registry import load_plugin
+from pezoo.results import Result, replacing, write
+from pezoo.study.collect import Failure, collect
+from pezoo.study.launcher import Launcher
+from pezoo.study.plan import Cell, Plan, make_plan
+from pezoo.study.progress import Progress, make_progress
+from pezoo.study.store import Store
+
+EFFECTIVE = os.access in os.supports_effective_ids
+
+
+@dataclass
+class Study:
+    """A recipe, planned, and the folder it runs in."""
+
+    plan: Plan
+    out: Path
+    plugins: list[str] = field(default_factory=list)
+    """Files that register members, as absolute paths."""
+    failures: dict[str, Failure] = field(default_factory=dict)
+    """By key, the cells that failed in this run."""
+
+    @classmethod
+    def prepare(
+        cls,
+        recipe: str | Path | Mapping[str, Any],
+        overrides: Iterable[str] = (),
+        out: str | Path | None = None,
+        plugins: Iterable[str | Path] = (),
+    ) -> "Study":
+        """Read, check and plan a study; nothing is written but the cache of tokenised text.
+
+        Args:
+            recipe: path, bare name, or the keys themselves.
+            overrides: `key=value` texts.
+            out: folder of the study; default: runs/<study>, or runs/<study>-<size> for another
+                size than cpu.
+            plugins: Python files that register members.
+
+        Raises:
+            UserError: for whatever is wrong with any of it.
+        """
+        plugins = [str(Path(plugin).resolve()) for plugin in plugins]
+        for plugin in plugins:
+            load_plugin(plugin)
+        checked = load_recipe(recipe, overrides)
+        name = checked.study if checked.size == "cpu" else f"{checked.study}-{checked.size}"
+        folder = Path(out) if out is not None else Path("runs", name)
+        _check_folder(folder)
+        return cls(make_plan(checked, load(checked.data)), folder, plugins)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe in full."""
+        return self.plan.recipe
+
+    @property
+    def store(self) -> Store:
+        """The cells on disk."""
+        return Store(self.out)
+
+    @property
+    def results_path(self) -> Path:
+        """Where the results are."""
+        return self.out / "results.jsonl"
+
+    def results(self) -> list[Result]:
+        """Results of all evaluations that are finished, in the recipe's order."""
+        return collect(self.plan, self.store, self.failures)
+
+    def run(self, progress: Progress | None = None) -> list[Result]:
+        """Run what is not done, and return the results; the file is renewed as cells finish.
+
+        Args:
+            progress: is told what happens; default: shown on standard error.
+
+        Raises:
+            UserError: if the folder cannot be written to, or another run is at work in it.
+            ChildProcessError: if a worker process cannot start.
+        """
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make {self.out}: {error.strerror}; choose another --out"
+            ) from None
+        with _locked(self.out):
+            self._begin()
+            done = sum(map(self.store.done, self.plan.cells))
+            with progress or make_progress(done, len(self.plan.cells)) as shown:
+                launcher = Launcher(self.plan, self.store, self.plugins, shown, self._finished)
+                self.failures = launcher.failures
+                try:
+                    launcher.run()
+                finally:
+                    self.store.clean()
+            with contextlib.suppress(OSError):  # not empty: somebody had something to say
+                (self.out / "logs").rmdir()
+            results = self.results()
+            write(self.results_path, results)
+        return results
+
+    def _begin(self) -> None:
+        for old in (self.out / "logs").glob("*.log"):
+            old.unlink()
+        self.store.clean()
+        with replacing(self.out / "recipe.yaml") as file:
+            text = yaml.safe_dump(
+                self.recipe.to_dict(), sort_keys=False, allow_unicode=True, width=100
+            )
+            file.write(text.encode())
+        write(self.results_path, self.results())
+
+    def _finished(self, cell: Cell) -> None:
+        if cell.kind == "evaluate" or cell.key in self.failures:
+            write(self.results_path, self.results())
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a study folder; the system lets go of it when this process ends, in whatever way."""
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            who = file.read().strip()
+            raise UserError(
+                f"another run (process {who}) is at work in {folder}; "
+                "wait for it, or choose another --out"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, without making it."""
+    nearest = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
+    problem = None
+    if not nearest.is_dir():
+        problem = f"{nearest} is a file"
+    elif not os.access(nearest, os.W_OK | os.X_OK, effective_ids=EFFECTIVE):
+        problem = f"no permission to write to {nearest}"
+    if problem:
+        raise UserError(f"cannot use {folder} for the study: {problem}; choose another --out")

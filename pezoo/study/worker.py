@@ -1,0 +1,89 @@
+"""A process that runs cells, one after the other: `python -m pezoo.study.worker STUDY_FOLDER`.
+
+Every cell runs in such a process, however many there are, so that one worker and many give the same
+numbers. Messages are JSON, a line each: in come the study (once) and then cells; out go `ready`,
+`progress`, and `done` or `failed`. It ends at once when its input ends, which is also what happens
+when its parent dies, in whatever way.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+PROGRESS_SECONDS = 0.2  # between two progress messages
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a library prints must not get between the messages
+    messages = _messages(sys.stdin)
+    study = next(messages)
+
+    import torch
+
+    from pezoo.config import load_recipe
+    from pezoo.data import load
+    from pezoo.evaluation.passes import outcome
+    from pezoo.registry import load_plugin
+    from pezoo.study.cells import run_cell
+    from pezoo.study.plan import Cell
+    from pezoo.study.store import Store
+
+    for plugin in study["plugins"]:
+        load_plugin(plugin)
+    recipe = load_recipe(study["recipe"])
+    torch.set_num_threads(recipe.threads)
+    torch.set_flush_denormal(True)
+    corpus, store = load(recipe.data), Store(Path(sys.argv[1]))
+    _send(out, event="ready")
+    for message in messages:
+        cell = Cell(**message)
+        sent = 0.0
+
+        def report(done: int, total: int, loss: float | None) -> None:
+            nonlocal sent
+            if time.monotonic() - sent >= PROGRESS_SECONDS:
+                sent = time.monotonic()
+                _send(out, event="progress", done=done, total=total, loss=loss)
+
+        try:
+            facts = run_cell(cell, store, corpus, report)
+        except Exception as error:
+            print(f"{cell.title} ({cell.key}) failed:", file=sys.stderr)
+            traceback.print_exc()
+            status, reason = outcome(error)
+            status = status if status == "out_of_memory" else "failed"
+            _send(out, event="failed", status=status, reason=reason)
+        else:
+            _send(out, event="done", fit=facts.get("fit"))
+
+
+def _messages(stream: IO[str]) -> Iterator[dict[str, Any]]:
+    """Messages in order; leaves the process when the stream ends, whatever else is going on."""
+    arrived: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        for line in stream:
+            arrived.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield json.loads(arrived.get())
+
+
+def _send(out: IO[str], **message: Any) -> None:
+    out.write(json.dumps(message) + "\n")
+    out.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""What a user can get wrong: one clear message, exit code 2, no traceback, nothing half-written."""
+
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pezoo.cli import main
+
+TINY = """
+schemes: [rope]
+data: {corpus: text, path: text}
+model: {d_model: 8, n_layers: 1, n_heads: 2}
+train: {length: 16, steps: 2, batch_size: 2, warmup_steps: 1}
+tune: {length: 32, warmup_steps: 1}
+test: {lengths: [16, 64], windows: 2}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with a good recipe, tiny.yaml, and things that are no recipe."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").mkdir()
+    for i in range(10):
+        (tmp_path / "text" / f"{i}.txt").write_text(f"document {i}: " + "some words " * 20)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "broken.yaml").write_text("schemes: [rope\ntrain: {")
+    (tmp_path / "list.yaml").write_text("- rope\n- alibi\n")
+    (tmp_path / "typo.yaml").write_text(TINY + "sedes: [0]\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "blank").mkdir()
+    (tmp_path / "blank" / "a.txt").write_text("")
+    (tmp_path / "a_file").write_text("not a folder")
+    (tmp_path / "plain.py").write_text("x = 1\n")
+    (tmp_path / "crash.py").write_text("1 / 0\n")
+    return tmp_path
+
+
+def refused(capsys, *argv):
+    """Run a command that must be refused; return its one message."""
+    before = sorted(p for p in Path().rglob("*") if "__pycache__" not in p.parts)
+    code = main(list(argv))
+    after = sorted(p for p in Path().rglob("*") if "__pycache__" not in p.parts)
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert after == before, "something was written"
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1, "more than one message"
+    return captured.err
+
+
+MISTAKES = {
+    # unknown names
+    "schemes=[ropee]": "no member is called 'ropee'.*Did you mean 'rope'",
+    "schemes=[rope+pie]": "Did you mean 'pi'",
+    "schemes=[rope+pi:facto=4]": "no setting 'facto'.*Did you mean 'factor'",
+    "trian.steps=3": "unknown key 'trian'.*Did you mean 'train'",
+    "train.stps=3": r"unknown key 'train.stps'.*Did you mean 'steps'",
+    "train.steps.x=3": "train.steps is a single value",
+    "schemes=[{scheme: rope, tun: [3]}]": "no key 'tun'.*Did you mean 'tune'",
+    "test.protocols=[prefx]": "Did you mean 'prefix'",
+    "backend=spda": "Did you mean 'sdpa'",
+    "size=tst": "no size 'tst'",
+    "data.corpus=pyton": "data.corpus.*'python', 'text', 'hub'",
+    "model.activation=gel": "model.activation.*gelu",
+    "device=gpu": "device.*cuda",
+    # wrong types
+    "train.steps=many": "train.steps.*'many'",
+    "train.steps=1.5": "train.steps.*1.5",
+    "train.lr=true": "train.lr.*True",
+    "train=3": "train must be a group of keys",
+    "train=null": "train must be a group of keys",
+    "seeds=3": "seeds must be a list",
+    "seeds=[a]": "seeds.*'a'",
+    "seeds.5=1": "seeds has items 0 to 0",
+    "schemes=rope": "schemes must be a list",
+    "schemes=[7]": "schemes.0 must be a scheme",
+    "schemes=[{}]": "schemes.0 must be a scheme",
+    "schemes=[{scheme: rope, tune: 3}]": "schemes.0.tune must be a list of step counts",
+    "schemes=['']": "cannot read the scheme",
+    "schemes=[rope+pi:factor=x]": "factor",
+    "study=a/b": "study must be a name without slashes",
+    "nonsense": "'nonsense' is no override",
+    "train.steps=[1": "cannot read the value",
+    "description=${oc.env:HOME}": "cannot hold",
+    # zero, negative, empty
+    "train.steps=0": "train.steps must be at least 1, got 0",
+    "train.steps=-5": "train.steps must be at least 1, got -5",
+    "train.batch_size=0": "train.batch_size must be at least 1",
+    "train.length=-1": "train.length must be at least 1",
+    "train.lr=0": "train.lr must be above 0",
+    "train.lr=-1": "train.lr must be above 0",
+    "train.lr=nan": "train.lr must be above 0, got nan",
+    "train.grad_clip=-1": "train.grad_clip must be at least 0",
+    "model.d_model=0": "model.d_model must be at least 1",
+    "model.n_layers=-2": "model.n_layers must be at least 1",
+    "model.n_heads=0": "model.n_heads must be at least 1",
+    "model.dropout=1": r"model.dropout must be in \[0, 1\)",
+    "test.windows=0": "test.windows must be at least 1",
+    "test.batch_tokens=-1": "test.batch_tokens must be at least 1",
+    "test.lengths=[0]": "test.lengths.0 must be at least 1",
+    "test.lengths=[-16]": "test.lengths.0 must be at least 1",
+    "workers=0": "workers must be at least 1",
+    "threads=0": "threads must be at least 1",
+    "data.max_bytes=0": "data.max_bytes",
+    "tune.steps=[-1]": "tune must be a list of step counts",
+    "schemes=[]": "schemes must be a list",
+    "seeds=[]": "seeds must be different whole numbers",
+    "test.lengths=[]": "test.lengths must be a list",
+    # what does not go together
+    "model.n_heads=3": "model.d_model=8 is not divisible by model.n_heads=3; type model.d_model=9",
+    "model.n_kv_heads=3": "model.n_kv_heads must be a divisor",
+    "test.lengths=[8]": "shorter than the training length train.length=16",
+    "test.lengths=[0.5x]": "shorter than the training length",
+    "test.lengths=[long]": "such as 8x, got 'long'",
+    "test.last=17": "more than the shortest test length, 16",
+    "train.warmup_steps=2": "train.warmup_steps=2 must be less than the 2 steps",
+    "seeds=[1,1]": "seeds must be different",
+    "train.precision=16-mixed": "needs a GPU",
+    "schemes=[nope+ntk]": "ntk does not fit nope.*works with:.*rope",
+    "schemes=[pi]": "alone is no scheme",
+    "schemes=[{layers: [rope, nope]}]": "layers lists 2 schemes.*n_layers = 1",
+    "schemes=[{heads: {rope: 3}}]": "heads names 3 heads",
+    "schemes=[rope, rope]": "the same scheme",
+    "schemes=[shape, sinusoidal+shift]": "the same scheme",
+    "schemes=[{scheme: rope, label: a}, {scheme: alibi, label: a}]": "two rows are called 'a'",
+    # data
+    "data.path=missing": "data.path=missing does not exist",
+    "data.path=empty": "no file in empty",
+    "data.path=blank": "empty",
+    "test.lengths=[16, 4096]": "no test document is longer than 4096 tokens",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_mistake_in_a_key(folder, capsys, override):
+    message = refused(capsys, "run", "tiny.yaml", override)
+    assert re.search(MISTAKES[override], message), message
+
+
+COMMANDS = {
+    "run": "RECIPE",
+    "run quickstrt": "Did you mean 'quickstart'",
+    "run missing.yaml": "no recipe 'missing.yaml'",
+    "run empty": "a folder, not a recipe",
+    "run broken.yaml": "not a YAML recipe.*line",
+    "run list.yaml": "must hold keys",
+    "run typo.yaml": "unknown key 'sedes'.*Did you mean 'seeds'",
+    "run tiny.yaml --plugin missing.py": "missing.py: no such Python file",
+    "run tiny.yaml --plugin plain.py": "registers nothing",
+    "run tiny.yaml --plugin crash.py": "ZeroDivisionError",
+    "run tiny.yaml --outt there": "Did you mean '--out'",
+    "run tiny.yaml --out a_file": "a_file is a file",
+    "run tiny.yaml --out a_file/inside": "a_file is a file",
+    "run tiny.yaml tune.steps=[2] tune.length=8": "tune.length=8 is shorter than the training length",
+    "run tiny.yaml tune.steps=[1,4]": "tune.warmup_steps=1 must be less than the 1 steps",
+    "run tiny.yaml train.length=5000 test.lengths=[1x]": "too few for sequences of 5000",
+    "rnu": "Did you mean 'run'",
+    "list zzz": "nothing is called 'zzz'",
+    "list ropee": "Did you mean 'rope'",
+    "show ropee": "Did you mean 'rope'",
+    "show": "SCHEME",
+    "show rope --jsn": "Did you mean '--json'",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_mistake_in_a_command(folder, capsys, command):
+    message = refused(capsys, *command.split())
+    assert re.search(COMMANDS[command], message), message
+
+
+def test_the_recipe_that_the_mistakes_are_made_in_is_good(folder, capsys):
+    assert main(["run", "tiny.yaml", "--dry-run"]) == 0
+    assert "1 to train" in capsys.readouterr().out
+    assert not Path("runs").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX users")
+def test_no_permission_to_write(folder, capsys, monkeypatch):
+    """As an ordinary user, whoever runs the tests: root may write anywhere."""
+    with tempfile.TemporaryDirectory() as locked:
+        folder.chmod(0o755)
+        Path(locked).chmod(0o555)
+        root = os.geteuid() == 0
+        if root:
+            main(["run", "tiny.yaml", "--dry-run"])  # imports what only root may be able to read
+            os.seteuid(65534)
+        try:
+            code = main(["run", "tiny.yaml", "--out", f"{locked}/study"])
+        finally:
+            if root:
+                os.seteuid(0)
+        assert not os.listdir(locked)
+        Path(locked).chmod(0o755)
+    assert code == 2
+    assert f"no permission to write to {locked}" in capsys.readouterr().err
+
+
+def test_a_folder_that_another_run_is_at_work_in(folder, capsys):
+    import fcntl
+
+    out = folder / "out"
+    out.mkdir()
+    with (out / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("123")
+        lock.flush()
+        message = refused(capsys, "run", "tiny.yaml", "--out", "out")
+    assert "another run (process 123)" in message

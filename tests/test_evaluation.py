@@ -1,0 +1,346 @@
+"""Each protocol against a naive loop, and what happens where a length has no value."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pezoo.data import Windows
+from pezoo.errors import UserError
+from pezoo.evaluation import PROTOCOLS, LengthResult, evaluate, passes
+from pezoo.evaluation.memory import peak_memory, reset_peak_memory
+from pezoo.evaluation.passes import token_losses
+from pezoo.evaluation.result import bin_edges
+from pezoo.scheme import Scheme
+from pezoo.transformer import Transformer, TransformerConfig
+
+VOCAB, LONGEST, LAST = 19, 50, 6
+DOCUMENTS = np.array([4, 4, 1, 4, 7])
+LENGTHS = [8, 13, 50]
+
+
+def make(scheme):
+    """A small model with weights large enough that positions matter."""
+    size = {"vocab_size": VOCAB, "d_model": 16, "n_heads": 2, "n_layers": 2}
+    model = Transformer(TransformerConfig(**size, train_length=8, scheme=scheme))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(10)
+    return model.eval()
+
+
+@pytest.fixture
+def text():
+    """Five windows of three documents."""
+    ids = torch.randint(VOCAB, (5, LONGEST + 1), generator=torch.Generator().manual_seed(1))
+    return Windows(ids, DOCUMENTS, np.zeros(5, dtype=np.int64))
+
+
+def by_hand(model, ids, declared, row):
+    """The loss of each target of one context, ids (T + 1,), in float64."""
+    inputs, targets = ids[:-1][None], ids[1:]
+    positions = model.positions(1, len(targets), declared=declared, phase="test", rows=(row,))
+    with torch.no_grad():
+        logits = model(inputs, positions)[0].double()
+    return -logits.log_softmax(-1)[torch.arange(len(targets)), targets].numpy()
+
+
+def watch(model, monkeypatch):
+    """Record the positions and shapes of each forward pass."""
+    seen = []
+
+    def forward(self, tokens, positions=None, cache=None, inner=Transformer.forward):
+        seen.append((tuple(tokens.shape), positions))
+        return inner(self, tokens, positions, cache)
+
+    monkeypatch.setattr(Transformer, "forward", forward)
+    return seen
+
+
+def breaking(error, beyond, monkeypatch):
+    """Make forward passes of more than `beyond` tokens raise."""
+
+    def forward(self, tokens, positions=None, cache=None, inner=Transformer.forward):
+        if tokens.shape[1] > beyond:
+            raise error
+        return inner(self, tokens, positions, cache)
+
+    monkeypatch.setattr(Transformer, "forward", forward)
+
+
+def assert_values(result: LengthResult, losses, last):
+    """`losses`: all scored losses; `last`: those that count for the last tokens."""
+    assert result.status == "ok"
+    assert result.reason == ""
+    assert result.n_tokens == len(losses)
+    assert result.values["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert result.values["perplexity"] == pytest.approx(math.exp(np.mean(losses)), rel=1e-5)
+    assert result.values["last_perplexity"] == pytest.approx(math.exp(np.mean(last)), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "scheme", ["rope", "alibi", "dynamic_sinusoidal", "rope+pi", "rope+random"]
+)
+@pytest.mark.parametrize("batch_tokens", [1, 100, 16384])
+def test_prefix_is_the_mean_over_the_beginnings_of_windows(scheme, batch_tokens, text):
+    model = make(scheme)
+    results = evaluate(model, text, LENGTHS, last=LAST, batch_tokens=batch_tokens)
+    assert [result.test_length for result in results] == LENGTHS
+    for length, result in zip(LENGTHS, results, strict=True):
+        windows = [
+            by_hand(model, ids[: length + 1], length, row) for row, ids in enumerate(text.ids)
+        ]
+        last = np.concatenate([losses[-LAST:] for losses in windows])
+        assert_values(result, np.concatenate(windows), last)
+        assert (result.protocol, result.stride, result.bos) == ("prefix", None, False)
+        assert result.n_documents == 3
+
+
+@pytest.mark.parametrize(
+    "scheme", ["rope", "alibi", "dynamic_sinusoidal", "rope+pi", "rope+random"]
+)
+@pytest.mark.parametrize("batch_tokens", [1, 100, 16384])
+def test_non_overlapping_is_the_mean_over_blocks_with_fresh_context(scheme, batch_tokens, text):
+    model = make(scheme)
+    lengths = [10, *LENGTHS]  # 10 divides the windows, 8 and 13 leave shorter blocks
+    results = evaluate(
+        model, text, lengths, protocol="non_overlapping", last=LAST, batch_tokens=batch_tokens
+    )
+    for length, result in zip(lengths, results, strict=True):
+        full = [
+            ids[start : start + length + 1]
+            for ids in text.ids
+            for start in range(0, LONGEST - length + 1, length)
+        ]
+        rest = [ids[LONGEST - LONGEST % length :] for ids in text.ids if LONGEST % length]
+        losses = [by_hand(model, ids, length, row) for row, ids in enumerate(full + rest)]
+        last = [one[max(0, length - LAST) :] for one in losses]
+        assert_values(result, np.concatenate(losses), np.concatenate(last))
+        assert result.n_tokens == 5 * LONGEST
+        assert (result.protocol, result.stride, result.bos) == ("non_overlapping", length, False)
+
+
+def test_one_pass_serves_all_lengths_of_a_stable_scheme(text, monkeypatch):
+    model = make("rope")
+    seen = watch(model, monkeypatch)
+    at_once = evaluate(model, text, LENGTHS, last=LAST)
+    assert [shape for shape, _ in seen] == [(5, 50)]
+    monkeypatch.setattr(Scheme, "prefix_stable", False)
+    one_by_one = evaluate(model, text, LENGTHS, last=LAST)
+    assert sorted(shape for shape, _ in seen[1:]) == [(5, 8), (5, 13), (5, 50)]
+    for a, b in zip(at_once, one_by_one, strict=True):
+        assert a.values == pytest.approx(b.values, rel=1e-5)
+        np.testing.assert_allclose(a.bins.loss_sum, b.bins.loss_sum, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", ["dynamic_sinusoidal", "rope+pi", "rope+dynamic_ntk"])
+def test_other_schemes_take_a_pass_a_length_and_are_told_it(scheme, text, monkeypatch):
+    seen = watch(model := make(scheme), monkeypatch)
+    evaluate(model, text, LENGTHS, last=LAST)
+    assert sorted((shape[1], facts.length) for shape, facts in seen) == [(8, 8), (13, 13), (50, 50)]
+    assert all(facts.phase == "test" for _, facts in seen)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_random_draws_do_not_depend_on_the_batch_size(protocol, text, monkeypatch):
+    model = make("rope+random")
+    seen = watch(model, monkeypatch)
+    a = evaluate(model, text, [8], protocol=protocol, last=LAST, batch_tokens=16384)
+    whole = [row for _, facts in seen for row in facts.rows]
+    seen.clear()
+    b = evaluate(model, text, [8], protocol=protocol, last=LAST, batch_tokens=20)
+    assert [row for _, facts in seen for row in facts.rows] == whole == list(range(len(whole)))
+    assert a[0].values == pytest.approx(b[0].values, rel=1e-5)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_bins_hold_the_sums_that_the_value_is_made_of(protocol, text):
+    model = make("rope")
+    for result in evaluate(model, text, LENGTHS, protocol=protocol, last=LAST):
+        bins, length = result.bins, result.test_length
+        assert bins.edges.tolist() == bin_edges(length).tolist()
+        assert bins.documents.tolist() == [1, 4, 7]
+        assert bins.loss_sum.dtype == np.float64
+        assert bins.tokens.sum() == result.n_tokens
+        assert bins.loss_sum.sum() / bins.tokens.sum() == result.values["loss"]
+        share = bins.tokens.sum(axis=1) / result.n_tokens  # documents have 1, 3 and 1 windows of 5
+        assert share == pytest.approx([0.2, 0.6, 0.2])
+
+
+@pytest.mark.parametrize(("protocol", "n_blocks"), [("prefix", 1), ("non_overlapping", 2)])
+def test_bins_are_by_document_and_position(protocol, n_blocks, text):
+    model = make("rope")
+    [result] = evaluate(model, text, [25], protocol=protocol, last=LAST)
+    bins = result.bins
+    for row, document in enumerate(bins.documents):
+        blocks = [
+            text.ids[i, 25 * k : 25 * k + 26]
+            for i in np.flatnonzero(document == DOCUMENTS)
+            for k in range(n_blocks)
+        ]
+        losses = np.sum([by_hand(model, ids, 25, 0) for ids in blocks], axis=0)
+        for column, (start, stop) in enumerate(pairwise(bins.edges)):
+            assert bins.loss_sum[row, column] == pytest.approx(losses[start:stop].sum(), rel=1e-5)
+            assert bins.tokens[row, column] == (stop - start) * len(blocks)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 64, 100, 1024, 1000])
+def test_bin_edges_ascend_from_zero_to_the_length(length):
+    edges = bin_edges(length)
+    assert edges[0] == 0
+    assert edges[-1] == length
+    assert (np.diff(edges) > 0).all()
+    assert set(2 ** np.arange(20)) & set(range(length)) <= set(edges.tolist())
+
+
+def test_an_undefined_length_is_reported_and_loses_no_other(text):
+    model = make("learned")  # stable, with a table of 8 positions
+    assert model.scheme.prefix_stable
+    short, *long = evaluate(model, text, LENGTHS, last=LAST)
+    [alone] = evaluate(model, text, [8], last=LAST)
+    assert short.status == "ok"
+    assert short.values == alone.values
+    for result in long:
+        assert (result.status, result.values, result.bins) == ("undefined", {}, None)
+        assert "learned" in result.reason
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (MemoryError(), "out_of_memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried ..."), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "failed"),
+        (KeyError("slopes"), "failed"),
+    ],
+)
+def test_a_length_that_breaks_is_reported_and_loses_no_other(
+    error, status, protocol, text, monkeypatch
+):
+    model = make("rope")
+    whole = evaluate(model, text, LENGTHS, protocol=protocol, last=LAST)
+    breaking(error, 13, monkeypatch)
+    results = evaluate(model, text, LENGTHS, protocol=protocol, last=LAST)
+    assert [result.status for result in results] == ["ok", "ok", status]
+    assert results[2].reason
+    assert results[2].values == {}
+    for a, b in zip(whole[:2], results[:2], strict=True):
+        assert a.values == pytest.approx(b.values, rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_is_a_divergence_from_its_position_on(text, monkeypatch):
+    def forward(self, tokens, positions=None, cache=None, inner=Transformer.forward):
+        logits = inner(self, tokens, positions, cache)
+        logits[-1, 13:] = math.nan
+        return logits
+
+    monkeypatch.setattr(Transformer, "forward", forward)
+    results = evaluate(make("rope"), text, LENGTHS, last=LAST)
+    assert [result.status for result in results] == ["ok", "ok", "diverged"]
+    assert "position 13" in results[2].reason
+    assert (results[2].values, results[2].bins) == ({}, None)
+
+
+def test_a_perplexity_beyond_floats_is_a_divergence(text):
+    model = make("rope")
+    with torch.no_grad():
+        model.head.weight.mul_(1e6)
+    [result] = evaluate(model, text, [8], last=LAST)
+    assert result.status == "diverged"
+    assert "no finite perplexity" in result.reason
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(training, text):
+    model = make("rope").train(training)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    evaluate(model, text, LENGTHS, last=LAST)
+    assert model.training is training
+    assert all(module.training is training for module in model.modules())
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    assert torch.is_grad_enabled()
+    model(text.ids[:1, :8]).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_dropout_is_off(text):
+    model = make("rope")
+    expected = evaluate(model, text, [8], last=LAST)[0].values
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.9
+    assert evaluate(model, text, [8], last=LAST)[0].values == expected
+
+
+@pytest.mark.parametrize("scheme", ["rope", "rope+pi", "learned"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_progress_ends_at_the_total(scheme, protocol, text):
+    calls = []
+    evaluate(
+        make(scheme),
+        text,
+        LENGTHS,
+        protocol=protocol,
+        last=LAST,
+        batch_tokens=30,
+        progress=lambda *call: calls.append(call),
+    )
+    done, total = zip(*calls, strict=True)
+    assert list(done) == sorted(done)
+    assert done[-1] == total[-1]
+
+
+def test_last_is_at_most_the_length(text):
+    [result] = evaluate(make("rope"), text, [8], last=1000)
+    assert result.values["last_perplexity"] == pytest.approx(result.values["perplexity"], rel=1e-6)
+
+
+def test_lengths_keep_their_order(text):
+    results = evaluate(make("rope"), text, [50, 8, 13], last=LAST)
+    assert [result.test_length for result in results] == [50, 8, 13]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"protocol": "prefixes"}, "unknown protocol 'prefixes'. Did you mean 'prefix'"),
+        ({"lengths": [8, 51]}, r"test lengths \[8, 51\] must lie in 1 \.\.\. 50"),
+        ({"lengths": [0]}, r"must lie in 1"),
+        ({"last": 0}, "last=0 .* at least 1"),
+        ({"batch_tokens": 0}, "batch_tokens=0 must be at least 1"),
+    ],
+)
+def test_a_mistake_is_one_clear_message(change, message, text):
+    with pytest.raises(UserError, match=message):
+        evaluate(make("nope"), text, **{"lengths": [8], "last": LAST} | change)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_token_losses_are_cross_entropies_in_chunks(dtype, monkeypatch):
+    logits = torch.randn(3, 7, VOCAB).to(dtype)
+    targets = torch.randint(VOCAB, (3, 7))
+    expected = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    monkeypatch.setattr(passes, "CPU_LOGITS", 4 * VOCAB)
+    losses = token_losses(logits, targets)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, expected.view(3, 7))
+
+
+@pytest.mark.skipif(peak_memory(torch.device("cpu")) is None, reason="needs Linux's /proc")
+def test_peak_memory_sees_an_allocation_and_forgets_it():
+    cpu = torch.device("cpu")
+    reset_peak_memory(cpu)
+    before = peak_memory(cpu)
+    torch.ones(2**25)  # 128 MiB
+    peak = peak_memory(cpu)
+    assert peak - before > 2**26
+    reset_peak_memory(cpu)
+    assert peak_memory(cpu) < peak

@@ -1,0 +1,429 @@
+"""Studies end to end: plan, cells, resume, workers, and what a crash leaves behind."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pezoo.config import load_recipe
+from pezoo.data import load
+from pezoo.results import read, read_losses
+from pezoo.study import Study, make_plan
+
+ROOT = Path(__file__).parents[1]
+TIMES = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "date")
+WORDS = "one two three four five six seven eight nine ten".split()
+
+PLUGIN = '''
+"""Members that fail in their own ways."""
+
+import os
+import signal
+
+from pezoo import Encoding, register
+
+
+@register("broken", title="Raises in a forward")
+class Broken(Encoding):
+    def bias(self, positions):
+        if positions.query.shape[1] > 2:
+            raise RuntimeError("broken on purpose")
+
+
+@register("explosive", title="Makes the loss infinite")
+class Explosive(Encoding):
+    def embed(self, x, positions):
+        return x * float("inf")
+
+
+@register("deadly", title="Kills its process")
+class Deadly(Encoding):
+    def embed(self, x, positions):
+        os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A folder of twelve documents of some 1,200 bytes."""
+    folder = tmp_path_factory.mktemp("text")
+    draw = random.Random(0)
+    for i in range(12):
+        (folder / f"{i}.txt").write_text(" ".join(draw.choices(WORDS, k=250)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(text):
+    """A study of seconds: an undefined scheme, shared trainings, a tuning, a random scheme."""
+    return {
+        "study": "tiny",
+        "schemes": ["learned", "rope", "rope+ntk", {"scheme": "rope+pi", "tune": [0, 3]}, "shape"],
+        "seeds": [0, 1],
+        "workers": 2,
+        "data": {"corpus": "text", "path": str(text)},
+        "model": {"d_model": 16, "n_layers": 2, "n_heads": 2, "dropout": 0.1},
+        "train": {"length": 16, "steps": 6, "batch_size": 4, "warmup_steps": 2, "log_every": 1},
+        "tune": {"length": "4x", "warmup_steps": 1},
+        "test": {"lengths": ["1x", "4x"], "windows": 4},
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory):
+    """The study, run once without interruption."""
+    study = Study.prepare(recipe, out=tmp_path_factory.mktemp("finished"))
+    study.run()
+    return study
+
+
+def values(results):
+    """What must not depend on when, where and how fast a study ran."""
+    plain = [vars(r) for r in results]
+    return [{k: v for k, v in one.items() if k not in (*TIMES, "config_hash")} for one in plain]
+
+
+def plan(recipe, *overrides):
+    made = load_recipe(recipe, overrides)
+    return make_plan(made, load(made.data))
+
+
+def kinds(cells):
+    return [sum(cell.kind == kind for cell in cells) for kind in ("train", "tune", "evaluate")]
+
+
+# ---- plan ---------------------------------------------------------------------------------------
+
+
+def test_schemes_that_train_alike_share_a_training(recipe):
+    made = plan(recipe)
+    assert kinds(made.cells.values()) == [2 * 3, 2 * 1, 2 * 6]
+    assert len(made.evaluations) == 12
+
+
+def test_schemes_that_tune_alike_share_a_tuning(recipe):
+    schemes = "schemes=[rope, rope+window:size=8:at=test, rope+pi, rope+pi:factor=4]"
+    made = plan(recipe, schemes, "tune.steps=[3]", "seeds=[0]")
+    assert kinds(made.cells.values()) == [1, 3, 4]
+    titles = [cell.title for cell in made.cells.values() if cell.kind == "tune"]
+    assert titles[0] == "tune rope, 3 steps @ 4x, seed 0"
+
+
+def test_step_counts_share_a_training_and_are_tunings_of_their_own(recipe):
+    made = plan(recipe, "schemes=[rope]", "tune.steps=[0, 2, 4]", "seeds=[0]")
+    assert kinds(made.cells.values()) == [1, 2, 3]
+    parents = {cell.parent for cell in made.cells.values() if cell.kind == "tune"}
+    assert len(parents) == 1
+
+
+def test_after_tuning_the_factor_stays_at_the_tuned_length(recipe):
+    made = plan(recipe, "schemes=[rope+pi]", "tune.steps=[0, 3]", "seeds=[0]")
+    assert [str(e.spec) for e in made.evaluations] == ["rope+pi", "rope+pi:factor=4"]
+
+
+def test_parents_come_before_children(recipe):
+    seen = set()
+    for key, cell in plan(recipe).cells.items():
+        assert cell.parent is None or cell.parent in seen
+        seen.add(key)
+
+
+def test_a_mixture_whose_modules_would_merge_is_trained_as_it_is(recipe):
+    scheme = "{layers: [t5, t5+window:size=8:at=test]}"
+    made = plan(recipe, f"schemes=[{scheme}]", "seeds=[0]")
+    assert [cell.inputs["scheme"] for cell in made.cells.values()][0].count("window") == 1
+
+
+CHANGES = {
+    "train.lr=0.5": (True, True),
+    "model.qk_norm=true": (True, True),
+    "threads=2": (True, True),
+    "seeds=[2]": (True, True),
+    "test.windows=3": (False, True),
+    "test.seed=5": (False, True),
+    "test.lengths=[1x]": (False, True),
+    "test.protocols=[non_overlapping]": (False, True),
+    "schemes=[shaw]": (True, True),
+    "schemes=[rope+ntk]": (False, True),
+    "schemes=[{scheme: rope, label: RoPE}]": (False, False),
+    "workers=1": (False, False),
+    "description=other": (False, False),
+    "schemes=[rope+pi:factor=null:at=test+ntk:at=tune]": (False, True),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_cell_is_named_by_what_determines_it(recipe, change):
+    base = plan(recipe, "schemes=[rope]", "seeds=[0]").cells
+    other = plan(recipe, "schemes=[rope]", "seeds=[0]", change).cells
+    new = [
+        any(c.kind == kind for key, c in other.items() if key not in base)
+        for kind in ("train", "evaluate")
+    ]
+    assert tuple(new) == CHANGES[change]
+
+
+def test_editing_the_source_of_a_member_renames_its_cells(recipe, monkeypatch):
+    from pezoo.registry import Entry
+
+    before = plan(recipe, "schemes=[rope]", "seeds=[0]").cells
+    monkeypatch.setattr(Entry, "source_hash", property(lambda entry: "edited"))
+    assert not before.keys() & plan(recipe, "schemes=[rope]", "seeds=[0]").cells.keys()
+
+
+def test_the_scheme_is_all_that_differs_between_two_runs(recipe, tmp_path, monkeypatch):
+    """Same initial shared weights, same training batches, same test windows."""
+    import pezoo.lightning
+    import pezoo.study.cells as cells
+    from pezoo.study.store import Store
+
+    made = plan(recipe, "schemes=[nope, alibi, rope+random]", "seeds=[0]")
+    corpus, store = load(made.recipe.data), Store(tmp_path)
+    seen = []
+
+    def watch(module, name, keep):
+        original = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, **k: seen.append(keep(x := original(*a, **k))) or x
+        )
+
+    watch(pezoo.lightning, "crops", lambda batch: batch.clone())
+    watch(cells, "windows", lambda windows: windows.ids.clone())
+    records = []
+    for train in [cell for cell in made.cells.values() if cell.kind == "train"]:
+        test = next(cell for cell in made.cells.values() if cell.parent == train.key)
+        weights = {k: v for k, v in train.model().state_dict().items() if "scheme" not in k}
+        seen.clear()
+        for cell in (train, test):
+            cells.run_cell(cell, store, corpus, lambda *_: None)
+        other = {
+            k: v for k, v in train.inputs.items() if k not in ("scheme", "settings", "sources")
+        }
+        other["settings"] = train.inputs["settings"]["steps"]
+        records.append((weights, list(seen), other))
+    first = records[0]
+    assert len(first[1]) > 6
+    for weights, batches, inputs in records[1:]:
+        assert weights.keys() == first[0].keys()
+        assert all(torch.equal(weights[k], first[0][k]) for k in weights)
+        assert len(batches) == len(first[1])
+        assert all(map(torch.equal, batches, first[1]))
+        assert inputs == first[2]
+
+
+def test_weights_are_carried_over_by_what_they_belong_to():
+    from pezoo.study.cells import carry_over
+    from pezoo.transformer import Transformer, TransformerConfig
+
+    facts = {"d_model": 8, "n_layers": 2, "n_heads": 2, "train_length": 8, "vocab_size": 11}
+    trained = Transformer(TransformerConfig(scheme="t5+random", seed=1, **facts)).eval()
+    tested = Transformer(
+        TransformerConfig(scheme="t5+window:size=64+random", seed=2, **facts)
+    ).eval()
+    tokens = torch.arange(8)[None]
+    positions = trained.positions(1, 8)
+    assert not torch.equal(trained(tokens, positions), tested(tokens, positions))
+    carry_over(trained, tested)
+    assert torch.equal(trained(tokens, positions), tested(tokens, positions))
+
+
+# ---- running ------------------------------------------------------------------------------------
+
+
+def test_results_hold_every_scheme_seed_length_and_metric(finished):
+    results = finished.results()
+    assert results == read(finished.results_path)
+    labels = list(dict.fromkeys(r.label for r in results))
+    assert labels == ["learned", "rope", "rope+ntk", "rope+pi", "rope+pi, 3 steps @ 4x", "shape"]
+    assert len(results) == 6 * 2 * 2 * 3
+    by = {(r.label, r.seed, r.test_length, r.metric): r for r in results}
+    assert len(by) == len(results)
+    assert by["learned", 0, 64, "loss"].status == "undefined"
+    assert by["learned", 0, 16, "loss"].status == "ok"
+    assert by["rope+pi", 0, 64, "loss"].scale_factor == 4
+    assert by["rope+pi, 3 steps @ 4x", 0, 16, "loss"].scale_factor == 4
+    tuned = by["rope+pi, 3 steps @ 4x", 1, 64, "loss"]
+    assert (tuned.finetune_steps, tuned.finetune_length, tuned.steps) == (3, 64, 6)
+    assert tuned.value != by["rope+pi", 1, 64, "loss"].value
+    zero_shot = [by[label, 0, 16, "loss"].value for label in ("rope", "rope+ntk", "rope+pi")]
+    assert (
+        zero_shot[0]
+        == pytest.approx(zero_shot[1], abs=1e-6)
+        == pytest.approx(zero_shot[2], abs=1e-6)
+    )
+    assert by["rope", 0, 16, "loss"].value != by["rope", 1, 16, "loss"].value
+    assert by["shape", 0, 16, "loss"].scheme == "sinusoidal+shift"
+
+
+def test_losses_of_a_cell_add_up_to_its_result(finished):
+    for result in (r for r in finished.results() if r.metric == "loss" and r.status == "ok"):
+        path = finished.store.path(result.cell) / f"losses_{result.test_length}.npz"
+        losses = read_losses(path)
+        assert losses.loss_sum.sum() / losses.tokens.sum() == pytest.approx(result.value, rel=1e-9)
+        assert losses.tokens.sum() == result.n_tokens
+
+
+def test_the_recipe_beside_the_results_gives_the_same_study(finished):
+    again = Study.prepare(finished.out / "recipe.yaml", out=finished.out)
+    assert again.plan.cells == finished.plan.cells
+    assert all(map(again.store.done, again.plan.cells))
+
+
+def test_training_curves_stand_per_scheme_and_seed(finished):
+    curves = finished.out / "tensorboard" / "train"
+    found = {str(p.parent.relative_to(curves)) for p in curves.rglob("events.out.tfevents.*")}
+    names = ("learned", "rope", "shape", "rope+pi, 3 steps @ 4x")
+    assert found == {f"{name}/seed{seed}" for name in names for seed in (0, 1)}
+
+
+def test_running_again_does_nothing_and_changes_nothing(finished, monkeypatch):
+    import pezoo.study.launcher
+
+    def no_worker(*_):
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(pezoo.study.launcher, "Worker", no_worker)
+    before = finished.results_path.read_bytes()
+    again = Study(finished.plan, finished.out)
+    again.run()
+    assert finished.results_path.read_bytes() == before
+
+
+def test_one_worker_gives_the_numbers_of_two_and_finished_cells_are_kept(
+    finished, recipe, tmp_path
+):
+    """In a study that began with one scheme, to which the full recipe adds the others."""
+    from pezoo.study.cells import run_cell
+
+    part = Study.prepare(recipe, ["schemes=[rope]", "seeds=[1]"], tmp_path)
+    for cell in part.plan.cells.values():
+        run_cell(cell, part.store, load(part.recipe.data), lambda *_: None)
+    first = {key: (part.store.path(key) / "done.json").read_bytes() for key in part.plan.cells}
+    assert kinds(part.plan.cells.values()) == [1, 0, 1]
+
+    whole = Study.prepare(recipe, ["workers=1"], tmp_path)
+    results = whole.run()
+    assert {key: (part.store.path(key) / "done.json").read_bytes() for key in first} == first
+    assert values(results) == values(finished.results())
+
+
+def test_a_scheme_that_is_left_out_leaves_the_results_but_not_the_store(finished, recipe):
+    part = Study.prepare(recipe, ["schemes=[rope]"], finished.out)
+    assert {r.label for r in part.results()} == {"rope"}
+    assert all(map(finished.store.done, finished.plan.cells))
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(recipe, tmp_path, capsys):
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(PLUGIN)
+    schemes = "schemes=[broken, explosive, {scheme: deadly, tune: [0, 2]}, nope]"
+    arguments = (recipe, [schemes, "seeds=[0]"], tmp_path / "out", [plugin])
+    study = Study.prepare(*arguments)
+    by = {(r.label, r.test_length, r.metric): r for r in study.run()}
+    assert by["nope", 16, "loss"].status == "ok"
+    explosive = by["explosive", 16, "loss"]
+    assert (explosive.status, explosive.value) == ("diverged", None)
+    assert "not finite" in explosive.reason
+    broken = by["broken", 64, "perplexity"]
+    assert broken.status == "failed"
+    assert broken.reason == "train broken, seed 0: RuntimeError: broken on purpose"
+    assert "killed by signal 9" in by["deadly", 16, "loss"].reason
+    assert "killed by signal 9" in by["deadly, 2 steps @ 4x", 16, "loss"].reason
+    assert {study.plan.cells[key].title for key in study.failures} == {
+        "train broken, seed 0",
+        "train deadly, seed 0",
+    }
+    logs = "".join(path.read_text() for path in (study.out / "logs").iterdir())
+    assert "Traceback" in logs
+    assert "broken on purpose" in logs
+    lines = capsys.readouterr().err
+    assert "train broken, seed 0: failed: RuntimeError: broken on purpose" in lines
+    assert not list(study.store.folder.glob(".unfinished-*"))
+    assert read(study.results_path) == study.results()
+
+    again = Study.prepare(*arguments)
+    left = [c.title for key, c in again.plan.cells.items() if not again.store.done(key)]
+    assert [title for title in left if title.startswith("train")] == [
+        "train broken, seed 0",
+        "train deadly, seed 0",
+    ]
+
+
+# ---- interruptions ------------------------------------------------------------------------------
+
+
+def processes(out):
+    """Ids of the processes that have the study's folder on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(out).encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            pass
+    return found
+
+
+def start(recipe_path, out):
+    command = [sys.executable, "-m", "pezoo", "run", str(recipe_path), "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, text=True
+    )
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def interrupt(recipe_path, out, sign, n_cells, delay):
+    """Run until there are `n_cells` finished cells, and send a signal; return exit code and errors."""
+    process = start(recipe_path, out)
+    wait_for(
+        lambda: process.poll() is not None or len(list(out.glob("cells/*/done.json"))) >= n_cells
+    )
+    time.sleep(delay)
+    process.send_signal(sign)
+    _, errors = process.communicate(timeout=60)
+    wait_for(lambda: not processes(out), 10)
+    return process.returncode, errors
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+def test_stopped_and_killed_a_study_ends_as_if_nothing_had_happened(finished, recipe, tmp_path):
+    path, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(recipe))
+    code, errors = interrupt(path, out, signal.SIGINT, n_cells=1, delay=0)
+    assert code == 130
+    assert errors.splitlines()[-1] == f"stopped; to go on: pezoo run {path} --out {out}"
+    assert "Traceback" not in errors
+    done = len(list(out.glob("cells/*/done.json")))
+    code, _ = interrupt(path, out, signal.SIGKILL, n_cells=done + 2, delay=0.02)
+    assert code == -signal.SIGKILL
+    assert len(read(out / "results.jsonl")) < len(finished.results())
+
+    (out / "cells" / ".unfinished-0123").mkdir()  # what a kill at a worse moment leaves
+    study = Study.prepare(path, out=out)
+    assert values(study.run()) == values(finished.results())
+    assert not list(out.glob("cells/.unfinished-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_killed_at_random_moments(finished, recipe, tmp_path, seed):
+    path, out, draw = tmp_path / "tiny.yaml", tmp_path / "out", random.Random(seed)
+    path.write_text(yaml.safe_dump(recipe))
+    for _ in range(3):
+        done = len(list(out.glob("cells/*/done.json")))
+        interrupt(path, out, signal.SIGKILL, done + draw.randrange(4), draw.random() * 0.3)
+    assert values(Study.prepare(path, out=out).run()) == values(finished.results())
