@@ -1,6 +1,8 @@
 """pezoo: the positional-encoding zoo with comparative training."""
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pezoo.contract import Branch, Encoding, Extension, Positions, Shape, Traits, Undefined
 from pezoo.errors import UserError
@@ -8,6 +10,9 @@ from pezoo.registry import describe, list_encodings, list_extensions, list_tasks
 from pezoo.scheme import Scheme, create, parse
 from pezoo.scheme import attend_with as attend
 from pezoo.transformer import Transformer, TransformerConfig
+
+if TYPE_CHECKING:
+    from pezoo.results import Result
 
 __version__ = "0.1.0"
 
@@ -37,8 +42,13 @@ __all__ = [
 ]
 
 
-def run(recipe: str, *args: Any, **kwargs: Any) -> Any:
-    """Run a recipe, as the command `pezoo run` does; see `pezoo.study.run`."""
-    from pezoo.study import run
+def run(
+    recipe: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    out: str | Path | None = None,
+    plugins: Iterable[str | Path] = (),
+) -> "list[Result]":
+    """Run a recipe, or go on with it, as the command `pezoo run` does; see `pezoo.cli.run`."""
+    from pezoo.cli import run
 
-    return run(recipe, *args, **kwargs)
+    return run(recipe, overrides, out, plugins)

@@ -299,9 +299,13 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
         return _eager(q[..., start:stop, :], k[..., :seen, :], v[..., :seen, :], part, some)
 
     starts = range(0, n_queries, size)
-    keep = torch.is_grad_enabled() and len(starts) > 1
-    outputs = [checkpoint(chunk, s, use_reentrant=False) if keep else chunk(s) for s in starts]
-    return torch.cat(outputs, dim=-2)
+    if torch.is_grad_enabled() and len(starts) > 1:
+        return torch.cat([checkpoint(chunk, s, use_reentrant=False) for s in starts], dim=-2)
+    # Into one tensor: small outputs left between large temporaries keep these from being given back to the system.
+    out = v.new_empty(*q.shape[:-1], v.shape[-1])
+    for start in starts:
+        out[..., start : start + size, :] = chunk(start)
+    return out
 
 
 def _strided(q: Tensor, k: Tensor, v: Tensor, composition: Composition, table: Tensor) -> Tensor:

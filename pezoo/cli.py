@@ -26,17 +26,9 @@ if TYPE_CHECKING:
     from pezoo.results import Result
     from pezoo.study import Study
 
-FAMILIES = (
-    "absolute",
-    "relative",
-    "bias",
-    "interpolation",
-    "randomized",
-    "context",
-)  # as the survey orders them
-DESCRIPTION = (
-    "Trains one small Transformer under many positional encodings, and tests it long."
-)
+# As the survey orders them.
+FAMILIES = ("absolute", "relative", "bias", "interpolation", "randomized", "context")
+DESCRIPTION = "Trains one small Transformer under many positional encodings, and tests it long."
 
 
 def run(

@@ -101,7 +101,7 @@ class Positions:
             length: tokens in a row (L).
             batch: rows (B).
             declared: total length that length-dependent members see, if not `length`; (B,) where rows differ.
-            documents: (B, L) document ids of packed rows; positions restart and attention stops at each document.
+            documents: (B, L) ids of packed rows; where the id changes, positions restart and attention stops.
             valid: (B, L) False for padding, which is then seen by nothing but itself.
             rows: names of the sequences, the keys of random draws; default 0 ... B - 1.
             device: where the tensors live.
@@ -117,6 +117,7 @@ class Positions:
             starts = torch.ones_like(document, dtype=torch.bool)
             starts[:, 1:] = document[:, 1:] != document[:, :-1]
             index = place - torch.where(starts, place, 0).cummax(dim=1).values
+            document = starts.cumsum(dim=1)  # an id that comes back later is another document
         spacing = (0.0, 1.0) if document is None else None
         rows = tuple(range(batch)) if rows is None else rows
         declared = length if declared is None else declared
@@ -222,9 +223,11 @@ class Positions:
         rows = self.rows[:1] if scope == "batch" else self.rows
         layer = self.layer if scope == "layer" else 0
 
+        generator = torch.Generator()
+
         def one(row: int) -> Tensor:
             key = hashlib.sha256(f"{self.seed} {salt} {row} {layer} {self.phase}".encode()).digest()
-            return sample(torch.Generator().manual_seed(int.from_bytes(key[:7], "big")))
+            return sample(generator.manual_seed(int.from_bytes(key[:7], "big")))
 
         return torch.stack([one(row) for row in rows]).to(self.query.device)
 

@@ -193,6 +193,7 @@ def load_plugin(path: str | Path) -> list[str]:
         raise UserError(f"plug-in {path}: {type(error).__name__}: {error}") from error
     added = [name for name in _entries if name not in before]
     if not added:
+        del sys.modules[module_name]
         raise UserError(f"plug-in {path} registers nothing: decorate a class with @pezoo.register(...)")
     return added
 

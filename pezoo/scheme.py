@@ -366,6 +366,12 @@ class Plain(nn.Module):
             if all(reasons):
                 raise UserError(f"{spec} cannot work: {reasons[0]}")
 
+    def copies(self) -> dict[str, nn.ModuleList]:
+        """The copies of each member, by name."""
+        encodings, extensions = iter(self.encodings), iter(self.extensions)
+        names = [m.name for m in self.spec.members]
+        return {n: next(encodings if entry(n).kind == "encoding" else extensions) for n in names}
+
     def acting(self, positions: Positions, layer: int = 0) -> list[Extension]:
         """The extensions that act in this phase, in order."""
         copies = [c for c in self.extensions if positions.phase in c[0].at]
@@ -499,6 +505,19 @@ class Scheme(nn.Module):
             tuple(Group(heads, made[part][1][place]) for part, heads, place in row) for row in self.plan
         )
         return Prepared(made[0][0], layers)
+
+    def load_from(self, trained: "Scheme") -> None:
+        """Take over the parameters of a scheme with the same encodings and perhaps other extensions, layer by layer.
+
+        Layers that shared a module there may have one each here: those that differ by an extension only act alike in training.
+        """
+        for row, their_row in zip(self.plan, trained.plan, strict=True):
+            for (part, _, place), (their_part, _, their_place) in zip(row, their_row, strict=True):
+                found = trained.parts[their_part].copies()
+                for name, copies in self.parts[part].copies().items():
+                    if name in found:
+                        source = found[name][their_place % len(found[name])]
+                        copies[place % len(copies)].load_state_dict(source.state_dict())
 
     @property
     def members(self) -> list[Encoding | Extension]:

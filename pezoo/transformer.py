@@ -4,15 +4,15 @@ Legend: B batch, L length, D d_model, H heads, d head_dim, V vocabulary.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pezoo.contract import Positions
-from pezoo.errors import UserError
+from pezoo.errors import UserError, suggest
 from pezoo.scheme import Prepared, create
 
 
@@ -46,6 +46,11 @@ class TransformerConfig:
     """Attention back-end; see `pezoo.attention`."""
 
     def __post_init__(self) -> None:
+        for option in fields(self):
+            value, allowed = getattr(self, option.name), get_args(option.type)
+            if get_origin(option.type) is Literal and value not in allowed:
+                near = suggest(str(value), allowed)
+                raise UserError(f"model.{option.name} is one of {', '.join(allowed)}, not {value!r}.{near}")
         positive = {
             name: getattr(self, name)
             for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "train_length")

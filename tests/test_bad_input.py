@@ -18,6 +18,15 @@ tune: {length: 32, warmup_steps: 1}
 test: {lengths: [16, 64], windows: 2}
 """
 
+UNFIT = """
+from pezoo import Encoding, register
+
+@register("unfit", title="Forgets the heads")
+class Unfit(Encoding):
+    def bias(self, positions):
+        raise IndexError("no such head")
+"""
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -36,6 +45,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "a_file").write_text("not a folder")
     (tmp_path / "plain.py").write_text("x = 1\n")
     (tmp_path / "crash.py").write_text("1 / 0\n")
+    (tmp_path / "unfit.py").write_text(UNFIT)
     return tmp_path
 
 
@@ -153,10 +163,11 @@ COMMANDS = {
     "run tiny.yaml --plugin missing.py": "missing.py: no such Python file",
     "run tiny.yaml --plugin plain.py": "registers nothing",
     "run tiny.yaml --plugin crash.py": "ZeroDivisionError",
+    "run tiny.yaml schemes=[unfit] --plugin unfit.py": "fails with IndexError.*unfit.py, line",
     "run tiny.yaml --outt there": "Did you mean '--out'",
     "run tiny.yaml --out a_file": "a_file is a file",
     "run tiny.yaml --out a_file/inside": "a_file is a file",
-    "run tiny.yaml tune.steps=[2] tune.length=8": "tune.length=8 is shorter than the training length",
+    "run tiny.yaml tune.steps=[2] tune.length=8": "tune.length=8 is shorter than",
     "run tiny.yaml tune.steps=[1,4]": "tune.warmup_steps=1 must be less than the 1 steps",
     "run tiny.yaml train.length=5000 test.lengths=[1x]": "too few for sequences of 5000",
     "rnu": "Did you mean 'run'",

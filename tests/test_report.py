@@ -542,8 +542,8 @@ def test_the_page_shows_all_curves_on_one_card(tmp_path):
         flags = [
             "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1600,2400",
-            "--virtual-time-budget=120000", "--dump-dom",
+            f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1600,1200",
+            "--virtual-time-budget=30000", "--dump-dom",
         ]  # fmt: skip
         page = subprocess.run(
             [browser, *flags, address], capture_output=True, text=True, timeout=120, check=True
@@ -551,10 +551,9 @@ def test_the_page_shows_all_curves_on_one_card(tmp_path):
     finally:
         server.terminate()
         server.wait()
-    card = page[page.index("<scalar-card") : page.index("</scalar-card")]
+    card = page[page.index("<scalar-card") : page.index("</scalar-card>")]
     texts = [html.unescape(text).strip() for text in re.findall(">([^<]+)<", card)]
     assert texts[:2] == ["extrapolation", "/perplexity"]
-    print(texts)
     assert "Smoothed" not in texts
     for label, *_ in SCHEMES:
         row = texts.index(f"test/{label}")

@@ -2,9 +2,10 @@
 
     x_i = E[token_i] + W(p_i)        W: table of N rows; a real coordinate reads between its two rows, linearly
 
-Shapes: (B, L, D) -> (B, L, D). N is the extent of coordinates that training shows: the training length, or more under `random` and `shift`.
-Training and testing: the same. A coordinate of N or more raises `Undefined`; which coordinates occur is decided by extensions, so `learned+pi`
-reaches any length.
+Shapes: (B, L, D) -> (B, L, D). N is the extent of coordinates that training shows: the training length, or more under
+`random` and `shift`.
+Training and testing: the same. A coordinate below 0, or of N or more, raises `Undefined`; which coordinates occur is
+decided by extensions, so `learned+pi` reaches any length.
 
 Source: Gehring et al. 2017 (arXiv 1705.03122). Initialisation N(0, 0.02^2).
 Departures: real coordinates; between N - 1 and N the last row is read.
@@ -17,6 +18,22 @@ from torch import Tensor, nn
 
 from pezoo.contract import Encoding, Positions, Shape, Traits, Undefined
 from pezoo.registry import register, setting
+
+
+def check_rows(name: str, rows: int, positions: Positions) -> None:
+    """Raise `Undefined` for coordinates outside the `rows` positions that an encoding has."""
+    for coordinate in (positions.smallest(), positions.largest()):
+        if not 0 <= coordinate < rows:
+            raise Undefined(f"{name} has {rows} positions; coordinate {coordinate:g} has none")
+
+
+def read_rows(table: Tensor, coordinates: Tensor) -> Tensor:
+    """Rows of a table (N, D) at real coordinates (...), linear between them: (..., D)."""
+    low = coordinates.floor().clamp(0, len(table) - 1)
+    share = (coordinates - low)[..., None].to(table.dtype)
+    low = low.long()
+    high = (low + 1).clamp(max=len(table) - 1)
+    return torch.lerp(table[low], table[high], share)
 
 
 @register(
@@ -44,19 +61,9 @@ class Learned(Encoding):
         self.table = nn.Parameter(torch.randn(rows, shape.d_model) * 0.02)
 
     def check(self, positions: Positions) -> None:
-        """Raise `Undefined` for coordinates past the table."""
-        rows, largest = len(self.table), positions.largest()
-        if largest >= rows:
-            raise Undefined(f"learned has {rows} positions; coordinate {largest:g} has none")
-
-    def read(self, coordinates: Tensor) -> Tensor:
-        """Rows at real coordinates (...), (..., D)."""
-        low = coordinates.floor().clamp(max=len(self.table) - 1)
-        share = (coordinates - low)[..., None].to(self.table.dtype)
-        low = low.long()
-        high = (low + 1).clamp(max=len(self.table) - 1)
-        return torch.lerp(self.table[low], self.table[high], share)
+        """Raise `Undefined` for coordinates outside the table."""
+        check_rows("learned", len(self.table), positions)
 
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
-        """x + W(p)."""
-        return x + self.read(positions.query).to(x.dtype)
+        """Add W(p)."""
+        return x + read_rows(self.table, positions.query).to(x.dtype)

@@ -58,12 +58,11 @@ class ALiBi(Encoding):
 
     def __init__(self, shape: Shape, config: Config) -> None:
         super().__init__(shape, config)
-        values = torch.tensor(slopes(shape.n_heads))
-        if config.slopes == "learned":
-            self.slopes = nn.Parameter(values)
-        else:
-            self.register_buffer("slopes", values, persistent=False)
+        learned = config.slopes == "learned"
+        self.slopes = nn.Parameter(torch.tensor(slopes(shape.n_heads))) if learned else None
 
     def distance_bias(self, distance: Tensor) -> Tensor:
         """-m_h |distance|, (H, ...)."""
-        return -self.slopes.float().view(-1, *(1,) * distance.ndim) * distance.abs()
+        fixed = self.slopes is None
+        m = torch.tensor(slopes(self.shape.n_heads), device=distance.device) if fixed else self.slopes.float()
+        return -m.view(-1, *(1,) * distance.ndim) * distance.abs()

@@ -1,14 +1,17 @@
 """DAPE: a small network corrects the bias of another encoding by the logits that the content gives.
 
-    l_ij = A_ij + B_ij + f([A_ij ; B_ij]),   A_ij = q_i . k_j / sqrt(d),   B_ij: the bias of the base encoding,   each over all heads
+    l_ij = A_ij + B_ij + f([A_ij ; B_ij]),   A_ij = q_i . k_j / sqrt(d),   B_ij: the base encoding's bias
 
-f: 2H -> width -> H with one leaky ReLU mixes the heads of one pair (i, j); pairs do not see each other. Each layer has a network of its own.
+A and B hold all heads of a pair (i, j). f: 2H -> width -> H with one leaky ReLU mixes them; pairs do not see each
+other. Each layer has a network of its own.
 
-Shapes: logits (B, H, Lq, Lk), bias (R, H, Lq, Lk) -> (B, H, Lq, Lk). Training and testing: the same. No fused attention: the logits must be built.
+Shapes: logits (B, H, Lq, Lk), bias (R, H, Lq, Lk) -> (B, H, Lq, Lk). Training and testing: the same. No fused
+attention: the logits must be built.
 
-Source: Zheng et al. 2024 (arXiv 2405.14722), over ALiBi, KERPLE and FIRE; first released as "CAPE", which is not the CAPE of 2021. Width 32.
-Departures: the last layer starts at zero, so that training starts from the base encoding (the authors' code keeps the usual initial values), and has no
-offset, which softmax would ignore.
+Source: Zheng et al. 2024 (arXiv 2405.14722), over ALiBi, KERPLE and FIRE; first released as "CAPE", which is not the
+CAPE of 2021. Width 32.
+Departures: the last layer starts at zero, so that training starts from the base encoding (the authors' code keeps the
+usual initial values), and has no offset, which softmax would ignore.
 """
 
 from dataclasses import dataclass
@@ -35,7 +38,7 @@ PAIRS = 2**19
 class DAPE(Extension):
     """A correction to a bias by a small network over the heads' logits."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(shift_invariant=True, parameters=lambda shape, c: (3 * shape.n_heads + 1) * c.width, neutral={})
     default_at = ("train", "tune", "test")
 
     @dataclass

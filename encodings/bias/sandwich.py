@@ -1,14 +1,15 @@
 """Sandwich: the products of sinusoidal encodings with each other as a bias, with another strength for each head.
 
-    l_ij^h = q_i . k_j / sqrt(d) + (sum_k cos(n base^(-2k/D)) - D/2) / (8h/H),   n = p_i - p_j,   k = 0 ... D/2 - 1,   h = 1 ... H
+    l_ij^h = q_i . k_j / sqrt(d) + (sum_k cos(n base^(-2k/D)) - D/2) / (8h/H)
+    n = p_i - p_j,   k = 0 ... D/2 - 1,   h = 1 ... H
 
-D is a width of its own, not the model's. The constant D/2 makes the bias 0 at n = 0; softmax ignores it. Low heads have the strongest bias. It falls
-roughly as a logarithm, with small waves.
+D is a width of its own, not the model's. The constant D/2 makes the bias 0 at n = 0; softmax ignores it. Low heads
+have the strongest bias. It falls roughly as a logarithm, with small waves.
 
 Shapes: distances (...) -> (H, ...). Training and testing: the same; no parameters.
 
-Source: Chi, Fan, Rudnicky, Ramadge 2022 (arXiv 2212.10356); D = 128, base 10000. A port in wide use counts k = 1 ... D/2 and takes D = head_dim:
-`first=1`, `width`.
+Source: Chi, Fan, Rudnicky, Ramadge 2022 (arXiv 2212.10356); D = 128, base 10000. A port in wide use counts k = 1 ...
+D/2 and takes D = head_dim: `first=1`, `width`.
 Departures: none.
 
 At distance 1 the first of 8 heads has

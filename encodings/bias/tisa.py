@@ -2,14 +2,16 @@
 
     l_ij^h = q_i . k_j / sqrt(d) + sum_s a_hs exp(-|b_hs| (x - c_hs)^2),   x = p_j - p_i
 
-a: amplitudes, b: sharpnesses, c: centres of the S kernels of head h, all learned. Far from every centre the bias is zero: NoPE, without a pull to
-what is near.
+a: amplitudes, b: sharpnesses, c: centres of the S kernels of head h, all learned. Far from every centre the bias is
+zero: NoPE, without a pull to what is near.
 
-Shapes: distances (...) -> (H, ...). Each layer has kernels of its own; `shared` gives all layers one set. Training and testing: the same.
+Shapes: distances (...) -> (H, ...). Each layer has kernels of its own; `shared` gives all layers one set. Training
+and testing: the same.
 
-Source: Wennberg, Henter 2021 (arXiv 2106.01950). S = 5; a and b ~ N(0.1, 0.01^2), c ~ N(0, 5^2). The authors' code reads x = i - j - 1 instead:
-`offset=code`.
-Departures: in a decoder centres start on the visible side, c = -|c| (|c| for `offset=code`), since kernels centred in the masked future learn little.
+Source: Wennberg, Henter 2021 (arXiv 2106.01950). S = 5; a and b ~ N(0.1, 0.01^2), c ~ N(0, 5^2). The authors' code
+reads x = i - j - 1 instead: `offset=code`.
+Departures: in a decoder centres start on the visible side, c = -|c| (|c| for `offset=code`), since kernels centred in
+the masked future learn little.
 """
 
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ from pezoo.registry import register, setting
 class TISA(Encoding):
     """A learned sum of bell curves of the offset, for each head."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(shift_invariant=True, parameters=lambda shape, c: 3 * c.kernels * shape.n_heads)
 
     @dataclass
     class Config:

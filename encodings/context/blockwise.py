@@ -2,9 +2,11 @@
 
     l_ij = -inf unless floor(i / b) - floor(j / b) is 0 or 1        i, j: places in the document, b: block
 
-Shapes: mask (R, Lq, Lk). Not in training or tuning; in testing. With b half the training length L every distance stays below L.
+Shapes: mask (R, Lq, Lk). Not in training or tuning; in testing. With b half the training length L every distance
+stays below L.
 
-Source: Sun et al. 2022 (arXiv 2212.10554), section 3.3, for testing xPos models that were trained with full attention; b = L / 2.
+Source: Sun et al. 2022 (arXiv 2212.10554), section 3.3, for testing xPos models that were trained with full
+attention; b = L / 2.
 Departures: none. In an encoder a query sees the block after its own as well.
 """
 
@@ -27,7 +29,7 @@ from pezoo.registry import register, setting
 class Blockwise(Extension):
     """Attention to the own block and the one before."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(shift_invariant=True, neutral={"size": 1_000_000_000})
     default_at = ("test",)
 
     @dataclass

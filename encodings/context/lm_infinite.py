@@ -4,9 +4,11 @@
 
 S: first tokens, W: window, D: limit; i, j: places in the document.
 
-Shapes: mask (R, Lq, Lk) and one far region, two in an encoder. Not in training or tuning; in testing. Twice the attention cost.
+Shapes: mask (R, Lq, Lk) and one far region, two in an encoder. Not in training or tuning; in testing. Twice the
+attention cost.
 
-Source: Han et al. 2023 (arXiv 2308.16137): W = D = L, 10 to 100 first tokens. The authors' code limits distances only where i - j >= W: the same for W = D.
+Source: Han et al. 2023 (arXiv 2308.16137): W = D = L, 10 to 100 first tokens. The authors' code limits distances only
+where i - j >= W: the same for W = D.
 Departures: any encoding with a term of position pairs; middle tokens are not brought back. S defaults to 10.
 """
 
@@ -30,7 +32,7 @@ from pezoo.registry import register, setting
 class LMInfinite(Extension):
     """A window and the first tokens, with distances cut off."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(shift_invariant=True, neutral={"size": 1_000_000_000, "limit": 1e9})
     default_at = ("test",)
 
     @dataclass

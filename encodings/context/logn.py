@@ -1,14 +1,14 @@
-"""LogN: logits sharpened with the number of tokens that a query sees, so that attention does not thin out on long texts.
+"""LogN: logits sharpened with the number of tokens seen, so that attention does not thin out on long texts.
 
     l_ij -> sigma_i l_ij,   sigma_i = max(1, ln(i + 1) / ln L)        i: place in the document, L: training length
 
 Only q.k is scaled; a bias is not.
 
-Shapes: one factor a query, (R, Lq). Not in training; in tuning and testing. Up to the training length it does nothing; trained with from the start
-(`at=train,tune,test`) it is usual without the max: `floor=false`.
+Shapes: one factor a query, (R, Lq). Not in training; in tuning and testing. Up to the training length it does
+nothing; trained with from the start (`at=train,tune,test`) it is usual without the max: `floor=false`.
 
-Source: Su 2021 (the author's blog, and code released with ReRoPE); Chiang, Cholak 2022 (arXiv 2202.12172). In an encoder, where every query sees all,
-papers take the length for i + 1.
+Source: Su 2021 (the author's blog, and code released with ReRoPE); Chiang, Cholak 2022 (arXiv 2202.12172). In an
+encoder, where every query sees all, papers take the length for i + 1.
 Departures: none.
 
 >>> [round(max(1, math.log(n) / math.log(512)), 4) for n in (512, 1024, 4096)]

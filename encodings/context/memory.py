@@ -1,16 +1,18 @@
-"""Segment recurrence: a text is read in segments, each of which also sees the hidden states of the last tokens before it.
+"""Segment recurrence: a text is read in segments, each of which sees the hidden states of the tokens before it.
 
     l_ij = -inf unless b_i - M <= j < b_i + N,   b_i = N floor(i / N)        i, j: places in the document
 
-N: segment, M: memory. Layer by layer, so that what is seen at depth k reaches back by k memories. Its values are those of reading segment by segment with a
-cache of the last M hidden states of each layer, which a causal mask gives in one pass.
+N: segment, M: memory. Layer by layer, so that what is seen at depth k reaches back by k memories. Its values are
+those of reading segment by segment with a cache of the last M hidden states of each layer, which a causal mask gives
+in one pass.
 
-Shapes: mask (R, Lq, Lk). In training, tuning and testing. A training sequence has to be longer than a segment for memory to be seen in training;
-distances then reach up to M + N - 1. Coordinates run on from segment to segment.
+Shapes: mask (R, Lq, Lk). In training, tuning and testing. A training sequence has to be longer than a segment for
+memory to be seen in training; distances then reach up to M + N - 1. Coordinates run on from segment to segment.
 
 Source: Dai et al. 2019 (arXiv 1901.02860), section 3.2; in testing M may be larger: `test_memory`.
-Departures: gradients flow into the memory (the paper stops them at its hidden states). N defaults to half the training length, M to N, and a document
-begins with an empty memory, so that training sees memory, and testing no distance that training has not.
+Departures: gradients flow into the memory (the paper stops them at its hidden states). N defaults to half the
+training length, M to N, and a document begins with an empty memory, so that training sees memory, and testing no
+distance that training has not.
 """
 
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ from pezoo.registry import register, setting
 class Memory(Extension):
     """Attention to the own segment and a memory before it."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(shift_invariant=True, neutral={"segment": 1_000_000_000})
     default_at = ("train", "tune", "test")
 
     @dataclass

@@ -1,15 +1,17 @@
-"""StreamingLLM: a query sees the first few tokens and the last tokens only, and reads positions inside that cache, not in the text.
+"""StreamingLLM: a query sees the first and the last tokens only, and reads positions inside that cache.
 
-    sees j with i - j < W or j < S;    distance to a recent key: as ever;    to a sink a < S: that of token min(i, S + W - 1) to token a
+    sees j with i - j < W or j < S
+    distance to a recent key: as ever;   to a sink a < S: that of token min(i, S + W - 1) to token a
 
-S: sinks, W: recent tokens, itself included; i, j: places in the document. Distances stay below S + W. The model stays stable on endless text, but
-knows no more of it than the cache holds.
+S: sinks, W: recent tokens, itself included; i, j: places in the document. Distances stay below S + W. The model stays
+stable on endless text, but knows no more of it than the cache holds.
 
 Shapes: mask (R, Lq, Lk) and one far region. Not in training or tuning; in testing. Twice the attention cost.
 
-Source: Xiao et al. 2023 (arXiv 2309.17453), S = 4; one place is freed before each new token. The perplexity script of the authors' code frees it
-afterwards, which keeps one key more: `evict=after`.
-Departures: any encoding with a term of position pairs, at real coordinates; W defaults to the training length less S; no sink token is learned.
+Source: Xiao et al. 2023 (arXiv 2309.17453), S = 4; one place is freed before each new token. The perplexity script of
+the authors' code frees it afterwards, which keeps one key more: `evict=after`.
+Departures: any encoding with a term of position pairs, at real coordinates; W defaults to the training length less S;
+no sink token is learned.
 """
 
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ from pezoo.registry import register, setting
 class Sinks(Extension):
     """The first and the last tokens, at positions inside the cache."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(shift_invariant=True, neutral={"size": 1_000_000_000})
     default_at = ("test",)
 
     @dataclass

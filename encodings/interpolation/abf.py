@@ -2,13 +2,14 @@
 
     w_k = base^(-2k/r) -> base'^(-2k/r)
 
-Shapes: frequencies (R, n), n = r / 2, -> the same; those that the encoding has set to zero stay zero. Not in training; in tuning and testing
-(`at=train,tune,test` trains with it from the start, which equals `rope:base=...`).
+Shapes: frequencies (R, n), n = r / 2, -> the same; those that the encoding has set to zero stay zero. Not in
+training; in tuning and testing (`at=train,tune,test` trains with it from the start, which equals `rope:base=...`).
 
-Source: Xiong et al. 2023 (arXiv 2309.16039), base' = 500 000; Code Llama, Roziere et al. 2023 (arXiv 2308.12950), base' = 1 000 000. Both tune after the
-change. For short training lengths a large base leaves most pairs nearly still: try several.
-Departures: the geometric series is replaced whatever it was, so that the base of the encoding need not be known; put `abf` before other extensions
-of frequencies.
+Source: Xiong et al. 2023 (arXiv 2309.16039), base' = 500 000; Code Llama, Roziere et al. 2023 (arXiv 2308.12950),
+base' = 1 000 000. Both tune after the change. For short training lengths a large base leaves most pairs nearly still:
+try several.
+Departures: the geometric series is replaced whatever it was, so that the base of the encoding need not be known; put
+`abf` before other extensions of frequencies.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from pezoo.registry import register, setting
 class ABF(Extension):
     """A new base for the frequencies."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(shift_invariant=True, neutral={"base": 10000})
 
     @dataclass
     class Config:

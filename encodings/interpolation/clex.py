@@ -1,16 +1,23 @@
 """CLEX: frequencies follow a learned differential equation in the length factor, from those of training at factor 1.
 
-    d ln w / dt = x(t) + Down act(Up (ln w + ln v(t))),   v_k(t) = w_k (2t - 1)^(-k/(n-1)),   x = d ln v / dt,   from t = 1
+    d ln w / dt = x(t) + Down act(Up (ln w + ln v(t))) from t = 1
+    v_k(t) = w_k(1) (2t - 1)^(-k/(n-1)),   x = d ln v / dt
 
-n frequencies, k = 0 ... n - 1. Down starts at zero, and then w(t) = v(t), NTK-aware scaling by 2t - 1. One network for all layers and heads.
+n frequencies, k = 0 ... n - 1. Down starts at zero, and then w(t) = v(t), NTK-aware scaling by 2t - 1. One network
+for all layers and heads.
 
-Shapes: frequencies (R, n) -> the same; coordinates (R, L) -> (B, L) outside testing. Not in training; in tuning and testing.
-Tuning: t ~ U{1 ... t_max} for each sequence, which reads a sorted random subset of {0 ... T t - 1}, both ends included, divided by max(1, floor(T / L)).
-Testing: t = ceil(T / L), at most t_max, with plain coordinates. Depends on T, hence not prefix-stable; identical to the base up to T = L.
+Shapes: frequencies (R, n) -> the same; coordinates (R, L) -> (B, L) outside testing. Not in training; in tuning and
+testing.
+Tuning: t ~ U{1 ... t_max} for each sequence, which reads a sorted random subset of {0 ... T t - 1}, both ends
+included, divided by max(1, floor(T / L)).
+Testing: t = ceil(T / L), at most t_max, with plain coordinates. Depends on T, hence not prefix-stable; identical to
+the base up to T = L.
 
-Source: Chen, Li, Meng, Liang, Bing 2023 (arXiv 2310.16450) and the authors' code. RK4 with fixed steps, as there; x is integrated exactly.
-Departures: v is made from the encoding's own frequencies (the code's network always reads base 10 000); draws are per sequence (the code: per batch);
-no factor on the logits (add `logn`). t_max defaults to 16. Set `n_frequencies` for encodings with other than head_dim / 2 frequencies.
+Source: Chen, Li, Meng, Liang, Bing 2023 (arXiv 2310.16450) and the authors' code. RK4 with fixed steps, as there; x
+is integrated exactly.
+Departures: v is made from the encoding's own frequencies (the code's network always reads base 10 000); draws are per
+sequence (the code: per batch); no factor on the logits (add `logn`). t_max defaults to 16. Set `n_frequencies` for
+encodings with other than head_dim / 2 frequencies.
 """
 
 import math
@@ -36,7 +43,17 @@ from pezoo.registry import register, setting
 class CLEX(Extension):
     """Frequencies along a learned path in the length factor."""
 
-    traits = Traits(shift_invariant=True, prefix_stable=False, random=True)
+    traits = Traits(
+        shift_invariant=True,
+        prefix_stable=False,
+        random=True,
+        parameters=lambda shape, c: 4 * c.width * (c.n_frequencies or max(2, shape.head_dim // 2)) ** 2,
+        neutral={"max_factor": 1},
+        deviations={
+            "growing_generation_as_declared": "frequencies change only at multiples of the training length",
+            "same_seed_same_draw": "draws in tuning, not in testing",
+        },
+    )
 
     @dataclass
     class Config:
@@ -61,12 +78,14 @@ class CLEX(Extension):
         return extent * self.config.max_factor
 
     def refuses(self, encoding: Encoding) -> str | None:
-        """Encodings with another number of frequencies."""
-        n = len(encoding.inv_freq())
-        if n == self.n and n > 1:
+        """Encodings with no frequencies, or with another number of them."""
+        inv_freq, name = encoding.inv_freq(), type(encoding).__name__
+        if inv_freq is None:
+            return f"clex changes frequencies, and {name} has none; it works with rope"
+        n = len(inv_freq)
+        if n == self.n:
             return None
-        name = type(encoding).__name__
-        return f"clex is built for {self.n} frequencies and {name} has {n}; type clex:n_frequencies={n} (at least 2)"
+        return f"clex is built for {self.n} frequencies and {name} has {n}; type clex:n_frequencies={n}"
 
     def times(self, positions: Positions) -> Tensor:
         """t, int64, (R,)."""

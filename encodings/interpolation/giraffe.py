@@ -1,12 +1,13 @@
-"""Giraffe's bases: slow frequencies are made slower still (power), or a few of them constant and the rest zero (truncated).
+"""Giraffe's bases: slow frequencies are made slower still (power), or constant and then zero (truncated).
 
     power:      w_k -> w_k (1 - k / n)^q,   k = 0 ... n - 1
     truncated:  w_k -> w_k if w_k >= c,  c / 16 if c / 8 <= w_k < c,  0 if w_k < c / 8        c = 2 pi / L
 
-c is the frequency that turns once in the training length L; a frequency of zero leaves its pair of channels to content alone. A linear factor s, if
-any, divides all frequencies first.
+c is the frequency that turns once in the training length L; a frequency of zero leaves its pair of channels to
+content alone. A linear factor s, if any, divides all frequencies first.
 
-Shapes: frequencies (R, n) -> the same. Not in training; in tuning and testing. It is a change of base: the authors tune after it.
+Shapes: frequencies (R, n) -> the same. Not in training; in tuning and testing. It is a change of base: the authors
+tune after it.
 
 Source: Pal et al. 2023 (arXiv 2308.10882) and the authors' code, whose middle group is 2 pi / (16 L). q = 0.5.
 Departures: none.
@@ -34,7 +35,7 @@ from pezoo.registry import register, setting
 class Giraffe(Extension):
     """Slow frequencies slowed by a power, or cut."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(shift_invariant=True, neutral={"power": 0})
 
     @dataclass
     class Config:

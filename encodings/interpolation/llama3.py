@@ -2,11 +2,14 @@
 
     w_k -> (1 - u_k) w_k / s + u_k w_k,   u = clip((L / lambda_k - low) / (high - low), 0, 1),   lambda_k = 2 pi / w_k
 
-A wavelength below L / high is kept, one above L / low is stretched s-fold. This is NTK by parts with its ramp in turns, without a temperature.
+A wavelength below L / high is kept, one above L / low is stretched s-fold. This is NTK by parts with its ramp in
+turns, without a temperature.
 
-Shapes: frequencies (R, n) -> the same. Not in training; in tuning and testing. s is the setting `factor`, else max(1, T / L).
+Shapes: frequencies (R, n) -> the same. Not in training; in tuning and testing. s is the setting `factor`, else max(1,
+T / L).
 
-Source: Llama team 2024 (arXiv 2407.21783) and the released model code: s = 8, low = 1, high = 4, L = 8192, base 500 000 (here `rope:base=500000`).
+Source: Llama team 2024 (arXiv 2407.21783) and the released model code: s = 8, low = 1, high = 4, L = 8192, base 500
+000 (here `rope:base=500000`).
 Departures: none.
 """
 

@@ -1,15 +1,17 @@
-"""LongRoPE: each frequency is divided by a factor of its own, found by search, one list for short texts and one for long.
+"""LongRoPE: each frequency has a divisor of its own, found by search, one list for short texts and one for long.
 
     w_k -> w_k / a_k,     logits of q.k times m^2,   m = sqrt(1 + ln s / ln L)
 
-a: the list `short` up to the training length L, `long` for declared lengths T > L (`table` fixes one of the two). Published lists never fall with k.
+a: the list `short` up to the training length L, `long` for declared lengths T > L (`table` fixes one of the two).
+Published lists never fall with k.
 
-Shapes: frequencies (R, n) -> the same; a list holds n factors. Not in training; in tuning and testing. s is the setting `factor`, else max(1, T / L).
-The switch at L and an unset s make it not prefix-stable.
+Shapes: frequencies (R, n) -> the same; a list holds n factors. Not in training; in tuning and testing. s is the
+setting `factor`, else max(1, T / L). The switch at L and an unset s make it not prefix-stable.
 
-Source: Ding et al. 2024 (arXiv 2402.13753); lists, switch and m as in the released models. `search_factors` follows the paper's search.
-Departures: no tokens at the start are left unscaled (the paper's n-hat; released models have none). Lists default to ones for short texts and to
-YaRN's factors for long, from which a search starts.
+Source: Ding et al. 2024 (arXiv 2402.13753); lists, switch and m as in the released models. `search_factors` follows
+the paper's search.
+Departures: no tokens at the start are left unscaled (the paper's n-hat; released models have none). Lists default to
+ones for short texts and to YaRN's factors for long, from which a search starts.
 """
 
 import math
@@ -52,8 +54,8 @@ def search_factors(
 ) -> tuple[list[float], float]:
     """Evolve a list of factors for `longrope:long=...` that never falls, from those of PI, NTK and YaRN.
 
-    Half of each round's candidates are mutations of a parent, half mix two parents. Factors lie in [1, 1.25 factor], in steps of 0.01. The paper runs 40
-    iterations of 64 candidates with 32 parents, and scores perplexity on five long texts.
+    Half of each round's candidates are mutations of a parent, half mix two parents. Factors lie in [1, 1.25 factor], in
+    steps of 0.01. The paper runs 40 iterations of 64 candidates with 32 parents, by perplexity on five long texts.
 
     Args:
         evaluate: the loss of a list, such as validation loss at the target length; called once for each list.
@@ -106,15 +108,15 @@ def search_factors(
 class LongRoPE(Extension):
     """Frequencies divided by given factors, one list for short texts and one for long."""
 
-    traits = Traits(shift_invariant=True, prefix_stable=False)
+    traits = Traits(shift_invariant=True, prefix_stable=False, neutral={"factor": 1})
 
     @dataclass
     class Config:
         """Settings of the factors."""
 
         factor: float | None = setting(None, "s, for m and the default of long; unset: max(1, T / L)", at_least=1)
-        short: list[float] = setting([], "factors up to the training length; unset: ones", above=0)
-        long: list[float] = setting([], "factors beyond it; unset: YaRN's", above=0)
+        short: list[float] = setting([], "factors up to the training length; unset: ones", above=0)  # noqa: RUF009
+        long: list[float] = setting([], "factors beyond it; unset: YaRN's", above=0)  # noqa: RUF009
         table: Literal["switch", "short", "long"] = setting("switch", "which list: by length, or always one")
         magnitude: float | None = setting(None, "m; unset: sqrt(1 + ln s / ln L)", above=0)
 
@@ -137,7 +139,7 @@ class LongRoPE(Extension):
         return positions.factor(self.shape.train_length, self.config.factor)
 
     def frequencies(self, inv_freq: Tensor, positions: Positions) -> Tensor:
-        """w / a, each row by its own length."""
+        """Divided frequencies, each row by its own length."""
         c, train_length = self.config, self.shape.train_length
         n = inv_freq.shape[-1]
         if {len(c.short), len(c.long)} - {0, n}:

@@ -2,11 +2,13 @@
 
     base -> base a^(r / (r - 2)),   a = max(1, 2^ceil(log2(T / L) + 1) - 1)        T: declared total length
 
-a is 1 up to the training length L, 3 up to 2 L, 7 up to 4 L, and so on: between jumps the frequencies stay, and with them a cache of turned keys.
+a is 1 up to the training length L, 3 up to 2 L, 7 up to 4 L, and so on: between jumps the frequencies stay, and with
+them a cache of turned keys.
 
 Shapes: frequencies (R, n) -> the same. Not in training; in tuning and testing. Depends on T, hence not prefix-stable.
 
-Source: Bai et al. 2023 (arXiv 2309.16609), section 2.5 in words; the formula as ports of the released code have it. Qwen adds `logn` and windows.
+Source: Bai et al. 2023 (arXiv 2309.16609), section 2.5 in words; the formula as ports of the released code have it.
+Qwen adds `logn` and windows.
 Departures: none known; the original file was not seen.
 """
 
@@ -31,7 +33,11 @@ from pezoo.registry import register
 class QwenDynamicNTK(Extension):
     """NTK-aware scaling in jumps, by the current length."""
 
-    traits = Traits(shift_invariant=True, prefix_stable=False)
+    traits = Traits(
+        shift_invariant=True,
+        prefix_stable=False,
+        deviations={"growing_generation_as_declared": "frequencies change only where the length doubles"},
+    )
 
     @dataclass
     class Config:

@@ -3,14 +3,17 @@
     rerope:        n -> min(n, w)                              n = p_i - p_j
     leaky_rerope:  n -> n for n < w,  else w + (n - w) / f
 
-Attention at pairs with n >= w uses a query at coordinate w and keys at 0; leaky: a query at p_i / f + w (1 - 1 / f) and keys at p_j / f.
+Attention at pairs with n >= w uses a query at coordinate w and keys at 0; leaky: a query at p_i / f + w (1 - 1 / f)
+and keys at p_j / f.
 
-Shapes: one far region over (R, Lq, Lk), two in an encoder. Not in training or tuning; in testing. Twice the attention cost.
+Shapes: one far region over (R, Lq, Lk), two in an encoder. Not in training or tuning; in testing. Twice the attention
+cost.
 
-Source: Su 2023 (the author's blog and released code, for RoPE; w = 512, L = 4096, f = 16). Its reported results add `logn`.
-Departures: any encoding with a term of position pairs, biases included; an encoder does the same on both sides. w defaults to half the training length.
-f defaults to (T - w) / (L - w), at least 1: the least that keeps every distance of the declared length T within training, so it is then not
-prefix-stable.
+Source: Su 2023 (the author's blog and released code, for RoPE; w = 512, L = 4096, f = 16). Its reported results add
+`logn`.
+Departures: any encoding with a term of position pairs, biases included; an encoder does the same on both sides. w
+defaults to half the training length. f defaults to (T - w) / (L - w), at least 1: the least that keeps every distance
+of the declared length T within training, so it is then not prefix-stable.
 """
 
 from dataclasses import dataclass
@@ -25,7 +28,7 @@ from pezoo.registry import register, setting
 def far_regions(
     positions: Positions, query: Tensor, key: Tensor, step: float | Tensor, window: float | Tensor
 ) -> tuple[Branch, ...]:
-    """Regions of pairs at least `window` apart, read at distance query - key + step; in an encoder ahead as well, mirrored.
+    """Regions of pairs at least `window` apart, read at distance query - key + step; in an encoder on both sides.
 
     `step` and `window` are numbers or (R, 1).
     """
@@ -54,7 +57,7 @@ def capped(positions: Positions, limit: float) -> tuple[Branch, ...]:
 class ReRoPE(Extension):
     """Distances cut off at a window."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(shift_invariant=True, neutral={"window": 1_000_000_000})
     default_at = ("test",)
 
     @dataclass
@@ -65,7 +68,7 @@ class ReRoPE(Extension):
 
     @property
     def window(self) -> int:
-        """w."""
+        """The width w."""
         return self.config.window or max(1, self.shape.train_length // 2)
 
     def branches(self, positions: Positions) -> tuple[Branch, ...]:
@@ -82,6 +85,8 @@ class ReRoPE(Extension):
 )
 class LeakyReRoPE(ReRoPE):
     """Distances that grow more slowly beyond a window."""
+
+    traits = Traits(shift_invariant=True, prefix_stable=False, neutral={"shrink": 1})
 
     @dataclass
     class Config:

@@ -1,15 +1,17 @@
-"""Resonance RoPE: every wavelength is rounded to a whole number of tokens, so that turns seen in training come back exactly.
+"""Resonance RoPE: wavelengths are rounded to whole numbers of tokens, so that turns seen in training come back.
 
     w_k -> 2 pi / round(2 pi / w_k)
 
-Shapes: frequencies (R, n) -> the same. In training, tuning and testing alike. A pair whose wavelength is at most the training length then shows no
-angle in testing that training has not shown. After another rule for frequencies it rounds that rule's wavelengths: write `rope+yarn+resonance`.
+Shapes: frequencies (R, n) -> the same. In training, tuning and testing alike. A pair whose wavelength is at most the
+training length then shows no angle in testing that training has not shown. After another rule for frequencies it
+rounds that rule's wavelengths: write `rope+yarn+resonance`.
 
-Source: Wang et al. 2024 (arXiv 2403.00071) and the authors' code, where it is applied over plain, NTK and YaRN frequencies.
+Source: Wang et al. 2024 (arXiv 2403.00071) and the authors' code, where it is applied over plain, NTK and YaRN
+frequencies.
 Departures: any encoding with frequencies; exact only where coordinates are whole numbers.
 
->>> config, shape = Resonance.Config(), None
->>> rounded = Resonance(shape, config).frequencies(torch.tensor([[1.0, 0.1, 0.0]]), None)
+>>> import torch
+>>> rounded = Resonance(None, Resonance.Config()).frequencies(torch.tensor([[1.0, 0.1, 0.0]]), None)
 >>> (2 * math.pi / rounded).tolist()
 [[6.0, 63.0, inf]]
 """
@@ -17,7 +19,6 @@ Departures: any encoding with frequencies; exact only where coordinates are whol
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from pezoo.contract import Extension, Positions, Traits
@@ -35,7 +36,10 @@ from pezoo.registry import register
 class Resonance(Extension):
     """Wavelengths rounded to whole numbers."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(
+        shift_invariant=True,
+        deviations={"slows_the_slow_frequencies_most": "wavelengths are rounded up or down"},
+    )
     default_at = ("train", "tune", "test")
 
     @dataclass

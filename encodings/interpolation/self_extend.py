@@ -1,14 +1,18 @@
-"""Self-Extend: beyond a window of neighbours, positions are read in groups, so that far distances stay within training.
+"""Self-Extend: beyond a window of neighbours, positions are read in groups, so that distances stay in training.
 
     n -> n for n < w,  else floor(p_i / G) - floor(p_j / G) + w - floor(w / G)        n = p_i - p_j
 
-w: window of neighbours, G: size of a group. Far distances grow by 1 each G tokens and join the near ones without a gap where G divides w.
+w: window of neighbours, G: size of a group. Far distances grow by 1 each G tokens and join the near ones without a
+gap where G divides w.
 
-Shapes: one far region over (R, Lq, Lk), two in an encoder. Not in training or tuning; in testing. Twice the attention cost.
+Shapes: one far region over (R, Lq, Lk), two in an encoder. Not in training or tuning; in testing. Twice the attention
+cost.
 
-Source: Jin et al. 2024 (arXiv 2401.01325). The authors' code divides w by G without rounding in places: `shift=exact`; it ships w = 1024, G = 8 for L = 4096.
-Departures: any encoding with a term of position pairs; groups of 1 leave real coordinates as they are. w defaults to a quarter of the training length L, made a multiple of G. G defaults to the least
-that keeps every distance of the declared length T below L, ceil((T - w) / (L - w)), so it is then not prefix-stable.
+Source: Jin et al. 2024 (arXiv 2401.01325). The authors' code divides w by G without rounding in places:
+`shift=exact`; it ships w = 1024, G = 8 for L = 4096.
+Departures: any encoding with a term of position pairs; groups of 1 leave real coordinates as they are. w defaults to a
+quarter of the training length L, made a multiple of G. G defaults to the least that keeps every distance of the
+declared length T below L, ceil((T - w) / (L - w)) where it divides w, so it is then not prefix-stable.
 """
 
 from dataclasses import dataclass
@@ -33,7 +37,7 @@ from pezoo.registry import register, setting
 class SelfExtend(Extension):
     """Grouped positions beyond a window of neighbours."""
 
-    traits = Traits()
+    traits = Traits(prefix_stable=False, neutral={"group": 1})
     default_at = ("test",)
 
     @dataclass
@@ -50,17 +54,22 @@ class SelfExtend(Extension):
         return self.config.group is not None
 
     def sizes(self, positions: Positions) -> tuple[Tensor, Tensor]:
-        """w and G, int64, () or (R, 1)."""
+        """The window w and the group G, int64, () or (R, 1)."""
         length = self.shape.train_length
         window = torch.tensor(self.config.window or max(1, length // 4), device=positions.query.device)
         total = torch.as_tensor(positions.length, device=window.device)
         total = total[:, None] if total.ndim else total
         room = max(1, length - int(window))
-        group = torch.ceil((total - window) / room).clamp(min=1).long()
-        if self.config.group is not None:
+        fitted = self.config.group is None
+        if fitted:
+            group = torch.ceil((total - window) / room).clamp(min=1).long()
+        else:
             group = torch.tensor(self.config.group, device=window.device)
         if self.config.window is None:
-            window = torch.maximum(group, window // group * group)
+            multiple = window // group * group
+            window = torch.where(multiple > 0, multiple, window)
+        if fitted:  # the seam costs a step where the group does not divide the window
+            group = torch.where(window % group == 0, group, torch.ceil(total / room).long())
         return window, group
 
     def branches(self, positions: Positions) -> tuple[Branch, ...]:

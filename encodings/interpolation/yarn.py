@@ -1,18 +1,18 @@
-"""YaRN, dynamic YaRN and NTK-by-parts: slow frequencies are interpolated, fast ones kept, with a ramp between; YaRN also sharpens the softmax.
+"""YaRN and NTK by parts: slow frequencies are interpolated, fast ones kept; YaRN also sharpens the softmax.
 
     w_k -> (1 - g_k) w_k / s + g_k w_k,     logits of q.k times (0.1 ln s + 1)^2 (YaRN only)
 
-g ramps from 0 for pairs that turn at most beta_slow times in the training length L to 1 for those that turn beta_fast times or more.
-With rho_k = L w_k / (2 pi) turns: g = clip((rho - beta_slow) / (beta_fast - beta_slow), 0, 1) for `ramp=turns`, linear in k between the pairs with
-those turns, rounded outwards, for `ramp=index`.
+g ramps from 0 for pairs that turn at most beta_slow times in the training length L to 1 for those that turn beta_fast
+times or more. With rho_k = L w_k / (2 pi) turns: g = clip((rho - beta_slow) / (beta_fast - beta_slow), 0, 1) for
+`ramp=turns`, linear in k between the pairs with those turns, rounded outwards, for `ramp=index`.
 
-Shapes: frequencies (R, n) -> the same. Not in training; in tuning and testing. s is the setting `factor`, else max(1, T / L) of the declared length T,
-which tuning fixes; `dynamic_yarn` has no such setting and follows T always.
+Shapes: frequencies (R, n) -> the same. Not in training; in tuning and testing. s is the setting `factor`, else max(1,
+T / L) of the declared length T, which tuning fixes; `dynamic_yarn` has no such setting and follows T always.
 
 Source: Peng, Quesnelle, Fan, Shippole 2023 (arXiv 2309.00071), equations 17-22; by parts: bloc97 2023.
-Departures: `ramp=index` is the default, as in the released models; the paper's is `ramp=turns`. The temperature multiplies all of q.k (paper); code that
-scales cosine and sine tables differs where only a part of the head turns. At small L look at beta_fast: no pair may turn 32 times, and then all are
-interpolated.
+Departures: `ramp=index` is the default, as in the released models; the paper's is `ramp=turns`. The temperature
+multiplies all of q.k (paper); code that scales cosine and sine tables differs where only a part of the head turns. At
+small L look at beta_fast: no pair may turn 32 times, and then all are interpolated.
 """
 
 import math
@@ -45,9 +45,7 @@ def kept_share(inv_freq: Tensor, train_length: int, slow: float, fast: float, ra
     return 1 - ((place - low) / (high - low)).clamp(0, 1)
 
 
-def blend(
-    inv_freq: Tensor, factor: float | Tensor, train_length: int, slow: float, fast: float, ramp: str
-) -> Tensor:
+def blend(inv_freq: Tensor, factor: float | Tensor, train_length: int, slow: float, fast: float, ramp: str) -> Tensor:
     """Kept and interpolated frequencies blended, (R, n); exactly `inv_freq` at factor 1 and where all is kept."""
     kept = kept_share(inv_freq, train_length, slow, fast, ramp)
     return torch.lerp(inv_freq / factor, inv_freq, kept)

@@ -1,15 +1,19 @@
-"""CREAM: a training sequence reads the first positions, the last positions and a block in between, most often near the middle.
+"""CREAM: a training sequence reads the first positions, the last, and a block that is mostly near the middle.
 
-    p = [0 ... h - 1,  e - c + 1 ... e,  s T - h ... s T - 1],   c = T - 2 h,   e ~ U{h + (c - 1) a / 2 ... T a / 2 - h - 1}
-    a = floor(clip(N(1 + s, sigma^2), 2, 2 s)),   s = floor(M / T);   h = floor(T / 3) or min(4 s, floor(T / 3)), by a fair coin
+    p = [0 ... h - 1,  e - c + 1 ... e,  s T - h ... s T - 1],   c = T - 2 h,   s = floor(M / T)
+    e ~ U{h + (c - 1) a / 2 ... T a / 2 - h - 1},   a = floor(clip(N(1 + s, sigma^2), 2, 2 s))
+    h = floor(T / 3) or min(4 s, floor(T / 3)), by a fair coin
 
-M: the length to be reached. A third for head and tail makes many distances (relativity), a few tokens make long unbroken runs (continuity).
+M: the length to be reached. A third for head and tail makes many distances (relativity), a few tokens make long
+unbroken runs (continuity).
 
 Shapes: coordinates (R, L) -> (B, L). In training and tuning; plain positions in testing. Draws are per sequence.
 
-Source: Wu, Zhao, Zheng 2024 (arXiv 2406.07138), for tuning, with interpolation by s; all of the above as in the authors' code, sigma = 3.
-Departures: the text is unbroken (the code reads its middle and tail from later in a long text); the coin is thrown for each sequence (the code: once for
-thousands); 4 s is kept below T / 3, which matters for short T. M defaults to 16 training lengths.
+Source: Wu, Zhao, Zheng 2024 (arXiv 2406.07138), for tuning, with interpolation by s; all of the above as in the
+authors' code, sigma = 3.
+Departures: the text is unbroken (the code reads its middle and tail from later in a long text); the coin is thrown
+for each sequence (the code: once for thousands); 4 s is kept below T / 3, which matters for short T. M defaults to 16
+training lengths.
 """
 
 from dataclasses import dataclass
@@ -17,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pezoo.contract import Traits
 from pezoo.encodings.randomized._draws import Drawn, whole
 from pezoo.registry import register, setting
 
@@ -31,6 +36,8 @@ from pezoo.registry import register, setting
 )
 class CREAM(Drawn):
     """Head, middle and tail positions of a longer text."""
+
+    traits = Traits(prefix_stable=False, random=True, neutral={"max_length": 1})
 
     @dataclass
     class Config:

@@ -1,4 +1,4 @@
-"""Giraffe's randomised positions: steps between tokens are random real numbers of mean 1, so that training shows positions between whole ones.
+"""Giraffe's randomised positions: steps between tokens are random real numbers with mean 1.
 
     p_i = (z_0 + ... + z_i) min(1, T / (z_0 + ... + z_(T-1))),   z ~ U(0, 2)
 

@@ -1,4 +1,4 @@
-"""PoSE: a training sequence is cut in two, and the second part reads positions further on, so that short texts show long distances.
+"""PoSE: a training sequence is cut in two, and the second part reads positions further on.
 
     p_i = i + u_0 for i < c,  i + u_1 else,   c ~ U{1 ... floor((T + 1) / 2)},   u_1 ~ U{u_0 ... M - T}
 
@@ -6,10 +6,10 @@ M: the length to be reached; u_0 = 0. Within each part positions stay next to ea
 
 Shapes: coordinates (R, L) -> (B, L). In training and tuning; plain positions in testing. Draws are per sequence.
 
-Source: Zhu et al. 2023 (arXiv 2309.10400), for tuning, with interpolation by M / L, here `rope+pose:at=tune+pi:factor=16`. u_0 = 0 as in the authors'
-code; it was u_0 ~ U{0 ... M - T} before: `start=random`.
-Departures: M defaults to 16 training lengths. The second part's text is the next of the same text (skipping text as well made little difference). A
-sequence as long as M keeps its positions.
+Source: Zhu et al. 2023 (arXiv 2309.10400), for tuning, with interpolation by M / L, here
+`rope+pose:at=tune+pi:factor=16`. u_0 = 0 as in the authors' code; it was u_0 ~ U{0 ... M - T} before: `start=random`.
+Departures: M defaults to 16 training lengths. The second part's text is the next of the same text (skipping text as
+well made little difference). A sequence as long as M keeps its positions.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pezoo.contract import Traits
 from pezoo.encodings.randomized._draws import Drawn, whole
 from pezoo.registry import register, setting
 
@@ -32,6 +33,8 @@ from pezoo.registry import register, setting
 )
 class PoSE(Drawn):
     """Two chunks of positions with a random gap between."""
+
+    traits = Traits(prefix_stable=False, random=True, neutral={"max_length": 1})
 
     @dataclass
     class Config:

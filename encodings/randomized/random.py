@@ -1,15 +1,18 @@
-"""Randomised positions: each sequence gets a sorted random subset of a longer range, so that training shows long coordinates and distances.
+"""Randomised positions: each sequence gets a sorted random subset of a longer range.
 
     difference:  p_0 < p_1 < ... < p_(T-1),  drawn without replacement from {0 ... M - 1};  token i reads p_i
-    toeplitz:    d_1 < d_2 < ... < d_(T-1),  drawn without replacement from {1 ... M - 1};  tokens i - j = m apart read d_m, and d_0 = 0
+    toeplitz:    d_1 < d_2 < ... < d_(T-1),  drawn without replacement from {1 ... M - 1};  i - j = m is read as d_m
 
-Shapes: coordinates (R, L) -> (B, L), or a ruler (B, T) of distances. In training, tuning and testing alike, as in the authors' code; a draw depends on (seed, sequence, T), not on
-the batch. Depends on T, hence not prefix-stable. T > M is undefined.
+Shapes: coordinates (R, L) -> (B, L), or a ruler (B, T) of distances. In training, tuning and testing alike, as in the
+authors' code; a draw depends on (seed, sequence, T), not on the batch. Depends on T, hence not prefix-stable. T > M
+is undefined.
 
-Source: Ruoss et al. 2023 (arXiv 2305.16843), whose code draws once a batch and, for relative encodings, in each layer apart: `draw=batch`, `draw=layer`.
-Departures: M defaults to 16 training lengths (2048 for lengths up to 500 in the paper). Encodings of pairs read differences of drawn positions;
-the authors' code draws their distances instead: `relative=toeplitz`, for which encodings that read each position by itself are refused. That code's ALiBi
-takes half a step off each drawn distance. A test needs T <= M only, so that the longest test may read consecutive integers.
+Source: Ruoss et al. 2023 (arXiv 2305.16843), whose code draws once a batch and, for relative encodings, in each layer
+apart: `draw=batch`, `draw=layer`.
+Departures: M defaults to 16 training lengths (2048 for lengths up to 500 in the paper). Encodings of pairs read
+differences of drawn positions; the authors' code draws their distances instead: `relative=toeplitz`, for which
+encodings that read each position by itself are refused. That code's ALiBi takes half a step off each drawn distance.
+A test needs T <= M only, so that the longest test may read consecutive integers.
 """
 
 from dataclasses import dataclass

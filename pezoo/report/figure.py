@@ -70,16 +70,16 @@ class Style:
 
 
 def style(result: Result) -> Style:
-    """Return the look of the scheme that a result belongs to; it depends on the scheme alone."""
+    """Return the look of the scheme that a result belongs to, whatever else is in the figure."""
     encoding = _place(result.encoding, ENCODINGS)
-    extended = _place(_how_extended(result), EXTENSIONS)
-    plain = not result.extensions and result.finetune_steps == 0
-    # Of encodings that share a colour, each moves on by three markers; of step counts, by one.
-    marker = 0 if not result.extensions else extended + 1
-    marker += 3 * (encoding // len(PALETTE)) + result.finetune_steps.bit_length()
+    extended = _place("+".join(result.extensions), EXTENSIONS) if result.extensions else -1
+    # Markers also tell apart encodings of one colour, step counts, and settings.
+    marker = extended + 1 + 3 * (encoding // len(PALETTE)) + result.finetune_steps.bit_length()
+    if ":" in result.scheme:
+        marker += zlib.crc32(result.scheme.encode())
     return Style(
         colour=PALETTE[encoding % len(PALETTE)],
-        dashes=SOLID if plain else DASHES[extended % len(DASHES)],
+        dashes=DASHES[extended % len(DASHES)] if result.extensions else SOLID,
         marker=MARKERS[marker % len(MARKERS)],
         filled=result.finetune_steps > 0,
     )
@@ -208,18 +208,12 @@ def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
     return svg, png
 
 
-def _how_extended(result: Result) -> str:
-    """Return what a scheme adds to its encoding: "" for nothing, "pi", "pi:factor=4", ..."""
-    added = result.scheme.removeprefix(result.encoding).removeprefix("+")
-    return added if added or not result.extensions else "+".join(result.extensions)
-
-
 def _place(name: str, known: Sequence[str]) -> int:
     return known.index(name) if name in known else zlib.crc32(name.encode())
 
 
 def _alternatives(look: Style) -> Iterator[Style]:
-    """Yield the look itself, then others: first the markers change, then the lines, then colours."""
+    """Yield the look itself, then others: markers change first, then lines, then colours."""
     for colour in _from(look.colour, PALETTE):
         for dashes in _from(look.dashes, (SOLID, *DASHES)):
             for marker in _from(look.marker, MARKERS):

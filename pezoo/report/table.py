@@ -96,7 +96,7 @@ def show(
             table = _rich_table(frame, tall=True)
         else:
             console = Console(file=console.file, width=wanted, highlight=False)
-    console.print(caption(results, metric, protocol), markup=False)
+    console.print(caption(results, metric, protocol), markup=False, soft_wrap=True)
     console.print(table)
     for note in notes(results, metric, protocol):
         console.print(note, markup=False, soft_wrap=True)

@@ -9,6 +9,7 @@ import torch
 
 from pezoo.config import TrainConfig
 from pezoo.data import Corpus, windows
+from pezoo.errors import UserError
 from pezoo.evaluation import LengthResult, evaluate
 from pezoo.lightning import fit, load, save
 from pezoo.results import Losses, write_losses
@@ -21,10 +22,14 @@ Report = Callable[[int, int, float | None], None]
 
 
 def run_cell(cell: Cell, store: Store, corpus: Corpus, report: Report) -> dict[str, Any]:
-    """Run a cell and return its facts; it is in the store when this returns."""
-    torch.manual_seed(
-        cell.inputs["seed"]
-    )  # for members that draw in ways that pezoo does not know of
+    """Run a cell and return its facts; it is in the store when this returns.
+
+    Raises:
+        UserError: if the corpus is no longer the one that the study was planned with.
+    """
+    if corpus.hash != cell.inputs["data"]["hash"]:
+        raise UserError("the corpus has changed since this run began; run the study again")
+    torch.manual_seed(cell.inputs["seed"])  # should a plug-in draw from the global generator
     work = evaluate_model if cell.kind == "evaluate" else fit_model
     with store.writing(cell) as (folder, facts):
         facts |= work(cell, store, corpus, folder, report)

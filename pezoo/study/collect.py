@@ -21,6 +21,7 @@ class Failure:
     status: str
     """failed or out_of_memory."""
     reason: str
+    date: str = dataclasses.field(default_factory=now)
 
 
 def collect(
@@ -57,7 +58,7 @@ def _failed(plan: Plan, key: str, failure: Failure, title: str) -> dict[str, Any
         for n in cell.inputs["lengths"]
     ]
     facts = {"lengths": lengths, "scale_factors": {}, "params": count_parameters(cell.model())}
-    return facts | {"date": now(), "versions": versions()}
+    return facts | {"date": failure.date, "versions": versions()}
 
 
 def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, Any]) -> list[Result]:

@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,7 +107,7 @@ class Plan:
 
 def digest(data: Any) -> str:
     """First 16 hexadecimal digits of the SHA-256 of plain data, whatever the order of its keys."""
-    text = json.dumps(data, sort_keys=True, allow_nan=False)
+    text = json.dumps(data, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -244,6 +245,10 @@ def _checked(recipe: Recipe, row: Row, i: int) -> Spec:
         return spec
     except UserError as error:
         raise UserError(f"schemes.{i}: {error}") from None
+    except Exception as error:  # in somebody's plug-in
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
+        raise UserError(f"schemes.{i}: {spec} fails with {what}") from error
     return spec
 
 

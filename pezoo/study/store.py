@@ -29,6 +29,7 @@ class Store:
 
     def __init__(self, study: Path) -> None:
         self.study, self.folder = study, study / "cells"
+        self._facts: dict[str, dict[str, Any]] = {}
 
     def path(self, key: str) -> Path:
         """Folder of a finished cell."""
@@ -40,7 +41,9 @@ class Store:
 
     def facts(self, key: str) -> dict[str, Any]:
         """What a finished cell wrote down about itself."""
-        return json.loads((self.path(key) / "done.json").read_text())
+        if key not in self._facts:
+            self._facts[key] = json.loads((self.path(key) / "done.json").read_text())
+        return self._facts[key]
 
     @contextmanager
     def writing(self, cell: Cell) -> Iterator[tuple[Path, dict[str, Any]]]:

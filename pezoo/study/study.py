@@ -8,6 +8,7 @@ workers had to say.
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,10 @@ class Study:
     """Files that register members, as absolute paths."""
     failures: dict[str, Failure] = field(default_factory=dict)
     """By key, the cells that failed in this run."""
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.out)
+        self._write_again = 0.0
 
     @classmethod
     def prepare(
@@ -75,11 +80,6 @@ class Study:
         return self.plan.recipe
 
     @property
-    def store(self) -> Store:
-        """The cells on disk."""
-        return Store(self.out)
-
-    @property
     def results_path(self) -> Path:
         """Where the results are."""
         return self.out / "results.jsonl"
@@ -107,17 +107,16 @@ class Study:
         with _locked(self.out):
             self._begin()
             done = sum(map(self.store.done, self.plan.cells))
-            with progress or make_progress(done, len(self.plan.cells)) as shown:
-                launcher = Launcher(self.plan, self.store, self.plugins, shown, self._finished)
-                self.failures = launcher.failures
-                try:
+            try:
+                with progress or make_progress(done, len(self.plan.cells)) as shown:
+                    launcher = Launcher(self.plan, self.store, self.plugins, shown, self._finished)
+                    self.failures = launcher.failures
                     launcher.run()
-                finally:
-                    self.store.clean()
-            with contextlib.suppress(OSError):  # not empty: somebody had something to say
-                (self.out / "logs").rmdir()
-            results = self.results()
-            write(self.results_path, results)
+            finally:
+                self.store.clean()
+                with contextlib.suppress(OSError):  # it is not empty: a worker had something to say
+                    (self.out / "logs").rmdir()
+                results = self._write()
         return results
 
     def _begin(self) -> None:
@@ -129,11 +128,20 @@ class Study:
                 self.recipe.to_dict(), sort_keys=False, allow_unicode=True, width=100
             )
             file.write(text.encode())
-        write(self.results_path, self.results())
+        self._write()
+
+    def _write(self) -> list[Result]:
+        results = self.results()
+        write(self.results_path, results)
+        return results
 
     def _finished(self, cell: Cell) -> None:
-        if cell.kind == "evaluate" or cell.key in self.failures:
-            write(self.results_path, self.results())
+        """Renew the results, in large studies not so often that it takes time from the cells."""
+        began = time.monotonic()
+        if began >= self._write_again and (cell.kind == "evaluate" or cell.key in self.failures):
+            self._write()
+            now = time.monotonic()
+            self._write_again = now + 20 * (now - began)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,99 @@
+"""TUPE: learned absolute positions enter attention as a bias of their own, untied from the tokens.
+
+    l_ij = (q_i . k_j + U_q N(P(p_i)) . U_k N(P(p_j))) / sqrt(2 d)   [+ b(p_i - p_j), TUPE-R]
+
+P: table of learned positions, N: layer normalisation, U_q and U_k: projections with a bias for each head; nothing is
+added to the input. One table and one pair of projections serve all layers. b is the bias of `t5`.
+
+Shapes: bias (R, H, Lq, Lk) from tables (N, D) of projected rows; a real coordinate reads between its two rows,
+linearly.
+Training and testing: the same. A coordinate outside the table raises `Undefined`, as for `learned`.
+
+Source: Ke, He, Liu 2020 (arXiv 2006.15595). Initialisation N(0, 0.02^2) and 0 for biases, as in the authors' code.
+Departures: the paper resets the terms of [CLS], the first token, to a learned number for each head; `untie_first`
+does so, but is off, since a decoder has no such token. Their code makes that number, too, from projected rows, and
+gives [CLS] relative buckets of its own.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pezoo.contract import Encoding, Positions, Shape, Traits
+from pezoo.encodings.absolute.learned import check_rows, read_rows
+from pezoo.encodings.bias.t5 import T5
+from pezoo.registry import register, setting
+
+
+def _count(shape: Shape, config: "TUPE.Config") -> int:
+    rows, width = config.max_position or shape.extent or shape.train_length, shape.d_model
+    relative = config.n_buckets * shape.n_heads if config.relative else 0
+    first = (1 if shape.causal else 2) * shape.n_heads if config.untie_first else 0
+    return rows * width + 2 * width + 2 * width * (width + 1) + relative + first
+
+
+@register(
+    "tupe",
+    title="Untied positional encoding (TUPE)",
+    year=2020,
+    authors="Ke, He, Liu",
+    arxiv="2006.15595",
+    equation="l_ij = (q_i.k_j + U_q N(P[i]) . U_k N(P[j])) / sqrt(2 d)",
+    aliases={"tupe_r": ("tupe:relative=true", "TUPE-R, with a relative bias")},
+)
+class TUPE(Encoding):
+    """The product of two projections of learned positions, as a bias."""
+
+    traits = Traits(parameters=_count)
+
+    @dataclass
+    class Config:
+        """Settings of the table and of the terms."""
+
+        max_position: int | None = setting(None, "rows of the table; unset: as many as training shows", at_least=1)
+        untie_first: bool = setting(False, "a learned number for each head where the first token takes part")
+        relative: bool = setting(False, "add a T5 bias (TUPE-R)")
+        n_buckets: int = setting(32, "buckets of the T5 bias", at_least=4)
+        max_distance: int = setting(128, "distances from here on share the last bucket", at_least=2)
+
+    def __init__(self, shape: Shape, config: Config) -> None:
+        super().__init__(shape, config)
+        rows, width = config.max_position or shape.extent or shape.train_length, shape.d_model
+        self.table = nn.Parameter(torch.randn(rows, width) * 0.02)
+        self.norm, self.project = nn.LayerNorm(width), nn.Linear(width, 2 * width)
+        nn.init.normal_(self.project.weight, std=0.02)
+        nn.init.zeros_(self.project.bias)
+        self.first = self.relative = None
+        if config.untie_first:  # seen by others; seeing others, which a causal first token does not
+            self.first = nn.Parameter(torch.zeros(1 if shape.causal else 2, shape.n_heads))
+        if config.relative:
+            self.relative = T5(shape, T5.Config(config.n_buckets, config.max_distance))
+
+    def scale(self) -> float:
+        """1 / sqrt(2 d), for both terms."""
+        return (2 * self.shape.head_dim) ** -0.5
+
+    def check(self, positions: Positions) -> None:
+        """Raise `Undefined` for coordinates outside the table."""
+        check_rows("tupe", len(self.table), positions)
+
+    def prepare(self, positions: Positions) -> tuple[Tensor, Tensor]:
+        """U_q N(P) and U_k N(P) of every row of the table, (N, D) each."""
+        return self.project(self.norm(self.table)).chunk(2, dim=-1)
+
+    def bias(self, positions: Positions) -> Tensor:
+        """The term of positions, (R, H, Lq, Lk)."""
+        coordinates, heads = (positions.query, positions.key), (self.shape.n_heads, self.shape.head_dim)
+        rows = map(read_rows, positions.prepared, coordinates)
+        q, k = (r.float().unflatten(-1, heads).transpose(1, 2) for r in rows)
+        bias = q @ k.transpose(-1, -2) * self.scale()
+        if self.first is not None:
+            is_first = (positions.key_index == 0)[:, None, None, :]
+            bias = torch.where(is_first, self.first[0].float().view(-1, 1, 1), bias)
+            if not self.shape.causal:
+                is_first = (positions.query_index == 0)[:, None, :, None]
+                bias = torch.where(is_first, self.first[1].float().view(-1, 1, 1), bias)
+        if self.relative is not None:
+            bias = bias + self.relative.bias(positions)
+        return bias

@@ -1,0 +1,568 @@
+"""Pictures of members and schemes, which make the idea visible: what an encoding adds, and what its extensions change.
+
+What is drawn is read from the hooks that a class overrides, never from its name, so that a plug-in has a picture too. Each hook has a panel:
+`embed` a heat map over positions and channels; `inv_freq` and `frequencies` wavelengths against the training length; `distance_bias` curves;
+`bias` heat maps of pairs; `rotate` and `content` the logits of random queries and keys; `coordinates` maps in training and in testing;
+`mask` and `branches` the distance at which each pair is read; `scale` its factor; `adapt` what it adds to a bias.
+"""
+
+import io
+import math
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pezoo.attention import Composition
+from pezoo.contract import Encoding, Extension, Positions, Shape, overrides
+from pezoo.errors import UserError
+from pezoo.registry import entries, entry
+from pezoo.report.figure import PALETTE, SAVING
+from pezoo.results import replacing
+from pezoo.scheme import Scheme, Spec, build, parse
+
+FORMATS = (".png", ".svg", ".pdf")
+BARE = "bare"  # a phase in which no extension acts
+DRAWS = 4
+WORDS = {"train": "training", "tune": "tuning", "test": "testing"}
+GREY = "0.35"
+SEEN, UNSEEN = PALETTE[1], PALETTE[2]
+
+Panel = Callable[[Axes], None]
+
+
+def picture(scheme: str | Spec, *, train_length: int = 64, n_heads: int = 4, d_model: int = 64) -> Figure:
+    """Draw a scheme, or an extension on an encoding that it fits.
+
+    Args:
+        scheme: a scheme such as "rope+yarn", or the name of an extension.
+        train_length: tokens of a training sequence (L), marked in every panel.
+        n_heads: heads; as many as are named where the scheme gives each a scheme of its own.
+        d_model: model width; n_heads must divide it.
+
+    Raises:
+        UserError: if the scheme is malformed or cannot work at these sizes.
+    """
+    if train_length < 1 or n_heads < 1 or d_model < 1 or d_model % n_heads:
+        raise UserError(f"cannot draw train_length = {train_length}, n_heads = {n_heads}, d_model = {d_model}")
+    found = entries().get(scheme) if isinstance(scheme, str) else None
+    spec = _on_a_host(scheme) if found and found.kind == "extension" else parse(scheme)
+    title = f"{found.name}: {found.title}" if found else str(spec)
+    plain = dict.fromkeys(_plain(spec, n_heads))
+    notes = [f"Training length L = {train_length} tokens."]
+    if found and found.kind == "extension":
+        notes.append(f"Drawn on {spec.encodings[0]}.")
+    panels = []
+    for part, heads in plain:
+        view = _View(build(part, Shape(heads * (d_model // n_heads), heads, 1, train_length)), notes)
+        head = f"{part}\n" if len(plain) > 1 else ""
+        panels += [(head, panel) for panel in _panels(view)]
+    names = [found.name] if found and found.cls else [*spec.encodings, *spec.extensions]
+    return _figure(title, panels, [e for n in names if (e := entry(n).equation)], notes)
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Save a picture in the format that its suffix names; the same picture always gives the same bytes.
+
+    Raises:
+        UserError: if the suffix is no format.
+        OSError: if it cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise UserError(f"cannot save {path}: its name must end in {', '.join(FORMATS)}")
+    undated = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}, ".pdf": {"CreationDate": None}}
+    drawn = io.BytesIO()
+    with matplotlib.rc_context(SAVING | {"font.sans-serif": ["DejaVu Sans"]}):
+        figure.savefig(drawn, format=path.suffix[1:], dpi=150, metadata=undated[path.suffix])
+    data = drawn.getvalue()
+    if path.suffix == ".svg":  # tenths of a point are fine enough
+        data = re.sub(rb' [dxy]="[^"]*"', lambda match: re.sub(rb"(\.\d)\d+", rb"\1", match[0]), data)
+    with replacing(path) as file:
+        file.write(data)
+    return path
+
+
+def _on_a_host(extension: str) -> Spec:
+    """An extension on the plainest encoding that it fits."""
+    from pezoo.testing import subjects
+
+    return subjects(extension)[0].spec
+
+
+def _plain(spec: Spec, n_heads: int) -> Iterator[tuple[Spec, int]]:
+    """The plain schemes of a mixture, with their numbers of heads."""
+    if spec.members:
+        yield spec, n_heads
+    for part in spec.layers:
+        yield from _plain(part, n_heads)
+    for part, heads in spec.heads:
+        yield from _plain(part, heads)
+
+
+def _figure(title: str, panels: list[tuple[str, Panel]], equations: list[str], notes: list[str]) -> Figure:
+    """Panels side by side, above equations and notes; drawing a panel may add to the notes."""
+    n = len(panels)
+    figure = Figure(figsize=(1 + 4 * max(n, 1.4), 4), layout="constrained")
+    figure.suptitle(title, weight="bold", x=0.01, ha="left", fontsize=11)
+    for (head, panel), axes in zip(panels, figure.subplots(1, n, squeeze=False)[0], strict=True):
+        axes.spines[["top", "right"]].set_visible(False)
+        panel(axes)
+        axes.tick_params(labelsize=8)
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            label.set_size(9)
+        axes.set_title(head + axes.get_title(), fontsize=10, loc="left")
+        axes.set_title("")
+    width = int(figure.get_size_inches()[0] * 15)
+    texts = [*equations, " ".join(dict.fromkeys(notes))]
+    lines = [line for text in texts for line in textwrap.wrap(text, width, subsequent_indent="    ")]
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY, parse_math=False)
+    return figure
+
+
+# ---- what a scheme computes ---------------------------------------------------------------------
+
+
+@dataclass
+class _View:
+    """A plain scheme of one layer, and what its picture has to say."""
+
+    scheme: Scheme
+    notes: list[str]
+
+    def __post_init__(self) -> None:
+        self.length = self.scheme.shape.train_length
+        self.encodings: list[Encoding] = [e for e, *_ in self.scheme.parts[0].encodings]
+        self.extensions: list[Extension] = [e for e, *_ in self.scheme.parts[0].extensions]
+        if any(True for _ in self.scheme.parameters()):
+            self.notes.append("Parameters have their initial values.")
+
+    def changes(self, *hooks: str) -> bool:
+        """Whether an extension overrides one of these hooks."""
+        return any(overrides(e, hook) for e in self.extensions for hook in hooks)
+
+    def longest(self, ratio: int) -> int:
+        """`ratio` training lengths, or fewer where the scheme is undefined there."""
+        for n in (ratio, 2, 1):
+            reason = self.scheme.undefined(n * self.length)
+            if reason is None:
+                return n * self.length
+            self.notes.append(f"Undefined at {n * self.length} tokens: {reason}.")
+        return self.length
+
+    @torch.no_grad()
+    def at(self, length: int, phase: str = "test", rows: int = 1, last: bool = False) -> Composition:
+        """What the scheme adds at a length; `last`: for the last query only."""
+        positions = Positions.build(length, rows, phase=phase)
+        positions = positions.slice(length - 1, length) if last else positions
+        return self.scheme.prepare(positions).layers[0][0].composition
+
+    def wake(self) -> None:
+        """Give parameters that start at zero, and would leave nothing to see, random values."""
+        generator = torch.Generator().manual_seed(0)
+        asleep = [p for p in self.scheme.parameters() if not p.any()]
+        for parameter in asleep:
+            steps = torch.randn(parameter.shape, generator=generator)
+            parameter.data = steps.cumsum(0) / len(steps) ** 0.5
+        if asleep:
+            self.notes.append("Those that start at zero are random walks here.")
+
+    def vectors(self, n_keys: int) -> tuple[Tensor, Tensor]:
+        """Random queries (DRAWS, H, 1, d) and keys (DRAWS, H, n_keys, d) that are the same everywhere; the first key is its query."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (DRAWS, self.scheme.shape.n_heads, 1, self.scheme.shape.head_dim)
+        q, k = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+        k[0] = q[0]
+        return q, k.expand(-1, -1, n_keys, -1)
+
+
+def _merged(composition: Composition, values: Callable[[int], Tensor]) -> Tensor:
+    """What `values(region)` gives, (..., Lq, Lk), each where its region counts."""
+    merged = values(0)
+    for r, region in enumerate(composition.regions[1:], start=1):
+        merged = torch.where(region.branch.region(composition.positions), values(r), merged)
+    return merged
+
+
+def _bias(composition: Composition) -> Tensor:
+    """The bias of all regions, (H, Lq, Lk)."""
+    return _merged(composition, composition.bias)[0]
+
+
+def _panels(view: _View) -> Iterator[Panel]:
+    """The panels of a plain scheme: of its extensions and what they change in an encoding, or of the encodings alone."""
+    if view.changes("coordinates"):
+        yield partial(_coordinates, view, training=True)
+        yield partial(_coordinates, view, training=False)
+    if view.changes("branches", "mask"):
+        yield partial(_distances, view)
+    if view.changes("branches"):
+        yield partial(_read_distance, view)
+    if view.changes("adapt"):
+        yield partial(_adapted, view)
+    shown = 0
+    for place, encoding in enumerate(view.encodings):
+        new = [panel for applies, panel in _of_encoding(view, place, encoding) if applies]
+        shown += len(new)
+        yield from new
+    if view.changes("scale"):
+        yield partial(_scale, view)
+    if not shown and not view.extensions:
+        yield partial(_attention, view)
+
+
+def _of_encoding(view: _View, place: int, encoding: Encoding) -> Iterator[tuple[bool, Panel]]:
+    """Panels of an encoding, each with whether it shows something that extensions, if there are any, change."""
+    alone = not view.extensions
+    moved = alone or view.changes("coordinates")
+    pairs = moved or view.changes("branches")
+    if overrides(encoding, "embed"):
+        yield moved and not encoding.prefix_stable, partial(_embedding, view, place, ratio=1)
+        yield moved, partial(_embedding, view, place)
+    if overrides(encoding, "inv_freq"):
+        yield alone or view.changes("frequencies"), partial(_wavelengths, view, place)
+    if overrides(encoding, "bias"):
+        yield pairs, partial(_bias_of_pairs, view, head=0)
+        if encoding.traits.shift_invariant:
+            yield pairs, partial(_bias_by_query, view)
+        elif view.scheme.shape.n_heads > 1:
+            yield pairs, partial(_bias_of_pairs, view, head=1)
+    elif overrides(encoding, "distance_bias"):
+        yield pairs, partial(_bias_by_distance, view)
+    if overrides(encoding, "rotate"):
+        added = _code(view, place, view.length).any()
+        yield alone and bool(added), partial(_added_code, view, place)
+        yield alone and not added, partial(_logits, view, place, rotated=True)
+    if overrides(encoding, "content"):
+        yield alone, partial(_logits, view, place, rotated=False)
+
+
+# ---- panels of encodings ------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _embedding(view: _View, place: int, axes: Axes, ratio: int = 2) -> None:
+    """What is added to token embeddings, over position and channel."""
+    length, width = view.longest(ratio), view.scheme.shape.d_model
+    part = view.at(length).base[place]
+    added, what = part.encoding.embed(torch.zeros(1, length, width), part.positions)[0], "added to token embeddings"
+    if not added.any():
+        added, what = part.encoding.embed(torch.ones(1, length, width), part.positions)[0], "a token embedding of ones"
+    _channels(view, axes, added, what, ratio)
+
+
+def _code(view: _View, place: int, length: int) -> Tensor:
+    """What `rotate` adds to queries of zero, (length, d)."""
+    part = view.at(length).base[place]
+    shape = view.scheme.shape
+    zero = torch.zeros(1, shape.n_heads, length, shape.head_dim)
+    with torch.no_grad():
+        return part.encoding.rotate(zero, zero, part.positions)[0][0].transpose(0, 1).flatten(1)
+
+
+def _added_code(view: _View, place: int, axes: Axes) -> None:
+    """What is added to queries, over position and channel."""
+    _channels(view, axes, _code(view, place, view.longest(2)), "added to queries")
+
+
+def _channels(view: _View, axes: Axes, values: Tensor, title: str, ratio: int = 2) -> None:
+    """A heat map over positions and channels, (length, D); what is undefined of `ratio` training lengths stays grey."""
+    length = ratio * view.length
+    bound = float(values.abs().max())
+    image = axes.imshow(
+        values.T.numpy(), cmap=_colours("PuOr"), vmin=-bound, vmax=bound, aspect="auto", interpolation="none", origin="lower"
+    )
+    _bar(axes, image, "value")
+    axes.set_facecolor("0.88")
+    axes.set(title=f"{title}, {len(values)} tokens", xlabel="position (tokens)", ylabel="channel")
+    axes.set_xlim(-0.5, length - 0.5)
+    if len(values) < length:
+        middle = (len(values) + length) / 2
+        axes.text(middle, values.shape[1] / 2, "undefined", ha="center", color=GREY, fontsize=9)
+    if ratio > 1:
+        _mark(axes, view.length)
+    _tokens(axes, view.length, length)
+
+
+@torch.no_grad()
+def _wavelengths(view: _View, place: int, axes: Axes) -> None:
+    """Wavelengths of the pairs of channels, against the training length; before and after extensions of frequencies."""
+    length, longest = view.length, view.longest(4)
+    changed = view.changes("frequencies")
+    old = 2 * math.pi / view.at(length, BARE).base[place].positions.inv_freq[0].double()
+    sets = [(old, "o", "white" if changed else None, "of the encoding" if changed else "")]
+    if changed:
+        new = 2 * math.pi / view.at(longest).base[place].positions.inv_freq[0].double()
+        sets.append((new, "s", None, f"at T = {longest // length}L"))
+    finite = torch.cat([s[0] for s in sets])
+    finite = finite[finite.isfinite()]
+    top = max(float(finite.max()), 2 * length) * 4
+    axes.set_yscale("log")
+    axes.yaxis.minorticks_off()
+    axes.axhspan(length, top * 4, color=UNSEEN, alpha=0.08, lw=0)
+    for waves, marker, face, label in sets:
+        pairs = torch.arange(len(waves))
+        if changed:
+            colour = GREY if face else PALETTE[0]
+            axes.plot(pairs, waves.clamp(max=top), color=colour, lw=0.8, ls=":" if face else "-", zorder=1)
+            axes.plot([], [], marker, color=GREY, mfc=face or GREY, ls="", ms=5, label=label)
+        for colour, where in ((SEEN, waves <= length), (UNSEEN, waves > length)):
+            axes.plot(pairs[where], waves[where].clamp(max=top), marker, color=colour, mfc=face or colour, ms=5)
+        for k in pairs[waves.isinf()].tolist():
+            axes.annotate("∞", (k, top), xytext=(0, 4), textcoords="offset points", ha="center", color=UNSEEN)
+    axes.set_ylim(float(finite.min()) / 1.6, top * 2.5)
+    _mark(axes, length, vertical=False)
+    axes.text(
+        0.02, 0.98, "no full turn in training", transform=axes.transAxes, va="top", fontsize=8, color=UNSEEN
+    )
+    axes.set(title="wavelength of each pair of channels", xlabel="pair k", ylabel="wavelength (tokens, log scale)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if changed:
+        _legend(axes, loc="lower right")
+
+
+def _bias_by_distance(view: _View, axes: Axes) -> None:
+    """Bias of each head against distance; before and after extensions."""
+    length = view.longest(4)
+    bias = _last(view, length)
+    if bias.std(dim=-1).max() < 1e-6:
+        view.wake()
+        bias = _last(view, length)
+    before = _last(view, length, BARE) if view.extensions else None
+    for h, row in enumerate(bias):
+        (line,) = axes.plot(row, color=PALETTE[h % len(PALETTE)], lw=1.4, label=f"head {h + 1}")
+        if before is not None:
+            axes.plot(before[h], color=line.get_color(), lw=0.9, ls=":")
+    if before is not None:
+        axes.plot([], [], color=GREY, lw=0.9, ls=":", label="without extensions")
+    _mark(axes, view.length)
+    axes.set(title="bias on the logits", xlabel="distance from query to key (tokens)", ylabel="bias (logits)")
+    _tokens(axes, view.length, length)
+    _legend(axes)
+
+
+@torch.no_grad()
+def _last(view: _View, length: int, phase: str = "test") -> Tensor:
+    """Bias of the last query, nearest key first, (H, length)."""
+    return _bias(view.at(length, phase, last=True))[:, 0].flip(-1)
+
+
+@torch.no_grad()
+def _bias_of_pairs(view: _View, axes: Axes, head: int) -> None:
+    """Bias of one head for every pair of a query and a key."""
+    composition = view.at(view.longest(2))
+    bias = _bias(composition)[head].masked_fill(~composition.visible()[0], torch.nan)
+    bound = float(bias.nan_to_num().abs().max())
+    _pairs(view, axes, bias, "PuOr", f"bias of head {head + 1}", "bias (logits)", (-bound, bound))
+
+
+@torch.no_grad()
+def _bias_by_query(view: _View, axes: Axes) -> None:
+    """Bias of the first head against distance, for queries at different places."""
+    length = view.longest(4)
+    bias = _bias(view.at(length))[0]
+    for n, place in enumerate((view.length // 2, view.length, 2 * view.length, 4 * view.length)):
+        if place <= length:
+            row = bias[place - 1, :place].flip(-1)
+            axes.plot(row, color=PALETTE[n], lw=1.4, label=f"query {place - 1}")
+    _mark(axes, view.length)
+    axes.set(title="bias of head 1, by query", xlabel="distance from query to key (tokens)", ylabel="bias (logits)")
+    _tokens(axes, view.length, length)
+    _legend(axes)
+
+
+@torch.no_grad()
+def _logits(view: _View, place: int, axes: Axes, rotated: bool) -> None:
+    """Logits that random queries and keys get from position, against distance; a draw has one query, and one key everywhere."""
+    length = view.longest(4)
+
+    def curves() -> Tensor:
+        part = view.at(length, last=True).base[place]
+        q, k = view.vectors(length)
+        if rotated:
+            q, k = part.encoding.rotate(q, k, part.positions)
+            return (q @ k.transpose(-1, -2))[:, 0, 0] * part.encoding.scale()
+        return part.encoding.content(q, k, part.positions)[:, 0, 0]
+
+    rows = curves().expand(DRAWS, -1)
+    if rows.std(dim=-1).max() < 1e-6:
+        view.wake()
+        rows = curves().expand(DRAWS, -1)
+    for n, row in enumerate(rows.flip(-1)):
+        axes.plot(row, color=PALETTE[n], lw=1.4 if n == 0 else 1.0, label="k = q" if n == 0 else f"draw {n}")
+    _mark(axes, view.length)
+    what = "logit q·k, turned" if rotated else "term added to the logit"
+    axes.set(title=f"{what}: random q, k of head 1", xlabel="distance from query to key (tokens)", ylabel="logit")
+    _tokens(axes, view.length, length)
+    _legend(axes)
+
+
+@torch.no_grad()
+def _attention(view: _View, axes: Axes) -> None:
+    """Attention weights where content says nothing."""
+    visible = view.at(view.length).visible()[0]
+    weights = (visible / visible.sum(-1, keepdim=True)).masked_fill(~visible, torch.nan)
+    _pairs(view, axes, weights.log2(), "viridis", "attention where content says nothing", "log2 weight")
+
+
+# ---- panels of extensions -----------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _coordinates(view: _View, axes: Axes, training: bool) -> None:
+    """Coordinates that encodings read, by place: some training (or tuning) sequences, or a long test."""
+    shown = _shown_phase(view)
+    phase, length = (shown, view.length) if training else ("test", view.longest(4))
+    rows = view.at(length, phase, rows=DRAWS).positions.query
+    rows = rows if (rows != rows[:1]).any() else rows[:1]
+    for n, row in enumerate(rows):
+        axes.plot(row, color=PALETTE[n + 1], lw=1.4, label=f"sequence {n + 1}" if len(rows) > 1 else "read as")
+    plain = torch.arange(length)
+    if (rows != plain).any():
+        axes.plot(plain, color=GREY, lw=0.9, ls=":", label="plain positions")
+    if not training:
+        seen = view.at(view.length, shown, rows=64).positions.query
+        low, high = float(seen.min()), float(seen.max())
+        axes.axhspan(low, high, color=SEEN, alpha=0.1, lw=0, label=f"seen in {WORDS[shown]}")
+        _mark(axes, view.length)
+    axes.set(title=f"coordinates in {WORDS[phase]}, {length} tokens", xlabel="place in the sequence (tokens)")
+    axes.set_ylabel("coordinate (tokens)")
+    _tokens(axes, view.length, length)
+    if len(axes.lines) > 1:
+        _legend(axes)
+
+
+def _shown_phase(view: _View) -> str:
+    """The first of training and tuning in which coordinates are not plain; training if there is none."""
+    plain = view.at(view.length, BARE).positions.query
+    moved = [p for p in ("train", "tune") if not torch.equal(view.at(view.length, p).positions.query, plain)]
+    return (moved or ["train"])[0]
+
+
+@torch.no_grad()
+def _distances(view: _View, axes: Axes) -> None:
+    """The distance at which each pair is read, and which pairs are seen."""
+    composition = view.at(view.longest(2))
+    distance = _merged(composition, lambda r: composition.regions[r].parts[0].positions.distance())
+    visible = composition.visible()[0]
+    title = "distance each pair is read at" if view.changes("branches") else "what a query sees"
+    _pairs(view, axes, distance[0].masked_fill(~visible, torch.nan), "viridis", title, "distance (tokens)")
+
+
+@torch.no_grad()
+def _read_distance(view: _View, axes: Axes) -> None:
+    """The distance at which the last query reads each key."""
+    length = view.longest(4)
+    composition = view.at(length, last=True)
+    read = _merged(composition, lambda r: composition.regions[r].parts[0].positions.distance())[0, 0]
+    read = read.masked_fill(~composition.visible()[0, 0], torch.nan).flip(-1)
+    axes.plot(range(length), color=GREY, lw=0.9, ls=":", label="plain distance")
+    axes.plot(read, color=PALETTE[1], lw=1.8, label="read as")
+    _mark(axes, view.length)
+    _mark(axes, view.length, vertical=False, text="")
+    axes.set(title=f"last query of {length} tokens", xlabel="distance from query to key (tokens)")
+    axes.set_ylabel("distance read (tokens)")
+    _tokens(axes, view.length, length)
+    _legend(axes)
+
+
+@torch.no_grad()
+def _adapted(view: _View, axes: Axes) -> None:
+    """What is added to the biased logits of the first head, against the content logit, at some distances."""
+    length = view.longest(4)
+    view.wake()
+    composition = view.at(length, last=True)
+    levels, bias = torch.linspace(-5, 5, 41), composition.bias()
+    logits = levels.view(-1, 1, 1, 1).expand(-1, view.scheme.shape.n_heads, 1, length)
+    for extension in composition.extensions:
+        if overrides(extension, "adapt"):
+            total = extension.adapt(logits, bias, composition.base[0].positions)
+    correction = (total - logits - bias)[:, 0, 0].flip(-1)  # (levels, length), nearest key first
+    for n, distance in enumerate((0, view.length // 4, view.length, length - 1)):
+        if distance < length:
+            axes.plot(levels, correction[:, distance], color=PALETTE[n], lw=1.4, label=f"{distance} tokens away")
+    axes.set(title="correction of head 1", xlabel="content logit q·k (of every head)", ylabel="added to the logit")
+    _legend(axes)
+
+
+@torch.no_grad()
+def _scale(view: _View, axes: Axes) -> None:
+    """The factor on the content logits of the last query, against length."""
+    lengths = [n for n in (view.length * 2**k // 16 for k in range(9)) if n and view.scheme.undefined(n) is None]
+    factors = [float(torch.as_tensor(view.at(n, last=True).sigma()).flatten()[-1]) for n in lengths]
+    axes.plot(lengths, factors, "o-", color=PALETTE[1], lw=1.4, ms=4)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths[::2], [str(n) for n in lengths[::2]])
+    axes.set_xticks([], minor=True)
+    _mark(axes, view.length)
+    axes.set(title="factor on q·k of the last query", xlabel="length (tokens, log scale)", ylabel="factor")
+
+
+# ---- drawing ------------------------------------------------------------------------------------
+
+
+def _pairs(
+    view: _View,
+    axes: Axes,
+    values: Tensor,
+    colours: str,
+    title: str,
+    unit: str,
+    bounds: tuple[float | None, float | None] = (None, None),
+) -> None:
+    """A heat map over queries (downwards) and keys; NaN, which is not seen, stays grey."""
+    axes.set_facecolor("0.88")
+    image = axes.imshow(values.numpy(), cmap=_colours(colours), vmin=bounds[0], vmax=bounds[1], interpolation="none")
+    _bar(axes, image, unit)
+    if len(values) > view.length:
+        _mark(axes, view.length)
+        _mark(axes, view.length, vertical=False, text="")
+    axes.set(title=title, xlabel="key (tokens)", ylabel="query (tokens)")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(range(0, len(values) + 1, max(1, view.length // 2)))
+
+
+def _colours(name: str) -> Colormap:
+    """A map of few colours: easier to read off the bar, and smaller to store."""
+    return matplotlib.colormaps[name].resampled(24)
+
+
+def _bar(axes: Axes, image: object, unit: str) -> None:
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.9)
+    bar.solids.set_rasterized(True)
+    bar.set_label(unit, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+
+
+def _legend(axes: Axes, loc: str = "best") -> None:
+    n_columns = 1 + (len(axes.get_legend_handles_labels()[0]) - 1) // 8
+    legend = axes.legend(fontsize=8, loc=loc, ncols=n_columns, framealpha=0.8, edgecolor="none")
+    legend.set_zorder(1.5)
+
+
+def _tokens(axes: Axes, train_length: int, length: int) -> None:
+    """Ticks at multiples of the training length."""
+    step = train_length if length > 2 * train_length else max(1, train_length // 4 if length <= train_length else train_length // 2)
+    axes.set_xticks(range(0, length + 1, step))
+
+
+def _mark(axes: Axes, train_length: int, vertical: bool = True, text: str = "L") -> None:
+    """A dashed line at the training length."""
+    line = axes.axvline if vertical else axes.axhline
+    line(train_length, color=GREY, lw=1, ls="--")
+    if text:
+        transform = axes.get_xaxis_transform() if vertical else axes.get_yaxis_transform()
+        place, offset = ((train_length, 1), (3, -3)) if vertical else ((1, train_length), (-3, -3))
+        axes.annotate(
+            text, place, xycoords=transform, xytext=offset, textcoords="offset points",
+            va="top", ha="left" if vertical else "right", color=GREY, fontsize=9,
+        )  # fmt: skip

@@ -1,0 +1,182 @@
+"""The command line, as a user types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pezoo
+from pezoo.cli import COMMANDS, main
+from pezoo.results import read
+
+ROOT = Path(__file__).parents[1]
+PLUGIN = '''
+"""A user's own encoding."""
+
+import torch
+
+from pezoo import Encoding, register
+
+
+@register("recency", title="Prefers the recent", equation="b = -|i - j|")
+class Recency(Encoding):
+    """Adds minus the distance to the logits."""
+
+    def distance_bias(self, distance):
+        return -distance.abs().expand(self.shape.n_heads, *distance.shape)
+'''
+
+
+def lines(capsys, *argv):
+    assert main(list(argv)) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The quickstart at its size for tests, run once through the command, with a plug-in."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "mine.py").write_text(PLUGIN)
+    schemes = "schemes=[nope,recency,{scheme: rope+pi, tune: [0, 4]}]"
+    argv = ["run", "quickstart", "size=test", schemes, "--plugin", str(folder / "mine.py")]
+    argv += ["--out", str(folder / "out")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "200")
+        done = subprocess.run(
+            [sys.executable, "-m", "pezoo", *argv], capture_output=True, text=True, cwd=ROOT
+        )
+    assert done.returncode == 0, done.stderr
+    return folder / "out", done, argv
+
+
+def test_without_arguments_every_command_is_named(capsys):
+    shown = "\n".join(lines(capsys))
+    assert all(f"pezoo {name}" in shown for name in COMMANDS)
+    assert shown == "\n".join(lines(capsys, "--help"))
+
+
+def test_version(capsys):
+    assert lines(capsys, "--version") == [f"pezoo {pezoo.__version__}"]
+
+
+@pytest.mark.parametrize("command", ["list", "show", "run"])
+def test_help_has_examples_that_parse(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    examples = shown.partition("examples:\n")[2].split("\n")
+    assert len([e for e in examples if e.startswith(f"  pezoo {command} ")]) >= 2
+
+
+def test_list_is_a_tree_by_family(capsys):
+    shown = lines(capsys, "list")
+    at = [shown.index(name) for name in ("encodings", "  absolute", "  bias", "extensions")]
+    assert at == sorted(at)
+    alibi = next(line for line in shown if line.split()[:1] == ["alibi"])
+    assert shown.index("  bias") < shown.index(alibi) < shown.index("extensions")
+    assert "2021" in alibi
+    assert "shift-invariant" in alibi
+    names = {line.split()[0] for line in shown if line.startswith("    ")}
+    assert names == {*pezoo.list_encodings(), *pezoo.list_extensions()}
+
+
+def test_list_takes_patterns_and_kinds(capsys):
+    names = {line.split()[0] for line in lines(capsys, "list", "rope*") if line.startswith("    ")}
+    assert names == set(pezoo.list_encodings("rope*"))
+    assert lines(capsys, "list", "--extensions")[0] == "extensions"
+    assert "extensions" not in lines(capsys, "list", "--encodings")
+
+
+def test_list_json_is_what_describe_says(capsys):
+    found = json.loads("\n".join(lines(capsys, "list", "alibi", "--json")))
+    assert [f["name"] for f in found] == ["alibi"]
+    assert found[0]["arxiv"] == pezoo.describe("alibi")["arxiv"]
+    everything = json.loads("\n".join(lines(capsys, "list", "--json")))
+    assert len(everything) == len(pezoo.list_encodings()) + len(pezoo.list_extensions())
+
+
+def test_list_knows_plugins(tmp_path, capsys):
+    (tmp_path / "other.py").write_text(PLUGIN.replace("recency", "recency_of_list"))
+    shown = lines(capsys, "list", "recency_of_list", "--plugin", str(tmp_path / "other.py"))
+    assert "Prefers the recent" in shown[-1]
+
+
+@pytest.mark.parametrize("name", [*pezoo.list_encodings(), *pezoo.list_extensions()])
+def test_show_states_the_facts_of_every_member(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    shown = " ".join(" ".join(lines(capsys, "show", name)).split())
+    facts = pezoo.describe(name)
+    assert " ".join(facts["title"].split()) in shown
+    assert " ".join(facts["equation"].split()) in shown
+    assert all(f":{setting}" in shown for setting in facts["parameters"])
+
+
+def test_show_says_in_which_phase_what_acts(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = [line.split() for line in lines(capsys, "show", "rope+yarn:factor=8")]
+    assert ["in", "training", "rope"] in shown
+    assert ["in", "testing", "rope+yarn:factor=8"] in shown
+    found = json.loads("\n".join(lines(capsys, "show", "shape", "--json")))
+    assert found["scheme"]["scheme"] == "sinusoidal+shift"
+    assert [m["name"] for m in found["members"]] == ["sinusoidal", "shift"]
+
+
+def test_run_ends_with_the_table_the_results_and_tensorboard(finished):
+    out, done, _ = finished
+    shown = done.stdout.splitlines()
+    head = next(line for line in shown if line.split() == ["scheme", "L", "2L", "4L", "8L", "16L"])
+    rows = [line.split("  ")[1].strip() for line in shown[shown.index(head) + 2 :][:4]]
+    assert rows == ["nope", "recency", "rope+pi", "rope+pi, 4 steps @ 8x"]
+    assert sum("±" in line for line in shown) >= 4
+    assert any(line.endswith(str(out / "results.jsonl")) for line in shown)
+    assert shown[-1].endswith(f"--logdir {out / 'tensorboard'}")
+    assert "tensorboard" in shown[-1].split()[1]
+
+
+def test_run_reports_progress_on_standard_error(finished):
+    _, done, _ = finished
+    n = 2 * (3 + 1 + 4)
+    progress = [line for line in done.stderr.splitlines() if line.startswith("[")]
+    assert [line.split("]")[0] for line in progress] == [f"[{i}/{n}" for i in range(1, n + 1)]
+    assert any("train recency, seed 1: loss" in line for line in progress)
+
+
+def test_run_writes_report_and_tensorboard(finished):
+    out, _, _ = finished
+    assert len(read(out / "results.jsonl")) == 4 * 2 * 5 * 3
+    for name in ("table.md", "curves.png", "curves.svg", "loss_by_position.svg"):
+        assert (out / "report" / name).stat().st_size > 500
+    runs = {p.parent.name for p in (out / "tensorboard" / "test").rglob("events*")}
+    assert {"nope", "recency", "rope+pi", "rope+pi, 4 steps @ 8x"} <= runs
+    assert (out / "recipe.yaml").is_file()
+
+
+def test_dry_run_shows_what_is_done_and_what_is_left(finished, capsys):
+    out, _, argv = finished
+    before = sorted(out.rglob("*"))
+    shown = lines(capsys, *argv, "--dry-run")
+    assert shown[-1] == "16 cells; left to do: nothing"
+    more = [a.replace("[nope,", "[nope,alibi,") for a in argv]
+    shown = lines(capsys, *more, "--dry-run")
+    assert shown[-1] == "20 cells; left to do: 2 to train, 2 to evaluate"
+    assert sum("done" in line for line in shown) == 16
+    assert sorted(out.rglob("*")) == before
+
+
+def test_a_failed_cell_is_said_and_gives_exit_code_1(tmp_path, capsys):
+    failing = PLUGIN.replace("recency", "failing").replace(
+        "return", "assert len(distance) < 9\n        return"
+    )
+    (tmp_path / "bad.py").write_text(failing)
+    argv = ["run", "quickstart", "size=test", "schemes=[failing]", "seeds=[0]", "--out"]
+    assert main([*argv, str(tmp_path / "out"), "--plugin", str(tmp_path / "bad.py")]) == 1
+    assert "failed:" in capsys.readouterr().out
+
+
+def test_run_from_python_does_what_the_command_does(finished):
+    out, _, argv = finished
+    results = pezoo.run("quickstart", overrides=argv[2:4], out=out, plugins=[argv[5]])
+    assert results == read(out / "results.jsonl")

@@ -1,0 +1,389 @@
+"""Schemes as text, as mappings and as modules."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import pezoo
+from pezoo.contract import Positions
+from pezoo.errors import UserError
+from pezoo.registry import entries
+from pezoo.scheme import MemberSpec, Spec, create, parse
+
+SIZES = {"d_model": 16, "n_heads": 2, "n_layers": 2, "train_length": 8}
+LAYERS = {"layers": ["rope", "nope"]}
+HEADS = {"heads": {"rope+pi:factor=4": 1, "alibi": 1}}
+
+
+# One scheme, however it is written
+
+
+@pytest.mark.parametrize(
+    "forms",
+    [
+        ("rope", {"rope": None}, {"rope": {}}, "rope:base=10000", "rope:base=1e4", " rope ", "{rope: }"),
+        ("rope+pi", "rope_pi", {"rope": None, "pi": None}, {"rope_pi": None}, "rope+pi:at=tune,test"),
+        ("rope+pi:factor=4", "rope_pi:factor=4.0", {"rope": {}, "pi": {"factor": 4}}, "pi:factor=4+rope"),
+        ("sinusoidal+shift:max_shift=3", "shape:max_shift=3", "{shape: {max_shift: 3}}"),
+        ("rope:base=100+random", "randomized_rope:base=100", "rope:base=1e+2+random"),
+        ("rope+window:at=train,test", {"rope": None, "window": {"at": ["test", "train"]}}),
+        ("alibi+rope+window+pi", "alibi+window+rope+pi"),
+        (LAYERS, "{layers: [rope, nope]}", {"layers": [{"rope": {}}, "nope"]}),
+        (HEADS, {"heads": [[{"rope": {}, "pi": {"factor": 4}}, 1], ["alibi", 1]]}),
+    ],
+)
+def test_all_forms_collapse_to_one(forms):
+    first, *others = map(parse, forms)
+    for other in others:
+        assert other == first
+        assert hash(other) == hash(first)
+        assert (str(other), other.canonical) == (str(first), first.canonical)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [("rope+pi", "rope+pi:factor=2"), ("rope+ntk+yarn", "rope+yarn+ntk"), ("rope", "rope:pairing=half"),
+     ("rope+window", "rope+window:at=test"), ("nope", LAYERS)],
+)  # fmt: skip
+def test_what_differs_is_told_apart(a, b):
+    a, b = parse(a), parse(b)
+    assert a != b
+    assert str(a) != str(b)
+    assert a.canonical != b.canonical
+
+
+@pytest.mark.parametrize(
+    ("given", "short"),
+    [
+        ("rope_pi", "rope+pi"),
+        ("rope:base=1e6:fraction=0.5", "rope:base=1e+06:fraction=0.5"),
+        ("rope:pairing=half:base=10000", "rope:pairing=half"),
+        ("fire_shared", "fire:shared=true"),
+        ("rope+window:at=train,test:size=128", "rope+window:size=128:at=train,test"),
+        (LAYERS, "{layers: [rope, nope]}"),
+        (HEADS, '{heads: {"rope+pi:factor=4": 1, alibi: 1}}'),
+        ({"layers": ["rope", HEADS]}, '{layers: [rope, {heads: {"rope+pi:factor=4": 1, alibi: 1}}]}'),
+    ],
+)
+def test_short_form(given, short):
+    assert str(parse(given)) == short
+
+
+def test_canonical_form_holds_every_setting():
+    data = json.loads(parse("rope+pi").canonical)
+    rope = {"base": 10000.0, "fraction": 1.0, "kept": 1.0, "pairing": "interleaved"}
+    assert data == {"rope": rope, "pi": {"factor": None, "at": ["tune", "test"]}}
+    assert [part["rope"]["base"] for part in json.loads(parse({"layers": ["rope"]}).canonical)["layers"]] == [1e4]
+
+
+@pytest.mark.parametrize("name", [n for n, e in entries().items() if e.kind != "task"])
+def test_every_name_survives_its_text_and_its_yaml(name):
+    spec = parse(name if entries()[name].kind != "extension" else f"{partner(name)}+{name}")
+    assert parse(str(spec)) == parse(spec.data) == parse(yaml.safe_load(yaml.safe_dump(spec.data))) == spec
+
+
+def partner(extension):
+    """An encoding that an extension fits."""
+    for encoding in pezoo.list_encodings():
+        try:
+            parse(f"{encoding}+{extension}")
+        except UserError:
+            continue
+        return encoding
+    raise AssertionError(extension)
+
+
+numbers = st.floats(1, 1e12, exclude_min=True) | st.integers(2, 10**9)
+phases = st.lists(st.sampled_from(["train", "tune", "test"]), min_size=1, unique=True)
+plain = st.builds(
+    lambda base, pairing, factor, size, at: {
+        "rope": {"base": base, "pairing": pairing},
+        "pi": {"factor": factor},
+        "window": {"size": size, "at": at},
+    },
+    numbers, st.sampled_from(["half", "interleaved"]), st.none() | numbers, st.none() | st.integers(1, 9), phases,
+)  # fmt: skip
+mixtures = st.builds(lambda parts: {"layers": parts}, st.lists(plain | st.just("nope"), min_size=1))
+halves = st.builds(lambda a, n: {"heads": [[a, n], ["alibi", 1]]}, plain, st.integers(1, 4))
+
+
+@given(plain | mixtures | halves)
+def test_text_and_data_bring_any_scheme_back(mapping):
+    spec = parse(mapping)
+    assert parse(str(spec)) == spec
+    assert parse(json.loads(spec.canonical)) == spec
+    assert parse(str(spec)).canonical == spec.canonical
+
+
+def test_a_spec_is_itself():
+    spec = parse("rope")
+    assert parse(spec) is spec
+    assert spec == Spec((MemberSpec("rope"),))
+
+
+def test_names_and_families():
+    spec = parse({"layers": ["rope+pi", {"heads": {"alibi+pi": 1, "rope": 1}}]})
+    assert (spec.encodings, spec.extensions, spec.family) == (("rope", "alibi"), ("pi",), "relative+bias")
+    assert set(spec.sources()) == {"rope", "alibi", "pi"}
+
+
+# Phases
+
+
+def test_each_phase_keeps_what_acts_in_it():
+    spec = parse("rope+pi+rerope+window:size=4:at=train,test")
+    assert str(spec.at("train")) == "rope+window:size=4:at=train,test"
+    assert str(spec.at("tune")) == "rope+pi"
+    assert str(spec.at("test")) == str(spec)
+    for scheme in ("rope", "rope+pi", "rope+yarn:factor=8", "rope+window"):
+        assert parse(scheme).at("train") == parse("rope")
+    for scheme in ("sinusoidal+shift", "rope+random", "alibi+dape"):
+        assert parse(scheme).at("train") == parse(scheme)
+
+
+def test_phases_of_mixtures():
+    assert parse({"layers": ["rope+pi", "nope"]}).at("train") == parse(LAYERS)
+    assert parse(HEADS).at("train") == parse({"heads": {"rope": 1, "alibi": 1}})
+
+
+def test_tuning_fixes_unset_factors():
+    assert str(parse("rope+pi+window").fixed(64, 8)) == "rope+pi:factor=8+window"
+    assert str(parse("rope+yarn:factor=2").fixed(64, 8)) == "rope+yarn:factor=2"
+    assert str(parse("rope+ntk").fixed(4, 8)) == "rope+ntk:factor=1"
+    assert str(parse("rope+dynamic_ntk").fixed(64, 8)) == "rope+dynamic_ntk"
+    assert str(parse({"layers": ["rope+pi", "nope"]}).fixed(12, 8)) == '{layers: ["rope+pi:factor=1.5", nope]}'
+    with_factor, fixed = (create(s, **SIZES) for s in ("rope+pi", str(parse("rope+pi").fixed(64, 8))))
+    assert [s.scale_factor(n) for s in (with_factor, fixed) for n in (4, 16)] == [1, 2, 8, 8]
+    assert [with_factor.prefix_stable, fixed.prefix_stable] == [False, True]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [
+        ("", "cannot read the scheme ''; write it like rope"),
+        ("rope:base", "cannot read the scheme 'rope:base'"),
+        ("rope+pi:factor=", "cannot read the scheme"),
+        ("rope:=4", "cannot read the scheme"),
+        ("ropee", r"no member is called 'ropee'\. Did you mean 'rope'"),
+        ("rope+pj", r"no member is called 'pj'\. Did you mean 'pi'"),
+        ("rope+pi+", r"no member is called 'pi\+'"),
+        ("{rope: [", "is no YAML mapping"),
+        (None, "a scheme is text such as rope[+]pi, or a mapping, not None"),
+        (["rope"], "a scheme is text"),
+        ({}, "a scheme cannot be empty; name an encoding, such as rope"),
+        ({1: None}, "no member is called 1"),
+        ({"rope": 5}, "settings of rope are a mapping, .* not 5"),
+        ("rope_pi:foo=3", r"rope_pi \(rope\+pi\) has no setting 'foo'; its settings: base, .* factor, at"),
+        ("rope+rope", "rope occurs twice in rope[+]rope"),
+        ("shape+shift", "shift occurs twice in sinusoidal[+]shift[+]shift"),
+        ("pi", "pi alone is no scheme: begin with an encoding, such as rope[+]pi"),
+        ("nope+pi", r"pi does not fit nope: it needs coordinates \(nothing .*\)\. It works with: .*rope"),
+        ("learned+ntk", r"ntk does not fit learned: it needs frequencies\. It works with: .*rope"),
+        ("alibi+t5+yarn", "yarn does not fit alibi[+]t5: it needs frequencies"),
+        ("sinusoidal+rerope", r"needs a term of pairs of positions in attention\. It works with: .*alibi.*rope"),
+        ("t5+tupe", "t5 and tupe cannot be joined: each brings a logit scale of its own"),
+        ({"layers": []}, r"layers takes a list of schemes, such as \{layers"),
+        ({"layers": "rope"}, "layers takes a list of schemes"),
+        ({"layers": ["rope", LAYERS]}, "layers cannot be nested"),
+        ({"layers": ["rope"], "rope": None}, "a mixture has one key, layers or heads, not layers, rope"),
+        ({"heads": {}}, "heads takes schemes and their numbers of heads"),
+        ({"heads": ["rope"]}, "heads takes schemes"),
+        ({"heads": [3]}, "heads takes schemes"),
+        ({"heads": {"rope": 0}}, "heads takes schemes"),
+        ({"heads": {"rope": True}}, "heads takes schemes"),
+        ({"heads": [[HEADS, 2]]}, "heads cannot be nested inside heads"),
+        ({"layers": ["rope", "sinusoidal"]}, "sinusoidal acts on the input embedding, which layers and heads share"),
+        ({"layers": ["rope", "ropee"]}, "no member is called 'ropee'"),
+    ],
+)
+def test_what_cannot_work_is_refused(scheme, message):
+    with pytest.raises(UserError, match=message):
+        parse(scheme)
+
+
+def test_a_task_is_no_part_of_a_scheme(monkeypatch):
+    monkeypatch.setattr(pezoo.registry, "_entries", dict(pezoo.registry._entries))
+    pezoo.register("copying", title="Copy")(type("Copying", (), {"__doc__": "A task."}))
+    with pytest.raises(UserError, match="copying is a task, not an encoding or an extension"):
+        parse("rope+copying")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "sizes", "message"),
+    [
+        ("rope", {"d_model": 15}, "d_model = 15 is not divisible by n_heads = 2"),
+        ("rope", {"n_heads": 0}, "not divisible"),
+        ("rope", {"n_layers": 0}, "n_layers and train_length must be positive, got 0 and 8"),
+        ("rope", {"d_model": 2}, "head_dim = 1 leaves none to turn"),
+        ({"layers": ["rope", "nope", "nope"]}, {}, "layers lists 3 schemes, which does not divide n_layers = 2"),
+        ({"heads": {"rope": 2, "alibi": 1}}, {}, "heads names 3 heads in all, but n_heads = 2"),
+        ("rope+dape", {}, r"rope\+dape cannot work: dape corrects a bias"),
+    ],
+)
+def test_what_the_model_cannot_hold_is_refused(scheme, sizes, message):
+    with pytest.raises(UserError, match=message):
+        create(scheme, **SIZES | sizes)
+
+
+def test_ntk_needs_two_frequencies():
+    with pytest.raises(UserError, match="at least two frequencies"):
+        create("rope+ntk", **SIZES | {"d_model": 4})
+
+
+def test_an_extension_acts_where_it_fits():
+    scheme = create("sinusoidal+alibi+ntk+rerope", **SIZES)
+    prepared = scheme.prepare(Positions.build(32))
+    sinusoid, alibi = prepared.input
+    assert alibi.positions.inv_freq is None
+    assert sinusoid.positions.inv_freq[0, -1] < scheme.parts[0].encodings[0][0].inv_freq()[-1]
+    assert len(prepared.layers[0][0].composition.regions) == 2
+
+
+# Built
+
+
+def test_members_of_all_layers_or_of_each():
+    shared = create("t5", **SIZES).prepare(Positions.build(4)).layers
+    assert shared[0][0].composition.base[0].encoding is shared[1][0].composition.base[0].encoding
+    own = create("shaw", **SIZES).prepare(Positions.build(4)).layers
+    assert own[0][0].composition.base[0].encoding is not own[1][0].composition.base[0].encoding
+    assert [g.composition.base[0].positions.layer for (g,) in own] == [0, 1]
+
+
+def test_layers_repeat_to_the_depth_of_the_model():
+    scheme = create({"layers": ["shaw", "nope"]}, **SIZES | {"n_layers": 6})
+    layers = scheme.prepare(Positions.build(4)).layers
+    names = [type(g.composition.base[0].encoding).__name__ for (g,) in layers]
+    assert names == ["Shaw", "NoPE"] * 3
+    assert len({id(layers[i][0].composition.base[0].encoding) for i in (0, 2, 4)}) == 3
+
+
+def test_heads_are_cut_in_the_given_order():
+    scheme = create({"heads": {"alibi": 1, "rope": 3}}, **SIZES | {"d_model": 32, "n_heads": 4})
+    (alibi, rope), _ = scheme.prepare(Positions.build(4)).layers
+    assert (alibi.heads, rope.heads) == (slice(0, 1), slice(1, 4))
+    assert alibi.composition.base[0].encoding.shape.n_heads == 1
+    assert rope.composition.base[0].encoding.shape.head_dim == 8
+
+
+@pytest.mark.parametrize(
+    ("scheme", "extent"),
+    [
+        ("learned", 8),
+        ("learned+pi", 8),
+        ("learned+random", 16 * 8),
+        ("learned+random:max_length=50", 50),
+        ("learned+shift:max_shift=5", 8 + 4),
+        ("learned+random:at=test", 8),
+        ("learned+random:max_length=50+shift:max_shift=5", 54),
+    ],
+)
+def test_tables_are_as_long_as_what_training_shows(scheme, extent):
+    built = create(scheme, **SIZES)
+    assert len(built.parts[0].encodings[0][0].table) == extent
+
+
+def test_undefined_lengths_are_declared():
+    learned = create("learned", **SIZES)
+    assert learned.undefined(8) is None
+    assert "learned has 8 positions; coordinate 8 has none" in learned.undefined(9)
+    assert create("learned+pi", **SIZES).undefined(128) is None
+    assert create("learned+pi:factor=2", **SIZES).undefined(16) is None
+    assert create("learned+pi:factor=2", **SIZES).undefined(17)
+    assert create("rope+random:max_length=20", **SIZES).undefined(21)
+    assert create("rope", **SIZES).undefined(10**6) is None
+
+
+def test_scale_factors_are_those_in_force():
+    assert create("rope", **SIZES).scale_factor(64) is None
+    assert create("rope+pi", **SIZES).scale_factor(64) == 8
+    assert create("rope+yarn:factor=2", **SIZES).scale_factor(64) == 2
+    assert create("rope+pi:at=tune", **SIZES).scale_factor(64) is None
+
+
+def test_prefix_stability_counts_what_acts_in_testing():
+    for scheme, stable in {
+        "rope": True,
+        "rope+pi": False,
+        "rope+pi:factor=2": True,
+        "rope+pi:at=tune": True,
+        "rope+random": False,
+        "rope+random:at=train": True,
+        "dynamic_sinusoidal": False,
+        "rope+window+rerope": True,
+    }.items():
+        assert create(scheme, **SIZES).prefix_stable is stable, scheme
+
+
+def test_parameters_come_from_the_seed_alone():
+    torch.manual_seed(1)
+    first = create("kerple+learned", **SIZES).state_dict()
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    again, other = (create("kerple+learned", **SIZES, seed=seed).state_dict() for seed in (0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("trained", "used"),
+    [
+        ("t5", "t5+pi"),
+        ("alibi+dape", "alibi+window+dape+pi"),
+        ("shaw+dape", "shaw+dape"),
+        ({"layers": ["fire", "fire"]}, {"layers": ["fire+window", "fire+pi"]}),
+        ({"layers": ["t5", "t5"]}, {"layers": ["t5+window", "t5"]}),
+        ({"heads": [["shaw", 1], ["shaw", 1]]}, {"heads": [["shaw+pi", 1], ["shaw", 1]]}),
+    ],
+)
+def test_parameters_carry_over_to_other_extensions(trained, used):
+    if "shaw+dape" in (trained, used):
+        trained, used = "kerple+shaw+dape", "kerple+shaw+rerope+dape"
+    assert parse(used).at("train") == parse(trained)
+    trained, used = create(trained, **SIZES, seed=1), create(used, **SIZES, seed=2)
+    with torch.no_grad():
+        for p in trained.parameters():
+            p.add_(torch.rand_like(p))
+    used.load_from(trained)
+    q, k, v = torch.randn(3, 1, 2, 8, 8)
+    for layer in range(2):
+        expected, came = (pezoo.attend(s.train(), q, k, v, layer=layer) for s in (trained, used))
+        assert torch.equal(expected, came)
+
+
+# People's own models
+
+
+def test_attend_reads_the_last_queries_of_the_keys():
+    scheme = create("rope+alibi", **SIZES).eval()
+    q, k, v = torch.randn(3, 2, 2, 9, 8)
+    full = pezoo.attend(scheme, q, k, v)
+    last = pezoo.attend(scheme, q[:, :, -3:], k, v)
+    torch.testing.assert_close(last, full[:, :, -3:])
+
+
+def test_attend_takes_fewer_key_heads_and_positions():
+    scheme = create("rope", **SIZES | {"d_model": 32, "n_heads": 4}).eval()
+    q, (k, v) = torch.randn(1, 4, 6, 8), torch.randn(2, 1, 2, 6, 8)
+    repeated = (t.repeat_interleave(2, dim=1) for t in (k, v))
+    torch.testing.assert_close(pezoo.attend(scheme, q, k, v), pezoo.attend(scheme, q, *repeated))
+    two = Positions.build(6, documents=torch.tensor([[0, 0, 0, 1, 1, 1]]))
+    out = pezoo.attend(scheme, q, k, v, positions=two, backend="eager")
+    alone = pezoo.attend(scheme, *(t[:, :, 3:] for t in (q, k, v)))
+    torch.testing.assert_close(out[:, :, 3:], alone)
+
+
+def test_attend_follows_the_module_into_training():
+    scheme = create("rope+pi", **SIZES)
+    q, k, v = torch.randn(3, 1, 2, 20, 8)
+    plain = pezoo.attend(create("rope", **SIZES), q, k, v)
+    torch.testing.assert_close(pezoo.attend(scheme, q, k, v), plain)
+    assert not torch.allclose(pezoo.attend(scheme.eval(), q, k, v), plain)
