@@ -157,10 +157,12 @@ def show(argv: list[str]) -> int:
         "pezoo show rope+yarn:factor=8",
         "pezoo show shape",
         "pezoo show pi",
+        "pezoo show rope+yarn --save yarn.svg",
     )
     parser.add_argument(
         "scheme", metavar="SCHEME", help="a scheme such as rope+pi, or any name of `pezoo list`"
     )
+    parser.add_argument("--save", metavar="FILE", help="draw it too, to a .png, .svg or .pdf file")
     _add_json(parser)
     _add_plugin(parser)
     args = parser.parse_args(argv)
@@ -182,6 +184,10 @@ def show(argv: list[str]) -> int:
     )
     if scheme is not None:
         scheme |= {f"in {phase}ing": str(spec.at(phase)) for phase in ("train", "test")}
+    if args.save:
+        from pezoo.report import pictures
+
+        print(f"picture: {pictures.save(pictures.picture(args.scheme), args.save)}", file=sys.stderr)
     if args.json:
         _print_json({"scheme": scheme, "members": [registry.describe(name) for name in names]})
         return 0
@@ -343,7 +349,7 @@ def bench(argv: list[str]) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "list": ("list [PATTERN] [--json]", list_members),
-    "show": ("show SCHEME [--json]", show),
+    "show": ("show SCHEME [--save FILE] [--json]", show),
     "run": ("run RECIPE [key=value ...] [--out DIR] [--plugin FILE.py] [--dry-run]", run_study),
     "bench": ("bench [--json]", bench),
 }

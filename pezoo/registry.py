@@ -266,6 +266,8 @@ def make_config(name: str, settings: Mapping[str, Any]) -> tuple[Any, tuple[str,
     at = None
     if found.kind == "extension":
         at = _phases(name, settings.pop("at", found.cls.default_at))
+    if not settings:
+        return found.cls.Config(), at
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(found.cls.Config), settings))
     except OmegaConfBaseException as error:

@@ -278,14 +278,12 @@ _NEEDS = {"coordinates": "coordinates", "frequencies": "frequencies", "branches"
 
 def fits(extension: type[Extension], encoding: type[Encoding]) -> str | None:
     """None if an extension has something to act on in an encoding, else what the encoding lacks."""
-    hooks = [h for h in (*_NEEDS, "scale", "mask", "adapt") if overrides(extension, h)]
-    if any(h not in _NEEDS for h in hooks):
-        offered = offers(encoding)
-        needed = [_NEEDS[h] for h in hooks if h in _NEEDS]
-        return None if not needed or any(offered[n] for n in needed) else needed[0]
     offered = offers(encoding)
-    lacking = [_NEEDS[h] for h in hooks if not offered[_NEEDS[h]]]
-    return lacking[0] if hooks and len(lacking) == len(hooks) else None
+    needs = [need for hook, need in _NEEDS.items() if overrides(extension, hook)]
+    if overrides(extension, "mask") and not offered["coordinates"]:  # nothing to move, so the mask is all of it
+        return None
+    lacking = [need for need in needs if not offered[need]]
+    return lacking[0] if needs and len(lacking) == len(needs) else None
 
 
 _LACKS = {
@@ -359,12 +357,12 @@ class Plain(nn.Module):
         self._refuse(spec)
 
     def _refuse(self, spec: Spec) -> None:
-        """Refuse an extension whose settings suit none of the encodings that it fits."""
+        """Refuse an extension whose settings suit none of the encodings that it fits, or not each whose frequencies it changes."""
         for extension, *_ in self.extensions:
             fitting = [e for e, *_ in self.encodings if not fits(type(extension), type(e))]
             reasons = [extension.refuses(e) for e in fitting]
-            if all(reasons):
-                raise UserError(f"{spec} cannot work: {reasons[0]}")
+            if any(reasons) if overrides(extension, "frequencies") else all(reasons):
+                raise UserError(f"{spec} cannot work: {next(filter(None, reasons))}")
 
     def copies(self) -> dict[str, nn.ModuleList]:
         """The copies of each member, by name."""
@@ -384,10 +382,11 @@ class Plain(nn.Module):
             positions = extension.coordinates(positions)
         return positions
 
-    def parts(self, positions: Positions) -> tuple[Part, ...]:
-        """Each encoding with the frequencies and tables that it reads at given positions."""
+    def parts(self, here: Positions, far: Positions | None = None) -> tuple[Part, ...]:
+        """Each encoding with the frequencies and tables that it reads; of a far region, if it reads distances."""
         parts = []
         for encoding, *_ in self.encodings:
+            positions = far if far is not None and offers(type(encoding))["distances"] else here
             inv_freq = encoding.inv_freq()
             if inv_freq is not None:
                 inv_freq = inv_freq.to(positions.query.device)[None]
@@ -407,7 +406,7 @@ class Plain(nn.Module):
         for layer in range(n_layers if any(e.draws_per_layer for e in acting) else 1):
             here = self.positions_at(positions, layer)
             far = [branch for e in acting for branch in e.branches(here)]
-            regions = [Region(self.parts(here)), *(Region(self.parts(b.positions), b) for b in far)]
+            regions = [Region(self.parts(here)), *(Region(self.parts(here, b.positions), b) for b in far)]
             made.append((here, tuple(regions)))
 
         def at_layer(i: int) -> Composition:

@@ -1,6 +1,6 @@
 """CAPE: coordinates of each training sequence are shifted as a whole, jittered one by one, and stretched.
 
-    p_i -> (p_i + D + e_i) s        D ~ U(-G, G) and ln s ~ U(-ln S, ln S) for each sequence, e_i ~ U(-l, l) for each token
+    p_i -> (p_i + D + e_i) s     D ~ U(-G, G) and ln s ~ U(-ln S, ln S) for each sequence, e_i ~ U(-l, l) for each token
 
 With l at most 1/2 the order of tokens stays.
 
@@ -33,7 +33,7 @@ from pezoo.registry import register, setting
 class CAPE(Extension):
     """Training coordinates shifted, jittered and stretched at random."""
 
-    traits = Traits(shift_invariant=True, neutral={"max_shift": 0.0, "max_jitter": 0.0, "max_scale": 1.0})
+    traits = Traits(shift_invariant=True, random=True, neutral={"max_shift": 0.0, "max_jitter": 0.0, "max_scale": 1.0})
     default_at = ("train", "tune")
 
     @dataclass

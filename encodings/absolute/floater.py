@@ -1,18 +1,19 @@
 """FLOATER: position codes are points of a trajectory driven by a small network; each layer adds its own to q, k and v.
 
-    c(p) = c(0) + integral from 0 to p dt of g(t, c(t)) dt,    q_i += c_q(p_i),  k_j += c_k(p_j),  v_j += c_v(p_j)
-    g(t, c) = tanh(B [relu(A [c; t] + a); t] + b)
+    q_i += c_q(p_i),  k_j += c_k(p_j),  v_j += c_v(p_j),    c(p) = c(0) + integral from 0 to p dt of g(t, c) dt
+    g(t, c) = tanh(B [silu(A [c; t] + a); t] + b)
 
 dt is the time between two tokens. Every layer, and q, k and v in it, has a start c(0) of its own; g is shared by all.
 The authors' code keeps the sinusoid at the input besides: `sinusoidal+floater`.
 
-Shapes: trajectory (T + 1, 3, layers, D) on whole coordinates, with one Runge-Kutta step of order 4 between two;
-linear for coordinates between them.
-Training and testing: the same. Fixed steps make it prefix-stable. Sequential in T.
+Shapes: nodes (M, 2, 3, layers, D), states and slopes, at fixed times: one Runge-Kutta step of order 4 every 0.1, which
+is 10 tokens, and the cubic through states and slopes between them, for any real coordinate.
+Training and testing: the same. Fixed steps make it prefix-stable. Sequential in the length.
 
-Source: Liu, Yu, Dhillon, Hsieh 2020 (arXiv 2003.09229). dt = 0.1; the authors' code takes 0.01, in five steps, and
-refreshes the trajectory every 400 updates only. Xavier-normal weights, Xavier-uniform starts, as there.
-Departures: the last tanh, which keeps growth linear past the training length (|c| <= |c(0)| + p dt).
+Source: Liu, Yu, Dhillon, Hsieh 2020 (arXiv 2003.09229). dt = 0.01, Xavier-normal weights and Xavier-uniform starts as
+in the authors' code, which takes five Runge-Kutta steps a token and renews its trajectory every 400 updates only.
+Departures: the last tanh, which keeps growth linear past the training length, |c| <= |c(0)| + p dt; silu for relu,
+smooth as the solver needs it.
 """
 
 import math
@@ -23,8 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pezoo.contract import Encoding, Positions, Shape, Traits, Undefined
-from pezoo.encodings.absolute.learned import read_rows
 from pezoo.registry import register, setting
+
+STEP = 0.1
+"""Time that one step of the solver covers, or one token where that is more."""
 
 
 @register(
@@ -33,7 +36,7 @@ from pezoo.registry import register, setting
     year=2020,
     authors="Liu, Yu, Dhillon, Hsieh",
     arxiv="2003.09229",
-    equation="c(p) = c(0) + int_0^{p dt} g(t, c(t)) dt, added to q, k and v of each layer",
+    equation="c(p) = c(0) + int_0^{p dt} g(t, c) dt, added to q, k and v of each layer",
 )
 class Floater(Encoding):
     """Points of a learned trajectory, added to queries, keys and values."""
@@ -46,7 +49,7 @@ class Floater(Encoding):
     class Config:
         """Settings of the trajectory."""
 
-        step: float = setting(0.1, "time between two tokens (dt)", above=0)
+        step: float = setting(0.01, "time between two tokens (dt)", above=0)
 
     def __init__(self, shape: Shape, config: Config) -> None:
         super().__init__(shape, config)
@@ -56,6 +59,7 @@ class Floater(Encoding):
         for linear in (self.hidden, self.out):
             nn.init.xavier_normal_(linear.weight)
             nn.init.zeros_(linear.bias)
+        self.span = max(1, round(STEP / config.step))  # tokens between two nodes
 
     def check(self, positions: Positions) -> None:
         """Raise `Undefined` for coordinates before the start of the trajectory."""
@@ -63,30 +67,34 @@ class Floater(Encoding):
             raise Undefined(f"floater starts at 0; coordinate {positions.smallest():g} has no value")
 
     def prepare(self, positions: Positions) -> Tensor:
-        """The trajectory at 0, 1, 2 ... up to the largest coordinate, (T + 1, 3, layers, D), float32."""
+        """States and slopes (a node apart) at 0, span, 2 span ... past the largest coordinate, float32."""
         largest = positions.largest()
         if positions.spacing is None:  # keys of other documents may lie further
             largest = max(largest, float(positions.key.max()))
-        layers = [(m.weight[:, :-1].float(), m.weight[:, -1].float(), m.bias.float()) for m in (self.hidden, self.out)]
-        (a, a_time, a_bias), (b, b_time, b_bias) = layers
+        (a, a_bias), (b, b_bias) = ((m.weight.float(), m.bias.float()) for m in (self.hidden, self.out))
 
         def slope(t: float, c: Tensor) -> Tensor:
-            return F.linear(F.linear(c, a, a_bias + t * a_time).relu(), b, b_bias + t * b_time).tanh()
+            h = F.silu(F.linear(c, a[:, :-1], a_bias + t * a[:, -1]))
+            return F.linear(h, b[:, :-1], b_bias + t * b[:, -1]).tanh()
 
-        c, dt = self.start.float(), self.config.step
-        points = [c]
-        for i in range(math.ceil(largest)):
-            t = i * dt
-            one = slope(t, c)
-            two = slope(t + dt / 2, c + dt / 2 * one)
-            three = slope(t + dt / 2, c + dt / 2 * two)
-            c = c + dt / 6 * (one + 2 * two + 2 * three + slope(t + dt, c + dt * three))
-            points.append(c)
-        return torch.stack(points)
+        h, c, nodes = self.span * self.config.step, self.start.float(), []
+        for i in range(max(1, math.ceil(largest / self.span)) + 1):
+            one = slope(i * h, c)
+            nodes.append(torch.stack((c, h * one)))
+            two = slope((i + 0.5) * h, c + h / 2 * one)
+            three = slope((i + 0.5) * h, c + h / 2 * two)
+            c = c + h / 6 * (one + 2 * two + 2 * three + slope((i + 1) * h, c + h * three))
+        return torch.stack(nodes)
 
     def _code(self, which: int, coordinates: Tensor, positions: Positions) -> Tensor:
         """Codes of this layer for q (0), k (1) or v (2) at coordinates (R, L), (R, H, L, d)."""
-        codes = read_rows(positions.prepared[:, which, positions.layer], coordinates)
+        nodes = positions.prepared[:, :, which, positions.layer]
+        place = coordinates / self.span
+        low = place.floor().clamp(max=len(nodes) - 2)
+        x, low = (place - low)[..., None], low.long()
+        state, slope = nodes.unbind(1)
+        codes = state[low] * (1 + 2 * x) * (1 - x) ** 2 + state[low + 1] * (3 - 2 * x) * x**2
+        codes = codes + slope[low] * x * (1 - x) ** 2 - slope[low + 1] * x**2 * (1 - x)
         return codes.unflatten(-1, (self.shape.n_heads, -1)).transpose(1, 2)
 
     def rotate(self, q: Tensor, k: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:

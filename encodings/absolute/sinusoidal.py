@@ -48,7 +48,7 @@ class Sinusoidal(Encoding):
 
 def sinusoid_frequencies(shape: Shape, base: float) -> Tensor:
     """base^(-2k/D) for k = 0 ... ceil(D/2) - 1."""
-    return base ** (-torch.arange(0, shape.d_model, 2, dtype=torch.float64) / shape.d_model).float()
+    return (base ** (-torch.arange(0, shape.d_model, 2, dtype=torch.float64) / shape.d_model)).float()
 
 
 def add_sinusoid(x: Tensor, angles: Tensor) -> Tensor:

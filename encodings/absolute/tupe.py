@@ -2,17 +2,18 @@
 
     l_ij = (q_i . k_j + U_q N(P(p_i)) . U_k N(P(p_j))) / sqrt(2 d)   [+ b(p_i - p_j), TUPE-R]
 
-P: table of learned positions, N: layer normalisation, U_q and U_k: projections with a bias for each head; nothing is
-added to the input. One table and one pair of projections serve all layers. b is the bias of `t5`.
+P: table of learned positions, N: layer normalisation, U_q and U_k: projections of each head; nothing is added to the
+input. One table and one pair of projections serve all layers. b is the bias of `t5`.
 
 Shapes: bias (R, H, Lq, Lk) from tables (N, D) of projected rows; a real coordinate reads between its two rows,
 linearly.
 Training and testing: the same. A coordinate outside the table raises `Undefined`, as for `learned`.
 
-Source: Ke, He, Liu 2020 (arXiv 2006.15595). Initialisation N(0, 0.02^2) and 0 for biases, as in the authors' code.
+Source: Ke, He, Liu 2020 (arXiv 2006.15595). Initialisation N(0, 0.02^2), as in the authors' code.
 Departures: the paper resets the terms of [CLS], the first token, to a learned number for each head; `untie_first`
-does so, but is off, since a decoder has no such token. Their code makes that number, too, from projected rows, and
-gives [CLS] relative buckets of its own.
+does so, but is off, since a decoder has no such token (with it, a decoder never reads P(0)). The authors' code makes
+that number, too, from projected rows, gives [CLS] relative buckets of its own, and U_q and U_k a bias, of which
+softmax ignores the second.
 """
 
 from dataclasses import dataclass
@@ -28,9 +29,9 @@ from pezoo.registry import register, setting
 
 def _count(shape: Shape, config: "TUPE.Config") -> int:
     rows, width = config.max_position or shape.extent or shape.train_length, shape.d_model
-    relative = config.n_buckets * shape.n_heads if config.relative else 0
+    relative = T5.Config().n_buckets * shape.n_heads if config.relative else 0
     first = (1 if shape.causal else 2) * shape.n_heads if config.untie_first else 0
-    return rows * width + 2 * width + 2 * width * (width + 1) + relative + first
+    return rows * width + 2 * width + 2 * width * width + relative + first
 
 
 @register(
@@ -54,21 +55,18 @@ class TUPE(Encoding):
         max_position: int | None = setting(None, "rows of the table; unset: as many as training shows", at_least=1)
         untie_first: bool = setting(False, "a learned number for each head where the first token takes part")
         relative: bool = setting(False, "add a T5 bias (TUPE-R)")
-        n_buckets: int = setting(32, "buckets of the T5 bias", at_least=4)
-        max_distance: int = setting(128, "distances from here on share the last bucket", at_least=2)
 
     def __init__(self, shape: Shape, config: Config) -> None:
         super().__init__(shape, config)
         rows, width = config.max_position or shape.extent or shape.train_length, shape.d_model
         self.table = nn.Parameter(torch.randn(rows, width) * 0.02)
-        self.norm, self.project = nn.LayerNorm(width), nn.Linear(width, 2 * width)
+        self.norm, self.project = nn.LayerNorm(width), nn.Linear(width, 2 * width, bias=False)
         nn.init.normal_(self.project.weight, std=0.02)
-        nn.init.zeros_(self.project.bias)
         self.first = self.relative = None
         if config.untie_first:  # seen by others; seeing others, which a causal first token does not
             self.first = nn.Parameter(torch.zeros(1 if shape.causal else 2, shape.n_heads))
         if config.relative:
-            self.relative = T5(shape, T5.Config(config.n_buckets, config.max_distance))
+            self.relative = T5(shape, T5.Config())
 
     def scale(self) -> float:
         """1 / sqrt(2 d), for both terms."""

@@ -15,6 +15,7 @@ the paper). In an encoder the distance is taken without its sign.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pezoo.contract import Encoding, Positions, Shape, Traits
@@ -38,6 +39,7 @@ class FIRE(Encoding):
         shift_invariant=True,
         bidirectional=False,
         parameters=lambda shape, c: 2 * c.width + (c.width + 1) * shape.n_heads + 2,
+        deviations={"every_row_learns": "a ReLU may be off at every distance"},
     )
 
     @dataclass
@@ -70,4 +72,6 @@ class FIRE(Encoding):
         threshold = (self.m * (self.config.threshold or self.shape.train_length)).abs()
         reach = torch.maximum(positions.query - positions.origin(), threshold)  # (R, Lq)
         argument = self.psi(distance) / (self.psi(reach)[..., None] + 1e-6)
-        return self.network(argument[..., None].to(self.c.dtype)).float().movedim(-1, 1)
+        first, _, last = self.network  # in float32: near distances far from the start are a small part of the argument
+        hidden = F.linear(argument[..., None], first.weight.float(), first.bias.float()).relu()
+        return F.linear(hidden, last.weight.float(), last.bias.float()).movedim(-1, 1)

@@ -25,10 +25,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pezoo.contract import Encoding, Extension, Positions, Shape, Traits
-from pezoo.encodings.randomized._draws import by_index
+from pezoo.encodings.randomized._draws import by_index, draw_table
 from pezoo.registry import register, setting
 
 
@@ -49,10 +50,6 @@ class CLEX(Extension):
         random=True,
         parameters=lambda shape, c: 4 * c.width * (c.n_frequencies or max(2, shape.head_dim // 2)) ** 2,
         neutral={"max_factor": 1},
-        deviations={
-            "growing_generation_as_declared": "frequencies change only at multiples of the training length",
-            "same_seed_same_draw": "draws in tuning, not in testing",
-        },
     )
 
     @dataclass
@@ -99,20 +96,22 @@ class CLEX(Extension):
         """Outside testing, a random subset of t times as many positions."""
         if positions.phase == "test":
             return positions
-        length, top = int(torch.as_tensor(positions.length).max()), self.config.max_factor
-        shrink = max(1, length // self.shape.train_length)
+        top, train_length = self.config.max_factor, self.shape.train_length
 
-        def sample(generator: torch.Generator) -> Tensor:
+        def sample(length: int, generator: torch.Generator) -> Tensor:
+            if length < 3:
+                return torch.arange(float(length))
             t = int(torch.randint(1, top + 1, (), generator=generator))  # the number that `times` draws
             inner = torch.randperm(length * t - 2, generator=generator)[: length - 2].sort().values + 1
-            return torch.cat((torch.tensor([0]), inner, torch.tensor([length * t - 1]))) / shrink
+            return torch.cat((torch.tensor([0]), inner, torch.tensor([length * t - 1]))) / max(1, length // train_length)
 
-        return positions if length < 3 else by_index(positions, positions.draw("clex", sample))
+        return by_index(positions, draw_table(positions, "clex", sample))
 
     def velocity(self, t: float, correction: Tensor, log: Tensor, exponents: Tensor) -> Tensor:
         """The network's part of d ln w / dt, where ln w = ln v(t) + correction."""
         seen = 2 * (log - exponents * math.log(2 * t - 1)) + correction
-        return self.down(self.activation(self.up(seen.to(self.up.weight.dtype)))).float()
+        up, down = self.up.weight.float(), self.down.weight.float()  # an error of bfloat16's size would turn far angles
+        return F.linear(self.activation(F.linear(seen, up)), down)
 
     def path(self, log: Tensor, exponents: Tensor, last: int) -> Tensor:
         """What the network adds to ln v at t = 1 ... last, (last, R, n)."""
@@ -132,8 +131,6 @@ class CLEX(Extension):
 
     def frequencies(self, inv_freq: Tensor, positions: Positions) -> Tensor:
         """w(t)."""
-        if inv_freq.shape[-1] != self.n:
-            return inv_freq  # another encoding of the scheme, for which the network is not made
         times = self.times(positions)  # (R,)
         log = torch.where(inv_freq > 0, inv_freq, 1.0).log()  # a frequency of zero stays zero
         exponents = torch.arange(self.n, device=inv_freq.device) / (self.n - 1)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pezoo.contract import Extension, Positions, Traits
-from pezoo.encodings.interpolation.ntk import slow_base
+from pezoo.contract import Positions, Traits
+from pezoo.encodings.interpolation.ntk import SlowedBase, slow_base
 from pezoo.registry import register, setting
 
 
@@ -25,7 +25,7 @@ from pezoo.registry import register, setting
     arxiv="2309.00071",
     equation="base -> base (f T/L - (f - 1))^(r/(r-2)) for T > L",
 )
-class DynamicNTK(Extension):
+class DynamicNTK(SlowedBase):
     """NTK-aware scaling by the current length."""
 
     traits = Traits(shift_invariant=True, prefix_stable=False)

@@ -141,9 +141,6 @@ class LongRoPE(Extension):
     def frequencies(self, inv_freq: Tensor, positions: Positions) -> Tensor:
         """Divided frequencies, each row by its own length."""
         c, train_length = self.config, self.shape.train_length
-        n = inv_freq.shape[-1]
-        if {len(c.short), len(c.long)} - {0, n}:
-            return inv_freq  # another encoding of the scheme, whose frequencies the lists are not for
         short = inv_freq / inv_freq.new_tensor(c.short) if c.short else inv_freq
         if c.long:
             long = inv_freq / inv_freq.new_tensor(c.long)

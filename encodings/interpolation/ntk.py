@@ -13,19 +13,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pezoo.contract import Extension, Positions, Traits
-from pezoo.errors import UserError
+from pezoo.contract import Encoding, Extension, Positions, Traits
 from pezoo.registry import register, setting
 
 
 def slow_base(inv_freq: Tensor, factor: float | Tensor) -> Tensor:
     """Frequencies (R, n) of the base that slows the lowest of them by `factor`, a number or (R, 1)."""
     n = inv_freq.shape[-1]
-    if n < 2:
-        raise UserError("NTK scaling needs at least two frequencies; raise head_dim")
     exponent = torch.arange(n, dtype=torch.float64, device=inv_freq.device) / (n - 1)
     factor = torch.as_tensor(factor, dtype=torch.float64, device=inv_freq.device)
     return (inv_freq.double() * factor**-exponent).float()
+
+
+class SlowedBase(Extension):
+    """Frequencies of a larger base; subclasses say how much larger."""
+
+    def refuses(self, encoding: Encoding) -> str | None:
+        """Encodings with a single frequency, which is the highest and the lowest."""
+        enough = len(encoding.inv_freq()) > 1
+        return None if enough else "NTK scaling needs at least two frequencies; raise head_dim"
 
 
 @register(
@@ -36,7 +42,7 @@ def slow_base(inv_freq: Tensor, factor: float | Tensor) -> Tensor:
     arxiv="2309.00071",
     equation="base -> base s^(r/(r-2)),  s = L'/L",
 )
-class NTK(Extension):
+class NTK(SlowedBase):
     """A base raised so that the lowest frequency is slowed by the factor."""
 
     traits = Traits(shift_invariant=True, neutral={"factor": 1})

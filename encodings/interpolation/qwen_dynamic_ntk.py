@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pezoo.contract import Extension, Positions, Traits
-from pezoo.encodings.interpolation.ntk import slow_base
+from pezoo.contract import Positions, Traits
+from pezoo.encodings.interpolation.ntk import SlowedBase, slow_base
 from pezoo.registry import register
 
 
@@ -30,14 +30,10 @@ from pezoo.registry import register
     arxiv="2309.16609",
     equation="base -> base a^(r/(r-2)),  a = max(1, 2^ceil(log2(T/L) + 1) - 1)",
 )
-class QwenDynamicNTK(Extension):
+class QwenDynamicNTK(SlowedBase):
     """NTK-aware scaling in jumps, by the current length."""
 
-    traits = Traits(
-        shift_invariant=True,
-        prefix_stable=False,
-        deviations={"growing_generation_as_declared": "frequencies change only where the length doubles"},
-    )
+    traits = Traits(shift_invariant=True, prefix_stable=False)
 
     @dataclass
     class Config:

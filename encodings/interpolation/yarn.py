@@ -42,7 +42,8 @@ def kept_share(inv_freq: Tensor, train_length: int, slow: float, fast: float, ra
     high = index(slow).ceil().clamp(0, 2 * n - 1)
     high = torch.where(high == low, high + 0.001, high)
     place = torch.arange(n, device=inv_freq.device)
-    return 1 - ((place - low) / (high - low)).clamp(0, 1)
+    kept = 1 - ((place - low) / (high - low)).clamp(0, 1)
+    return torch.where(inv_freq > 0, kept, 1.0)  # where all are zero there is no ramp
 
 
 def blend(inv_freq: Tensor, factor: float | Tensor, train_length: int, slow: float, fast: float, ramp: str) -> Tensor:

@@ -1,7 +1,10 @@
 """Coordinates read from a table of drawn values: what members of this family share."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from pezoo.contract import Extension, Positions, Traits
 
@@ -16,6 +19,20 @@ def by_index(positions: Positions, table: Tensor) -> Positions:
     return positions.map(read)
 
 
+def draw_table(
+    positions: Positions, salt: str, sample: Callable[[int, torch.Generator], Tensor], scope: str = "sequence"
+) -> Tensor:
+    """What `sample(length, generator)` gives for each row and its declared length, (R, T), zeros at the end of shorter ones."""
+    if not isinstance(positions.length, Tensor):
+        return positions.draw(salt, lambda g: sample(positions.length, g), scope)
+    rows = positions.rows[:1] * len(positions.rows) if scope == "batch" else positions.rows
+    drawn = [
+        positions.replace(rows=(row,)).draw(salt, lambda g, n=n: sample(n, g), scope)[0]
+        for row, n in zip(rows, positions.length.tolist(), strict=True)
+    ]
+    return pad_sequence(drawn, batch_first=True)
+
+
 def whole(low: int, high: int, generator: torch.Generator) -> int:
     """A number from U{low ... high}; `low` where there is none."""
     return int(torch.randint(low, max(low, high) + 1, (), generator=generator))
@@ -24,7 +41,7 @@ def whole(low: int, high: int, generator: torch.Generator) -> int:
 class Drawn(Extension):
     """Coordinates drawn for each sequence in training and tuning; subclasses say how."""
 
-    traits = Traits(prefix_stable=False, random=True)
+    traits = Traits(shift_invariant=True, prefix_stable=False, random=True)
     default_at = ("train", "tune")
 
     def sample(self, length: int, generator: torch.Generator) -> Tensor:
@@ -33,6 +50,4 @@ class Drawn(Extension):
 
     def coordinates(self, positions: Positions) -> Positions:
         """The drawn coordinates, by index."""
-        length = int(torch.as_tensor(positions.length).max())
-        table = positions.draw(type(self).__name__, lambda g: self.sample(length, g))  # (B, T)
-        return by_index(positions, table)
+        return by_index(positions, draw_table(positions, type(self).__name__, self.sample))

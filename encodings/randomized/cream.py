@@ -37,7 +37,7 @@ from pezoo.registry import register, setting
 class CREAM(Drawn):
     """Head, middle and tail positions of a longer text."""
 
-    traits = Traits(prefix_stable=False, random=True, neutral={"max_length": 1})
+    traits = Traits(shift_invariant=True, prefix_stable=False, random=True, neutral={"max_length": 1})
 
     @dataclass
     class Config:

@@ -34,7 +34,7 @@ from pezoo.registry import register, setting
 class PoSE(Drawn):
     """Two chunks of positions with a random gap between."""
 
-    traits = Traits(prefix_stable=False, random=True, neutral={"max_length": 1})
+    traits = Traits(shift_invariant=True, prefix_stable=False, random=True, neutral={"max_length": 1})
 
     @dataclass
     class Config:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pezoo.contract import Encoding, Extension, Positions, Traits, Undefined, overrides
-from pezoo.encodings.randomized._draws import by_index
+from pezoo.encodings.randomized._draws import by_index, draw_table
 from pezoo.registry import register, setting
 
 
@@ -38,7 +38,7 @@ from pezoo.registry import register, setting
 class Random(Extension):
     """A sorted random subset of a longer range of positions."""
 
-    traits = Traits(prefix_stable=False, random=True)
+    traits = Traits(shift_invariant=True, prefix_stable=False, random=True)
     default_at = ("train", "tune", "test")
 
     @dataclass
@@ -79,13 +79,11 @@ class Random(Extension):
 
     def coordinates(self, positions: Positions) -> Positions:
         """The drawn positions, or distances from the first token, by index."""
-        length = int(torch.as_tensor(positions.length).max())
-
         low = int(self.config.relative == "toeplitz")
 
-        def sample(generator: torch.Generator) -> Tensor:
+        def sample(length: int, generator: torch.Generator) -> Tensor:
             drawn = torch.randperm(self.max_length - low, generator=generator)[: length - low]
             return torch.cat((torch.zeros(low), (drawn + low).sort().values.float()))
 
-        table = positions.draw("random", sample, self.config.draw)  # (R, T)
+        table = draw_table(positions, "random", sample, self.config.draw)  # (R, T)
         return by_index(positions, table).replace(ruler=table if low else None)

@@ -30,7 +30,7 @@ from pezoo.registry import register, setting
 class Shift(Extension):
     """A random start of the coordinates of each training sequence."""
 
-    traits = Traits(shift_invariant=True, neutral={"max_shift": 1})
+    traits = Traits(shift_invariant=True, random=True, neutral={"max_shift": 1})
     default_at = ("train", "tune", "test")
 
     @dataclass

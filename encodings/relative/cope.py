@@ -8,7 +8,7 @@ counts, so p_ii lies between 0 and 1. Counts stop at the query's document.
 
 Shapes: content (B, H, Lq, Lk) from products of q with the (P, d) table, gathered.
 Training and testing: the same. It reads no coordinates, so extensions of these do not fit; masks leave the counts as
-they are. For decoders only.
+they are. An encoder is refused.
 
 Source: Golovneva, Wang, Weston, Sukhbaatar 2024 (arXiv 2405.18719). P = 64 for language models of length 1024; table
 zero at first.
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from pezoo.contract import Encoding, Positions, Shape, Traits
+from pezoo.errors import UserError
 from pezoo.registry import register, setting
 
 
@@ -59,6 +60,8 @@ class CoPE(Encoding):
 
     def __init__(self, shape: Shape, config: Config) -> None:
         super().__init__(shape, config)
+        if not shape.causal:
+            raise UserError("cope is for decoders only: its counts run from a key to a later query")
         self.table = nn.Parameter(torch.zeros(_rows(shape, config), shape.head_dim))
 
     @classmethod

@@ -32,6 +32,7 @@ class Shaw(Encoding):
     traits = Traits(
         shift_invariant=True,
         parameters=lambda shape, c: (1 + c.values) * (2 * c.clip + 1) * shape.head_dim,
+        deviations={"every_row_learns": "a decoder never reads the rows of keys ahead of the query"},
     )
 
     @dataclass

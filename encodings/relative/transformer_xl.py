@@ -5,9 +5,9 @@
 
 W: projection of each layer from the sinusoid to a head, without bias; u, v: learned for each head.
 
-Shapes: content (B, H, Lq, Lk). With a = W^T (q_i + v) the position term is sum_k a_k sin(n w_k) + b_k cos(n w_k),
-which the angle sum formulas make a product of a, turned by p_i, with the sinusoid of p_j: no table of distances, any
-real coordinates.
+Shapes: content (B, H, Lq, Lk). With (a, b) = W^T (q_i + v), of sines and of cosines, the position term is sum_k a_k
+sin(n w_k) + b_k cos(n w_k), n = p_i - p_j. By the angle sum formulas that is a product of (a, b), turned by p_i, with
+the sinusoid of p_j: any real coordinates, and no table of distances.
 Training and testing: the same; nothing is clipped. Segment recurrence is a matter of its own.
 
 Source: Dai, Yang, Yang, Carbonell, Le, Salakhutdinov 2019 (arXiv 1901.02860), section 3.3. All start from N(0,

@@ -9,8 +9,8 @@ Shapes: q (B, H, Lq, d), k (B, H, Lk, d) -> the same.
 Training and testing: the same; no parameters. The decay reads the same coordinates as the angle. Extrapolation in the
 paper is with blockwise attention at test.
 
-Source: Sun, Dong, Patra, Ma, Huang, Benhaim, Chaudhary, Song, Wei 2022 (arXiv 2212.10554). g = 0.4, S = 512. For
-decoders: towards later tokens the product grows.
+Source: Sun, Dong, Patra, Ma, Huang, Benhaim, Chaudhary, Song, Wei 2022 (arXiv 2212.10554). g = 0.4, S = 512. An
+encoder is refused: towards later tokens the product grows.
 Departures: none in the product. Exponents are counted from the middle of the coordinates of a call, in float32, so
 that both factors stay in range; beyond that range (about 69,000 tokens at S = 512) it raises `Undefined`. Not for
 float16.
@@ -62,6 +62,8 @@ class XPos(Encoding):
 
     def __init__(self, shape: Shape, config: Config) -> None:
         super().__init__(shape, config)
+        if not shape.causal:
+            raise UserError("xpos is for decoders only: its factors grow towards later tokens")
         self.width = shape.head_dim // 2 * 2
         if self.width < 2:
             raise UserError("xpos turns pairs of channels; head_dim = 1 leaves none to turn")

@@ -1,9 +1,10 @@
 """Pictures of members and schemes, which make the idea visible: what an encoding adds, and what its extensions change.
 
-What is drawn is read from the hooks that a class overrides, never from its name, so that a plug-in has a picture too. Each hook has a panel:
-`embed` a heat map over positions and channels; `inv_freq` and `frequencies` wavelengths against the training length; `distance_bias` curves;
-`bias` heat maps of pairs; `rotate` and `content` the logits of random queries and keys; `coordinates` maps in training and in testing;
-`mask` and `branches` the distance at which each pair is read; `scale` its factor; `adapt` what it adds to a bias.
+What is drawn is read from the hooks that a class overrides, never from its name, so that a plug-in has a picture too.
+Each hook has a panel: `embed` a heat map over positions and channels; `inv_freq` and `frequencies` wavelengths against
+the training length; `distance_bias` curves; `bias` heat maps of pairs; `rotate` and `content` the logits of random
+queries and keys; `coordinates` maps in training and in testing; `mask` and `branches` the distance at which each pair
+is read; `scale` its factor; `adapt` what it adds to a bias.
 """
 
 import io
@@ -50,7 +51,7 @@ def picture(scheme: str | Spec, *, train_length: int = 64, n_heads: int = 4, d_m
         d_model: model width; n_heads must divide it.
 
     Raises:
-        UserError: if the scheme is malformed or cannot work at these sizes.
+        UserError: if the scheme is malformed, or cannot work or is undefined at these sizes.
     """
     if train_length < 1 or n_heads < 1 or d_model < 1 or d_model % n_heads:
         raise UserError(f"cannot draw train_length = {train_length}, n_heads = {n_heads}, d_model = {d_model}")
@@ -64,6 +65,8 @@ def picture(scheme: str | Spec, *, train_length: int = 64, n_heads: int = 4, d_m
     panels = []
     for part, heads in plain:
         view = _View(build(part, Shape(heads * (d_model // n_heads), heads, 1, train_length)), notes)
+        if reason := view.scheme.undefined(train_length):
+            raise UserError(f"cannot draw {part}: {reason}")
         head = f"{part}\n" if len(plain) > 1 else ""
         panels += [(head, panel) for panel in _panels(view)]
     names = [found.name] if found and found.cls else [*spec.encodings, *spec.extensions]
@@ -166,6 +169,10 @@ class _View:
         positions = positions.slice(length - 1, length) if last else positions
         return self.scheme.prepare(positions).layers[0][0].composition
 
+    def moves(self, phase: str, length: int) -> bool:
+        """Whether coordinates in a phase are other than 0, 1, 2, ..."""
+        return bool((self.at(length, phase).positions.query != torch.arange(length)).any())
+
     def wake(self) -> None:
         """Give parameters that start at zero, and would leave nothing to see, random values."""
         generator = torch.Generator().manual_seed(0)
@@ -177,7 +184,7 @@ class _View:
             self.notes.append("Those that start at zero are random walks here.")
 
     def vectors(self, n_keys: int) -> tuple[Tensor, Tensor]:
-        """Random queries (DRAWS, H, 1, d) and keys (DRAWS, H, n_keys, d) that are the same everywhere; the first key is its query."""
+        """Random queries (DRAWS, H, 1, d), and keys (DRAWS, H, n_keys, d) that are the same everywhere; first k = q."""
         generator = torch.Generator().manual_seed(0)
         shape = (DRAWS, self.scheme.shape.n_heads, 1, self.scheme.shape.head_dim)
         q, k = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
@@ -199,7 +206,7 @@ def _bias(composition: Composition) -> Tensor:
 
 
 def _panels(view: _View) -> Iterator[Panel]:
-    """The panels of a plain scheme: of its extensions and what they change in an encoding, or of the encodings alone."""
+    """Panels of a plain scheme: its extensions and what they change in an encoding, or the encodings alone."""
     if view.changes("coordinates"):
         yield partial(_coordinates, view, training=True)
         yield partial(_coordinates, view, training=False)
@@ -223,13 +230,14 @@ def _panels(view: _View) -> Iterator[Panel]:
 def _of_encoding(view: _View, place: int, encoding: Encoding) -> Iterator[tuple[bool, Panel]]:
     """Panels of an encoding, each with whether it shows something that extensions, if there are any, change."""
     alone = not view.extensions
-    moved = alone or view.changes("coordinates")
+    moved = alone or (view.changes("coordinates") and view.moves("test", view.longest(2)))
     pairs = moved or view.changes("branches")
     if overrides(encoding, "embed"):
         yield moved and not encoding.prefix_stable, partial(_embedding, view, place, ratio=1)
         yield moved, partial(_embedding, view, place)
     if overrides(encoding, "inv_freq"):
-        yield alone or view.changes("frequencies"), partial(_wavelengths, view, place)
+        fixed = alone and encoding.prefix_stable  # else they stretch with the length
+        yield fixed or view.changes("frequencies"), partial(_wavelengths, view, place)
     if overrides(encoding, "bias"):
         yield pairs, partial(_bias_of_pairs, view, head=0)
         if encoding.traits.shift_invariant:
@@ -278,9 +286,8 @@ def _channels(view: _View, axes: Axes, values: Tensor, title: str, ratio: int = 
     """A heat map over positions and channels, (length, D); what is undefined of `ratio` training lengths stays grey."""
     length = ratio * view.length
     bound = float(values.abs().max())
-    image = axes.imshow(
-        values.T.numpy(), cmap=_colours("PuOr"), vmin=-bound, vmax=bound, aspect="auto", interpolation="none", origin="lower"
-    )
+    look = {"cmap": _colours("PuOr"), "vmin": -bound, "vmax": bound, "origin": "lower"}
+    image = axes.imshow(values.T.numpy(), **look, aspect="auto", interpolation="none")
     _bar(axes, image, "value")
     axes.set_facecolor("0.88")
     axes.set(title=f"{title}, {len(values)} tokens", xlabel="position (tokens)", ylabel="channel")
@@ -321,9 +328,7 @@ def _wavelengths(view: _View, place: int, axes: Axes) -> None:
             axes.annotate("∞", (k, top), xytext=(0, 4), textcoords="offset points", ha="center", color=UNSEEN)
     axes.set_ylim(float(finite.min()) / 1.6, top * 2.5)
     _mark(axes, length, vertical=False)
-    axes.text(
-        0.02, 0.98, "no full turn in training", transform=axes.transAxes, va="top", fontsize=8, color=UNSEEN
-    )
+    axes.text(0.02, 0.98, "no full turn in training", transform=axes.transAxes, va="top", fontsize=8, color=UNSEEN)
     axes.set(title="wavelength of each pair of channels", xlabel="pair k", ylabel="wavelength (tokens, log scale)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     if changed:
@@ -382,7 +387,7 @@ def _bias_by_query(view: _View, axes: Axes) -> None:
 
 @torch.no_grad()
 def _logits(view: _View, place: int, axes: Axes, rotated: bool) -> None:
-    """Logits that random queries and keys get from position, against distance; a draw has one query, and one key everywhere."""
+    """Logits that random queries and keys get from position, against distance; a draw has one key everywhere."""
     length = view.longest(4)
 
     def curves() -> Tensor:
@@ -403,7 +408,7 @@ def _logits(view: _View, place: int, axes: Axes, rotated: bool) -> None:
     what = "logit q·k, turned" if rotated else "term added to the logit"
     axes.set(title=f"{what}: random q, k of head 1", xlabel="distance from query to key (tokens)", ylabel="logit")
     _tokens(axes, view.length, length)
-    _legend(axes)
+    _legend(axes, loc="upper right")
 
 
 @torch.no_grad()
@@ -425,7 +430,8 @@ def _coordinates(view: _View, axes: Axes, training: bool) -> None:
     rows = view.at(length, phase, rows=DRAWS).positions.query
     rows = rows if (rows != rows[:1]).any() else rows[:1]
     for n, row in enumerate(rows):
-        axes.plot(row, color=PALETTE[n + 1], lw=1.4, label=f"sequence {n + 1}" if len(rows) > 1 else "read as")
+        label = f"sequence {n + 1}" if training and len(rows) > 1 else "" if n else "read as"
+        axes.plot(row, color=PALETTE[n + 1], lw=1.4, label=label)
     plain = torch.arange(length)
     if (rows != plain).any():
         axes.plot(plain, color=GREY, lw=0.9, ls=":", label="plain positions")
@@ -443,9 +449,7 @@ def _coordinates(view: _View, axes: Axes, training: bool) -> None:
 
 def _shown_phase(view: _View) -> str:
     """The first of training and tuning in which coordinates are not plain; training if there is none."""
-    plain = view.at(view.length, BARE).positions.query
-    moved = [p for p in ("train", "tune") if not torch.equal(view.at(view.length, p).positions.query, plain)]
-    return (moved or ["train"])[0]
+    return "tune" if view.moves("tune", view.length) and not view.moves("train", view.length) else "train"
 
 
 @torch.no_grad()
@@ -521,6 +525,7 @@ def _pairs(
 ) -> None:
     """A heat map over queries (downwards) and keys; NaN, which is not seen, stays grey."""
     axes.set_facecolor("0.88")
+    axes.set_anchor("W")
     image = axes.imshow(values.numpy(), cmap=_colours(colours), vmin=bounds[0], vmax=bounds[1], interpolation="none")
     _bar(axes, image, unit)
     if len(values) > view.length:
@@ -533,7 +538,7 @@ def _pairs(
 
 def _colours(name: str) -> Colormap:
     """A map of few colours: easier to read off the bar, and smaller to store."""
-    return matplotlib.colormaps[name].resampled(24)
+    return matplotlib.colormaps[name].resampled(16)
 
 
 def _bar(axes: Axes, image: object, unit: str) -> None:
@@ -545,14 +550,13 @@ def _bar(axes: Axes, image: object, unit: str) -> None:
 
 def _legend(axes: Axes, loc: str = "best") -> None:
     n_columns = 1 + (len(axes.get_legend_handles_labels()[0]) - 1) // 8
-    legend = axes.legend(fontsize=8, loc=loc, ncols=n_columns, framealpha=0.8, edgecolor="none")
-    legend.set_zorder(1.5)
+    axes.legend(fontsize=8, loc=loc, ncols=n_columns, framealpha=0.8, edgecolor="none")
 
 
 def _tokens(axes: Axes, train_length: int, length: int) -> None:
     """Ticks at multiples of the training length."""
-    step = train_length if length > 2 * train_length else max(1, train_length // 4 if length <= train_length else train_length // 2)
-    axes.set_xticks(range(0, length + 1, step))
+    parts = {1: 4, 2: 2}.get(length // train_length, 1)
+    axes.set_xticks(range(0, length + 1, max(1, train_length // parts)))
 
 
 def _mark(axes: Axes, train_length: int, vertical: bool = True, text: str = "L") -> None:

@@ -4,10 +4,12 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,23 +109,25 @@ class Launcher:
 
         Raises:
             ChildProcessError: if a worker process cannot start.
+            KeyboardInterrupt: after Ctrl-C.
         """
         workers: list[Worker] = []
-        try:
+        with contextlib.ExitStack() as stack:
+            interrupted = stack.enter_context(_ctrl_c())
+            stack.callback(lambda: [worker.stop() for worker in workers])
             while self._assign(workers):
                 with selectors.DefaultSelector() as selector:
                     for worker in workers:
                         selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
-                    heard = [key.data for key, _ in selector.select()]
+                    heard = [key.data for key, _ in selector.select(timeout=0.2)]
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
                 for worker in heard:
                     for message in worker.receive():
                         self._handle(worker, message)
                     if worker.ended:
                         workers.remove(worker)
                         self._bury(worker)
-        finally:
-            for worker in workers:
-                worker.stop()
 
     def _assign(self, workers: list[Worker]) -> bool:
         """Give out ready cells, starting workers as needed; return whether any is at work."""
@@ -175,3 +179,26 @@ class Launcher:
             self.failures[cell.key] = failure
         self.progress.finish(cell, time.monotonic() - worker.since, failure, fit)
         self.finished(cell)
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, where Python's exception could strike at any line.
+
+    The second one is as usual.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event  # only the main thread hears of signals
+        return
+    usual = signal.getsignal(signal.SIGINT)
+
+    def set_event(*_: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, set_event)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, usual)

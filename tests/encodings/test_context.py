@@ -153,7 +153,7 @@ COMPOSED = (
     "rope+resonance+logn+blockwise",
     "sinusoidal+giraffe",
     "rope+giraffe:basis=truncated+memory",
-    "sinusoidal+alibi+random:relative=toeplitz",
+    "kerple+random:relative=toeplitz+pi",
     "fire+random:relative=toeplitz",
     "fire+random+sinks:sinks=2",
     "rope+qwen_dynamic_ntk+logn+window",
@@ -188,6 +188,16 @@ def test_back_ends_and_decoding_agree_with_eager(scheme, monkeypatch):
         cache = built.cache(2, 37)
         pieces = [built(piece, cache=cache) for piece in tokens.split([11, 1, 1, 17, 7], dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scheme", ["tisa", "tisa:offset=code:shared=true", "kerple+dape", "rope+clex", "xpos+clex"])
+@pytest.mark.parametrize("phase", ["tune", "test"])
+def test_every_parameter_gets_a_gradient(scheme, phase):
+    built = model(scheme)
+    built(ids(40), built.positions(2, 40, phase=phase)).log_softmax(-1)[..., 0].sum().backward()
+    for name, parameter in built.scheme.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_every_neutral_setting_is_known():

@@ -237,7 +237,15 @@ def test_alibi_penalises_each_pair_by_its_distance(text):
 
 
 @pytest.mark.parametrize("name", ["leaky_rerope", "self_extend", "sinks", "lm_infinite"])
-@pytest.mark.parametrize("base", ["sinusoidal", "learned", "nope"])
+@pytest.mark.parametrize("base", ["sinusoidal", "learned"])
 def test_far_regions_need_pairs_of_positions(name, base):
     with pytest.raises(pezoo.UserError, match="term of pairs of positions"):
         pezoo.create(f"{base}+{name}", **SHAPE)
+
+
+@pytest.mark.parametrize("name", ["sinks", "lm_infinite"])
+def test_without_positions_the_mask_is_all_of_it(name):
+    scheme = pezoo.create(f"nope+{name}", **SHAPE).eval()
+    x = torch.randn(1, 2, 40, 16)
+    bare = pezoo.create("nope", **SHAPE)
+    assert not torch.equal(pezoo.attend(scheme, x, x, x), pezoo.attend(bare, x, x, x))

@@ -200,7 +200,6 @@ def test_interpolation_scales_drawn_distances():
 def test_toeplitz_refuses_what_reads_positions_one_by_one(base):
     with pytest.raises(pezoo.UserError, match="draws distances only"):
         scheme(f"{base}+random:relative=toeplitz")
-    scheme(f"{base}+alibi+random:relative=toeplitz")
 
 
 def test_toeplitz_is_undefined_past_its_range():

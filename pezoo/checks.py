@@ -1,0 +1,947 @@
+"""The properties that make a member of the zoo, each a small function named after it: `pezoo check` runs them.
+
+A check sees a member in a scheme (`Subject`), and chooses itself by what the member declares and overrides: it raises `NotApplicable` with the reason where
+it has nothing to look at, and `CheckFailed` with what was expected and what came. It compares behaviour with a declaration, or one way of computing
+with another; values of formulas are for the tests of each member.
+"""
+
+import copy
+import dataclasses
+import pickle
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from pezoo import attention
+from pezoo.attention import Composition
+from pezoo.contract import Encoding, Extension, Positions, Shape, Undefined, overrides
+from pezoo.errors import UserError
+from pezoo.registry import Entry, entry, make_config
+from pezoo.scheme import MemberSpec, Spec, parse
+from pezoo.transformer import Transformer, TransformerConfig
+
+LENGTH = 16
+"""Training length of the models in the checks."""
+FAR = 65_536
+TOLERANCE = 2e-4
+HOOKS = ("embed", "rotate", "bias", "distance_bias", "content", "mix")
+"""What an encoding brings positions in by."""
+
+
+class CheckFailed(AssertionError):
+    """A member does not do what it declares."""
+
+    def __init__(self, expected: str, came: str) -> None:
+        super().__init__(f"expected {expected}; came {came}")
+        self.expected, self.came = expected, came
+
+
+class NotApplicable(Exception):
+    """The check has nothing to look at in this member."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A member under test, in a scheme: an encoding by itself, an extension on a host."""
+
+    entry: Entry
+    spec: Spec
+
+    @property
+    def cls(self) -> type[Encoding] | type[Extension]:
+        """The member's class."""
+        return self.entry.cls
+
+    @property
+    def is_extension(self) -> bool:
+        """Whether the scheme is a host with this extension."""
+        return issubclass(self.cls, Extension)
+
+    @property
+    def member(self) -> MemberSpec:
+        """The member with its settings."""
+        return next(m for m in self.spec.members if m.name == self.entry.name)
+
+    @property
+    def host(self) -> Spec:
+        """The scheme without the member."""
+        return Spec(tuple(m for m in self.spec.members if m.name != self.entry.name))
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Phases to look at: testing; for an extension that draws, and one that acts in learning only, that as well."""
+        at = self.member.at
+        learning = tuple(p for p in ("train", "tune") if p in at)[:1]
+        if self.is_extension and (self.cls.traits.random or "test" not in at):
+            return (*learning, *(p for p in at if p == "test"))
+        return ("test",)
+
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """Values of `causal` for which the scheme can be built."""
+        try:
+            self.model(causal=False)
+        except UserError:
+            return (True,)
+        return (True, False)
+
+    def variant(self, settings: dict[str, Any]) -> Spec:
+        """The scheme with some of the member's settings changed."""
+        return parse(dict(self.spec.data) | {self.entry.name: self.member.full | settings})
+
+    def model(self, spec: Spec | None = None, *, randomise: bool = True, **config: Any) -> Transformer:
+        """A small model in evaluation mode, with 3 heads and an attention sharp enough for positions to show.
+
+        Parameters of the scheme are moved off their initial values, so that none hides behind a zero.
+        """
+        sizes = {"vocab_size": 16, "d_model": 48, "n_layers": 2, "n_heads": 3, "train_length": LENGTH}
+        key = (spec or self.spec, tuple(sorted((sizes | config).items())))
+        try:
+            model = copy.deepcopy(_untouched(*key))
+        except UserError:
+            raise
+        except Exception:  # a member that cannot be copied: `saves_and_loads` says so
+            model = _untouched.__wrapped__(*key)
+        if randomise:
+            generator = torch.Generator().manual_seed(1)
+            for parameter in model.scheme.parameters():
+                parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        return model
+
+    def lengths(self, *wanted: int, phase: str = "test") -> list[int]:
+        """Those of the wanted lengths at which the scheme is defined; never none."""
+        scheme = self.model().scheme
+        good = [n for n in wanted if scheme.undefined(n, phase) is None]
+        if not good:
+            raise NotApplicable(f"undefined at {', '.join(map(str, wanted))} tokens")
+        return good
+
+    def cases(self, *wanted: int) -> list[tuple[str, int]]:
+        """Phases and lengths to look at."""
+        return [(phase, length) for phase in self.phases for length in self.lengths(*wanted, phase=phase)]
+
+
+@lru_cache(maxsize=32)
+def _untouched(spec: Spec, facts: tuple[tuple[str, Any], ...]) -> Transformer:
+    """A model to copy from, which itself never runs."""
+    model = Transformer(TransformerConfig(scheme=spec, **dict(facts))).eval()
+    for block in model.blocks:
+        block.attention.qkv.weight.data *= 5
+        block.attention.out.weight.data *= 10
+    model.head.weight.data *= 10
+    return model
+
+
+@dataclass(frozen=True)
+class Check:
+    """One property, and how it is looked at."""
+
+    function: Callable[[Subject], None]
+    slow: bool = False
+    once: bool = False
+    """The property is of the member alone: one scheme is enough."""
+
+    @property
+    def name(self) -> str:
+        """Name of the property."""
+        return self.function.__name__
+
+    @property
+    def summary(self) -> str:
+        """What must hold, in a sentence."""
+        return (self.function.__doc__ or "").strip()
+
+
+CHECKS: dict[str, Check] = {}
+
+
+def check(*, slow: bool = False, once: bool = False) -> Callable[[Callable[[Subject], None]], Callable[[Subject], None]]:
+    """Add a function to the kit, under its own name."""
+
+    def add(function: Callable[[Subject], None]) -> Callable[[Subject], None]:
+        CHECKS[function.__name__] = Check(function, slow, once)
+        return function
+
+    return add
+
+
+def tokens(length: int, batch: int = 2, seed: int = 0) -> Tensor:
+    """Random ids (B, L) below 16."""
+    return torch.randint(16, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def read(model: Transformer, ids: Tensor, **facts: Any) -> Tensor:
+    """Logits of ids at positions with given facts (phase, declared, documents, valid, rows)."""
+    return model(ids, model.positions(*ids.shape, **facts))
+
+
+def gap(a: Tensor, b: Tensor) -> float:
+    """The largest difference, relative to the largest value where that exceeds 1."""
+    return (a.float() - b.float()).abs().max().item() / max(1.0, a.float().abs().max().item())
+
+
+def equal(expected: Tensor, came: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
+    """Raise unless two tensors agree."""
+    finite(came, what)
+    if (off := gap(expected, came)) > tolerance:
+        raise CheckFailed(f"{what} equal within {tolerance:g}", f"a difference of {off:.3g}")
+
+
+def finite(came: Tensor, what: str) -> None:
+    """Raise unless all is finite."""
+    if not torch.isfinite(came).all():
+        raise CheckFailed(f"finite {what}", "NaN or infinity")
+
+
+def differs(a: Tensor, b: Tensor, what: str) -> None:
+    """Raise if two tensors agree."""
+    if gap(a, b) <= TOLERANCE:
+        raise CheckFailed(f"{what} to differ", "the same")
+
+
+def as_declared(holds: bool, trait: str, pairs: list[tuple[Tensor, Tensor]], what: str) -> None:
+    """Where a trait holds all pairs agree; where it does not, some pair differs."""
+    if not pairs:
+        raise NotApplicable("undefined there")
+    for a, b in pairs if holds else ():
+        equal(a, b, f"{what} ({trait})")
+    if not holds and all(gap(a, b) <= TOLERANCE for a, b in pairs):
+        raise CheckFailed(f"{what} to differ ({trait})", "the same")
+
+
+# ---- building -----------------------------------------------------------------------------------
+
+
+@check(once=True)
+def says_what_it_is(s: Subject) -> None:
+    """It has a title and a class docstring, every setting has a help text, and deviations name checks."""
+    missing = [name for name in ("title", "summary") if not getattr(s.entry, name)]
+    missing += [f"help of setting {name}" for name, facts in s.entry.parameters.items() if not facts["help"]]
+    if missing:
+        raise CheckFailed("title, class docstring and a help text for each setting", f"no {', no '.join(missing)}")
+    unknown = [name for name in s.cls.traits.deviations if name not in CHECKS]
+    if unknown:
+        raise CheckFailed("traits.deviations to name checks", ", ".join(unknown))
+
+
+@check()
+def builds_from_name_yaml_and_saved_settings(s: Subject) -> None:
+    """Built from its name, from YAML, and again from its written-out settings, it is one and the same scheme."""
+    text = yaml.safe_dump(s.spec.data)
+    for form in (str(s.spec), s.spec.data, yaml.safe_load(text)):
+        again = parse(form)
+        if again != s.spec:
+            raise CheckFailed(f"{form!r} to mean {s.spec}", str(again))
+    ids = tokens(LENGTH)
+    equal(s.model()(ids), s.model(parse(yaml.safe_load(text)))(ids), "logits", 0.0)
+
+
+@check()
+def builds_at_any_size(s: Subject) -> None:
+    """One head or many, odd widths, short training lengths: finite logits, or a refusal that says why."""
+    built = 0
+    for d_model, n_heads, train_length in ((16, 1, 1), (15, 3, 2), (8, 8, 3), (48, 6, 5)):
+        sizes = {"d_model": d_model, "n_heads": n_heads, "n_layers": 1, "train_length": train_length}
+        try:
+            model = s.model(**sizes)
+        except UserError:
+            continue
+        built += 1
+        for phase in s.phases:
+            for length in (1, train_length, 2 * train_length + 1):
+                if model.scheme.undefined(length, phase) is None:
+                    where = f"at {length} tokens with {', '.join(f'{k} = {v}' for k, v in sizes.items())}"
+                    finite(read(model, tokens(length), phase=phase), f"logits {where}")
+    if not built:
+        raise CheckFailed("some size at which it can be built", "a refusal of each")
+
+
+@check(once=True)
+def counts_parameters_as_declared(s: Subject) -> None:
+    """`traits.parameters` gives the number of parameters of one copy."""
+    for settings in ({}, *_choices(s)):
+        for shape in (Shape(48, 3, 2, LENGTH), Shape(32, 4, 3, 24, causal=False)):
+            try:
+                config, at = make_config(s.entry.name, dict(s.member.settings) | settings)
+                member = s.cls(shape, config, at) if s.is_extension else s.cls(shape, config)
+            except UserError:
+                continue
+            expected, came = s.cls.traits.parameters(shape, config), sum(p.numel() for p in member.parameters())
+            if expected != came:
+                raise CheckFailed(f"{expected} parameters with {settings or 'its settings'}", str(came))
+
+
+def _choices(s: Subject) -> Iterator[dict[str, Any]]:
+    """Settings with each boolean turned, and each other choice of a Literal."""
+    for name, facts in s.entry.parameters.items():
+        now = s.member.full[name]
+        if isinstance(now, bool):
+            yield {name: not now}
+        for choice in facts["choices"]:
+            if choice != now:
+                yield {name: choice}
+
+
+@check()
+def every_choice_runs(s: Subject) -> None:
+    """Each boolean turned and each other choice of a setting builds, and gives finite logits and gradients."""
+    choices = list(_choices(s))
+    if not choices:
+        raise NotApplicable("no setting with choices")
+    for settings in choices:
+        try:
+            model = s.model(s.variant(settings))
+        except UserError:
+            if s.is_extension:
+                continue  # this host is refused
+            raise
+        for phase in s.phases:
+            for length in (LENGTH, 3 * LENGTH):
+                if model.scheme.undefined(length, phase) is None:
+                    for name, tensor in logits_and_gradients(model, tokens(length), phase).items():
+                        finite(tensor, f"{name} at {length} tokens with {settings}")
+
+
+@check(once=True)
+def every_setting_matters(s: Subject) -> None:
+    """Each setting changes the logits, the parameters or what is accepted, alone or together with some choice of another."""
+    names = [name for name in s.entry.parameters if name != "at"]
+    if not names:
+        raise NotApplicable("no settings")
+    unused = [name for name in names if not _matters(s, name)]
+    if unused:
+        raise CheckFailed("every setting to change something", f"no change by {', '.join(unused)}")
+
+
+def _matters(s: Subject, name: str) -> bool:
+    """Whether some other value of a setting changes anything, alone or beside some choice of another setting."""
+    choices, refused = list(_choices(s)), True
+    values = [c[name] for c in choices if name in c] or _other_values(s, name)
+    others = [{n: _other_values(s, n)[0]} for n in s.entry.parameters if n not in ("at", name)]
+    for beside in ({}, *(c for c in choices if name not in c), *others):
+        if (plain := _traces(s, beside)) is None:
+            continue
+        for traces in (_traces(s, beside | {name: value}) for value in values):
+            refused &= traces is None
+            pairs = zip(plain, traces or plain, strict=True)
+            if any(a.shape != b.shape or not torch.equal(a, b) for a, b in pairs):
+                return True
+    return refused  # each of its values: it decides what is accepted
+
+
+def _other_values(s: Subject, name: str) -> list[Any]:
+    """Values to try for a number, a list of numbers, or one of them that is unset."""
+    now = s.member.full[name]
+    if isinstance(now, bool | str):
+        return [now]
+    if isinstance(now, int | float):
+        return [2 * now, now / 2 if isinstance(now, float) else now // 2, now + 1]
+    if isinstance(now, list | tuple):
+        return [[2.0] * n for n in range(1, 33)]
+    hint = next(f.type for f in dataclasses.fields(s.cls.Config) if f.name == name)
+    return [3, 2 * LENGTH, 100] if int in typing.get_args(hint) else [2.0, 0.5]
+
+
+def _traces(s: Subject, settings: dict[str, Any]) -> list[Tensor] | None:
+    """Logits in every phase at some lengths, and the number of parameters; None if the settings are refused."""
+    try:
+        model = s.model(s.variant(settings), train_length=8 * LENGTH)
+    except UserError:
+        return None
+    traces = [torch.tensor(sum(p.numel() for p in model.parameters()))]
+    for phase in s.member.at:
+        for length in (4 * LENGTH, 8 * LENGTH, 24 * LENGTH):
+            undefined = model.scheme.undefined(length, phase) is not None
+            traces.append(torch.empty(0) if undefined else read(model, tokens(length, 1), phase=phase))
+    return traces
+
+
+@check()
+def saves_and_loads(s: Subject) -> None:
+    """State dict (into a model of another seed), pickle and deep copy keep the results."""
+    model, ids = s.model(), tokens(LENGTH)
+    fresh = s.model(randomise=False, seed=1)
+    fresh.load_state_dict(model.state_dict())
+    fresh.config = model.config  # the seed of random positions is not a weight
+    for copied in (fresh, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        equal(model(ids), copied(ids), "logits of the copy", 0.0)
+
+
+# ---- precision ----------------------------------------------------------------------------------
+
+
+@check()
+def shapes_and_dtypes(s: Subject) -> None:
+    """float32 and bfloat16 models give logits of the right shape and dtype, close to each other."""
+    for phase, length in s.cases(LENGTH, 3 * LENGTH):
+        model, ids = s.model().bfloat16(), tokens(length, 3)
+        full, half = (read(m, ids, phase=phase) for m in (copy.deepcopy(model).float(), model))
+        for came, dtype in ((full, torch.float32), (half, torch.bfloat16)):
+            if came.shape != (3, length, 16) or came.dtype != dtype:
+                raise CheckFailed(f"logits (3, {length}, 16) {dtype}", f"{tuple(came.shape)} {came.dtype}")
+        equal(full, half, "logits in bfloat16", 0.25)
+
+
+@check()
+def low_precision_leaves_no_trace(s: Subject) -> None:
+    """A model that first ran in bfloat16, and then got its parameters in float32, is as a new one: no table or constant was kept."""
+    sizes = {"n_heads": 12, "d_model": 192}  # ALiBi's slopes for 3 heads are exact in any dtype
+    model, again = s.model(**sizes), s.model(**sizes)
+    (length, *_) = s.lengths(3 * LENGTH, LENGTH)
+    ids = tokens(length)
+    model.bfloat16()(ids)
+    model.float().load_state_dict(again.state_dict())
+    equal(again(ids), model(ids), "logits after a call in bfloat16", 0.0)
+
+
+@check()
+def distinct_far_positions(s: Subject) -> None:
+    """Up to 65,536 tokens coordinates stay apart, and so do the vectors that are embedded and rotated at the ends."""
+    model = s.model()
+    length, composition = _far(s, model, FAR, FAR // 16, 16 * LENGTH, LENGTH)
+    coordinates = composition.base[0].positions.query
+    if coordinates.dtype != torch.float32:
+        raise CheckFailed("coordinates in float32", str(coordinates.dtype))
+    if (apart := len(coordinates[0].unique())) < length:
+        raise CheckFailed(f"{length} distinct coordinates", f"{apart}")
+    ends = torch.arange(length)
+    ends = torch.cat((ends[:64], ends[64:][-64:]))
+    for hook, vectors in _vectors(model, composition.base[0]).items():
+        same = (vectors[ends][:, None] == vectors[ends][None]).all(dim=-1).sum() - len(ends)
+        if 0 < same < len(ends) ** 2 - len(ends):  # else it reads no positions
+            raise CheckFailed(f"{hook} to give different vectors at different positions", f"{same // 2} equal pairs")
+
+
+@check()
+def positions_survive_low_precision(s: Subject) -> None:
+    """Far from the start, embeddings, rotations, biases and content logits of a bfloat16 model are those of a float32 model, rounded."""
+    half, seen = s.model().bfloat16(), []
+    for model in (copy.deepcopy(half).float(), half):
+        length, composition = _far(s, model, 4096, 16 * LENGTH, LENGTH)
+        seen.append(_vectors(model, composition.base[0]) | _pairs(model, composition))
+    for hook, expected in seen[0].items():
+        equal(expected, seen[1][hook], f"{hook} in bfloat16 at {length} tokens", 0.05)
+    for head in range(len(seen[0].get("bias", ()))):  # of the last query, for the nearest keys
+        apart, came = (len(v["bias"][head, -32:].unique()) for v in seen)
+        if came < 0.9 * apart:
+            raise CheckFailed(f"{apart} different biases among the 32 nearest keys, as in float32", f"{came}")
+
+
+def _far(s: Subject, model: Transformer, *wanted: int) -> tuple[int, Composition]:
+    """The first of the wanted lengths at which the scheme is defined, and its first layer there."""
+    for length in wanted:
+        with suppress(Undefined):
+            return length, model.scheme.prepare(model.positions(1, length)).layers[0][0].composition
+    raise NotApplicable(f"undefined at {', '.join(map(str, wanted))} tokens")
+
+
+def _vectors(model: Transformer, part: Any) -> dict[str, Tensor]:
+    """One vector at every position, (L, d) each, as an encoding embeds and rotates it."""
+    encoding, positions, dtype = part.encoding, part.positions, model.head.weight.dtype
+    length, found = positions.query.shape[1], {}
+    generator = torch.Generator().manual_seed(0)
+    if overrides(encoding, "embed"):
+        x = torch.randn(model.config.d_model, generator=generator).to(dtype) / model.config.d_model**0.5
+        found["embed"] = encoding.embed(x.expand(1, length, -1), positions)[0].float()
+    if overrides(encoding, "rotate"):
+        heads = model.config.n_heads
+        x = torch.randn(model.config.d_model // heads, generator=generator).to(dtype).expand(1, heads, length, -1)
+        q, k = encoding.rotate(x, x, positions)
+        found["rotate"], found["rotate of keys"] = q[0, 0].float(), k[0, 0].float()
+    return found
+
+
+def _pairs(model: Transformer, composition: Composition) -> dict[str, Tensor]:
+    """Bias and content logits of the last query, (H, L) each."""
+    length = composition.positions.query.shape[1]
+    last = composition.slice(length - 1, length, length)
+    size = (1, model.config.n_heads, length, model.config.d_model // model.config.n_heads)
+    generator, dtype = torch.Generator().manual_seed(0), model.head.weight.dtype
+    k = torch.randn(size, generator=generator).bfloat16().to(dtype)
+    part = last.base[0]
+    found = {"bias": last.bias(), "content": part.encoding.content(k[:, :, -1:], k, part.positions)}
+    return {hook: t[0, :, 0].float() for hook, t in found.items() if t is not None}
+
+
+# ---- lengths ------------------------------------------------------------------------------------
+
+
+@check()
+def any_length(s: Subject) -> None:
+    """Length 1, odd lengths and 16 training lengths give finite logits, or are declared undefined before anything is computed."""
+    model = s.model()
+    for phase in s.phases:
+        for length in (1, 3, LENGTH - 1, LENGTH, LENGTH + 1, 63, 16 * LENGTH):
+            reason = model.scheme.undefined(length, phase)
+            try:
+                came = read(model, tokens(length, 1), phase=phase)
+            except Undefined as error:
+                if reason is None:
+                    raise CheckFailed(f"length {length} to be defined, as scheme.undefined says", str(error)) from None
+                continue
+            if reason is not None:
+                raise CheckFailed(f"Undefined at length {length} ({reason})", "logits")
+            finite(came, f"logits at length {length} in phase {phase}")
+
+
+@check()
+def length_order_does_not_matter(s: Subject) -> None:
+    """The same lengths visited in another order give the same logits: nothing is remembered."""
+    for phase in s.phases:
+        lengths = s.lengths(LENGTH // 2, LENGTH, LENGTH + 1, 3 * LENGTH, 4 * LENGTH, phase=phase)
+        model, again = s.model(), s.model()
+        up = {n: read(model, tokens(n), phase=phase) for n in lengths}
+        for n in reversed(lengths):
+            equal(up[n], read(model, tokens(n), phase=phase), f"logits at {n} tokens after longer ones", 0.0)
+            equal(up[n], read(again, tokens(n), phase=phase), f"logits at {n} tokens, the longest visited first,", 0.0)
+
+
+@check()
+def prefix_stable_as_declared(s: Subject) -> None:
+    """Logits of a prefix are the same in a longer sequence if, and only if, `prefix_stable` says so of these settings."""
+    for spec in (s.spec, *_fixed(s)):
+        for phase in s.phases:
+            model, pairs = s.model(spec), []
+            holds = _stable(model, phase)
+            lengths = [n for n in (3 * LENGTH, LENGTH) if model.scheme.undefined(n, phase) is None][:1]
+            for length in lengths if holds or spec == s.spec else ():  # other settings may leave it nothing to do
+                ids = tokens(length)
+                full = read(model, ids, phase=phase)
+                cuts = (length // 2 + 1, LENGTH - 1)
+                pairs += [(full[:, :cut], read(model, ids[:, :cut], phase=phase)) for cut in cuts]
+                if model.scheme.undefined(length + 5, phase) is None:
+                    pairs.append((full, read(model, ids, phase=phase, declared=length + 5)))
+            if pairs:
+                trait = f"prefix_stable is {holds} for {spec}"
+                as_declared(holds, trait, pairs, f"logits of a prefix in phase {phase}")
+
+
+def _fixed(s: Subject) -> Iterator[Spec]:
+    """The scheme with a number for a setting of an extension that is unset: often it fixes what followed the length."""
+    for name in [n for n, value in s.member.full.items() if s.is_extension and value is None]:
+        with suppress(UserError):
+            spec = s.variant({name: 2})
+            s.model(spec)
+            yield spec
+
+
+def _stable(model: Transformer, phase: str) -> bool:
+    return all(m.prefix_stable for m in model.scheme.members if phase in getattr(m, "at", (phase,)))
+
+
+@check()
+def growing_generation_as_declared(s: Subject) -> None:
+    """Generated with a declared length that grows by each token, logits are those of the full pass exactly where prefix-stable."""
+    (length, *_) = s.lengths(3 * LENGTH, LENGTH)
+    model, ids = s.model(), tokens(length)
+    start = length // 2
+    cache = model.cache(2, length)
+    model(ids[:, :start], model.positions(2, length, declared=start), cache)
+    grown = [
+        model(ids[:, t : t + 1], model.positions(2, length, declared=t + 1), cache) for t in range(start, length)
+    ]
+    pairs = [(model(ids)[:, start:], torch.cat(grown, dim=1))]
+    holds = model.scheme.prefix_stable
+    as_declared(holds, f"prefix_stable is {holds}", pairs, "logits of growing generation")
+
+
+@check()
+def declared_lengths_by_row(s: Subject) -> None:
+    """Rows of a batch with declared lengths of their own have the logits that they have alone."""
+    for phase, longest in s.cases(3 * LENGTH, LENGTH):
+        model, ids = s.model(), tokens(LENGTH // 2)
+        lengths = (LENGTH - 1, longest)
+        together = read(model, ids, phase=phase, declared=torch.tensor(lengths))
+        for row, declared in enumerate(lengths):
+            alone = read(model, ids[row : row + 1], phase=phase, declared=declared, rows=(row,))
+            equal(alone, together[row : row + 1], f"logits of a row declared {declared} tokens long")
+
+
+# ---- what is seen -------------------------------------------------------------------------------
+
+
+@check()
+def causal(s: Subject) -> None:
+    """Changing a token leaves the logits before it alone."""
+    for phase, length in s.cases(LENGTH, 2 * LENGTH + 1):
+        model, ids = s.model(), tokens(length)
+        other, at = ids.clone(), 2 * length // 3
+        other[:, at] = (other[:, at] + 1) % 16
+        before, after = read(model, ids, phase=phase), read(model, other, phase=phase)
+        equal(before[:, :at], after[:, :at], "logits before the changed token", 0.0)
+        differs(before[:, at:], after[:, at:], "logits from the changed token on")
+
+
+@check()
+def packed_documents_do_not_leak(s: Subject) -> None:
+    """Each of two documents in one row has the logits that it has alone, in a decoder and in an encoder."""
+    for causal in s.modes:
+        for phase, n in s.cases(3 * LENGTH, LENGTH):
+            model = s.model(causal=causal)
+            a, b = tokens(n // 2 + 1, 1), tokens(n - n // 2 - 1, 1, seed=1)
+            documents = torch.cat((torch.zeros_like(a), torch.ones_like(b)), dim=1)
+            together = read(model, torch.cat((a, b), dim=1), documents=documents, phase=phase)
+            for ids, came in ((a, together[:, : a.shape[1]]), (b, together[:, a.shape[1] :])):
+                equal(read(model, ids, declared=n, phase=phase), came, f"logits of a packed document (causal={causal})")
+
+
+@check()
+def padding_does_not_leak(s: Subject) -> None:
+    """Padding on either side leaves the logits of the tokens as they are without it, in a decoder and in an encoder."""
+    for causal in s.modes:
+        for phase, n in s.cases(3 * LENGTH, LENGTH):
+            model, ids, filler = s.model(causal=causal), tokens(n - 3), tokens(3, seed=2)
+            alone = read(model, ids, declared=n, phase=phase)
+            for side, parts in (("left", (filler, ids)), ("right", (ids, filler))):
+                valid = torch.cat([torch.full_like(p, p is ids) for p in parts], dim=1).bool()
+                came = read(model, torch.cat(parts, dim=1), valid=valid, phase=phase)[valid].view_as(alone)
+                equal(alone, came, f"logits with padding on the {side} (causal={causal})")
+
+
+@check()
+def decodes_like_the_full_pass(s: Subject) -> None:
+    """Token by token, and in uneven pieces, through the cache: the logits of one full pass at the same declared length."""
+    for phase, length in s.cases(LENGTH, 2 * LENGTH + 1):
+        model, ids = s.model(), tokens(length)
+        full, positions = read(model, ids, phase=phase), model.positions(2, length, phase=phase)
+        for pieces in ([1] * length, [length // 3, 1, length - length // 3 - 1]):
+            cache = model.cache(2, length)
+            came = torch.cat([model(piece, positions, cache) for piece in ids.split(pieces, dim=1)], dim=1)
+            equal(full, came, f"logits decoded in pieces of {pieces[0]}")
+
+
+@check()
+def decodes_padded_and_packed_rows(s: Subject) -> None:
+    """A batch of which one row is padded on the left and one is packed decodes through the cache as in one full pass."""
+    for phase, length in s.cases(2 * LENGTH + 1, LENGTH):
+        model, ids = s.model(), tokens(length)
+        place = torch.arange(length)
+        valid = torch.stack((place >= 3, place >= 0))
+        documents = torch.stack((torch.zeros_like(place), (place > length // 2).long()))
+        positions = model.positions(2, length, valid=valid, documents=documents, phase=phase)
+        cache = model.cache(2, length)
+        came = torch.cat([model(piece, positions, cache) for piece in ids.split(1, dim=1)], dim=1)
+        equal(model(ids, positions)[valid], came[valid], "logits of padded and packed rows, decoded,")
+
+
+# ---- what is declared ---------------------------------------------------------------------------
+
+
+@check()
+def tells_order_in_an_encoder_as_declared(s: Subject) -> None:
+    """`bidirectional`: one layer of an encoder tells order on both sides, and the sides apart. Not: no direction, or it is refused."""
+    if s.is_extension:
+        raise NotApplicable("the encoding decides")
+    bidirectional = s.cls.traits.bidirectional
+    try:
+        model = s.model(causal=False, n_layers=1)
+    except UserError as reason:
+        if bidirectional:
+            raise CheckFailed("an encoder, for bidirectional is True", str(reason)) from None
+        return
+    ids = torch.arange(LENGTH)[None]
+    there, reversed_ = model(ids), model(ids.flip(1)).flip(1)
+    if not bidirectional:
+        equal(there, reversed_, "logits of the reversed sequence (bidirectional is False)")
+        return
+    differs(there, reversed_, "logits of the reversed sequence (bidirectional is True)")
+    swapped = ids.clone()
+    swapped[:, [6, 10]] = ids[:, [10, 6]]
+    back = model(swapped)
+    for side, at in (("ahead of the first token", 0), ("behind the last", -1)):
+        differs(there[:, at], back[:, at], f"logits when two tokens {side} change places (bidirectional is True)")
+
+
+@check()
+def shift_invariant_as_declared(s: Subject) -> None:
+    """Adding a constant to all coordinates leaves the logits if, and only if, `shift_invariant` is declared."""
+    invariant = [entry(m.name).cls.traits.shift_invariant for m in s.host.members]
+    if not all(invariant):
+        raise NotApplicable("the host is not shift-invariant")
+    model, holds, pairs = s.model(), s.cls.traits.shift_invariant, []
+    for phase, length in s.cases(3 * LENGTH, LENGTH // 2):
+        ids = tokens(length)
+        positions = model.positions(2, length, phase=phase)
+        try:
+            moved = model(ids, positions.map(lambda p, index: p + 5.0, (5.0, 1.0)))
+        except Undefined:
+            continue
+        pairs.append((model(ids, positions), moved))
+    as_declared(holds, f"shift_invariant is {holds}", pairs, "logits at coordinates moved by 5")
+
+
+@check()
+def contextual_as_declared(s: Subject) -> None:
+    """Other coordinates leave the logits alone if, and only if, `contextual` is declared."""
+    if s.is_extension or not any(overrides(s.cls, hook) for hook in HOOKS):
+        raise NotApplicable("reads no positions")
+    model, ids, holds = s.model(), tokens(LENGTH), s.cls.traits.contextual
+    positions = model.positions(2, LENGTH)
+    bent = positions.map(lambda p, index: p**2 / LENGTH)
+    as_declared(holds, f"contextual is {holds}", [(model(ids, positions), model(ids, bent))], "logits at bent coordinates")
+
+
+@check()
+def random_as_declared(s: Subject) -> None:
+    """Another seed gives other coordinates in some phase if, and only if, `random` is declared."""
+    pairs = []
+    for phase in [p for p in ("train", "tune", "test") if p in s.member.at]:
+        for length in s.lengths(LENGTH, phase=phase):
+            model, ids = s.model(), tokens(length, 3)
+            first = read(model, ids, phase=phase)
+            model.config = replace(model.config, seed=1)
+            pairs.append((first, read(model, ids, phase=phase)))
+    holds = not s.cls.traits.random
+    as_declared(holds, f"random is {not holds}", pairs, "logits of another seed")
+
+
+@check()
+def draws_by_seed_and_sequence_alone(s: Subject) -> None:
+    """The same seed draws the same for a sequence, whatever torch's global generator does and whatever else is in the batch."""
+    ids = tokens(LENGTH, 3)
+    for phase, _ in s.cases(LENGTH):
+
+        def logits(rows: tuple[int, ...], around: int, phase: str = phase) -> Tensor:
+            torch.manual_seed(around)
+            return read(s.model(), ids[rows[0] - 4 :], phase=phase, rows=rows)
+
+        first = logits((4, 5, 6), 0)
+        equal(first, logits((4, 5, 6), 1), f"logits of the same seed in phase {phase}", 0.0)
+        if s.member.full.get("draw") != "batch":
+            equal(first[1:], logits((5, 6), 0), f"logits in a smaller batch in phase {phase}")
+
+
+@check(once=True)
+def training_stays_in_its_extent(s: Subject) -> None:
+    """No coordinate, and no distance, of training exceeds the extent that encodings are told, by which they size tables."""
+    if not s.is_extension or "train" not in s.member.at:
+        raise NotApplicable("does not act in training")
+    scheme = s.model().scheme
+    (plain,) = scheme.parts
+    extent = plain.encodings[0][0].shape.extent
+    positions = Positions.build(LENGTH, 64, phase="train")
+    for layer in range(2):
+        here = plain.positions_at(positions, layer)
+        largest = max(float(t.max()) for t in (here.query, here.key, here.ruler) if t is not None)
+        if largest >= extent:
+            raise CheckFailed(f"coordinates of training below the extent {extent}", f"{largest:g}")
+
+
+# ---- what an extension may change ---------------------------------------------------------------
+
+
+@check()
+def neutral_settings_change_nothing(s: Subject) -> None:
+    """With the settings that `traits.neutral` names, the scheme without the member is reproduced bit for bit."""
+    neutral = s.cls.traits.neutral
+    if neutral is None or not s.is_extension:
+        raise NotApplicable("no neutral settings are declared")
+    model, host = (s.model(spec, randomise=False, backend="eager") for spec in (s.variant(dict(neutral)), s.host))
+    _same(model, host, s.phases, (LENGTH, 3 * LENGTH), f"logits with {dict(neutral) or 'initial parameters'}")
+
+
+@check()
+def unset_factor_spares_training_lengths(s: Subject) -> None:
+    """A factor that is left unset changes nothing, bit for bit, up to the training length itself."""
+    if not s.is_extension or s.member.full.get("factor", 1.0) is not None:
+        raise NotApplicable("no factor that is unset")
+    model, host = (s.model(spec, backend="eager") for spec in (s.spec, s.host))
+    _same(model, host, s.phases, (LENGTH - 1, LENGTH), "logits with an unset factor")
+
+
+def _same(model: Transformer, host: Transformer, phases: tuple[str, ...], lengths: tuple[int, ...], what: str) -> None:
+    for phase in phases:
+        within = [n for n in lengths if phase == "test" or n <= LENGTH]
+        for length in [n for n in within if host.scheme.undefined(n, phase) is None]:
+            expected, came = (read(m, tokens(length), phase=phase) for m in (host, model))
+            equal(expected, came, f"{what} at {length} tokens in phase {phase}", 0.0)
+
+
+@check(once=True)
+def slows_the_slow_frequencies_most(s: Subject) -> None:
+    """A rule that changes frequencies slows a slower one at least as much as a faster one."""
+    if not s.is_extension or not overrides(s.cls, "frequencies"):
+        raise NotApplicable("changes no frequencies")
+    config, at = make_config(s.entry.name, dict(s.member.settings))
+    extension = s.cls(Shape(64, 1, 1, 512), config, at)
+    before = 10000.0 ** -(torch.arange(32) / 32)[None]
+    ratio = (extension.frequencies(before, Positions.build(1, declared=4096)) / before)[0]
+    rises = ratio[1:] - ratio[:-1]
+    if (rises > 1e-5).any():
+        k = int(rises.argmax())
+        raise CheckFailed("new over old frequency never to rise from fast to slow", f"{ratio[k]:.3g}, then {ratio[k + 1]:.3g}")
+
+
+@check()
+def positions_matter(s: Subject) -> None:
+    """An encoding tells order to a single query of one layer; an extension changes the logits of its host."""
+    if s.is_extension:
+        changes = acts(s)
+        if changes is None:
+            raise NotApplicable("the host has tables of another size without it")
+        if not changes:
+            raise CheckFailed(f"{s.entry.name} to change the logits in some phase", "the same")
+        return
+    if not any(overrides(s.cls, hook) for hook in HOOKS):
+        raise NotApplicable("reads no positions")
+    model, ids = s.model(n_layers=1), torch.arange(LENGTH)[None]
+    swapped = ids.clone()
+    swapped[:, [2, 9]] = ids[:, [9, 2]]
+    differs(model(ids)[:, -1], model(swapped)[:, -1], "the last logits after two tokens change places")
+
+
+def acts(s: Subject) -> bool | None:
+    """Whether an extension changes the logits of its host in some phase; None if they do not compare."""
+    model, host = s.model(), s.model(s.host)
+    if any(a.shape != b.shape for a, b in zip(host.parameters(), model.parameters(), strict=False)):
+        return None
+    for phase in s.member.at:
+        for length in (LENGTH, 4 * LENGTH):
+            if all(m.scheme.undefined(length, phase) is None for m in (model, host)):
+                there, here = (read(m, tokens(length), phase=phase) for m in (host, model))
+                if not gap(there, here) <= TOLERANCE:
+                    return True
+    return False
+
+
+# ---- computing ----------------------------------------------------------------------------------
+
+
+@check()
+def back_ends_equal_eager(s: Subject) -> None:
+    """Every back-end that accepts the scheme gives eager's logits and gradients, at odd lengths, in small chunks, in an encoder too."""
+    chunk, attention.CHUNK = attention.CHUNK, 7
+    try:
+        for causal in s.modes:
+            for phase, length in s.cases(2 * LENGTH + 1, LENGTH)[:: 2 if causal else 1][:2]:
+                ids = tokens(length)
+                expected = logits_and_gradients(s.model(backend="eager", causal=causal), ids, phase)
+                for backend in [b for b in attention.BACKENDS if b != "eager"]:
+                    try:
+                        came = logits_and_gradients(s.model(backend=backend, causal=causal), ids, phase)
+                    except UserError:
+                        continue  # refused
+                    for name, tensor in expected.items():
+                        equal(tensor, came[name], f"{backend}'s {name} at {length} tokens (causal={causal})", 1e-3)
+    finally:
+        attention.CHUNK = chunk
+
+
+def logits_and_gradients(model: Transformer, ids: Tensor, phase: str = "test") -> dict[str, Tensor]:
+    """Logits, and the gradient of every parameter that has one, of a loss of ordinary size."""
+    with torch.enable_grad():
+        logits = read(model, ids, phase=phase)
+        logits.log_softmax(-1)[..., 0].mean().backward()
+    found = {"logits": logits.detach()}
+    return found | {f"gradient of {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers the largest memory that one tensor takes, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes, self.shape = 0, ()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **kwargs or {})
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().nbytes() > self.bytes:
+                self.bytes, self.shape = tensor.untyped_storage().nbytes(), tuple(tensor.shape)
+        return result
+
+
+@check()
+def memory_is_linear(s: Subject) -> None:
+    """The chunked back-end never holds a tensor of all pairs of tokens."""
+    length, kept = 512, (attention.CHUNK, attention.PAIRS)
+    attention.CHUNK, attention.PAIRS = 8, 8 * length
+    try:
+        for phase in s.phases:
+            models = (s.model(train_length=n, backend="chunked") for n in (length // 16, length // 8, 2 * length))
+            model = next((m for m in models if m.scheme.undefined(2 * length, phase) is None), None)
+            if model is None:
+                raise NotApplicable(f"undefined at {2 * length} tokens")
+            size, shape = _largest(model, length, phase)
+            if size >= 4 * length**2 and _largest(model, 2 * length, phase)[0] > 3 * size:  # else it is only wide
+                raise CheckFailed(f"no tensor of {length} x {length} numbers or more", f"one of shape {shape}")
+    finally:
+        attention.CHUNK, attention.PAIRS = kept
+
+
+def _largest(model: Transformer, length: int, phase: str) -> tuple[int, tuple[int, ...]]:
+    """Bytes and shape of the largest tensor of a forward."""
+    with _Largest() as largest:
+        read(model, tokens(length, 1), phase=phase)
+    return largest.bytes, largest.shape
+
+
+@check()
+def every_parameter_learns(s: Subject) -> None:
+    """Every gradient is finite, and no parameter's gradient is zero at every length."""
+    gradients = _gradients(s, 1, (1, 3))
+    still = [name for name, total in gradients.items() if not total.any()]
+    if still:
+        raise CheckFailed("a gradient for every parameter", f"none for {', '.join(still)}")
+
+
+@check()
+def every_row_learns(s: Subject) -> None:
+    """Every row of every parameter gets a gradient at some length: no part of a table lies idle."""
+    if s.cls.traits.random:
+        raise NotApplicable("which rows are read is drawn")
+    for name, total in _gradients(s, 8, (1, 3)).items():
+        idle = (total.flatten(1).sum(1) if total.ndim > 1 else total) == 0
+        if idle.any() and not idle.all():
+            raise CheckFailed(f"a gradient for every row of {name}", f"none for {int(idle.sum())} of {len(idle)}")
+
+
+def _gradients(s: Subject, scale: int, multiples: tuple[int, ...]) -> dict[str, Tensor]:
+    """Absolute gradients of the scheme's parameters, summed over phases and lengths."""
+    sums: dict[str, Tensor] = {}
+    for phase in dict.fromkeys(("train", *s.phases)):
+        for length in (scale * LENGTH * m for m in multiples):
+            model = s.model(train_length=scale * LENGTH)
+            if model.scheme.undefined(length, phase) is not None:
+                continue
+            found = logits_and_gradients(model, tokens(length), phase)
+            for name, gradient in found.items():
+                finite(gradient, f"{name} at {length} tokens")
+            for name, parameter in model.scheme.named_parameters():
+                gradient = found.get(f"gradient of scheme.{name}", torch.zeros_like(parameter))
+                sums[name] = sums.get(name, 0) + gradient.abs()
+    if not sums:
+        raise NotApplicable("no parameters")
+    return sums
+
+
+@check()
+def bias_is_not_constant(s: Subject) -> None:
+    """A bias differs from pair to pair, in every head."""
+    if s.is_extension or not (overrides(s.cls, "bias") or overrides(s.cls, "distance_bias")):
+        raise NotApplicable("no bias")
+    model = s.model()
+    composition = model.scheme.prepare(model.positions(1, LENGTH)).layers[0][0].composition
+    bias, visible = composition.bias(), composition.positions.visible()
+    spread = bias.masked_select(visible[:, None]).view(*bias.shape[:2], -1).std(dim=-1)
+    if (spread < 1e-6).any():
+        head = int(spread[0].argmin())
+        raise CheckFailed("a bias that depends on the pair, in every head", f"a constant in head {head}")
+
+
+@check(slow=True)
+def compiles(s: Subject) -> None:
+    """torch.compile leaves the logits unchanged."""
+    model, ids = s.model(), tokens(LENGTH)
+    expected = model(ids)
+    torch._dynamo.reset()
+    equal(expected, torch.compile(model)(ids), "compiled logits", 1e-3)

@@ -1,0 +1,722 @@
+"""The conformance kit itself: each of its checks catches the members that are broken for it, and no other does."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import pytest
+import torch
+from torch import nn
+
+from pezoo import testing
+from pezoo.checks import CHECKS, CheckFailed
+from pezoo.cli import main
+from pezoo.contract import Encoding, Extension, Traits, Undefined
+from pezoo.encodings.interpolation.yarn import NTKByParts, kept_share
+from pezoo.encodings.relative._rotary import turn, turns
+from pezoo.encodings.relative.rope import RoPE
+from pezoo.errors import UserError
+from pezoo.registry import _entries, register, setting
+from pezoo.scheme import create
+
+BROKEN: dict[str, tuple[type, set[str]]] = {}
+"""Members by name, with all the checks that each fails."""
+
+
+def fails(*checks: str):
+    """Class decorator: a member that fails these checks and no other."""
+
+    def add(cls: type) -> type:
+        BROKEN["broken_" + cls.__name__.lower()] = cls, set(checks)
+        return cls
+
+    return add
+
+
+class Sound(Encoding):
+    """A learned bias, logarithmic in distance, that passes every check."""
+
+    traits = Traits(shift_invariant=True, bidirectional=False, parameters=lambda shape, c: shape.n_heads)
+
+    def __init__(self, shape, config):
+        super().__init__(shape, config)
+        self.slopes = nn.Parameter(1 / torch.arange(1.0, shape.n_heads + 1))
+
+    def log_distance(self, distance):
+        return -self.slopes.float().view(-1, *(1,) * distance.ndim) * torch.log1p(distance.abs())
+
+    def distance_bias(self, distance):
+        return self.log_distance(distance)
+
+
+class SoundExtension(Extension):
+    """Coordinates divided by a factor, which passes every check."""
+
+    traits = Traits(shift_invariant=True, neutral={"factor": 1})
+
+    @dataclass
+    class Config:
+        factor: float | None = setting(None, "s; unset: max(1, T / L)", at_least=1)
+
+    @property
+    def prefix_stable(self):
+        return self.config.factor is not None
+
+    def factor(self, positions):
+        return positions.factor(self.shape.train_length, self.config.factor)
+
+    def coordinates(self, positions):
+        return positions.scaled(1 / self.factor(positions))
+
+
+BROKEN["sound"] = Sound, set()
+BROKEN["sound_extension"] = SoundExtension, set()
+
+
+@pytest.fixture
+def registered():
+    """Puts a class into the registry for the time of a test."""
+    names = []
+
+    def add(name, cls, **facts):
+        names.append(name)
+        return register(name, title="A member of the tests", **facts)(cls)
+
+    yield add
+    for name in names:
+        _entries.pop(name, None)
+
+
+# Building
+
+
+@fails("says_what_it_is")
+class NoHelp(Sound):
+    """A setting that is not explained."""
+
+    @dataclass
+    class Config:
+        strength: float = 1.0
+
+    def distance_bias(self, distance):
+        return self.config.strength * self.log_distance(distance)
+
+
+@fails("says_what_it_is")
+class DeviatesFromNothing(Sound):
+    """A deviation from a check that does not exist."""
+
+    traits = Traits(**{**vars(Sound.traits), "deviations": {"works": "never"}})
+
+
+@fails("builds_from_name_yaml_and_saved_settings")
+class Doubling(Sound):
+    """Settings that change each time they are read back."""
+
+    @dataclass
+    class Config:
+        strength: float = setting(1.0, "of the bias")
+
+        def __post_init__(self):
+            self.strength *= 2
+
+    def distance_bias(self, distance):
+        return self.config.strength * self.log_distance(distance)
+
+
+@fails("builds_at_any_size")
+class LogOfTrainLength(Sound):
+    """Divides by the logarithm of the training length, which can be 1."""
+
+    def distance_bias(self, distance):
+        return self.log_distance(distance) / math.log(self.shape.train_length + 1e-300)
+
+
+@fails("counts_parameters_as_declared")
+class Miscounted(Sound):
+    """Declares twice as many parameters as it has."""
+
+    traits = Traits(shift_invariant=True, bidirectional=False, parameters=lambda shape, c: 2 * shape.n_heads)
+
+
+@fails("every_choice_runs")
+class OneChoiceIsNaN(Sound):
+    """A choice that nobody tried."""
+
+    @dataclass
+    class Config:
+        kernel: Literal["log", "root"] = setting("log", "how the penalty grows")
+
+    def distance_bias(self, distance):
+        bias = self.log_distance(distance)
+        return bias if self.config.kernel == "log" else (bias - 1).sqrt()
+
+
+@fails("every_setting_matters")
+class Overwritten(Sound):
+    """Reads a setting and then takes a number of its own."""
+
+    @dataclass
+    class Config:
+        strength: float = setting(1.0, "of the bias")
+
+    def distance_bias(self, distance):
+        strength = self.config.strength
+        strength = 0.5
+        return strength * self.log_distance(distance)
+
+
+@fails("saves_and_loads")
+class NoPickle(Sound):
+    """Holds a function that cannot be pickled."""
+
+    def __init__(self, shape, config):
+        super().__init__(shape, config)
+        self.shrink = lambda x: x / 2
+
+    def distance_bias(self, distance):
+        return self.shrink(self.log_distance(distance))
+
+
+@fails("saves_and_loads")
+class UnsavedDraw(Sound):
+    """Draws a constant that no state dict holds."""
+
+    def __init__(self, shape, config):
+        super().__init__(shape, config)
+        self.drawn = torch.rand(()).item()
+
+    def distance_bias(self, distance):
+        return self.drawn * self.log_distance(distance)
+
+
+# Precision
+
+
+@fails("shapes_and_dtypes")
+class HalfInHalf(Sound):
+    """Forgets a factor in bfloat16."""
+
+    def mix(self, weights, v, positions):
+        return weights @ v * (2 if v.dtype == torch.float32 else 1)
+
+
+@fails("low_precision_leaves_no_trace")
+class RoundedConstants(Sound):
+    """Constants in a buffer that no state dict restores after a call in bfloat16."""
+
+    traits = Traits(shift_invariant=True, bidirectional=False)
+
+    def __init__(self, shape, config):
+        Encoding.__init__(self, shape, config)
+        self.register_buffer("slopes", 1 / torch.arange(1.0, shape.n_heads + 1), persistent=False)
+
+
+@fails("low_precision_leaves_no_trace")
+class StaleCache(Sound):
+    """Keeps what it computed from parameters that have changed since."""
+
+    def __init__(self, shape, config):
+        super().__init__(shape, config)
+        self.kept = None
+
+    def distance_bias(self, distance):
+        if torch.is_grad_enabled():
+            return self.log_distance(distance)
+        if self.kept is None:
+            self.kept = self.slopes.detach().clone().float()
+        return -self.kept.view(-1, *(1,) * distance.ndim) * torch.log1p(distance.abs())
+
+
+class Rotary(RoPE):
+    """Rotation with its own settings, for what follows."""
+
+    def __init__(self, shape, config):
+        super().__init__(shape, config)
+
+    prepare = Encoding.prepare
+
+    def turned(self, x, coordinates, positions):
+        return turn(x, turns(coordinates, positions.inv_freq), "interleaved")
+
+    Config = Encoding.Config
+
+    def inv_freq(self):
+        return 100.0 ** -(torch.arange(self.width // 2) / (self.width // 2))
+
+
+Rotary.__init__ = lambda self, shape, config: RoPE.__init__(self, shape, RoPE.Config())
+
+
+@fails("positions_survive_low_precision")
+class AnglesInBfloat16(Rotary):
+    """Builds angles in the dtype of q."""
+
+    def rotate(self, q, k, positions):
+        def rounded(x, p):
+            angles = p.to(x.dtype)[..., None] * positions.inv_freq.to(x.dtype)[:, None]
+            return turn(x, torch.polar(torch.ones_like(angles.float()), angles.float())[:, None], "interleaved")
+
+        return rounded(q, positions.query), rounded(k, positions.key)
+
+
+@fails("positions_survive_low_precision")
+class BiasInBfloat16(Sound):
+    """ALiBi's bias as a row of key positions, in the dtype of the parameters."""
+
+    traits = Traits(shift_invariant=True, parameters=lambda shape, c: shape.n_heads)
+
+    def bias(self, positions):
+        return self.slopes.view(1, -1, 1, 1) * positions.key[:, None, None].to(self.slopes.dtype)
+
+    distance_bias = Encoding.distance_bias
+
+
+@fails("distinct_far_positions")
+class ReadsPastItsTable(Encoding):
+    """A table whose last row serves every position beyond it."""
+
+    traits = Traits(parameters=lambda shape, c: 32 * shape.d_model)
+
+    def __init__(self, shape, config):
+        super().__init__(shape, config)
+        self.table = nn.Parameter(torch.randn(32, shape.d_model))
+
+    def embed(self, x, positions):
+        return x + self.table[positions.query.long().clamp(max=31)].to(x.dtype)
+
+
+# Lengths
+
+
+@fails("any_length")
+class HalfUndefined(Sound):
+    """Gives up in the middle of a forward, at lengths that it calls defined."""
+
+    def embed(self, x, positions):
+        if isinstance(positions.length, int) and 60 <= positions.length < 64:
+            raise Undefined("no value here")
+        return x
+
+
+@fails("length_order_does_not_matter")
+class RemembersTheLongest(Sound):
+    """Dynamic scaling that never shrinks back."""
+
+    traits = Traits(
+        shift_invariant=True, prefix_stable=False, bidirectional=False, parameters=lambda shape, c: shape.n_heads
+    )
+
+    def __init__(self, shape, config):
+        super().__init__(shape, config)
+        self.longest = shape.train_length
+
+    def prepare(self, positions):
+        self.longest = max(self.longest, int(torch.as_tensor(positions.length).max()))
+
+    def bias(self, positions):
+        return self.log_distance(positions.distance()).movedim(0, 1) * self.longest / self.shape.train_length
+
+    distance_bias = Encoding.distance_bias
+
+
+class ByLength(Sound):
+    """A bias that depends on the declared length."""
+
+    def ratio(self, length):
+        return length / self.shape.train_length
+
+    def bias(self, positions):
+        ratio = self.ratio(positions.length)
+        ratio = ratio.view(-1, 1, 1, 1) if isinstance(ratio, torch.Tensor) else ratio
+        return self.log_distance(positions.distance()).movedim(0, 1) * ratio
+
+    distance_bias = Encoding.distance_bias
+
+
+@fails("prefix_stable_as_declared", "growing_generation_as_declared")
+class SecretlyByLength(ByLength):
+    """Depends on the length, and does not say so."""
+
+
+@fails("prefix_stable_as_declared", "growing_generation_as_declared")
+class SaysByLength(Sound):
+    """Says that it depends on the length, and does not."""
+
+    traits = Traits(**{**vars(Sound.traits), "prefix_stable": False})
+
+
+@fails("growing_generation_as_declared")
+class OneTokenShortcut(ByLength):
+    """A path for one token that is wrong at some of the lengths through which a text grows."""
+
+    def bias(self, positions):
+        off = positions.query.shape[1] == 1 and isinstance(positions.length, int) and positions.length == 30
+        return self.log_distance(positions.distance()).movedim(0, 1) * (2 if off else 1)
+
+
+@fails("declared_lengths_by_row")
+class LongestOfTheBatch(ByLength):
+    """Takes the length of the longest row for all."""
+
+    traits = Traits(**{**vars(Sound.traits), "prefix_stable": False})
+
+    def ratio(self, length):
+        return int(torch.as_tensor(length).max()) / self.shape.train_length
+
+
+# What is seen
+
+
+@fails(
+    "causal",
+    "prefix_stable_as_declared",
+    "growing_generation_as_declared",
+    "decodes_like_the_full_pass",
+    "decodes_padded_and_packed_rows",
+    "packed_documents_do_not_leak",
+    "padding_does_not_leak",
+    "tells_order_in_an_encoder_as_declared",
+    "distinct_far_positions",
+)
+class LooksAhead(Sound):
+    """Adds some of the next token's embedding to each."""
+
+    def embed(self, x, positions):
+        return x + 0.5 * torch.cat((x[:, 1:], torch.zeros_like(x[:, :1])), dim=1)
+
+
+@fails("packed_documents_do_not_leak")
+class CountsDocuments(Sound):
+    """Lets the number of a document into its bias: the second has another."""
+
+    def bias(self, positions):
+        bias = self.log_distance(positions.distance()).movedim(0, 1)
+        number = positions.query_document
+        return bias if number is None else bias * (1 + (number == 2))[:, None, :, None]
+
+    distance_bias = Encoding.distance_bias
+
+
+@fails("padding_does_not_leak")
+class MindsPadding(Sound):
+    """Reads rows with padding, in which each padding token counts as a document, differently."""
+
+    def bias(self, positions):
+        bias, number = self.log_distance(positions.distance()).movedim(0, 1), positions.key_document
+        return bias if number is None else bias * (1 + (number.amax(1) > 2))[:, None, None, None]
+
+    distance_bias = Encoding.distance_bias
+
+
+@fails("decodes_like_the_full_pass")
+class ForgetsTheCache(Rotary):
+    """Counts the queries of a call from 0, as if no cache came before them."""
+
+    def query(self, positions):
+        cached = positions.key_document is None and 0 < positions.offset < positions.length - positions.query.shape[1]
+        return positions.query - positions.query[:, :1] * cached
+
+    def rotate(self, q, k, positions):
+        return self.turned(q, self.query(positions), positions), self.turned(k, positions.key, positions)
+
+
+@fails("decodes_padded_and_packed_rows")
+class ForgetsTheCacheOfDocuments(ForgetsTheCache):
+    """The same for packed and padded rows alone."""
+
+    def query(self, positions):
+        return positions.query - positions.query[:, :1] * (positions.key_document is not None)
+
+
+# What is declared
+
+
+@fails("tells_order_in_an_encoder_as_declared")
+class OneRowForTheFuture(Sound):
+    """A table for keys behind the query, whose first row all keys ahead of it read."""
+
+    traits = Traits(shift_invariant=True, parameters=lambda shape, c: shape.n_heads)
+
+    def distance_bias(self, distance):
+        return self.log_distance(distance.clamp(min=0))
+
+
+@fails("tells_order_in_an_encoder_as_declared")
+class Symmetric(Sound):
+    """Says that it tells the past from the future, and does not."""
+
+    traits = Traits(shift_invariant=True, parameters=lambda shape, c: shape.n_heads)
+
+
+@fails("tells_order_in_an_encoder_as_declared")
+class TellsTheSides(Sound):
+    """Says that it does not tell the past from the future, and does."""
+
+    def distance_bias(self, distance):
+        return self.log_distance(distance) * (1 + (distance < 0))
+
+
+@fails("shift_invariant_as_declared")
+class HiddenAbsolute(Sound):
+    """Declares shift invariance, and reads a position by itself."""
+
+    traits = Traits(shift_invariant=True, parameters=lambda shape, c: shape.n_heads)
+
+    def embed(self, x, positions):
+        return x + (positions.query / 10).sin()[..., None].to(x.dtype) * torch.arange(x.shape[-1]).to(x.dtype).sin()
+
+
+@fails("shift_invariant_as_declared")
+class HiddenRelative(Sound):
+    """Shift-invariant without saying so."""
+
+    traits = Traits(bidirectional=False, parameters=lambda shape, c: shape.n_heads)
+
+
+@fails("contextual_as_declared")
+class SaysContextual(Sound):
+    """Claims to count by content, and reads coordinates."""
+
+    traits = Traits(**{**vars(Sound.traits), "contextual": True})
+
+
+class Shifting(Extension):
+    """Each sequence starts at a drawn coordinate."""
+
+    traits = Traits(shift_invariant=True, random=True)
+    default_at = ("train", "tune")
+
+    def start(self, positions):
+        return positions.draw("start", lambda g: torch.randint(100, (1,), generator=g))
+
+    def extent(self, extent):
+        return extent + 100
+
+    def coordinates(self, positions):
+        start = self.start(positions)
+        return positions.map(lambda p, index: p + start)
+
+
+@fails("random_as_declared")
+class SecretDraw(Shifting):
+    """Draws, and does not say so."""
+
+    traits = Traits(shift_invariant=True)
+
+
+@fails("random_as_declared")
+class SaysRandom(SoundExtension):
+    """Says that it draws, and does not."""
+
+    traits = Traits(shift_invariant=True, random=True, neutral={"factor": 1})
+
+
+@fails("prefix_stable_as_declared")
+class DrawsByLength(Shifting):
+    """Draws another start for each length, in training only."""
+
+    def start(self, positions):
+        return super().start(positions) + torch.as_tensor(positions.length).reshape(-1, 1)
+
+    def extent(self, extent):
+        return extent + 1000
+
+
+@fails("draws_by_seed_and_sequence_alone")
+class GlobalGenerator(Shifting):
+    """Draws from what torch.manual_seed sets."""
+
+    def start(self, positions):
+        generator = torch.Generator().manual_seed(torch.initial_seed() % 1000 + positions.seed)
+        return torch.randint(100, (1, 1), generator=generator)
+
+
+@fails("training_stays_in_its_extent")
+class LeavesItsExtent(Extension):
+    """Trains with larger coordinates than it tells encodings."""
+
+    traits = Traits(shift_invariant=True)
+    default_at = ("train", "tune", "test")
+
+    def coordinates(self, positions):
+        return positions.scaled(4.0)
+
+
+# What an extension may change
+
+
+@fails("neutral_settings_change_nothing")
+class NotNeutral(SoundExtension):
+    """Calls a factor of 2 neutral."""
+
+    traits = Traits(shift_invariant=True, neutral={"factor": 2})
+
+
+@fails("unset_factor_spares_training_lengths")
+class OffByOne(SoundExtension):
+    """Scales from the training length on instead of beyond it."""
+
+    def factor(self, positions):
+        return self.config.factor or (positions.length + 1) / self.shape.train_length
+
+    def coordinates(self, positions):
+        factor = self.factor(positions)
+        return positions.scaled(1 / (factor[:, None] if isinstance(factor, torch.Tensor) else factor))
+
+
+@fails("slows_the_slow_frequencies_most")
+class InvertedRamp(NTKByParts):
+    """YaRN's blend the wrong way round: fast pairs are slowed, slow ones kept."""
+
+    traits: ClassVar = Traits(shift_invariant=True, neutral={"factor": 1})
+
+    def frequencies(self, inv_freq, positions):
+        c = self.config
+        kept = 1 - kept_share(inv_freq, self.shape.train_length, c.beta_slow, c.beta_fast, c.ramp)
+        return torch.lerp(inv_freq / self.factor(positions), inv_freq, kept)
+
+
+@fails("positions_matter")
+class NoOrder(Encoding):
+    """Changes attention, and tells no order."""
+
+    traits = Traits(shift_invariant=True, bidirectional=False, contextual=True)
+
+    def mix(self, weights, v, positions):
+        return 2 * (weights @ v)
+
+
+@fails("positions_matter")
+class NoChange(Extension):
+    """Maps coordinates onto themselves."""
+
+    traits = Traits(shift_invariant=True)
+
+    def coordinates(self, positions):
+        return positions.map(lambda p, index: p, positions.spacing)
+
+
+# Computing
+
+
+@fails("back_ends_equal_eager")
+class DroppedGradient(Sound):
+    """Loses its gradient where a back-end asks for one row of distances."""
+
+    def distance_bias(self, distance):
+        bias = self.log_distance(distance)
+        return bias.detach() + 0 * self.slopes.sum() if distance.shape == (65,) else bias
+
+
+@fails(
+    "back_ends_equal_eager",
+    "packed_documents_do_not_leak",
+    "padding_does_not_leak",
+    "positions_matter",
+    "every_parameter_learns",
+)
+class DroppedBias(Sound):
+    """Has no bias where a back-end asks for one row of distances."""
+
+    def distance_bias(self, distance):
+        return self.log_distance(distance) * (distance.ndim > 1)
+
+
+@fails("memory_is_linear")
+class AllPairs(Sound):
+    """Builds the whole matrix for every slice of it."""
+
+    def bias(self, positions):
+        pairs = positions.key[:, :, None] - positions.key[:, None]
+        rows = slice(positions.offset, positions.offset + positions.query.shape[1])
+        return self.log_distance(pairs)[:, :, rows].movedim(0, 1)
+
+    distance_bias = Encoding.distance_bias
+
+
+@fails("every_parameter_learns")
+class UnusedParameter(Sound):
+    """Has a parameter that nothing reads."""
+
+    traits = Traits(
+        shift_invariant=True, bidirectional=False, parameters=lambda shape, c: shape.n_heads + 1
+    )
+
+    def __init__(self, shape, config):
+        super().__init__(shape, config)
+        self.unused = nn.Parameter(torch.zeros(1))
+
+
+@fails("every_parameter_learns", "every_row_learns", "back_ends_equal_eager")
+class NaNGradient(Sound):
+    """A root whose slope at distance 0 is infinite."""
+
+    def distance_bias(self, distance):
+        return -(self.slopes.view(-1, *(1,) * distance.ndim) ** 2 * distance.abs()).sqrt()
+
+
+@fails("every_row_learns")
+class IdleRows(Sound):
+    """A table of which every second row is never read."""
+
+    traits = Traits(shift_invariant=True, bidirectional=False, parameters=lambda shape, c: 32 * shape.n_heads)
+
+    def __init__(self, shape, config):
+        Encoding.__init__(self, shape, config)
+        self.table = nn.Parameter(torch.randn(32, shape.n_heads))
+
+    def distance_bias(self, distance):
+        rows = distance.abs().clamp(max=15).long() * 2
+        return self.table.float()[rows].movedim(-1, 0)
+
+
+@fails("bias_is_not_constant")
+class SilentHead(Sound):
+    """A bias whose coefficient is 0 in one head."""
+
+    traits = Traits(shift_invariant=True, bidirectional=False)
+
+    def __init__(self, shape, config):
+        Encoding.__init__(self, shape, config)
+
+    @property
+    def slopes(self):
+        return torch.arange(float(self.shape.n_heads))
+
+
+@fails("compiles")
+class OtherwiseCompiled(Sound):
+    """Computes something else once it is compiled."""
+
+    def distance_bias(self, distance):
+        return self.log_distance(distance) * (2 if torch.compiler.is_compiling() else 1)
+
+
+def failing(name, monkeypatch, **options):
+    """Names of the checks that a member fails, an extension on its first host."""
+    first = testing.subjects(name)[:1]
+    monkeypatch.setattr(testing, "subjects", lambda member: first)
+    return {o.check: o for o in testing.check_encoding(name, **options) if o.status == "fail"}
+
+
+FAST = [name for name, (_, checks) in BROKEN.items() if not any(CHECKS[c].slow for c in checks if c in CHECKS)]
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_each_broken_member_fails_its_checks_and_no_other(name, registered, monkeypatch):
+    cls, expected = BROKEN[name]
+    registered(name, cls)
+    failed = failing(name, monkeypatch)
+    assert set(failed) == expected, {k: (v.expected, v.came) for k, v in failed.items()}
+
+
+def test_every_check_has_a_broken_member_that_it_catches():
+    assert set().union(*(checks for _, checks in BROKEN.values())) == set(CHECKS)
+
+
+@pytest.mark.slow
+def test_the_check_of_compilation_catches_what_it_should(registered, monkeypatch):
+    registered("broken_compiled", OtherwiseCompiled)
+    assert set(failing("broken_compiled", monkeypatch, slow=True, only="compiles")) == {"compiles"}
