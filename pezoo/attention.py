@@ -24,7 +24,7 @@ DENSE_LIMIT = 256
 CHUNK = 512
 """Queries that the chunked back-end takes at a time, at most."""
 PAIRS = 2**20
-"""Pairs of a query and a key that it takes at a time, at most, where something is computed for each."""
+"""Pairs of a query and a key that it takes at a time, at most, in all rows, where something is computed for each."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Composition:
         return _reduce(torch.add, biases)
 
     def rotate(self, q: Tensor, k: Tensor, region: int = 0) -> tuple[Tensor, Tensor]:
-        """q and k at a region's positions."""
+        """Rotate q and k at a region's positions."""
         for part in self.regions[region].parts:
             q, k = part.encoding.rotate(q, k, part.positions)
         return q, k
@@ -192,7 +192,7 @@ def choose(composition: Composition) -> str:
 
 
 def _is_bare(composition: Composition) -> bool:
-    """Whether scaled-dot-product attention needs no tensor of pairs: no bias, and no mask but whole-square causality."""
+    """Whether scaled-dot-product attention needs no tensor of pairs: no bias, no mask but whole-square causality."""
     positions = composition.positions
     square = positions.offset == 0 and positions.query.shape[1] == positions.key.shape[1]
     if positions.key_document is not None or (positions.causal and not square):
@@ -277,15 +277,16 @@ def _sharpen(q: Tensor, sigma: float | Tensor) -> Tensor:
 def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
     """Memory linear in length: `CHUNK` queries at a time, each against the keys it can see.
 
-    A bias of distance alone is read as a strided view of its one row (see `_strided`); what no fused kernel can hold runs eagerly,
-    a chunk at a time. While gradients are kept, each chunk is computed again in the backward pass instead of being stored.
+    A bias of distance alone is read as a strided view of its one row (see `_strided`); what no fused kernel can hold
+    runs eagerly, a chunk at a time. While gradients are kept, each chunk is computed again in the backward pass
+    instead of being stored.
     """
     rotated = [composition.rotate(q, k, r) for r in range(len(composition.regions))]
     fused = refusal("sdpa", composition) is None
     table = composition.distance_table() if fused else None
     single = composition.positions.key_document is None
     n_queries, n_keys, offset = q.shape[-2], k.shape[-2], composition.positions.offset
-    size = CHUNK if table is not None else max(1, min(CHUNK, PAIRS // n_keys))
+    size = CHUNK if table is not None else max(1, min(CHUNK, PAIRS // (n_keys * len(q))))
 
     def chunk(start: int) -> Tensor:
         stop = min(start + size, n_queries)
@@ -311,8 +312,8 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
 def _strided(q: Tensor, k: Tensor, v: Tensor, composition: Composition, table: Tensor) -> Tensor:
     """Attention whose bias at (i, j) is table[:, Lq - 1 - i + j], by a view that copies nothing.
 
-    With the queries in reverse order the row index i' = Lq - 1 - i makes the column of the table i' + j: both strides are 1, which a
-    strided view allows (a Toeplitz matrix itself would need a negative one).
+    With the queries in reverse order the row index i' = Lq - 1 - i makes the column of the table i' + j: both strides
+    are 1, which a strided view allows (a Toeplitz matrix itself would need a negative one).
     """
     n_queries, n_keys = q.shape[-2], k.shape[-2]
     table = _typed(table[:, : n_queries + n_keys - 1], q).contiguous()

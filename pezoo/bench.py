@@ -1,7 +1,7 @@
 """`pezoo bench`: speed and memory of every encoding and back-end, side by side.
 
-Times are medians of runs that are interleaved, so that a busy machine slows all candidates alike; read the ratios, not the milliseconds. Memory is the
-growth of a fresh process over the loaded model.
+Times are medians of runs that are interleaved, so that a busy machine slows all candidates alike; read the ratios, not
+the milliseconds. Memory is the growth of a fresh process over the loaded model.
 """
 
 import argparse
@@ -23,9 +23,11 @@ from torch.nn import functional as F
 import pezoo
 from pezoo.attention import BACKENDS, refusal
 from pezoo.contract import Undefined
+from pezoo.testing import subjects
 from pezoo.transformer import Transformer, TransformerConfig
 
-MEMORY_LENGTH = 16384
+MEMORY_LENGTH = 8192
+LONG_LENGTH = 16384
 FORWARD_LENGTH = 2048
 
 
@@ -128,7 +130,7 @@ def _measure(scheme: str, length: int, device: str, backend: str) -> float | Non
 
     torch.set_num_threads(1)
     where = torch.device(device)
-    model = build(scheme, device, train_length=max(1, length // 16), backend=backend).eval()
+    model = build(scheme, device, train_length=max(1, length // 16), backend=backend, n_layers=2).eval()
     tokens = torch.randint(256, (1, length), device=where)
     try:
         model.scheme.prepare(model.positions(1, 2))
@@ -141,35 +143,52 @@ def _measure(scheme: str, length: int, device: str, backend: str) -> float | Non
     return (peak_memory(where) - before) / 2**20
 
 
-def members(device: str, repeats: int = 5) -> list[dict[str, Any]]:
-    """Every encoding: a training step, and the forward at a longer length under each back-end that can run it."""
+def encodings(device: str, repeats: int = 5) -> list[dict[str, Any]]:
+    """Every encoding: a training step, a longer forward under each back-end that can run it, and memory."""
     rows = []
     batch = torch.randint(256, (32, 64), generator=torch.Generator().manual_seed(0)).to(device)
-    long = torch.randint(256, (1, FORWARD_LENGTH), generator=torch.Generator().manual_seed(1)).to(device)
-    schemes = [n for n in pezoo.list_encodings() if pezoo.describe(n)["kind"] == "encoding"]
 
     def step(model: Transformer) -> Callable[[], None]:
         return lambda: model(batch).logsumexp(-1).mean().backward()
 
-    def forward(scheme: str, backend: str) -> Callable[[], Any] | None:
-        model = build(scheme, device, train_length=FORWARD_LENGTH, backend=backend).eval()
-        composition = model.scheme.prepare(model.positions(1, 2)).layers[0][0].composition
-        run = torch.inference_mode()(lambda: model(long))
-        return None if refusal(backend, composition) else run
-
-    for scheme in schemes:
+    for scheme in (n for n in pezoo.list_encodings() if pezoo.describe(n)["kind"] == "encoding"):
         steps = {name: step(build(name, device).train()) for name in dict.fromkeys(("nope", scheme))}
         medians = interleave(steps, repeats)
         row = {"scheme": scheme, "train_step": medians[scheme] / medians["nope"]}
-        runs = {b: run for b in BACKENDS if (run := forward(scheme, b))}
-        medians = interleave(runs | {"nope": forward("nope", "sdpa")}, repeats)
-        rows.append(row | {b: medians[b] / medians["nope"] if b in medians else None for b in BACKENDS})
+        runs = {b: run for b in BACKENDS if (run := forward(scheme, device, b))}
+        medians = interleave(runs | {"nope": forward("nope", device, "sdpa")}, repeats)
+        row |= {b: medians[b] / medians["nope"] if b in medians else None for b in BACKENDS}
+        rows.append(row | {"mib": growth(scheme, MEMORY_LENGTH, device)})
     return rows
 
 
-def memory(device: str, schemes: list[str], length: int = MEMORY_LENGTH) -> list[dict[str, Any]]:
-    """Growth of memory in a forward of `length` tokens, for each scheme."""
-    return [{"scheme": scheme, "mib": growth(scheme, length, device)} for scheme in schemes]
+def extensions(device: str, repeats: int = 3) -> list[dict[str, Any]]:
+    """Every extension on a host that it fits: a longer forward over the host's, and memory."""
+    rows = []
+    for name in pezoo.list_extensions():
+        spec = subjects(name)[0].spec
+        scheme, host = str(spec), spec.encodings[0]
+        medians = interleave({s: forward(s, device) for s in (scheme, host)}, repeats)
+        ratio = medians[scheme] / medians[host]
+        rows.append({"scheme": scheme, "forward": ratio, "mib": growth(scheme, MEMORY_LENGTH, device)})
+    return rows
+
+
+def forward(scheme: str, device: str, backend: str = "auto") -> Callable[[], Any] | None:
+    """A forward of `FORWARD_LENGTH` tokens; None if the back-end refuses the scheme."""
+    ids = torch.randint(256, (1, FORWARD_LENGTH), generator=torch.Generator().manual_seed(1)).to(device)
+    model = build(scheme, device, train_length=FORWARD_LENGTH // 2, backend=backend).eval()
+    if model.scheme.undefined(FORWARD_LENGTH):
+        model = build(scheme, device, train_length=FORWARD_LENGTH, backend=backend).eval()
+    composition = model.scheme.prepare(model.positions(1, 2)).layers[0][0].composition
+    if backend != "auto" and refusal(backend, composition):
+        return None
+    return torch.inference_mode()(lambda: model(ids))
+
+
+def long_memory(device: str) -> list[dict[str, Any]]:
+    """Growth in a forward of `LONG_LENGTH` tokens, of a bias of distance alone beside no encoding."""
+    return [{"scheme": s, "mib": growth(s, LONG_LENGTH, device)} for s in ("nope", "alibi")]
 
 
 def run(device: str) -> dict[str, Any]:
@@ -177,40 +196,49 @@ def run(device: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     console = Console(stderr=True)
-    sections: dict[str, Callable[[], Any]] = {
-        "training_step": lambda: training_step(device),
-        "length_curve": lambda: length_curve(device),
-        "members": lambda: members(device),
-        "memory": lambda: memory(device, [r["scheme"] for r in found["members"]]),
+    sections = {
+        "training_step": training_step,
+        "length_curve": length_curve,
+        "encodings": encodings,
+        "extensions": extensions,
+        "long_memory": long_memory,
     }
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     facts = {"device": device, "hardware": name, "threads": 1, "torch": torch.__version__, "pezoo": pezoo.__version__}
     found: dict[str, Any] = {"facts": facts}
     for title, section in sections.items():
         with console.status(f"measuring {title.replace('_', ' ')} ..."):
-            found[title] = section()
+            found[title] = section(device)
     return found
 
 
 def show(found: dict[str, Any], console: Console) -> None:
     """Print the measurements as tables."""
+
+    def number(value: float | None, digits: int = 2) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
+
     facts = found["facts"]
     console.print(f"{facts['hardware']}, {facts['device']}, {facts['threads']} thread, torch {facts['torch']}")
     summary = Table("what", "against", "ratio", title="Overheads")
     step, curve = found["training_step"], found["length_curve"]
-    summary.add_row("training step through Lightning", "raw PyTorch loop", f"{step['ratio']:.3f}")
-    summary.add_row("length curve, prefix-stable scheme", "one forward of the longest", f"{curve['ratio']:.3f}")
+    summary.add_row("training step through Lightning", "raw PyTorch loop", number(step["ratio"], 3))
+    summary.add_row("length curve, prefix-stable scheme", "one forward of the longest", number(curve["ratio"], 3))
     console.print(summary)
-    table = Table("encoding", "train step", *BACKENDS, "MiB", title="Every encoding: time over that of nope, and memory")
-    mib = {row["scheme"]: row["mib"] for row in found["memory"]}
-    for row in found["members"]:
-        cells = [f"{row[b]:.2f}" if row[b] is not None else "-" for b in BACKENDS]
-        grown = mib[row["scheme"]]
-        table.add_row(row["scheme"], f"{row['train_step']:.2f}", *cells, "undefined" if grown is None else f"{grown:.0f}")
+    table = Table("encoding", "train step", *BACKENDS, "MiB", title="Encodings: time over that of nope, and memory")
+    for row in found["encodings"]:
+        times = (number(row[b]) for b in ("train_step", *BACKENDS))
+        table.add_row(row["scheme"], *times, number(row["mib"], 0))
     console.print(table)
+    table = Table("scheme", "forward", "MiB", title="Extensions: time over that of the encoding alone, and memory")
+    for row in found["extensions"]:
+        table.add_row(row["scheme"], number(row["forward"]), number(row["mib"], 0))
+    console.print(table)
+    long = ", ".join(f"{row['scheme']} {number(row['mib'], 0)} MiB" for row in found["long_memory"])
     console.print(
-        f"train step: batch 32 x 64 tokens, forward and backward. {', '.join(BACKENDS)}: forward of {FORWARD_LENGTH} tokens, "
-        f"over nope's sdpa. MiB: growth in a forward of {MEMORY_LENGTH} tokens, fresh process."
+        f"train step: 32 x 64 tokens, forward and backward. {', '.join(BACKENDS)}: forward of {FORWARD_LENGTH} tokens "
+        f"over nope's sdpa; - where the back-end refuses. MiB: growth of a fresh process in a forward of "
+        f"{MEMORY_LENGTH} tokens, 2 layers; - where undefined. At {LONG_LENGTH} tokens: {long}."
     )
 
 

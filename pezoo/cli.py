@@ -345,6 +345,55 @@ def bench(argv: list[str]) -> int:
     return bench_main(argv)
 
 
+# ---- pezoo check, pezoo new ---------------------------------------------------------------------
+
+
+def check(argv: list[str]) -> int:
+    """Hold a member, or a file of your own, to the conformance kit."""
+    parser = _parser(
+        "check",
+        check,
+        "pezoo check rope",
+        "pezoo check my_encoding.py",
+        "pezoo check yarn --only causal",
+        note="A line a check: pass, known (a declared deviation), skip (nothing to look at) or FAIL.\n"
+        "The exit code is 1 if a check fails. An extension is checked on one encoding of each kind.\n\n",
+    )
+    parser.add_argument("target", metavar="NAME|FILE.py", help="a member, or a file that registers some")
+    parser.add_argument("--only", metavar="CHECK", help="run one check")
+    parser.add_argument("--slow", action="store_true", help="run torch.compile's check as well")
+    _add_json(parser)
+    _add_plugin(parser)
+    args = parser.parse_args(argv)
+
+    from pezoo import testing
+
+    _load_plugins(args.plugin)
+    console = None if args.json else _console()
+    code, outcomes = testing.command(args.target, slow=args.slow, only=args.only, console=console)
+    if args.json:
+        _print_json(outcomes)
+    return code
+
+
+def new(argv: list[str]) -> int:
+    """Write a file to start an encoding or an extension of your own from."""
+    parser = _parser("new", new, "pezoo new my_encoding", "pezoo new my_extension --kind extension --out mine.py")
+    parser.add_argument("name", metavar="NAME", help="of the member: a-z, 0-9 and _")
+    parser.add_argument("--kind", choices=("encoding", "extension"), default="encoding", help="default: encoding")
+    parser.add_argument("--out", metavar="FILE.py", help="default: NAME.py")
+    args = parser.parse_args(argv)
+
+    from pezoo.new import write
+
+    path = write(args.name, args.kind, args.out)
+    file, scheme = shlex.quote(str(path)), args.name if args.kind == "encoding" else f"rope+{args.name}"
+    _say(escape(f"wrote {path}; next:"))
+    _say(escape(f"  pezoo check {file}"))
+    _say(escape(f"  pezoo run quickstart 'schemes=[{scheme},rope]' --plugin {file}"))
+    return 0
+
+
 # ---- the command --------------------------------------------------------------------------------
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
@@ -352,6 +401,8 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "show": ("show SCHEME [--save FILE] [--json]", show),
     "run": ("run RECIPE [key=value ...] [--out DIR] [--plugin FILE.py] [--dry-run]", run_study),
     "bench": ("bench [--json]", bench),
+    "check": ("check NAME|FILE.py [--slow] [--json]", check),
+    "new": ("new NAME [--kind extension] [--out FILE.py]", new),
 }
 
 

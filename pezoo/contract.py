@@ -1,7 +1,8 @@
 """What members plug into: encodings, extensions, and the positions both of them read.
 
-Legend: B batch, R rows (1 when all rows of the batch agree, else B), H heads, Lq queries, Lk keys, L length, D d_model, d head_dim, n frequencies.
-Every hook has an identity default, so a member overrides only what its paper changes. No member remembers a length: what it needs arrives in `Positions`.
+Legend: B batch, R rows (1 when all rows of the batch agree, else B), H heads, Lq queries, Lk keys, L length, D
+d_model, d head_dim, n frequencies. Every hook has an identity default, so a member overrides only what its paper
+changes. No member remembers a length: what it needs arrives in `Positions`.
 """
 
 import dataclasses
@@ -62,7 +63,10 @@ class Traits:
 
 @dataclass(frozen=True)
 class Positions:
-    """Where the queries and keys of one forward stand. Immutable; queries are tokens offset ... offset + Lq - 1 of the keys' rows."""
+    """Where the queries and keys of one forward stand. Immutable.
+
+    Queries are the tokens offset ... offset + Lq - 1 of the keys' rows.
+    """
 
     query: Tensor  # (R, Lq) coordinates, float32: what encodings read
     key: Tensor  # (R, Lk)
@@ -78,7 +82,7 @@ class Positions:
     seed: int = 0
     rows: tuple[int, ...] = (0,)  # names of the sequences: what random draws are keyed by
     layer: int = 0
-    ruler: Tensor | None = None  # (R, M) distance between tokens that are m = 0 ... M - 1 apart, where it is not that of coordinates
+    ruler: Tensor | None = None  # (R, M) distance of tokens m = 0 ... M - 1 apart, where it is not that of coordinates
     inv_freq: Tensor | None = None  # (R, n) the encoding's frequencies as extensions left them
     prepared: Any = None  # what the encoding's `prepare` returned
 
@@ -235,8 +239,8 @@ class Positions:
 class Encoding(nn.Module):
     """How positions enter the model. Subclasses keep `__init__(shape, config)` and override what their paper changes.
 
-    Attention may ask for some queries at a time: `embed` and `rotate` always see a whole call, `bias`, `content` and `mix` may see a slice of its
-    queries and a prefix of its keys, with `positions.prepared` unchanged.
+    Attention may ask for some queries at a time: `embed` and `rotate` always see a whole call, `bias`, `content` and
+    `mix` may see a slice of its queries and a prefix of its keys, with `positions.prepared` unchanged.
     """
 
     traits: ClassVar[Traits] = Traits()
@@ -256,7 +260,7 @@ class Encoding(nn.Module):
 
     @classmethod
     def per_layer(cls, config: Any) -> bool:
-        """Whether each layer gets an instance, with parameters, of its own; `embed` and `prepare` are asked of the first."""
+        """Whether each layer gets an instance of its own; `embed` and `prepare` are asked of the first."""
         return False
 
     def inv_freq(self) -> Tensor | None:
@@ -376,7 +380,7 @@ class Extension(nn.Module):
 
 
 def settle(distance: Tensor) -> Tensor:
-    """Distances snapped to 1/64, for members that round or bucket them: so that float error never decides a row of a table."""
+    """Distances snapped to 1/64, so that float error never decides a row of a table, for members that round them."""
     return (distance * 64).round() / 64
 
 

@@ -1,7 +1,7 @@
 """Schemes: an encoding with its extensions, written `rope+pi:factor=4`, parsed, checked and composed.
 
-`+` joins members and `:` gives a setting. A mapping says the same, `{rope: null, pi: {factor: 4}}`, and is the only form for mixtures:
-`{layers: [rope, rope, nope]}`, `{heads: {rope: 4, alibi: 4}}`. All forms collapse to one `Spec`.
+`+` joins members and `:` gives a setting. A mapping says the same, `{rope: null, pi: {factor: 4}}`, and is the only
+form for mixtures: `{layers: [rope, rope, nope]}`, `{heads: {rope: 4, alibi: 4}}`. All forms collapse to one `Spec`.
 """
 
 import json
@@ -117,8 +117,12 @@ class Spec:
         return {m.name: entry(m.name).source_hash for m in self.all_members()}
 
     def at(self, phase: str) -> "Spec":
-        """The scheme without the extensions that do not act in a phase: what a training or tuning is keyed by."""
-        return self._map(lambda s: Spec(tuple(m for m in s.members if phase in m.at)))
+        """The scheme without the extensions that do not act up to a phase: what a training or tuning is keyed by.
+
+        Those of training stay in tuning, even if they rest then: tables are as long as what training shows.
+        """
+        phases = {"train", phase} if phase == "tune" else {phase}
+        return self._map(lambda s: Spec(tuple(m for m in s.members if phases & set(m.at))))
 
     def fixed(self, length: int, train_length: int) -> "Spec":
         """The scheme with unset factors as they are at `length`: how it is used after tuning there."""
@@ -357,7 +361,7 @@ class Plain(nn.Module):
         self._refuse(spec)
 
     def _refuse(self, spec: Spec) -> None:
-        """Refuse an extension whose settings suit none of the encodings that it fits, or not each whose frequencies it changes."""
+        """Refuse an extension that suits none of the encodings it fits, or not each whose frequencies it changes."""
         for extension, *_ in self.extensions:
             fitting = [e for e, *_ in self.encodings if not fits(type(extension), type(e))]
             reasons = [extension.refuses(e) for e in fitting]
@@ -476,7 +480,8 @@ class Scheme(nn.Module):
             total = sum(n for _, n in groups)
             if total != shape.n_heads:
                 raise UserError(f"heads names {total} heads in all, but n_heads = {shape.n_heads}")
-        # One module a (scheme, number of heads), shared by the layers that use it; `self.plan` says which, as (key, heads, place among its layers).
+        # One module a (scheme, number of heads), shared by the layers that use it; `self.plan` says which, as
+        # (key, heads, place among its layers).
         counts: dict[tuple[Spec, int], int] = {}
         self.plan: list[list[tuple[int, slice, int]]] = []
         for groups in per_layer:
@@ -508,7 +513,8 @@ class Scheme(nn.Module):
     def load_from(self, trained: "Scheme") -> None:
         """Take over the parameters of a scheme with the same encodings and perhaps other extensions, layer by layer.
 
-        Layers that shared a module there may have one each here: those that differ by an extension only act alike in training.
+        Layers that shared a module there may have one each here: those that differ by an extension only act alike in
+        training.
         """
         for row, their_row in zip(self.plan, trained.plan, strict=True):
             for (part, _, place), (their_part, _, their_place) in zip(row, their_row, strict=True):

@@ -6,14 +6,15 @@
     def test_my_encoding(conformance):
         conformance()
 
-An extension is checked on one host of each kind of encoding that it fits and changes. Deviations that a member declares are shown with their reason.
+An extension is checked on one host of each kind of encoding that it fits and changes. Deviations that a member declares
+are shown with their reason.
 """
 
+import sys
 import traceback
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,9 +23,9 @@ from rich.markup import escape
 
 from pezoo.checks import CHECKS, HOOKS, CheckFailed, NotApplicable, Subject, acts
 from pezoo.contract import Encoding, Shape, overrides
-from pezoo.errors import UserError
+from pezoo.errors import UserError, suggest
 from pezoo.registry import Entry, entries, entry, list_encodings, list_extensions, load_plugin, make_config
-from pezoo.scheme import Spec, fits, parse
+from pezoo.scheme import fits, parse
 
 if TYPE_CHECKING:
     import pytest
@@ -72,10 +73,9 @@ def _subjects(found: Entry) -> tuple[Subject, ...]:
     if found.kind == "task":
         raise UserError(f"{found.name} is a task; the kit checks encodings and extensions")
     if found.kind == "alias":
-        spec = parse(found.name)
-        return (Subject(entry(spec.members[-1].name), spec),)
+        return (Subject(_tested(found), parse(found.name)),)
     if issubclass(found.cls, Encoding):
-        return (Subject(found, Spec(parse({found.name: None}).members)),)
+        return (Subject(found, parse(found.name)),)
     kinds = [_hosted(found, hook) for hook in ("rotate", "distance_bias", "embed", "content")]
     chosen = [next(filter(_acts, kind), None) for kind in kinds]
     # If it changes nothing anywhere, a check says so.
@@ -83,6 +83,11 @@ def _subjects(found: Entry) -> tuple[Subject, ...]:
     if not chosen:
         raise UserError(f"{found.name} fits no encoding of the zoo")
     return tuple(chosen)
+
+
+def _tested(found: Entry) -> Entry:
+    """The member itself; of a literature name, the last member of its scheme."""
+    return entry(parse(found.name).members[-1].name) if found.kind == "alias" else found
 
 
 def _hosted(found: Entry, hook: str) -> list[Subject]:
@@ -95,17 +100,18 @@ def _hosted(found: Entry, hook: str) -> list[Subject]:
 
     zoo = [e for e in entries().values() if e.kind == "encoding" and e.cls.__module__.startswith("pezoo.encodings.")]
     hosts = [e for e in zoo if [h for h in HOOKS if overrides(e.cls, h)] == [hook] and not fits(found.cls, e.cls)]
-    found_subjects = []
-    for e in sorted(hosts, key=plainness):
-        try:
-            subject = Subject(found, parse({e.name: None, found.name: None}))
-            subject.model()
-        except UserError:
-            continue  # refused
-        except Exception:  # a member that fails to build: a check says so
-            pass
-        found_subjects.append(subject)
-    return found_subjects
+    schemes = (Subject(found, parse(f"{e.name}+{found.name}")) for e in sorted(hosts, key=plainness))
+    return [s for s in schemes if _accepted(s)]
+
+
+def _accepted(subject: Subject) -> bool:
+    try:
+        subject.model()
+    except UserError:
+        return False
+    except Exception:  # a check says so
+        return True
+    return True
 
 
 def _acts(subject: Subject) -> bool:
@@ -134,7 +140,7 @@ def check_encoding(member: str | type, *, slow: bool = False, only: str | None =
         UserError: if there is no such member or check.
     """
     if only is not None and only not in CHECKS:
-        raise UserError(f"no check is called {only!r}; they are: {', '.join(CHECKS)}")
+        raise UserError(f"no check is called {only!r}.{suggest(only, CHECKS)} They are: {', '.join(CHECKS)}")
     names = [n for n, c in CHECKS.items() if (n == only if only else slow or not c.slow)]
     schemes = subjects(member)
     outcomes = [
@@ -152,13 +158,14 @@ def run(subject: Subject, name: str) -> Outcome:
         reproduce(scheme, name, found.name)
     except NotApplicable as reason:
         return outcome("skip", str(reason))
-    except Exception as error:
-        expected, came = "no exception", f"{type(error).__name__}: {error}{_place(error)}"
-        if isinstance(error, CheckFailed):
-            expected, came = error.expected, error.came
+    except CheckFailed as error:
         if name in reasons:
-            return outcome("known", reasons[name], expected, came)
-        return outcome("fail", "", expected, came, _snippet(subject, name))
+            return outcome("known", reasons[name], error.expected, error.came)
+        return outcome("fail", "", error.expected, error.came, _snippet(subject, name))
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        came = f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+        return outcome("fail", "", "no exception", came, _snippet(subject, name))
     return outcome("pass")
 
 
@@ -170,22 +177,17 @@ def reproduce(scheme: str, check: str, member: str) -> None:
         check: a name from `pezoo.checks.CHECKS`.
         member: which member of the scheme is under test.
     """
+    subject = Subject(entry(member), parse(scheme))
+    if reason := CHECKS[check].unless(subject.entry):
+        raise NotApplicable(reason)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        CHECKS[check].function(Subject(entry(member), parse(scheme)))
-
-
-def _place(error: Exception) -> str:
-    """File and line where an exception rose."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f" ({frames[-1].filename}:{frames[-1].lineno})"
+        CHECKS[check].function(subject)
 
 
 def _snippet(subject: Subject, name: str) -> str:
     lines = ["from pezoo import load_plugin, testing"]
     module = subject.cls.__module__
     if module.startswith("pezoo_plugin_"):
-        import sys
-
         lines.append(f"load_plugin({sys.modules[module].__file__!r})")
     lines.append(f"testing.reproduce({str(subject.spec)!r}, {name!r}, {subject.entry.name!r})")
     return "\n".join(lines)
@@ -211,7 +213,8 @@ def report(outcomes: list[Outcome], console: Console) -> None:
         console.print(f"[bold]{escape(scheme)}[/bold]")
         for o in (o for o in outcomes if o.scheme == scheme):
             status = "FAIL" if o.status == "fail" else o.status
-            line = f"  [{STATUSES[o.status]}]{status:<5}[/] {o.check:<{width}}  {escape(o.reason)}"
+            about = CHECKS[o.check].summary if o.status == "fail" else o.reason
+            line = f"  [{STATUSES[o.status]}]{status:<5}[/] {o.check:<{width}}  {escape(about)}"
             console.print(line.rstrip(), soft_wrap=True)
             details = {"expected": o.expected, "came": o.came} if o.status in ("fail", "known") else {}
             for title, text in details.items():
@@ -239,10 +242,9 @@ def command(target: str, *, slow: bool, only: str | None, console: Console | Non
     Returns:
         The exit code, and the outcomes as plain data.
     """
-    is_file = target.endswith(".py") or Path(target).is_file()
-    names = load_plugin(target) if is_file else [entry(target).name]
+    names = load_plugin(target) if target.endswith(".py") else [entry(target).name]
     outcomes = []
-    for name in (n for n in names if entry(n).kind != "task"):
+    for name in names:
         came = check_encoding(name, slow=slow, only=only)
         if console is not None:
             report(came, console)
@@ -257,7 +259,8 @@ def command(target: str, *, slow: bool, only: str | None, console: Console | Non
 def parametrize(*members: str, checks: Iterable[str] | None = None) -> "pytest.MarkDecorator":
     """A pytest decorator: one case a member and check, with ids such as `rope-causal`.
 
-    The test takes one argument, `conformance`, and calls it. A declared deviation counts as an expected failure.
+    The test takes one argument, `conformance`, and calls it. Checks that do not apply to a member are left out; a
+    declared deviation counts as an expected failure.
 
     Args:
         members: names; default: every encoding and extension.
@@ -267,7 +270,13 @@ def parametrize(*members: str, checks: Iterable[str] | None = None) -> "pytest.M
 
     members = members or (*list_encodings(), *list_extensions())
     names = [n for n, c in CHECKS.items() if not c.slow] if checks is None else list(checks)
-    cases = [pytest.param(partial(_case, m, n), id=f"{m}-{n}") for m in members for n in names]
+    entries_of = {m: _tested(entry(m)) for m in members}
+    cases = [
+        pytest.param(partial(_case, m, n), id=f"{m}-{n}")
+        for m in members
+        for n in names
+        if CHECKS[n].unless(entries_of[m]) is None
+    ]
     return pytest.mark.parametrize("conformance", cases)
 
 

@@ -147,7 +147,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Token ids to logits, under a scheme.
 
-    The body's weights come from a generator of `config.seed` alone, so that models of two schemes start from the same shared weights.
+    The body's weights come from a generator of `config.seed` alone, so that models of two schemes start from the same
+    shared weights.
 
     Raises:
         UserError: if sizes do not fit, or the scheme cannot work.
@@ -171,7 +172,8 @@ class Transformer(nn.Module):
     def init_weights(self) -> None:
         """Normal 0.02, less by sqrt(2 n_layers) for projections back into the residual stream, as in GPT-2.
 
-        Token embeddings have variance 1 / D instead, so that an absolute encoding, which multiplies them by sqrt(D), adds to tokens of its own size.
+        Token embeddings have variance 1 / D instead, so that an absolute encoding, which multiplies them by sqrt(D),
+        adds to tokens of its own size.
         """
         generator = torch.Generator().manual_seed(self.config.seed)
         body = [(n, p) for n, p in self.named_parameters() if not n.startswith("scheme.") and p.ndim > 1]
@@ -204,7 +206,7 @@ class Transformer(nn.Module):
 
         Args:
             tokens: (B, L) ids.
-            positions: of these tokens, or with a cache of its whole length; default: one document a row, without padding.
+            positions: of these tokens, or with a cache of its whole length; default: one document a row, unpadded.
             cache: continue from it, and add these tokens to it.
 
         Returns:

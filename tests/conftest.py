@@ -1,6 +1,7 @@
 """What all tests share: one thread, no network, a cache of their own."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; subprocesses inherit it
@@ -10,6 +11,8 @@ os.environ["MPLBACKEND"] = "Agg"
 
 import pytest
 import torch
+
+from pezoo import registry
 
 torch.set_num_threads(1)
 
@@ -32,3 +35,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs ../shared/data, real text beside the checkout")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_zoo():
+    """What a file's tests register, or load as a plug-in, is gone after them."""
+    entries, modules = dict(registry.entries()), set(sys.modules)
+    yield
+    registry._entries.clear()
+    registry._entries.update(entries)
+    for name in set(sys.modules) - modules:
+        if name.startswith("pezoo_plugin_"):
+            del sys.modules[name]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pezoo
-from pezoo import attention
+from pezoo import attention, bench
 from pezoo.attention import Composition, Part, Region
 from pezoo.contract import Branch, Encoding, Extension, Positions, Shape
 from pezoo.errors import UserError
@@ -110,7 +110,7 @@ def test_adapting_sees_logits_and_bias_apart(backend, monkeypatch):
 
 
 def test_two_encodings_add_up():
-    q, k, v = torch.randn(3, B, H, L, D)
+    q, k = torch.randn(2, B, H, L, D)
     scheme = pezoo.create("alibi+kerple+rope", d_model=8, n_heads=2, n_layers=1, train_length=8)
     composition = scheme.prepare(Positions.build(L)).layers[0][0].composition
     alone = [
@@ -211,7 +211,11 @@ def test_biases_are_not_rounded_to_the_dtype_of_the_tokens(dtype, backend, monke
 
 @pytest.mark.parametrize(
     ("text", "backend"),
-    [("rope", "sdpa"), ("alibi", "sdpa"), *((t, b) for t in ("alibi", "rope+rerope", "shaw") for b in ("eager", "chunked"))],
+    [
+        *(("rope", backend) for backend in attention.BACKENDS),
+        *(("alibi", backend) for backend in attention.BACKENDS),
+        *((text, backend) for text in ("rope+rerope", "shaw") for backend in ("eager", "chunked")),
+    ],
 )
 def test_fewer_heads_of_keys(text, backend):
     scheme = make(text, n_heads=4)
@@ -315,3 +319,9 @@ def test_every_path_is_used(monkeypatch):
     for text, n in (("rope", 300), ("alibi", 300), ("shaw", 200)):
         attention.attend(*torch.randn(3, 1, 1, n, 8), composition(text, n, n))
     assert ran == ["sdpa", "chunked", "eager"]
+
+
+@pytest.mark.slow
+def test_a_bias_of_distance_costs_no_memory_at_16384_tokens():
+    none, alibi = (bench.growth(scheme, bench.LONG_LENGTH, "cpu") for scheme in ("nope", "alibi"))
+    assert alibi < max(1.3 * none, none + 40)

@@ -216,7 +216,7 @@ def test_limits_hold_for_each_number_of_a_list():
         class Config:
             """Settings."""
 
-            shares: list[float] = setting([1.0], "some shares", at_least=0, at_most=2)
+            shares: list[float] = setting([1.0], "some shares", at_least=0, at_most=2)  # noqa: RUF009
             plain: bool = True
 
     register("with_list", title="With a list")(WithList)

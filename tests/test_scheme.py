@@ -138,12 +138,19 @@ def test_names_and_families():
 def test_each_phase_keeps_what_acts_in_it():
     spec = parse("rope+pi+rerope+window:size=4:at=train,test")
     assert str(spec.at("train")) == "rope+window:size=4:at=train,test"
-    assert str(spec.at("tune")) == "rope+pi"
+    assert str(spec.at("tune")) == "rope+pi+window:size=4:at=train,test"
     assert str(spec.at("test")) == str(spec)
     for scheme in ("rope", "rope+pi", "rope+yarn:factor=8", "rope+window"):
         assert parse(scheme).at("train") == parse("rope")
     for scheme in ("sinusoidal+shift", "rope+random", "alibi+dape"):
         assert parse(scheme).at("train") == parse(scheme)
+
+
+@pytest.mark.parametrize("extension", ["shift", "random"])
+def test_a_table_is_as_long_in_tuning_as_in_training(extension):
+    spec = parse(f"learned+{extension}:at=train+pi")
+    lengths = [len(next(create(str(s), **SIZES).parameters())) for s in (spec.at("train"), spec.at("tune"), spec)]
+    assert lengths[0] == lengths[1] == lengths[2] > SIZES["train_length"]
 
 
 def test_phases_of_mixtures():

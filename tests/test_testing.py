@@ -2,8 +2,13 @@
 
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -18,8 +23,9 @@ from pezoo.encodings.relative._rotary import turn, turns
 from pezoo.encodings.relative.rope import RoPE
 from pezoo.errors import UserError
 from pezoo.registry import _entries, register, setting
-from pezoo.scheme import create
 
+ROOT = Path(__file__).parents[1]
+PATH = {"PYTHONPATH": str(ROOT)}
 BROKEN: dict[str, tuple[type, set[str]]] = {}
 """Members by name, with all the checks that each fails."""
 
@@ -230,23 +236,19 @@ class StaleCache(Sound):
 
 
 class Rotary(RoPE):
-    """Rotation with its own settings, for what follows."""
-
-    def __init__(self, shape, config):
-        super().__init__(shape, config)
-
-    prepare = Encoding.prepare
-
-    def turned(self, x, coordinates, positions):
-        return turn(x, turns(coordinates, positions.inv_freq), "interleaved")
+    """A rotation without settings, made anew in each layer: for what follows."""
 
     Config = Encoding.Config
+    prepare = Encoding.prepare
+
+    def __init__(self, shape, config):
+        super().__init__(shape, RoPE.Config())
 
     def inv_freq(self):
         return 100.0 ** -(torch.arange(self.width // 2) / (self.width // 2))
 
-
-Rotary.__init__ = lambda self, shape, config: RoPE.__init__(self, shape, RoPE.Config())
+    def turned(self, x, coordinates, positions):
+        return turn(x, turns(coordinates, positions.inv_freq), "interleaved")
 
 
 @fails("positions_survive_low_precision")
@@ -570,7 +572,7 @@ class OffByOne(SoundExtension):
 class InvertedRamp(NTKByParts):
     """YaRN's blend the wrong way round: fast pairs are slowed, slow ones kept."""
 
-    traits: ClassVar = Traits(shift_invariant=True, neutral={"factor": 1})
+    traits = Traits(shift_invariant=True, neutral={"factor": 1})
 
     def frequencies(self, inv_freq, positions):
         c = self.config
@@ -695,16 +697,16 @@ class OtherwiseCompiled(Sound):
 
 
 def failing(name, monkeypatch, **options):
-    """Names of the checks that a member fails, an extension on its first host."""
+    """Checks that a member fails, an extension on its first host, with their outcomes."""
     first = testing.subjects(name)[:1]
     monkeypatch.setattr(testing, "subjects", lambda member: first)
     return {o.check: o for o in testing.check_encoding(name, **options) if o.status == "fail"}
 
 
-FAST = [name for name, (_, checks) in BROKEN.items() if not any(CHECKS[c].slow for c in checks if c in CHECKS)]
+SLOW = [name for name, (_, checks) in BROKEN.items() if any(c in CHECKS and CHECKS[c].slow for c in checks)]
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", [name for name in BROKEN if name not in SLOW])
 def test_each_broken_member_fails_its_checks_and_no_other(name, registered, monkeypatch):
     cls, expected = BROKEN[name]
     registered(name, cls)
@@ -712,11 +714,221 @@ def test_each_broken_member_fails_its_checks_and_no_other(name, registered, monk
     assert set(failed) == expected, {k: (v.expected, v.came) for k, v in failed.items()}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_each_slow_check_catches_its_broken_member(name, registered, monkeypatch):
+    cls, expected = BROKEN[name]
+    registered(name, cls)
+    assert set(failing(name, monkeypatch, slow=True)) == expected
+
+
 def test_every_check_has_a_broken_member_that_it_catches():
     assert set().union(*(checks for _, checks in BROKEN.values())) == set(CHECKS)
 
 
-@pytest.mark.slow
-def test_the_check_of_compilation_catches_what_it_should(registered, monkeypatch):
-    registered("broken_compiled", OtherwiseCompiled)
-    assert set(failing("broken_compiled", monkeypatch, slow=True, only="compiles")) == {"compiles"}
+# What the kit says
+
+
+def test_a_failure_says_what_was_expected_and_what_came_and_its_snippet_shows_it(registered, monkeypatch):
+    registered("miscounted", Miscounted)
+    (outcome,) = failing("miscounted", monkeypatch).values()
+    assert (outcome.expected, outcome.came) == ("6 parameters with its settings", "3")
+    with pytest.raises(CheckFailed, match="expected 6 parameters with its settings; came 3"):
+        exec(outcome.snippet)
+
+
+def test_an_exception_is_a_failure_that_names_its_line_even_where_a_deviation_is_declared(registered, monkeypatch):
+    class Crashing(Sound):
+        """Fails where a check expects a deviation."""
+
+        traits = Traits(**{**vars(Sound.traits), "deviations": {"causal": "not a reason to crash"}})
+
+        def distance_bias(self, distance):
+            raise ZeroDivisionError("no distance")
+
+    registered("crashing", Crashing)
+    outcome = failing("crashing", monkeypatch, only="causal")["causal"]
+    assert "ZeroDivisionError: no distance" in outcome.came
+    assert f"{__file__}:" in outcome.came
+
+
+def test_a_declared_deviation_is_shown_with_its_reason(registered):
+    class Known(Miscounted):
+        """Declares that it is miscounted."""
+
+        traits = Traits(**{**vars(Miscounted.traits), "deviations": {"counts_parameters_as_declared": "on purpose"}})
+
+    registered("known", Known)
+    (outcome,) = testing.check_encoding("known", only="counts_parameters_as_declared")
+    assert (outcome.status, outcome.reason, outcome.came) == ("known", "on purpose", "3")
+    with pytest.raises(pytest.xfail.Exception, match="on purpose"):
+        testing.parametrize("known", checks=["counts_parameters_as_declared"]).args[1][0].values[0]()
+
+
+def test_a_declared_deviation_that_does_not_show_is_a_failure(registered):
+    class Overdue(Sound):
+        """Declares a deviation that it does not have."""
+
+        traits = Traits(**{**vars(Sound.traits), "deviations": {"causal": "once upon a time"}})
+
+    registered("overdue", Overdue)
+    (outcome,) = testing.check_encoding("overdue", only="causal")
+    assert (outcome.status, outcome.came) == ("fail", "it passes")
+    assert "once upon a time" in outcome.expected
+
+
+def test_a_deviation_need_not_show_on_every_host(registered):
+    class Deviating(SoundExtension):
+        """Is not causal on some hosts."""
+
+        traits = Traits(**{**vars(SoundExtension.traits), "deviations": {"causal": "on some hosts"}})
+
+    registered("deviating", Deviating)
+    hosts = {"rope+deviating": "known", "alibi+deviating": "pass"}
+    outcomes = [testing.Outcome("deviating", host, "causal", status) for host, status in hosts.items()]
+    assert testing._overdue(outcomes) == outcomes
+    assert testing._overdue(outcomes[1:])[0].status == "fail"
+
+
+def test_pytest_cases_have_readable_names_and_leave_out_what_does_not_apply():
+    mark = testing.parametrize("nope", "pi")
+    ids = [case.id for case in mark.args[1]]
+    assert {"nope-causal", "pi-causal", "pi-neutral_settings_change_nothing"} <= set(ids)
+    assert not {"nope-neutral_settings_change_nothing", "nope-bias_is_not_constant", "nope-compiles"} & set(ids)
+    mark.args[1][0].values[0]()
+
+
+def test_a_failing_pytest_case_shows_expectation_and_snippet(registered):
+    registered("miscounted", Miscounted)
+    (case,) = testing.parametrize("miscounted", checks=["counts_parameters_as_declared"]).args[1]
+    with pytest.raises(pytest.fail.Exception, match=r"(?s)miscounted: expected 6 .*; came 3\n.*testing\.reproduce"):
+        case.values[0]()
+
+
+def test_extensions_are_checked_on_hosts_that_they_change():
+    assert [str(s.spec) for s in testing.subjects("pi")] == ["rope+pi", "alibi+pi", "sinusoidal+pi", "deberta+pi"]
+    assert [str(s.spec) for s in testing.subjects("shift")] == ["sinusoidal+shift"]  # nothing to shift in the others
+    assert [str(s.spec) for s in testing.subjects("dape")] == ["alibi+dape"]
+
+
+def test_a_class_can_be_checked(registered):
+    with pytest.raises(UserError, match="Sound is not registered"):
+        testing.check_encoding(Sound)
+    registered("a_sound_class", Sound)
+    assert [o.status for o in testing.check_encoding(Sound, only="causal")] == ["pass"]
+
+
+# The commands
+
+
+@pytest.fixture
+def in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = set(_entries)
+    yield tmp_path
+    for name in set(_entries) - names:
+        del _entries[name]
+
+
+def test_check_prints_a_line_a_check(capsys):
+    assert main(["check", "rope", "--only", "causal"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == ["rope", "  pass  causal", "rope: 1 passed, 0 known deviations, 0 not applicable, 0 failed"]
+    assert main(["check", "rope", "--only", "bias_is_not_constant"]) == 0
+    assert "  skip  bias_is_not_constant  no bias" in capsys.readouterr().out
+
+
+def test_check_prints_plain_data(capsys):
+    assert main(["check", "pi", "--only", "causal", "--json"]) == 0
+    outcomes = json.loads(capsys.readouterr().out)
+    assert [o["scheme"] for o in outcomes] == ["rope+pi", "alibi+pi", "sinusoidal+pi", "deberta+pi"]
+    assert {o["status"] for o in outcomes} == {"pass"}
+
+
+BROKEN_FILE = '''
+"""One sound member and one that is not."""
+
+from pezoo import Encoding, Traits, register
+
+
+@register("file_sound", title="Sound")
+class Sound(Encoding):
+    """A bias."""
+
+    traits = Traits(shift_invariant=True, bidirectional=False)
+
+    def distance_bias(self, distance):
+        return -0.1 * distance.abs().expand(self.shape.n_heads, *distance.shape)
+
+
+@register("file_broken", title="Broken")
+class Broken(Sound):
+    """The same bias, said to be something else."""
+
+    traits = Traits(bidirectional=False)
+'''
+
+
+def test_check_of_a_file_checks_all_it_registers_and_fails_with_a_snippet(in_folder, capsys):
+    (in_folder / "mine.py").write_text(BROKEN_FILE)
+    assert main(["check", "mine.py"]) == 1
+    shown = capsys.readouterr().out
+    assert "file_sound: 29 passed, 0 known deviations, 7 not applicable, 0 failed" in shown
+    _, broken = shown.split("\nfile_broken\n")
+    (line,) = (line for line in broken.splitlines() if "FAIL" in line)
+    assert "shift_invariant_as_declared" in line
+    assert "expected: logits at coordinates moved by 5 to differ (shift_invariant is False)" in broken
+    assert "came:     the same" in broken
+    snippet = [line[len("          to see it:") :].strip() for line in broken.splitlines() if line.startswith(" " * 10)]
+    code = "\n".join(snippet[2:])
+    assert str(in_folder / "mine.py") in code
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | PATH)
+    assert run.returncode == 1
+    assert "CheckFailed: expected logits at coordinates moved by 5 to differ" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["check", "ropee"], "no member is called 'ropee'. Did you mean 'rope'"),
+        (["check", "rope", "--only", "causality"], "no check is called 'causality'. Did you mean 'causal'"),
+        (["check", "none.py"], "no such Python file"),
+        (["new", "Rope"], "'Rope' is no name for a member: use a-z, 0-9 and _"),
+        (["new", "class"], "'class' is no name"),
+        (["new", "rope"], "the name 'rope' is taken: see pezoo show rope"),
+        (["new", "mine", "--kind", "task"], "invalid choice: 'task'"),
+        (["new", "mine", "--out", "mine.txt"], "--out names a Python file"),
+        (["new", "mine", "--out", "nowhere/mine.py"], "cannot write nowhere/mine.py: No such file or directory"),
+    ],
+)
+def test_mistakes_are_said(argv, message, in_folder, capsys):
+    assert main(argv) == 2
+    assert message in capsys.readouterr().err
+    assert not list(in_folder.iterdir())
+
+
+@pytest.mark.parametrize(("kind", "scheme"), [("encoding", "brand_new"), ("extension", "rope+brand_new")])
+def test_what_new_writes_passes_at_once(kind, scheme, in_folder, capsys):
+    assert main(["new", "brand_new", "--kind", kind]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "wrote brand_new.py; next:"
+    assert lines[1:] == [
+        "  pezoo check brand_new.py",
+        f"  pezoo run quickstart 'schemes=[{scheme},rope]' --plugin brand_new.py",
+    ]
+    written = (in_folder / "brand_new.py").read_text()
+    assert main(["check", "brand_new.py"]) == 0, capsys.readouterr().out
+    assert "0 known deviations" in capsys.readouterr().out
+    ruff = [sys.executable, "-m", "ruff", "check", "--config", str(ROOT / "pyproject.toml"), "brand_new.py"]
+    assert subprocess.run(ruff, capture_output=True).returncode == 0
+    del _entries["brand_new"]
+    assert main(["new", "brand_new"]) == 2
+    assert "brand_new.py exists" in capsys.readouterr().err
+    assert (in_folder / "brand_new.py").read_text() == written
+
+
+def test_the_readmes_example_passes(in_folder):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if "@register" in block)
+    (in_folder / "my_bias.py").write_text(code)
+    assert main(["check", "my_bias.py"]) == 0

@@ -1,12 +1,15 @@
 """Length-normalised sinusoid: the sinusoid of p L / T, so that any sequence spans the phases of a training sequence.
 
-    x_i = sqrt(D) E[token_i] + P(p_i L / T)        P: the sinusoidal encoding, L: training length, T: declared total length
+    x_i = sqrt(D) E[token_i] + P(p_i L / T)        P: the sinusoidal encoding, L: training length, T: total length
 
-At T = L this is `sinusoidal`; at T > L it is position interpolation of the absolute sinusoid; at T < L positions are stretched.
+At T = L this is `sinusoidal`; at T > L it is position interpolation of the absolute sinusoid; at T < L positions are
+stretched.
 
-Shapes: (B, L, D) -> (B, L, D). Training and testing: the same. Depends on T, hence not prefix-stable: T must be known before the first token.
+Shapes: (B, L, D) -> (B, L, D). Training and testing: the same. Depends on T, hence not prefix-stable: T must be known
+before the first token.
 
-Source: no paper; a teaching article on encodings that extrapolate gives sin and cos of (p / T) 2 pi / f and leaves f open.
+Source: no paper; a teaching article on encodings that extrapolate gives sin and cos of (p / T) 2 pi / f and leaves f
+open.
 Departure: f_k = 2 pi base^(2k/D) / L, the choice that makes T = L the ordinary sinusoid.
 """
 

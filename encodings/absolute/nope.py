@@ -4,7 +4,8 @@
 
 Shapes: nothing is added anywhere. Training and testing: the same.
 
-Source: Haviv et al. 2022 (arXiv 2203.16634); Kazemnejad et al. 2023 (arXiv 2305.19466). In an encoder it cannot tell order (permutation-equivariant).
+Source: Haviv et al. 2022 (arXiv 2203.16634); Kazemnejad et al. 2023 (arXiv 2305.19466). In an encoder it cannot tell
+order (permutation-equivariant).
 """
 
 from pezoo.contract import Encoding, Traits

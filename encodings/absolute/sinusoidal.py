@@ -7,7 +7,8 @@ with p_i the (real) coordinate of token i and k = 0 ... D/2 - 1.
 Shapes: (B, L, D) -> (B, L, D). Training and testing: the same; no parameters.
 
 Source: Vaswani et al. 2017 (arXiv 1706.03762), section 3.5.
-Departures: an odd width D drops the last cosine. Frequencies are open to extensions (`sinusoidal+ntk`), which the paper does not consider.
+Departures: an odd width D drops the last cosine. Frequencies are open to extensions (`sinusoidal+ntk`), which the
+paper does not consider.
 """
 
 from dataclasses import dataclass

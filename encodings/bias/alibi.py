@@ -2,14 +2,15 @@
 
     l_ij^h = q_i . k_j / sqrt(d) - m_h |p_i - p_j|
 
-For H = 2^a heads m_h = 2^(-8h/H), h = 1 ... H. For other H, with c the largest power of two below H: the c slopes of c heads, then every second slope of
-the 2c-head series until H are had.
+For H = 2^a heads m_h = 2^(-8h/H), h = 1 ... H. For other H, with c the largest power of two below H: the c slopes of
+c heads, then every second slope of the 2c-head series until H are had.
 
 Shapes: distances (...) -> (H, ...). Training and testing: the same; no parameters unless slopes are learned.
 
-Source: Press, Smith, Lewis 2021 (arXiv 2108.12409), section 3; slopes for any H as in the authors' code. The bias is not divided by sqrt(d).
-Departures: distance form -m (i - j), where the authors' code adds m j to each row: equal after softmax, but not in low precision. In an encoder both
-sides are penalised alike.
+Source: Press, Smith, Lewis 2021 (arXiv 2108.12409), section 3; slopes for any H as in the authors' code. The bias is
+not divided by sqrt(d).
+Departures: distance form -m (i - j), where the authors' code adds m j to each row: equal after softmax, but not in
+low precision. In an encoder both sides are penalised alike.
 
 >>> slopes(6)
 [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125]

@@ -1,15 +1,18 @@
 """FIRE: a small network maps the distance, relative to how far the query stands from the start, to a bias.
 
-    l_ij^h = q_i . k_j / sqrt(d) + MLP( psi(p_i - p_j) / (psi(max(p_i - p_0, T)) + eps) )_h,   psi(x) = ln(|c| x + 1),   T = |m T_0|
+    l_ij^h = q_i . k_j / sqrt(d) + MLP( psi(p_i - p_j) / (psi(max(p_i - p_0, T)) + eps) )_h
+    psi(x) = ln(|c| x + 1),   T = |m T_0|
 
-p_0 is the coordinate of the document's first token, MLP: 1 -> width -> H with one ReLU; c and m are learned. The argument stays in [0, 1].
+p_0 is the coordinate of the document's first token, MLP: 1 -> width -> H with one ReLU; c and m are learned. The
+argument stays in [0, 1].
 
-Shapes: bias (R, H, Lq, Lk), of position pairs: of distance alone only while p_i - p_0 <= T. Each layer has a network of its own; `shared` is FIRE-S.
+Shapes: bias (R, H, Lq, Lk), of position pairs: of distance alone only while p_i - p_0 <= T. Each layer has a network
+of its own; `shared` is FIRE-S.
 Training and testing: the same.
 
 Source: Li et al. 2023 (arXiv 2310.04418). c = 0.1, m = 1, eps = 1e-6, width 32.
-Departures: p_i - p_0 for p_i, so that shifted, packed and random positions keep the argument in [0, 1]; T_0 defaults to the training length (512 in
-the paper). In an encoder the distance is taken without its sign.
+Departures: p_i - p_0 for p_i, so that shifted, packed and random positions keep the argument in [0, 1]; T_0 defaults
+to the training length (512 in the paper). In an encoder the distance is taken without its sign.
 """
 
 from dataclasses import dataclass
@@ -34,7 +37,7 @@ from pezoo.registry import register, setting
 class FIRE(Encoding):
     """A small network from the relative distance to a bias for each head."""
 
-    # Coordinates enter as differences only (to each other and to the document's start): adding a constant changes nothing.
+    # Coordinates enter as differences only, to each other and to the document's start: a constant changes nothing.
     traits = Traits(
         shift_invariant=True,
         bidirectional=False,

@@ -7,8 +7,9 @@ r1 and r2 are positive, learned for each head, and shared by all layers.
 
 Shapes: distances (...) -> (H, ...). Training and testing: the same.
 
-Source: Chi, Fan, Ramadge, Rudnicky 2022 (arXiv 2205.09921). Initialisation and clamping of the stored values in the forward pass as in the authors' code:
-log r1 ~ U(0, 2), r2 ~ U(0, 1); power r1 ~ U(0, 1), r2 ~ U(0, 2); all at least 0.01, the exponent at most 2.
+Source: Chi, Fan, Ramadge, Rudnicky 2022 (arXiv 2205.09921). Initialisation and clamping of the stored values in the
+forward pass as in the authors' code: log r1 ~ U(0, 2), r2 ~ U(0, 1); power r1 ~ U(0, 1), r2 ~ U(0, 2); all at least
+0.01, the exponent at most 2.
 Departures: the bias is added after division by sqrt(d), as in the authors' code (their paper adds it before).
 """
 

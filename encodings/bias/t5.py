@@ -5,10 +5,13 @@
 
 In an encoder half of the N buckets is for keys ahead of the query.
 
-Shapes: distances (...) -> (H, ...). One table for all layers. Training and testing: the same; distances beyond the last bucket's start share it.
+Shapes: distances (...) -> (H, ...). One table for all layers. Training and testing: the same; distances beyond the
+last bucket's start share it.
 
-Source: Raffel et al. 2019 (arXiv 1910.10683), section 2.1. T5 does not divide q.k by sqrt(d); `scale=sqrt` does, as ports to other models do.
-Departures: a real distance is rounded down. W starts at zero (NoPE), for want of T5's own initialisation of the whole model.
+Source: Raffel et al. 2019 (arXiv 1910.10683), section 2.1. T5 does not divide q.k by sqrt(d); `scale=sqrt` does, as
+ports to other models do.
+Departures: a real distance is rounded down. W starts at zero (NoPE), for want of T5's own initialisation of the whole
+model.
 
 With N = 32, D = 128 the last bucket begins at distance 113:
 

@@ -2,10 +2,11 @@
 
     l_ij = -inf for i - j >= W         i, j: places in the document
 
-Shapes: mask (R, Lq, Lk). Not in training unless asked (`window:size=128:at=train,tune,test`); in tuning and testing. With N layers a token still draws
-on N (W - 1) + 1 tokens.
+Shapes: mask (R, Lq, Lk). Not in training unless asked (`window:size=128:at=train,tune,test`); in tuning and testing.
+With N layers a token still draws on N (W - 1) + 1 tokens.
 
-Source: Beltagy, Peters, Cohan 2020 (arXiv 2004.05150); Jiang et al. 2023 (arXiv 2310.06825). In an encoder it reaches as far ahead as back.
+Source: Beltagy, Peters, Cohan 2020 (arXiv 2004.05150); Jiang et al. 2023 (arXiv 2310.06825). In an encoder it reaches
+as far ahead as back.
 """
 
 from dataclasses import dataclass

@@ -103,7 +103,8 @@ class CLEX(Extension):
                 return torch.arange(float(length))
             t = int(torch.randint(1, top + 1, (), generator=generator))  # the number that `times` draws
             inner = torch.randperm(length * t - 2, generator=generator)[: length - 2].sort().values + 1
-            return torch.cat((torch.tensor([0]), inner, torch.tensor([length * t - 1]))) / max(1, length // train_length)
+            drawn = torch.cat((torch.tensor([0]), inner, torch.tensor([length * t - 1])))
+            return drawn / max(1, length // train_length)
 
         return by_index(positions, draw_table(positions, "clex", sample))
 

@@ -2,10 +2,12 @@
 
     base -> base a^(r / (r - 2)),   a = f T / L - (f - 1) for T > L, else 1        T: declared total length
 
-Shapes: frequencies (R, n) -> the same. Not in training; in tuning and testing. Depends on T, hence not prefix-stable: every key turns anew as T grows,
-so the cache keeps keys unrotated. Nothing is remembered between forwards: visiting lengths in another order changes nothing.
+Shapes: frequencies (R, n) -> the same. Not in training; in tuning and testing. Depends on T, hence not prefix-stable:
+every key turns anew as T grows, so the cache keeps keys unrotated. Nothing is remembered between forwards: visiting
+lengths in another order changes nothing.
 
-Source: emozilla 2023 (community post); Peng et al. 2023 (arXiv 2309.00071), section 3.3. f = 1 is the plain form, other f the common library form.
+Source: emozilla 2023 (community post); Peng et al. 2023 (arXiv 2309.00071), section 3.3. f = 1 is the plain form,
+other f the common library form.
 """
 
 from dataclasses import dataclass

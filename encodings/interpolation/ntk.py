@@ -1,11 +1,15 @@
 """NTK-aware scaling: a larger base, so that the lowest frequency is slowed by s and the highest not at all.
 
-    w_k -> w_k s^(-k / (n - 1)),  k = 0 ... n - 1        equal to base -> base s^(r / (r - 2)) for w_k = base^(-2k/r), r = 2n
+    w_k -> w_k s^(-k / (n - 1)),  k = 0 ... n - 1
 
-Shapes: frequencies (R, n) -> the same. Not in training; in tuning and testing. s is the setting `factor`, else max(1, T / L).
+Equal to base -> base s^(r / (r - 2)) for w_k = base^(-2k/r), r = 2n.
 
-Source: bloc97 2023 (community post); written up in Peng et al. 2023 (arXiv 2309.00071), equations 14-16. Middle frequencies are slowed by less than s, so a
-factor above L'/L is common in practice. Here for any encoding that has frequencies.
+Shapes: frequencies (R, n) -> the same. Not in training; in tuning and testing. s is the setting `factor`, else max(1,
+T / L).
+
+Source: bloc97 2023 (community post); written up in Peng et al. 2023 (arXiv 2309.00071), equations 14-16. Middle
+frequencies are slowed by less than s, so a factor above L'/L is common in practice. Here for any encoding that has
+frequencies.
 """
 
 from dataclasses import dataclass

@@ -1,12 +1,12 @@
-"""Position Interpolation: coordinates divided by a factor, so that a longer sequence spans the coordinates of a training sequence.
+"""Position Interpolation: coordinates divided by a factor, so that a longer text spans those of a training text.
 
     p_i -> p_i / s,   s = L' / L         L: training length, L': target length
 
-Shapes: coordinates (R, L) -> the same. Not in training; in tuning and testing. s is the setting `factor`, else max(1, T / L) of the declared length T;
-after tuning it stays at the tuned length.
+Shapes: coordinates (R, L) -> the same. Not in training; in tuning and testing. s is the setting `factor`, else max(1,
+T / L) of the declared length T; after tuning it stays at the tuned length.
 
-Source: Chen, Wong, Chen, Tian 2023 (arXiv 2306.15595), equation 4, for RoPE. Here any encoding that reads coordinates: for biases see Al-Khateeb et al.
-2023 (arXiv 2310.13017); for a learned table this is linear resampling.
+Source: Chen, Wong, Chen, Tian 2023 (arXiv 2306.15595), equation 4, for RoPE. Here any encoding that reads
+coordinates: for biases see Al-Khateeb et al. 2023 (arXiv 2310.13017); for a learned table this is linear resampling.
 """
 
 from dataclasses import dataclass
@@ -41,5 +41,5 @@ class PositionInterpolation(Extension):
         return self.config.factor is not None
 
     def coordinates(self, positions: Positions) -> Positions:
-        """p / s."""
+        """Coordinates p / s."""
         return positions.scaled(1.0 / positions.factor(self.shape.train_length, self.config.factor))

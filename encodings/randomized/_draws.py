@@ -22,7 +22,7 @@ def by_index(positions: Positions, table: Tensor) -> Positions:
 def draw_table(
     positions: Positions, salt: str, sample: Callable[[int, torch.Generator], Tensor], scope: str = "sequence"
 ) -> Tensor:
-    """What `sample(length, generator)` gives for each row and its declared length, (R, T), zeros at the end of shorter ones."""
+    """What `sample(length, generator)` gives for each row and its declared length, (R, T), padded with zeros."""
     if not isinstance(positions.length, Tensor):
         return positions.draw(salt, lambda g: sample(positions.length, g), scope)
     rows = positions.rows[:1] * len(positions.rows) if scope == "batch" else positions.rows

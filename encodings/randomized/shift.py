@@ -2,12 +2,13 @@
 
     p_i -> p_i + k,   k ~ U{0 ... K - 1} for each sequence in training, k = `test_offset` in testing
 
-Shapes: coordinates (R, L) -> the same. Shows training coordinates up to L + K - 1, but no distance beyond L - 1. On a shift-invariant encoding it does
-nothing.
+Shapes: coordinates (R, L) -> the same. Shows training coordinates up to L + K - 1, but no distance beyond L - 1. On a
+shift-invariant encoding it does nothing.
 
-Source: Kiyono, Kobayashi, Suzuki, Inui 2021 (arXiv 2109.05644). K = 500 in their main models, about ten times their sentences.
-Departures: K defaults to four training lengths. The released code tests at offset K, the far edge of what training shows, which leaves nothing for
-longer sequences; the default here is 0, and `test_offset` gives any other.
+Source: Kiyono, Kobayashi, Suzuki, Inui 2021 (arXiv 2109.05644). K = 500 in their main models, about ten times their
+sentences.
+Departures: K defaults to four training lengths. The released code tests at offset K, the far edge of what training
+shows, which leaves nothing for longer sequences; the default here is 0, and `test_offset` gives any other.
 """
 
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Shift(Extension):
         return extent + self.max_shift - 1
 
     def coordinates(self, positions: Positions) -> Positions:
-        """p + k."""
+        """Coordinates p + k."""
         if positions.phase == "test":
             offset, spacing = float(self.config.test_offset), positions.spacing
             spacing = spacing and (spacing[0] + offset, spacing[1])

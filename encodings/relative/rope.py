@@ -1,4 +1,4 @@
-"""RoPE: each pair of channels of q and k turns by an angle proportional to the position, so that q.k depends on the distance.
+"""RoPE: pairs of channels of q and k turn by angles proportional to the position, so that q.k depends on the distance.
 
     (a, b)_k -> (a cos(p w_k) - b sin(p w_k),  a sin(p w_k) + b cos(p w_k)),   w_k = base^(-2k/r),  k = 0 ... r/2 - 1
 
@@ -6,9 +6,11 @@ q turns by its own position p_i and k by p_j, in every layer; values do not. r i
 
 Shapes: q (B, H, Lq, d), k (B, H, Lk, d) -> the same. Training and testing: the same; no parameters.
 
-Source: Su et al. 2021 (arXiv 2104.09864). Partial rotation (the first r of d channels, exponent over r): GPT-J and GPT-NeoX; 25 % in Kazemnejad et al.
-2023. p-RoPE (only the fastest share of the frequencies turns, the rest are zero): Barbero et al. 2024 (arXiv 2410.06205).
-Departures: none. Pairs are interleaved as in the paper; `pairing=half` is LLaMA's layout, the same family up to a permutation of channels.
+Source: Su et al. 2021 (arXiv 2104.09864). Partial rotation (the first r of d channels, exponent over r): GPT-J and
+GPT-NeoX; 25 % in Kazemnejad et al. 2023. p-RoPE (only the fastest share of the frequencies turns, the rest are zero):
+Barbero et al. 2024 (arXiv 2410.06205).
+Departures: none. Pairs are interleaved as in the paper; `pairing=half` is LLaMA's layout, the same family up to a
+permutation of channels.
 """
 
 from dataclasses import dataclass
@@ -66,6 +68,6 @@ class RoPE(Encoding):
         return by_q, by_q if positions.key is positions.query else turns(positions.key, positions.inv_freq)
 
     def rotate(self, q: Tensor, k: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
-        """q and k turned, each by its own position."""
+        """Turn q and k, each by its own position."""
         by_q, by_k = positions.prepared
         return turn(q, by_q, self.config.pairing), turn(k, by_k, self.config.pairing)

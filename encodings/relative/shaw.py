@@ -2,11 +2,13 @@
 
     l_ij = q_i . (k_j + aK[c]) / sqrt(d),   o_i = sum_j alpha_ij (v_j + aV[c]),   c = clip(j - i, -K, K) + K
 
-Shapes: content (B, H, Lq, Lk) from a product of q with the (2K + 1, d) table, gathered; the L x L x d tensor is never built.
-Tables are shared by heads and separate for each layer. Training and testing: the same. All distances beyond K share one vector.
+Shapes: content (B, H, Lq, Lk) from a product of q with the (2K + 1, d) table, gathered; the L x L x d tensor is never
+built. Tables are shared by heads and separate for each layer. Training and testing: the same. All distances beyond K
+share one vector.
 
 Source: Shaw, Uszkoreit, Vaswani 2018 (arXiv 1803.02155). Glorot initialisation.
-Departures: a real distance is rounded. Under causality only rows 0 ... K are ever read; the others stay at their initial values.
+Departures: a real distance is rounded. Under causality only rows 0 ... K are ever read; the others stay at their
+initial values.
 """
 
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from pezoo.registry import register, setting
     year=2018,
     authors="Shaw, Uszkoreit, Vaswani",
     arxiv="1803.02155",
-    equation="l_ij = q_i.(k_j + aK[c_ij]) / sqrt(d),  o_i = sum_j alpha_ij (v_j + aV[c_ij]),  c_ij = clip(j - i, -K, K) + K",
+    equation="l_ij = q_i.(k_j + aK[c]) / sqrt(d),  o_i = sum_j alpha_ij (v_j + aV[c]),  c = clip(j - i, -K, K) + K",
 )
 class Shaw(Encoding):
     """Learned vectors of the clipped distance, added to keys and values, of each layer."""
@@ -65,7 +67,7 @@ class Shaw(Encoding):
         return products.gather(-1, rows.expand(*products.shape[:-1], rows.shape[-1]))
 
     def mix(self, weights: Tensor, v: Tensor, positions: Positions) -> Tensor:
-        """weights @ v plus, for each row of the table, its vector times the weight of the keys that read it."""
+        """`weights @ v` plus, for each row of the table, its vector times the weight of the keys that read it."""
         out = weights @ v
         if self.values is None:
             return out

@@ -110,9 +110,4 @@ def carry_over(trained: Transformer, model: Transformer) -> None:
     missing, unexpected = model.load_state_dict(body, strict=False)
     if unexpected or any(not name.startswith("scheme.") for name in missing):
         raise RuntimeError(f"the trained model does not fit: {unexpected or missing}")
-    for old, new in zip(trained.scheme.parts, model.scheme.parts, strict=True):
-        new.encodings.load_state_dict(old.encodings.state_dict())
-        for extension in new.extensions:
-            for source in old.extensions:
-                if type(source) is type(extension):
-                    extension.load_state_dict(source.state_dict())
+    model.scheme.load_from(trained.scheme)

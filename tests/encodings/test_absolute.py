@@ -92,7 +92,8 @@ def test_dynamic_sinusoidal_reads_each_position_as_a_share_of_the_length(length,
 def test_dynamic_sinusoidal_is_the_articles_formula():
     """sin((p / T) 2 pi / f) with f_k = 2 pi base^(2k/D) / L."""
     length, train_length, width = 48, 16, 6
-    ours = embed(build("dynamic_sinusoidal", width, train_length), torch.zeros(1, length, width), Positions.build(length))
+    scheme = build("dynamic_sinusoidal", width, train_length)
+    ours = embed(scheme, torch.zeros(1, length, width), Positions.build(length))
     for k in range(width // 2):
         f = 2 * math.pi * 10000 ** (2 * k / width) / train_length
         expected = [math.sin(p / length * 2 * math.pi / f) for p in range(length)]

@@ -14,7 +14,8 @@ from pezoo.encodings.bias.t5 import bucket, bucket_starts
 
 
 def build(scheme, n_heads=4, train_length=16, causal=True):
-    return pezoo.create(scheme, d_model=8 * n_heads, n_heads=n_heads, n_layers=1, train_length=train_length, causal=causal)
+    sizes = {"d_model": 8 * n_heads, "n_heads": n_heads, "n_layers": 1, "train_length": train_length}
+    return pezoo.create(scheme, **sizes, causal=causal)
 
 
 def bias(scheme, length, **facts):

@@ -77,9 +77,7 @@ def test_dynamic_ntk_is_that_of_transformers(head_dim, base, train_length, stren
 
 
 @settings(deadline=None, max_examples=30)
-@given(
-    head_dims.filter(lambda d: d >= 8), bases, train_lengths, factors, st.floats(8, 64), st.floats(0.5, 4), partials
-)
+@given(head_dims.filter(lambda d: d >= 8), bases, train_lengths, factors, st.floats(8, 64), st.floats(0.5, 4), partials)
 def test_yarn_is_that_of_transformers(head_dim, base, train_length, factor, fast, slow, partial):
     width = int(head_dim * partial)
     assume(width % 2 == 0)
@@ -180,7 +178,8 @@ def test_ntk_golden_bases(factor, base):
 
 
 @pytest.mark.parametrize(
-    ("strength", "length", "base"), [(1, 1024, 20452.23), (2, 1024, 31082.24), (2, 2048, 74534.83), (4, 2048, 141213.76)]
+    ("strength", "length", "base"),
+    [(1, 1024, 20452.23), (2, 1024, 31082.24), (2, 2048, 74534.83), (4, 2048, 141213.76)],
 )
 def test_dynamic_ntk_golden_bases(strength, length, base):
     ours = frequencies(f"rope+dynamic_ntk:strength={strength}", length)
@@ -188,7 +187,8 @@ def test_dynamic_ntk_golden_bases(strength, length, base):
 
 
 @pytest.mark.parametrize(
-    ("width", "train_length", "low", "high"), [(64, 512, 3, 16), (128, 2048, 16, 41), (128, 4096, 20, 46), (64, 128, 0, 11)]
+    ("width", "train_length", "low", "high"),
+    [(64, 512, 3, 16), (128, 2048, 16, 41), (128, 4096, 20, 46), (64, 128, 0, 11)],
 )
 def test_yarn_golden_ends_of_the_ramp(width, train_length, low, high):
     kept = kept_share(rotary_frequencies(width, 10000)[None], train_length, 1, 32, "index")[0]
