@@ -312,6 +312,7 @@ def _show_plan(study: "Study") -> None:
 
 def _show_results(study: "Study", results: "list[Result]") -> None:
     from pezoo.report import table
+    from pezoo.report.tensorboard import ADDRESS
 
     for protocol in study.recipe.test.protocols:
         table.show(results, protocol=protocol)
@@ -322,6 +323,7 @@ def _show_results(study: "Study", results: "list[Result]") -> None:
     lines.append(
         f"TensorBoard: {_tensorboard()} --logdir {shlex.quote(str(study.out / 'tensorboard'))}"
     )
+    lines.append(f"             then open {ADDRESS}")
     for line in lines:
         _say(escape(line))
 

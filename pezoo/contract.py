@@ -44,11 +44,11 @@ class Traits:
     """Declared facts that code cannot show by itself; the conformance kit holds them against behaviour."""
 
     shift_invariant: bool = False
-    """Adding a constant to all coordinates leaves the logits as they are."""
+    """Adding a constant to all coordinates leaves the logits as they are; an extension keeps them so in such an encoding."""
     prefix_stable: bool = True
     """Logits of a prefix do not depend on how long the sequence is declared to be."""
     bidirectional: bool = True
-    """Tells order apart, and is defined, in an encoder too."""
+    """Tells direction in an encoder; False: it is symmetric there, or refused."""
     random: bool = False
     """Draws differ from sequence to sequence."""
     contextual: bool = False

@@ -132,7 +132,8 @@ def test_run_ends_with_the_table_the_results_and_tensorboard(finished):
     assert rows == ["nope", "recency", "rope+pi", "rope+pi, 4 steps @ 8x"]
     assert sum("±" in line for line in shown) >= 4
     assert any(line.endswith(str(out / "results.jsonl")) for line in shown)
-    assert shown[-1].endswith(f"--logdir {out / 'tensorboard'}")
+    assert shown[-2].endswith(f"--logdir {out / 'tensorboard'}")
+    assert "http://localhost:6006" in shown[-1]
     assert "tensorboard" in shown[-1].split()[1]
 
 
