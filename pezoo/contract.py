@@ -44,7 +44,7 @@ class Traits:
     """Declared facts that code cannot show by itself; the conformance kit holds them against behaviour."""
 
     shift_invariant: bool = False
-    """Adding a constant to all coordinates leaves the logits as they are; an extension keeps them so in such an encoding."""
+    """Adding a constant to all coordinates leaves the logits as they are (extension: in an encoding that is so)."""
     prefix_stable: bool = True
     """Logits of a prefix do not depend on how long the sequence is declared to be."""
     bidirectional: bool = True
