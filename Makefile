@@ -31,7 +31,7 @@ test-all: $(VENV)/.installed-test
 	@$(BIN)/python -m pytest -m "not gpu"
 
 lint: $(VENV)/.installed-test
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 docs: $(VENV)/.installed
 	@$(BIN)/python -m pezoo.docs

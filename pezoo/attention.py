@@ -60,9 +60,7 @@ class Composition:
         """The same for some of the queries and the first keys. Branches are found anew from the sliced positions."""
 
         def cut(region: Region) -> Region:
-            parts = tuple(
-                Part(p.encoding, p.positions.slice(start, stop, n_keys)) for p in region.parts
-            )
+            parts = tuple(Part(p.encoding, p.positions.slice(start, stop, n_keys)) for p in region.parts)
             return Region(parts, region.branch)
 
         positions = self.positions.slice(start, stop, n_keys)
@@ -120,9 +118,7 @@ class Composition:
         """
         positions = self.positions
         regular = positions.spacing is not None and not self.uses("mask") and not self.uses("branches")
-        if not regular or any(
-            overrides(p.encoding, "bias") or p.positions.spacing is None for p in self.base
-        ):
+        if not regular or any(overrides(p.encoding, "bias") or p.positions.spacing is None for p in self.base):
             return None
         n_queries, n_keys = positions.query.shape[1], positions.key.shape[1]
         steps = torch.arange(n_queries + n_keys - 1, device=positions.query.device)
@@ -206,9 +202,7 @@ def eager(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
     return _eager(q, k, v, composition, rotated)
 
 
-def _eager(
-    q: Tensor, k: Tensor, v: Tensor, composition: Composition, rotated: list[tuple[Tensor, Tensor]]
-) -> Tensor:
+def _eager(q: Tensor, k: Tensor, v: Tensor, composition: Composition, rotated: list[tuple[Tensor, Tensor]]) -> Tensor:
     sigma, logits, where = composition.sigma(), None, []
     for r, region in enumerate(composition.regions):
         rotated_q, rotated_k = rotated[r]
@@ -235,10 +229,7 @@ def _eager(
         return mixer.encoding.mix(weights, v, mixer.positions)
     place = composition.base.index(mixer)
     parts = [region.parts[place] for region in composition.regions]
-    mixed = [
-        p.encoding.mix(weights * w[:, None], v, p.positions)
-        for p, w in zip(parts, where, strict=True)
-    ]
+    mixed = [p.encoding.mix(weights * w[:, None], v, p.positions) for p, w in zip(parts, where, strict=True)]
     return torch.stack(mixed).sum(0)
 
 

@@ -555,9 +555,7 @@ def growing_generation_as_declared(s: Subject) -> None:
     start = length // 2
     cache = model.cache(2, length)
     model(ids[:, :start], model.positions(2, length, declared=start), cache)
-    grown = [
-        model(ids[:, t : t + 1], model.positions(2, length, declared=t + 1), cache) for t in range(start, length)
-    ]
+    grown = [model(ids[:, t : t + 1], model.positions(2, length, declared=t + 1), cache) for t in range(start, length)]
     pairs = [(model(ids)[:, start:], torch.cat(grown, dim=1))]
     holds = model.scheme.prefix_stable
     as_declared(holds, f"prefix_stable is {holds}", pairs, "logits of growing generation")

@@ -86,13 +86,9 @@ def list_members(argv: list[str]) -> int:
         "pezoo list --extensions",
         "pezoo list --json",
     )
-    parser.add_argument(
-        "pattern", nargs="?", default="*", metavar="PATTERN", help="names, as in a shell: 'ro*'"
-    )
+    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="names, as in a shell: 'ro*'")
     kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument(
-        "--encodings", action="store_true", help="encodings and literature names only"
-    )
+    kinds.add_argument("--encodings", action="store_true", help="encodings and literature names only")
     kinds.add_argument("--extensions", action="store_true", help="extensions only")
     _add_json(parser)
     _add_plugin(parser)
@@ -106,9 +102,7 @@ def list_members(argv: list[str]) -> int:
         names += registry.list_extensions(args.pattern)
     if not names:
         known = list(registry.entries())
-        raise UserError(
-            f"nothing is called {args.pattern!r}.{suggest(args.pattern, known)} All: pezoo list"
-        )
+        raise UserError(f"nothing is called {args.pattern!r}.{suggest(args.pattern, known)} All: pezoo list")
     if args.json:
         _print_json([registry.describe(name) for name in names])
         return 0
@@ -159,9 +153,7 @@ def show(argv: list[str]) -> int:
         "pezoo show pi",
         "pezoo show rope+yarn --save yarn.svg",
     )
-    parser.add_argument(
-        "scheme", metavar="SCHEME", help="a scheme such as rope+pi, or any name of `pezoo list`"
-    )
+    parser.add_argument("scheme", metavar="SCHEME", help="a scheme such as rope+pi, or any name of `pezoo list`")
     parser.add_argument("--save", metavar="FILE", help="draw it too, to a .png, .svg or .pdf file")
     _add_json(parser)
     _add_plugin(parser)
@@ -177,11 +169,7 @@ def show(argv: list[str]) -> int:
     else:
         spec = parse(args.scheme)
         names = [*spec.encodings, *spec.extensions]
-    scheme = (
-        None
-        if spec is None
-        else {"scheme": str(spec), "family": spec.family, "settings": spec.data}
-    )
+    scheme = None if spec is None else {"scheme": str(spec), "family": spec.family, "settings": spec.data}
     if scheme is not None:
         scheme |= {f"in {phase}ing": str(spec.at(phase)) for phase in ("train", "test")}
     if args.save:
@@ -193,20 +181,14 @@ def show(argv: list[str]) -> int:
         return 0
     console = _console()
     if alone is not None and alone.kind == "alias":
-        console.print(
-            f"[bold]{alone.name}[/bold]: {escape(alone.title)}, stands for {escape(alone.scheme)}\n"
-        )
+        console.print(f"[bold]{alone.name}[/bold]: {escape(alone.title)}, stands for {escape(alone.scheme)}\n")
     if spec is not None and (spec.extensions or len(names) > 1):
         acting = {
             "training": spec.at("train"),
             "tuning": spec.at("tune"),
             "testing": spec.at("test"),
         }
-        console.print(
-            _facts(
-                str(spec), {"family": spec.family} | {f"in {k}": str(v) for k, v in acting.items()}
-            )
-        )
+        console.print(_facts(str(spec), {"family": spec.family} | {f"in {k}": str(v) for k, v in acting.items()}))
     for name in names:
         entry = registry.entry(name)
         console.print(_member(entry))
@@ -222,9 +204,7 @@ def _member(entry: "Entry") -> Table:
         "equation": entry.equation,
         "traits": ", ".join(_marks(entry)),
     }
-    facts |= {
-        f":{name}": f"{_plain(p['default'])}  {p['help']}" for name, p in entry.parameters.items()
-    }
+    facts |= {f":{name}": f"{_plain(p['default'])}  {p['help']}" for name, p in entry.parameters.items()}
     return _facts(entry.name, facts)
 
 
@@ -237,9 +217,7 @@ def _plain(value: Any) -> str:
 
 
 def _facts(title: str, facts: Mapping[str, str]) -> Table:
-    table = Table(
-        title=escape(title), title_justify="left", title_style="bold", box=None, show_header=False
-    )
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, show_header=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, fact in facts.items():
@@ -268,13 +246,9 @@ def run_study(argv: list[str]) -> int:
         metavar="RECIPE",
         help="a YAML file, or the name of a recipe that comes with pezoo",
     )
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="sets a key of the recipe"
-    )
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="sets a key of the recipe")
     parser.add_argument("--out", metavar="DIR", help="folder of the study (default: runs/<study>)")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="show what would be done, and do nothing"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
     _add_plugin(parser)
     args = parser.parse_intermixed_args(argv)
 
@@ -320,9 +294,7 @@ def _show_results(study: "Study", results: "list[Result]") -> None:
     for key, failure in study.failures.items():
         title = study.plan.cells[key].title
         lines.append(f"failed:      {title}: {failure.reason}; see {study.out / 'logs'}")
-    lines.append(
-        f"TensorBoard: {_tensorboard()} --logdir {shlex.quote(str(study.out / 'tensorboard'))}"
-    )
+    lines.append(f"TensorBoard: {_tensorboard()} --logdir {shlex.quote(str(study.out / 'tensorboard'))}")
     lines.append(f"             then open {ADDRESS}")
     for line in lines:
         _say(escape(line))
@@ -438,9 +410,7 @@ def _dispatch(argv: list[str]) -> int:
         print(f"pezoo {pezoo.__version__}")
         return 0
     if name not in COMMANDS:
-        raise UserError(
-            f"no command {name!r}.{suggest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}"
-        )
+        raise UserError(f"no command {name!r}.{suggest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}")
     return COMMANDS[name][1](rest)
 
 

@@ -185,9 +185,7 @@ class Recipe:
     def tuning(self, steps: int) -> TrainConfig:
         """What `fit` needs for a tuning of `steps` steps."""
         shared = {f.name: getattr(self.tune, f.name) for f in dataclasses.fields(TuneConfig)}
-        return dataclasses.replace(
-            self.train, **shared | {"steps": steps, "length": self.tune_length}
-        )
+        return dataclasses.replace(self.train, **shared | {"steps": steps, "length": self.tune_length})
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe in full as plain data; itself a recipe, of the same study."""
@@ -199,9 +197,7 @@ class Recipe:
             return value
         match = re.fullmatch(r"(\d+(?:\.\d+)?)x", value) if isinstance(value, str) else None
         tokens = float(match[1]) * self.train.length if match else 0.0
-        allowed = (
-            f"a number of tokens, or a multiple of train.length={self.train.length} such as 8x"
-        )
+        allowed = f"a number of tokens, or a multiple of train.length={self.train.length} such as 8x"
         _require(tokens >= 1 and tokens == int(tokens), key, value, allowed)
         return int(tokens)
 
@@ -218,9 +214,7 @@ class Recipe:
                 raise UserError(f"{key} has no key {name!r}.{hint} Its keys: {', '.join(known)}")
         steps, label = item.get("tune", self.tune.steps), item.get("label")
         good = isinstance(steps, list) and all(type(n) is int and n >= 0 for n in steps)
-        _require(
-            good and bool(steps), f"{key}.tune", steps, "a list of step counts such as [0, 200]"
-        )
+        _require(good and bool(steps), f"{key}.tune", steps, "a list of step counts such as [0, 200]")
         _require(label is None or isinstance(label, str), f"{key}.label", label, "a text")
         return Row(item["scheme"], tuple(dict.fromkeys(steps)), label)
 
@@ -286,18 +280,14 @@ def _read(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path} is not a YAML recipe: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise UserError(
-            f"{path} is not a recipe: it must hold keys such as `schemes: [rope, alibi]`"
-        )
+        raise UserError(f"{path} is not a recipe: it must hold keys such as `schemes: [rope, alibi]`")
     return content
 
 
 def _refuse_interpolation(value: Any, key: str = "") -> None:
     """A recipe is data: OmegaConf's `${...}` could read the environment."""
     if isinstance(value, str) and "${" in value:
-        raise UserError(
-            f"{key}: a recipe cannot hold ${{...}}, got {value!r}; write the value itself"
-        )
+        raise UserError(f"{key}: a recipe cannot hold ${{...}}, got {value!r}; write the value itself")
     children = value.items() if isinstance(value, Mapping) else ()
     children = enumerate(value) if isinstance(value, list) else children
     for name, child in children:
@@ -349,9 +339,7 @@ def _sized(tree: dict[str, Any]) -> dict[str, Any]:
     size, sizes = tree["size"], tree["sizes"]
     if size not in sizes and size != "cpu":
         known = ", ".join(sizes if "cpu" in sizes else ["cpu", *sizes])
-        raise UserError(
-            f"size: the recipe has no size {size!r}.{suggest(size, sizes)} It has: {known}"
-        )
+        raise UserError(f"size: the recipe has no size {size!r}.{suggest(size, sizes)} It has: {known}")
     chosen = sizes.get(size) or {}
     _require(isinstance(chosen, dict), f"sizes.{size}", chosen, "a group of keys")
     return chosen
@@ -379,9 +367,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             node.setdefault(part, {})
         if not last:
             node = node[part]
-        elif (
-            isinstance(node, dict) and isinstance(node.get(part), dict) and isinstance(value, dict)
-        ):
+        elif isinstance(node, dict) and isinstance(node.get(part), dict) and isinstance(value, dict):
             node[part] = OmegaConf.to_container(OmegaConf.merge(node[part], value))
         else:
             node[part] = value
@@ -453,15 +439,11 @@ def _check_values(recipe: Recipe) -> None:
             )
     if (recipe.test.last or length) > min(recipe.test_lengths):
         raise UserError(
-            f"test.last={recipe.test.last} is more than the shortest test length, "
-            f"{min(recipe.test_lengths)}"
+            f"test.last={recipe.test.last} is more than the shortest test length, {min(recipe.test_lengths)}"
         )
     steps = {n for row in recipe.rows for n in row.tune if n}
     if steps and recipe.tune_length < length:
-        raise UserError(
-            f"tune.length={recipe.tune_length} is shorter than the training length "
-            f"train.length={length}"
-        )
+        raise UserError(f"tune.length={recipe.tune_length} is shorter than the training length train.length={length}")
     for stage, n in [("train", recipe.train.steps), *(("tune", n) for n in sorted(steps))]:
         warmup = getattr(recipe, stage).warmup_steps
         if warmup >= n:

@@ -5,14 +5,26 @@ d_model, d head_dim, n frequencies. Every hook has an identity default, so a mem
 changes. No member remembers a length: what it needs arrives in `Positions`.
 """
 
-import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
+
+from pezoo.positions import Positions
+
+__all__ = [
+    "PHASES",
+    "Branch",
+    "Encoding",
+    "Extension",
+    "Positions",
+    "Shape",
+    "Traits",
+    "Undefined",
+    "overrides",
+    "settle",
+]
 
 PHASES = ("train", "tune", "test")
 
@@ -59,181 +71,6 @@ class Traits:
     """Settings at which an extension changes nothing; None if there are none."""
     deviations: Mapping[str, str] = field(default_factory=dict)
     """Conformance checks that the member is known to fail, each with the reason."""
-
-
-@dataclass(frozen=True)
-class Positions:
-    """Where the queries and keys of one forward stand. Immutable.
-
-    Queries are the tokens offset ... offset + Lq - 1 of the keys' rows.
-    """
-
-    query: Tensor  # (R, Lq) coordinates, float32: what encodings read
-    key: Tensor  # (R, Lk)
-    query_index: Tensor  # (R, Lq) place in the document, int64: what windows and logn read
-    key_index: Tensor  # (R, Lk)
-    query_document: Tensor | None  # (R, Lq) document id; None: one document a row, no padding
-    key_document: Tensor | None  # (R, Lk)
-    length: int | Tensor  # declared total length; (B,) where rows differ
-    offset: int = 0
-    causal: bool = True
-    spacing: tuple[float, float] | None = (0.0, 1.0)  # (start, step) of the coordinates by index, None if irregular
-    phase: str = "test"
-    seed: int = 0
-    rows: tuple[int, ...] = (0,)  # names of the sequences: what random draws are keyed by
-    layer: int = 0
-    ruler: Tensor | None = None  # (R, M) distance of tokens m = 0 ... M - 1 apart, where it is not that of coordinates
-    inv_freq: Tensor | None = None  # (R, n) the encoding's frequencies as extensions left them
-    prepared: Any = None  # what the encoding's `prepare` returned
-
-    @classmethod
-    def build(
-        cls,
-        length: int,
-        batch: int = 1,
-        *,
-        declared: int | Tensor | None = None,
-        documents: Tensor | None = None,
-        valid: Tensor | None = None,
-        rows: tuple[int, ...] | None = None,
-        device: torch.device | str | None = None,
-        **facts: Any,
-    ) -> "Positions":
-        """Positions of `batch` rows of `length` tokens.
-
-        Args:
-            length: tokens in a row (L).
-            batch: rows (B).
-            declared: total length that length-dependent members see, if not `length`; (B,) where rows differ.
-            documents: (B, L) ids of packed rows; where the id changes, positions restart and attention stops.
-            valid: (B, L) False for padding, which is then seen by nothing but itself.
-            rows: names of the sequences, the keys of random draws; default 0 ... B - 1.
-            device: where the tensors live.
-            facts: `causal`, `phase` and `seed`, stored as they are.
-        """
-        place = torch.arange(length, device=device)[None]  # (1, L)
-        index, document = place, None
-        if valid is not None:  # a padding token is a document of its own
-            filled = torch.zeros_like(valid, dtype=torch.int64) if documents is None else documents
-            documents = torch.where(valid, filled, -1 - place)
-        if documents is not None:
-            document = documents.to(torch.int64)
-            starts = torch.ones_like(document, dtype=torch.bool)
-            starts[:, 1:] = document[:, 1:] != document[:, :-1]
-            index = place - torch.where(starts, place, 0).cummax(dim=1).values
-            document = starts.cumsum(dim=1)  # an id that comes back later is another document
-        spacing = (0.0, 1.0) if document is None else None
-        rows = tuple(range(batch)) if rows is None else rows
-        declared = length if declared is None else declared
-        coordinate = index.to(torch.float32)
-        return cls(
-            coordinate, coordinate, index, index, document, document, declared,
-            spacing=spacing, rows=rows, **facts,
-        )  # fmt: skip
-
-    def replace(self, **changes: Any) -> "Positions":
-        """Return a copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
-
-    def slice(self, start: int, stop: int, n_keys: int | None = None) -> "Positions":
-        """Queries start ... stop - 1 of these, seeing the first `n_keys` keys (default: all)."""
-        q, k = slice(start, stop), slice(n_keys)
-        documents = self.key_document is not None
-        return self.replace(
-            query=self.query[:, q],
-            query_index=self.query_index[:, q],
-            query_document=self.query_document[:, q] if documents else None,
-            key=self.key[:, k],
-            key_index=self.key_index[:, k],
-            key_document=self.key_document[:, k] if documents else None,
-            offset=self.offset + start,
-        )
-
-    def map(
-        self, function: Callable[[Tensor, Tensor], Tensor], spacing: tuple[float, float] | None = None
-    ) -> "Positions":
-        """New coordinates function(coordinate, index), for queries and keys alike."""
-        query = function(self.query, self.query_index)
-        same = self.query is self.key
-        key = query if same else function(self.key, self.key_index)
-        return self.replace(query=query, key=key, spacing=spacing)
-
-    def scaled(self, factor: float | Tensor) -> "Positions":
-        """Coordinates, and a ruler if there is one, times `factor`, a number or (R, 1)."""
-        regular = self.spacing is not None and not isinstance(factor, Tensor)
-        spacing = (self.spacing[0] * factor, self.spacing[1] * factor) if regular else None
-        ruler = None if self.ruler is None else self.ruler * factor
-        return self.map(lambda p, index: p * factor, spacing).replace(ruler=ruler)
-
-    def distance(self) -> Tensor:
-        """Query coordinate minus key coordinate, (R, Lq, Lk); exactly a multiple of the step where spacing is known."""
-        if self.ruler is not None:
-            steps = self.steps()
-            rows = max(len(self.ruler), len(steps))
-            read = self.ruler.expand(rows, -1).gather(1, steps.abs().expand(rows, -1, -1).flatten(1))
-            return read.view(rows, *steps.shape[1:]) * steps.sign()
-        if self.spacing is not None:
-            return self.steps() * self.spacing[1]
-        return self.query[:, :, None] - self.key[:, None, :]
-
-    def steps(self) -> Tensor:
-        """Query index minus key index within the document, (R, Lq, Lk), int64."""
-        return self.query_index[:, :, None] - self.key_index[:, None, :]
-
-    def visible(self) -> Tensor:
-        """What causality and documents let a query see, (R, Lq, Lk), bool."""
-        visible = self.steps() >= 0 if self.causal else torch.ones_like(self.steps(), dtype=torch.bool)
-        if self.key_document is not None:
-            visible = visible & (self.query_document[:, :, None] == self.key_document[:, None, :])
-        return visible
-
-    def origin(self) -> Tensor:
-        """Coordinate of the first token of each query's document, (R, Lq)."""
-        place = self.offset + torch.arange(self.query.shape[1], device=self.query.device)
-        first = place - self.query_index
-        rows = max(len(first), len(self.key))
-        return self.key.expand(rows, -1).gather(1, first.expand(rows, -1))
-
-    def largest(self) -> float:
-        """The largest coordinate of these queries; no device synchronisation where spacing is known."""
-        if self.spacing is None:
-            return float(self.query.max())
-        start, step = self.spacing
-        return start + step * (self.offset + self.query.shape[1] - 1)
-
-    def smallest(self) -> float:
-        """The smallest coordinate of these queries; no device synchronisation where spacing is known."""
-        if self.spacing is None:
-            return float(self.query.min())
-        start, step = self.spacing
-        return start + step * self.offset
-
-    def factor(self, train_length: int, fixed: float | None = None) -> float | Tensor:
-        """How far the declared length goes beyond training: `fixed`, else max(1, T / L); (R, 1) where rows differ."""
-        if fixed is not None:
-            return fixed
-        if isinstance(self.length, Tensor):
-            return (self.length[:, None] / train_length).clamp(min=1.0)
-        return max(1.0, self.length / train_length)
-
-    def draw(self, salt: str, sample: Callable[[torch.Generator], Tensor], scope: str = "sequence") -> Tensor:
-        """One sample a row, (R, ...), from (seed, salt, row, layer): the same again for the same sequence.
-
-        Args:
-            salt: name of the draw, so that two members draw apart.
-            sample: makes one row's tensor from a generator.
-            scope: "sequence" (rows apart), "layer" (rows and layers apart) or "batch" (all rows together).
-        """
-        rows = self.rows[:1] if scope == "batch" else self.rows
-        layer = self.layer if scope == "layer" else 0
-
-        generator = torch.Generator()
-
-        def one(row: int) -> Tensor:
-            key = hashlib.sha256(f"{self.seed} {salt} {row} {layer} {self.phase}".encode()).digest()
-            return sample(generator.manual_seed(int.from_bytes(key[:7], "big")))
-
-        return torch.stack([one(row) for row in rows]).to(self.query.device)
 
 
 class Encoding(nn.Module):

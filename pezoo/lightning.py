@@ -276,9 +276,7 @@ def fit(
     device = torch.device(device)
     if device.type == "cpu":
         if settings.precision.startswith("16"):
-            raise UserError(
-                f"precision={settings.precision!r} needs a GPU; use 32-true or bf16-mixed on a CPU"
-            )
+            raise UserError(f"precision={settings.precision!r} needs a GPU; use 32-true or bf16-mixed on a CPU")
         torch.set_flush_denormal(True)
     index = device.index or 0
     validated = log_dir is not None and validation is not None

@@ -124,8 +124,7 @@ class Result:
             object.__setattr__(self, name, _fitted(name, getattr(self, name), hint))
         if (self.value is None) == (self.status == "ok"):
             raise ValueError(
-                f"'value' must be null exactly where 'status' is not 'ok', "
-                f"got {self.value} with status {self.status!r}"
+                f"'value' must be null exactly where 'status' is not 'ok', got {self.value} with status {self.status!r}"
             )
         if (self.reason == "") != (self.status == "ok"):
             raise ValueError(f"'reason' must say why the status is {self.status!r}, and only then")
@@ -186,17 +185,14 @@ def read(path: str | Path) -> list[Result]:
         lines = Path(path).read_bytes().splitlines()
     except OSError as error:
         raise UserError(
-            f"cannot read results from {path}: {error.strerror}. "
-            "Give a results.jsonl that `pezoo run` wrote."
+            f"cannot read results from {path}: {error.strerror}. Give a results.jsonl that `pezoo run` wrote."
         ) from error
     results = []
     for number, line in enumerate(lines, 1):
         try:
             results.append(_parse(line))
         except ValueError as error:
-            raise UserError(
-                f"{path}, line {number}: {error}. Run the study again to have it written anew."
-            ) from error
+            raise UserError(f"{path}, line {number}: {error}. Run the study again to have it written anew.") from error
     return results
 
 

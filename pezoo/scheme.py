@@ -418,9 +418,7 @@ class Plain(nn.Module):
             own = [c[i % len(c)] for c in self.encodings]
             regions = tuple(
                 Region(
-                    tuple(
-                        Part(e, p.positions.replace(layer=i)) for e, p in zip(own, r.parts, strict=True)
-                    ),
+                    tuple(Part(e, p.positions.replace(layer=i)) for e, p in zip(own, r.parts, strict=True)),
                     r.branch,
                 )
                 for r in regions
@@ -505,9 +503,7 @@ class Scheme(nn.Module):
             Undefined: if a member has no value for a position.
         """
         made = [p.compose(positions, n) for p, n in zip(self.parts, self.layer_counts, strict=True)]
-        layers = tuple(
-            tuple(Group(heads, made[part][1][place]) for part, heads, place in row) for row in self.plan
-        )
+        layers = tuple(tuple(Group(heads, made[part][1][place]) for part, heads, place in row) for row in self.plan)
         return Prepared(made[0][0], layers)
 
     def load_from(self, trained: "Scheme") -> None:
@@ -622,7 +618,7 @@ def attend_with(
     if positions is None:
         n_queries, n_keys = q.shape[-2], k.shape[-2]
         phase = "train" if scheme.training else "test"
-        positions = Positions.build(
-            n_keys, q.shape[0], causal=scheme.shape.causal, phase=phase, device=q.device
-        ).slice(n_keys - n_queries, n_keys)
+        positions = Positions.build(n_keys, q.shape[0], causal=scheme.shape.causal, phase=phase, device=q.device).slice(
+            n_keys - n_queries, n_keys
+        )
     return scheme.prepare(positions).attend(layer, q, k, v, backend)

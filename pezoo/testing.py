@@ -143,9 +143,7 @@ def check_encoding(member: str | type, *, slow: bool = False, only: str | None =
         raise UserError(f"no check is called {only!r}.{suggest(only, CHECKS)} They are: {', '.join(CHECKS)}")
     names = [n for n, c in CHECKS.items() if (n == only if only else slow or not c.slow)]
     schemes = subjects(member)
-    outcomes = [
-        [run(subject, name) for subject in (schemes[:1] if CHECKS[name].once else schemes)] for name in names
-    ]
+    outcomes = [[run(subject, name) for subject in (schemes[:1] if CHECKS[name].once else schemes)] for name in names]
     return [o for group in outcomes for o in _overdue(group)]
 
 

@@ -44,9 +44,7 @@ def finished(tmp_path_factory):
     argv += ["--out", str(folder / "out")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COLUMNS", "200")
-        done = subprocess.run(
-            [sys.executable, "-m", "pezoo", *argv], capture_output=True, text=True, cwd=ROOT
-        )
+        done = subprocess.run([sys.executable, "-m", "pezoo", *argv], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return folder / "out", done, argv
 
@@ -134,7 +132,7 @@ def test_run_ends_with_the_table_the_results_and_tensorboard(finished):
     assert any(line.endswith(str(out / "results.jsonl")) for line in shown)
     assert shown[-2].endswith(f"--logdir {out / 'tensorboard'}")
     assert "http://localhost:6006" in shown[-1]
-    assert "tensorboard" in shown[-1].split()[1]
+    assert "tensorboard" in shown[-2].split()[1]
 
 
 def test_run_reports_progress_on_standard_error(finished):
@@ -168,9 +166,7 @@ def test_dry_run_shows_what_is_done_and_what_is_left(finished, capsys):
 
 
 def test_a_failed_cell_is_said_and_gives_exit_code_1(tmp_path, capsys):
-    failing = PLUGIN.replace("recency", "failing").replace(
-        "return", "assert len(distance) < 9\n        return"
-    )
+    failing = PLUGIN.replace("recency", "failing").replace("return", "assert len(distance) < 9\n        return")
     (tmp_path / "bad.py").write_text(failing)
     argv = ["run", "quickstart", "size=test", "schemes=[failing]", "seeds=[0]", "--out"]
     assert main([*argv, str(tmp_path / "out"), "--plugin", str(tmp_path / "bad.py")]) == 1

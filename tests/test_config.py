@@ -34,9 +34,7 @@ def test_later_sources_win():
 
 
 def test_a_size_replaces_lists_and_merges_groups():
-    keys = recipe(
-        seeds=[0, 1, 2], test={"windows": 5}, sizes={"cpu": {"seeds": [4], "test": {"last": 8}}}
-    )
+    keys = recipe(seeds=[0, 1, 2], test={"windows": 5}, sizes={"cpu": {"seeds": [4], "test": {"last": 8}}})
     made = load_recipe(keys)
     assert made.seeds == [4]
     assert (made.test.windows, made.test.last) == (5, 8)
@@ -89,9 +87,7 @@ def test_tuning_takes_its_own_keys_and_the_rest_from_training():
 
 
 def test_the_written_recipe_is_the_same_study(tmp_path):
-    keys = recipe(
-        sizes={"small": {"train": {"steps": 200}}}, schemes=[{"layers": ["rope", "nope"]}]
-    )
+    keys = recipe(sizes={"small": {"train": {"steps": 200}}}, schemes=[{"layers": ["rope", "nope"]}])
     made = load_recipe(keys, ["size=small", "train.steps=150", "study=mine"])
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(made.to_dict()))
@@ -128,9 +124,7 @@ def test_every_recipe_has_a_small_size_for_tests(name):
     assert load_recipe(name, ["size=test"]).train.steps <= 50
 
 
-@pytest.mark.parametrize(
-    "cls", [Recipe, *(type(getattr(Recipe(), n)) for n in ("model", "train", "tune", "test"))]
-)
+@pytest.mark.parametrize("cls", [Recipe, *(type(getattr(Recipe(), n)) for n in ("model", "train", "tune", "test"))])
 def test_every_key_is_explained(cls):
     import ast
     import inspect
@@ -142,8 +136,6 @@ def test_every_key_is_explained(cls):
     bare = [
         node.target.id
         for node, after in pairs
-        if isinstance(node, ast.AnnAssign)
-        and not isinstance(after, ast.Expr)
-        and node.target.id not in groups
+        if isinstance(node, ast.AnnAssign) and not isinstance(after, ast.Expr) and node.target.id not in groups
     ]
     assert not bare

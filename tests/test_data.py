@@ -31,9 +31,7 @@ def tokens_of(lengths, dtype=np.uint16):
 def texts_of(tokens: Tokens) -> dict[str, bytes]:
     """The bytes of each document."""
     bounds = zip(tokens.offsets[:-1], tokens.offsets[1:], strict=True)
-    return {
-        name: tokens.ids[a:b].tobytes() for name, (a, b) in zip(tokens.names, bounds, strict=True)
-    }
+    return {name: tokens.ids[a:b].tobytes() for name, (a, b) in zip(tokens.names, bounds, strict=True)}
 
 
 def all_texts(corpus: Corpus) -> dict[str, bytes]:
@@ -174,9 +172,7 @@ def test_a_single_file_is_cut_into_contiguous_parts(tmp_path):
     corpus = load(text_config(write(tmp_path, {"a.txt": text}) / "a.txt"))
     parts = [getattr(corpus, split).ids.tobytes() for split in SPLITS]
     assert b"".join(parts) == text.encode()
-    assert [len(p) / len(text.encode()) for p in parts] == pytest.approx(
-        [0.85, 0.05, 0.1], abs=0.01
-    )
+    assert [len(p) / len(text.encode()) for p in parts] == pytest.approx([0.85, 0.05, 0.1], abs=0.01)
     assert corpus.name == "a"
     assert corpus.test.names == ["a.txt (test)"]
 
@@ -286,9 +282,7 @@ def test_max_bytes_keeps_a_sample_of_whole_documents_but_the_last(tmp_path):
         ),
     ],
 )
-def test_text_that_cannot_be_read_is_refused_and_leaves_nothing(
-    tmp_path, files, path, settings, message
-):
+def test_text_that_cannot_be_read_is_refused_and_leaves_nothing(tmp_path, files, path, settings, message):
     (tmp_path / "data").mkdir()
     data = write(tmp_path / "data", files) / path
     with pytest.raises(UserError, match=message):
@@ -380,9 +374,7 @@ def test_a_file_where_the_cache_should_be_is_refused(tmp_path, monkeypatch):
     data = write(tmp_path / "data", {"a.txt": "text" * 100})
     write(tmp_path, {"cache": "a file"})
     monkeypatch.setenv("PEZOO_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(
-        UserError, match=r"cache cannot be written|corpora cannot be written.*PEZOO_CACHE"
-    ):
+    with pytest.raises(UserError, match=r"cache cannot be written|corpora cannot be written.*PEZOO_CACHE"):
         load(text_config(data))
 
 
@@ -404,10 +396,7 @@ def hub(tmp_path, monkeypatch) -> Path:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    rows = [
-        {"text": f"document {i} of the training " * 5, "body": f"body {i}", "n": i}
-        for i in range(30)
-    ]
+    rows = [{"text": f"document {i} of the training " * 5, "body": f"body {i}", "n": i} for i in range(30)]
     folder = tmp_path / "small"
     write(folder, {"train.jsonl": "\n".join(map(json.dumps, rows))})
     tests = [{"text": None, "body": "b", "n": 0}, {"text": "a test", "body": "b", "n": 1}]
@@ -427,9 +416,7 @@ def test_a_data_set_of_the_hub(hub):
 def test_another_column_of_a_parquet_data_set(hub):
     import datasets
 
-    datasets.Dataset.from_dict({"body": [f"body {i}" for i in range(30)]}).to_parquet(
-        hub / "p" / "a.parquet"
-    )
+    datasets.Dataset.from_dict({"body": [f"body {i}" for i in range(30)]}).to_parquet(hub / "p" / "a.parquet")
     corpus = load(DataConfig("hub", name=str(hub / "p"), text_column="body"))
     assert sorted(all_texts(corpus).values()) == sorted(f"body {i}".encode() for i in range(30))
 
@@ -473,13 +460,9 @@ def tokenizer(tmp_path) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    built.train_from_iterator(
-        ["document of the training, a test " * 20, "another text " * 9], trainer
-    )
+    built.train_from_iterator(["document of the training, a test " * 20, "another text " * 9], trainer)
     built.decoder = decoders.ByteLevel()
-    built.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
+    built.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     folder = tmp_path / "tokenizer"
     PreTrainedTokenizerFast(
         tokenizer_object=built, bos_token="<s>", unk_token="<unk>", model_max_length=8
@@ -526,9 +509,7 @@ def test_a_tokenizer_that_is_not_there_is_refused(tmp_path, tokenizer):
 
 def test_no_transformers_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(
-        UserError, match=r"data\.tokenizer=gpt2 needs the package transformers.*pip"
-    ):
+    with pytest.raises(UserError, match=r"data\.tokenizer=gpt2 needs the package transformers.*pip"):
         load(DataConfig(tokenizer="gpt2"))
 
 
@@ -673,7 +654,5 @@ def test_fewer_windows_than_asked_are_told(caplog):
 
 
 def test_no_document_long_enough_names_the_longest():
-    with pytest.raises(
-        UserError, match=r"longer than 500 tokens: .*document 1, has 500\. Keep test\.l"
-    ):
+    with pytest.raises(UserError, match=r"longer than 500 tokens: .*document 1, has 500\. Keep test\.l"):
         windows(tokens_of([300, 500]), 500, 4, 0)

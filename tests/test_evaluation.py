@@ -82,40 +82,28 @@ def assert_values(result: LengthResult, losses, last):
     assert result.values["last_perplexity"] == pytest.approx(math.exp(np.mean(last)), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "scheme", ["rope", "alibi", "dynamic_sinusoidal", "rope+pi", "rope+random"]
-)
+@pytest.mark.parametrize("scheme", ["rope", "alibi", "dynamic_sinusoidal", "rope+pi", "rope+random"])
 @pytest.mark.parametrize("batch_tokens", [1, 100, 16384])
 def test_prefix_is_the_mean_over_the_beginnings_of_windows(scheme, batch_tokens, text):
     model = make(scheme)
     results = evaluate(model, text, LENGTHS, last=LAST, batch_tokens=batch_tokens)
     assert [result.test_length for result in results] == LENGTHS
     for length, result in zip(LENGTHS, results, strict=True):
-        windows = [
-            by_hand(model, ids[: length + 1], length, row) for row, ids in enumerate(text.ids)
-        ]
+        windows = [by_hand(model, ids[: length + 1], length, row) for row, ids in enumerate(text.ids)]
         last = np.concatenate([losses[-LAST:] for losses in windows])
         assert_values(result, np.concatenate(windows), last)
         assert (result.protocol, result.stride, result.bos) == ("prefix", None, False)
         assert result.n_documents == 3
 
 
-@pytest.mark.parametrize(
-    "scheme", ["rope", "alibi", "dynamic_sinusoidal", "rope+pi", "rope+random"]
-)
+@pytest.mark.parametrize("scheme", ["rope", "alibi", "dynamic_sinusoidal", "rope+pi", "rope+random"])
 @pytest.mark.parametrize("batch_tokens", [1, 100, 16384])
 def test_non_overlapping_is_the_mean_over_blocks_with_fresh_context(scheme, batch_tokens, text):
     model = make(scheme)
     lengths = [10, *LENGTHS]  # 10 divides the windows, 8 and 13 leave shorter blocks
-    results = evaluate(
-        model, text, lengths, protocol="non_overlapping", last=LAST, batch_tokens=batch_tokens
-    )
+    results = evaluate(model, text, lengths, protocol="non_overlapping", last=LAST, batch_tokens=batch_tokens)
     for length, result in zip(lengths, results, strict=True):
-        full = [
-            ids[start : start + length + 1]
-            for ids in text.ids
-            for start in range(0, LONGEST - length + 1, length)
-        ]
+        full = [ids[start : start + length + 1] for ids in text.ids for start in range(0, LONGEST - length + 1, length)]
         rest = [ids[LONGEST - LONGEST % length :] for ids in text.ids if LONGEST % length]
         losses = [by_hand(model, ids, length, row) for row, ids in enumerate(full + rest)]
         last = [one[max(0, length - LAST) :] for one in losses]
@@ -178,9 +166,7 @@ def test_bins_are_by_document_and_position(protocol, n_blocks, text):
     bins = result.bins
     for row, document in enumerate(bins.documents):
         blocks = [
-            text.ids[i, 25 * k : 25 * k + 26]
-            for i in np.flatnonzero(document == DOCUMENTS)
-            for k in range(n_blocks)
+            text.ids[i, 25 * k : 25 * k + 26] for i in np.flatnonzero(document == DOCUMENTS) for k in range(n_blocks)
         ]
         losses = np.sum([by_hand(model, ids, 25, 0) for ids in blocks], axis=0)
         for column, (start, stop) in enumerate(pairwise(bins.edges)):
@@ -221,9 +207,7 @@ def test_an_undefined_length_is_reported_and_loses_no_other(text):
         (KeyError("slopes"), "failed"),
     ],
 )
-def test_a_length_that_breaks_is_reported_and_loses_no_other(
-    error, status, protocol, text, monkeypatch
-):
+def test_a_length_that_breaks_is_reported_and_loses_no_other(error, status, protocol, text, monkeypatch):
     model = make("rope")
     whole = evaluate(model, text, LENGTHS, protocol=protocol, last=LAST)
     breaking(error, 13, monkeypatch)

@@ -66,10 +66,7 @@ def watch(monkeypatch):
 
 def curves(folder):
     events = EventAccumulator(str(folder)).Reload()
-    return {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)]
-        for tag in events.Tags()["scalars"]
-    }
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 @pytest.mark.parametrize("scheme", ["rope", "rope+random"])
@@ -151,9 +148,7 @@ def test_the_scheme_is_told_the_phase(text, monkeypatch, tmp_path):
 @pytest.mark.parametrize("scheme", ["nope", "learned", "t5", "kerple", "shaw", "fire"])
 def test_weight_decay_is_for_matrices_and_never_for_the_scheme(scheme):
     model = make(scheme)
-    decayed, rest = (
-        LanguageModel(model, SETTINGS, "train").configure_optimizers()["optimizer"].param_groups
-    )
+    decayed, rest = LanguageModel(model, SETTINGS, "train").configure_optimizers()["optimizer"].param_groups
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert {names[p] for p in decayed["params"]} == {
@@ -189,9 +184,7 @@ def test_curves_have_readable_names_and_replace_those_of_an_earlier_attempt(text
         assert [step for step, _ in found[tag]] == [5, 10, 12]
     rates = [2e-3 * learning_rate(step, SETTINGS) for step in (4, 9, 11)]
     assert [value for _, value in found["train/learning_rate"]] == pytest.approx(rates)
-    for (_, loss), (_, perplexity) in zip(
-        found["train/loss"], found["train/perplexity"], strict=True
-    ):
+    for (_, loss), (_, perplexity) in zip(found["train/loss"], found["train/perplexity"], strict=True):
         assert perplexity == pytest.approx(math.exp(loss), rel=1e-5)
     steps, values = zip(*found["validation/perplexity"], strict=True)
     assert steps == tuple(range(1, 13))
@@ -205,9 +198,7 @@ def test_validation_perplexity_is_of_the_whole_sample(text, tmp_path):
     ids = torch.cat([crops(text, LENGTH, 4, i, 0) for i in range(8)])
     with torch.no_grad():
         loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
-    assert curves(tmp_path)["validation/perplexity"][-1][1] == pytest.approx(
-        loss.exp().item(), rel=1e-4
-    )
+    assert curves(tmp_path)["validation/perplexity"][-1][1] == pytest.approx(loss.exp().item(), rel=1e-4)
 
 
 def test_progress_is_told_every_few_steps_and_at_the_end(text):

@@ -324,10 +324,7 @@ def test_every_scheme_of_a_large_study_looks_different():
 
 
 def test_settings_that_differ_get_other_markers():
-    made = [
-        result(f"rope+pi:factor={n}", extensions=("pi",), scheme=f"rope+pi:factor={n}")
-        for n in range(2, 40)
-    ]
+    made = [result(f"rope+pi:factor={n}", extensions=("pi",), scheme=f"rope+pi:factor={n}") for n in range(2, 40)]
     looks = figure.styles(made)
     assert len(set(looks.values())) == len(made)
     assert len({look.colour for look in looks.values()}) == 1
@@ -427,10 +424,7 @@ def events(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = EventAccumulator(str(folder)).Reload()
-    scalars = {
-        tag: [(event.step, event.value) for event in found.Scalars(tag)]
-        for tag in found.Tags()["scalars"]
-    }
+    scalars = {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
     return scalars, found.Tags()["images"], found.Tags()["tensors"]
 
 
@@ -532,9 +526,7 @@ def test_the_page_shows_all_curves_on_one_card(tmp_path):
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path / "logs")]
     with (tmp_path / "output").open("w") as output:
-        server = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=output, stderr=output
-        )
+        server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=output, stderr=output)
     try:
         address = tensorboard.ADDRESS.replace("localhost:6006", f"127.0.0.1:{port}")
         tags = f"http://127.0.0.1:{port}/data/plugin/scalars/tags"

@@ -51,9 +51,7 @@ RESULT = Result(
     device="cpu",
     date="2030-01-01T00:00:00+00:00",
 )
-UNDEFINED = dataclasses.replace(
-    RESULT, value=math.nan, status="undefined", reason="the table holds 64 positions"
-)
+UNDEFINED = dataclasses.replace(RESULT, value=math.nan, status="undefined", reason="the table holds 64 positions")
 LOSSES = Losses(
     loss_sum=[[2.0, 8.0, 0.0], [4.0, 8.0, 0.0]],
     tokens=[[1, 4, 0], [1, 4, 0]],
@@ -82,9 +80,7 @@ def test_what_is_written_is_read_back(tmp_path):
 def test_any_number_and_any_label_survive(tmp_path_factory, value, ratio, label):
     finite = math.isfinite(value)
     status = {} if finite else {"status": "diverged", "reason": "the loss is not finite"}
-    made = dataclasses.replace(
-        RESULT, value=value, label=label, test_length=64 * ratio, length_ratio=ratio, **status
-    )
+    made = dataclasses.replace(RESULT, value=value, label=label, test_length=64 * ratio, length_ratio=ratio, **status)
     path = tmp_path_factory.mktemp("results") / "results.jsonl"
     results.write(path, [made])
     (found,) = results.read(path)

@@ -164,10 +164,7 @@ CHANGES = {
 def test_a_cell_is_named_by_what_determines_it(recipe, change):
     base = plan(recipe, "schemes=[rope]", "seeds=[0]").cells
     other = plan(recipe, "schemes=[rope]", "seeds=[0]", change).cells
-    new = [
-        any(c.kind == kind for key, c in other.items() if key not in base)
-        for kind in ("train", "evaluate")
-    ]
+    new = [any(c.kind == kind for key, c in other.items() if key not in base) for kind in ("train", "evaluate")]
     assert tuple(new) == CHANGES[change]
 
 
@@ -191,9 +188,7 @@ def test_the_scheme_is_all_that_differs_between_two_runs(recipe, tmp_path, monke
 
     def watch(module, name, keep):
         original = getattr(module, name)
-        monkeypatch.setattr(
-            module, name, lambda *a, **k: seen.append(keep(x := original(*a, **k))) or x
-        )
+        monkeypatch.setattr(module, name, lambda *a, **k: seen.append(keep(x := original(*a, **k))) or x)
 
     watch(pezoo.lightning, "crops", lambda batch: batch.clone())
     watch(cells, "windows", lambda windows: windows.ids.clone())
@@ -204,9 +199,7 @@ def test_the_scheme_is_all_that_differs_between_two_runs(recipe, tmp_path, monke
         seen.clear()
         for cell in (train, test):
             cells.run_cell(cell, store, corpus, lambda *_: None)
-        other = {
-            k: v for k, v in train.inputs.items() if k not in ("scheme", "settings", "sources")
-        }
+        other = {k: v for k, v in train.inputs.items() if k not in ("scheme", "settings", "sources")}
         other["settings"] = train.inputs["settings"]["steps"]
         records.append((weights, list(seen), other))
     first = records[0]
@@ -225,9 +218,7 @@ def test_weights_are_carried_over_by_what_they_belong_to():
 
     facts = {"d_model": 8, "n_layers": 2, "n_heads": 2, "train_length": 8, "vocab_size": 11}
     trained = Transformer(TransformerConfig(scheme="t5+random", seed=1, **facts)).eval()
-    tested = Transformer(
-        TransformerConfig(scheme="t5+window:size=64+random", seed=2, **facts)
-    ).eval()
+    tested = Transformer(TransformerConfig(scheme="t5+window:size=64+random", seed=2, **facts)).eval()
     tokens = torch.arange(8)[None]
     positions = trained.positions(1, 8)
     assert not torch.equal(trained(tokens, positions), tested(tokens, positions))
@@ -254,11 +245,7 @@ def test_results_hold_every_scheme_seed_length_and_metric(finished):
     assert (tuned.finetune_steps, tuned.finetune_length, tuned.steps) == (3, 64, 6)
     assert tuned.value != by["rope+pi", 1, 64, "loss"].value
     zero_shot = [by[label, 0, 16, "loss"].value for label in ("rope", "rope+ntk", "rope+pi")]
-    assert (
-        zero_shot[0]
-        == pytest.approx(zero_shot[1], abs=1e-6)
-        == pytest.approx(zero_shot[2], abs=1e-6)
-    )
+    assert zero_shot[0] == pytest.approx(zero_shot[1], abs=1e-6) == pytest.approx(zero_shot[2], abs=1e-6)
     assert by["rope", 0, 16, "loss"].value != by["rope", 1, 16, "loss"].value
     assert by["shape", 0, 16, "loss"].scheme == "sinusoidal+shift"
 
@@ -297,9 +284,7 @@ def test_running_again_does_nothing_and_changes_nothing(finished, monkeypatch):
     assert finished.results_path.read_bytes() == before
 
 
-def test_one_worker_gives_the_numbers_of_two_and_finished_cells_are_kept(
-    finished, recipe, tmp_path
-):
+def test_one_worker_gives_the_numbers_of_two_and_finished_cells_are_kept(finished, recipe, tmp_path):
     """In a study that began with one scheme, to which the full recipe adds the others."""
     from pezoo.study.cells import run_cell
 
@@ -398,9 +383,7 @@ def processes(out):
 def start(recipe_path, out):
     command = [sys.executable, "-m", "pezoo", "run", str(recipe_path), "--out", str(out)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, text=True
-    )
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, text=True)
 
 
 def wait_for(condition, seconds=60):
@@ -413,9 +396,7 @@ def wait_for(condition, seconds=60):
 def interrupt(recipe_path, out, sign, n_cells, delay):
     """Run up to `n_cells` finished cells, and send a signal; return exit code and errors."""
     process = start(recipe_path, out)
-    wait_for(
-        lambda: process.poll() is not None or len(list(out.glob("cells/*/done.json"))) >= n_cells
-    )
+    wait_for(lambda: process.poll() is not None or len(list(out.glob("cells/*/done.json"))) >= n_cells)
     time.sleep(delay)
     process.send_signal(sign)
     _, errors = process.communicate(timeout=60)

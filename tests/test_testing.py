@@ -642,9 +642,7 @@ class AllPairs(Sound):
 class UnusedParameter(Sound):
     """Has a parameter that nothing reads."""
 
-    traits = Traits(
-        shift_invariant=True, bidirectional=False, parameters=lambda shape, c: shape.n_heads + 1
-    )
+    traits = Traits(shift_invariant=True, bidirectional=False, parameters=lambda shape, c: shape.n_heads + 1)
 
     def __init__(self, shape, config):
         super().__init__(shape, config)

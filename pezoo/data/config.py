@@ -59,9 +59,7 @@ class DataConfig:
             )
         for key, example in (("path", "FOLDER"), ("name", "Salesforce/wikitext")):
             if self.corpus == _ONLY_FOR[key] and not getattr(self, key):
-                raise UserError(
-                    f"data.corpus={self.corpus} needs data.{key}, such as data.{key}={example}."
-                )
+                raise UserError(f"data.corpus={self.corpus} needs data.{key}, such as data.{key}={example}.")
         defaults = {field.name: field.default for field in fields(self)}
         for key, corpus in _ONLY_FOR.items():
             if self.corpus != corpus and getattr(self, key) != defaults[key]:

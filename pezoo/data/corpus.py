@@ -168,9 +168,7 @@ def _write(
             "size": [len(content) for content in contents],
         }
 
-    rows = documents.texts.to_iterable_dataset().map(
-        tokenise, batched=True, batch_size=16, remove_columns=["text"]
-    )
+    rows = documents.texts.to_iterable_dataset().map(tokenise, batched=True, batch_size=16, remove_columns=["text"])
     progress = tqdm(rows, f"tokenising {name}", len(documents.names), delay=5, leave=False)
     names, offsets, seen = [], [0], set()
     left, repeated = max_bytes, 0

@@ -75,9 +75,7 @@ def find(config: DataConfig) -> Source:
     return {"python": _python, "text": _text, "hub": _hub}[config.corpus](config)
 
 
-def split(
-    given: dict[str, Documents], validation: float, test: float, scratch: Path
-) -> dict[str, Documents]:
+def split(given: dict[str, Documents], validation: float, test: float, scratch: Path) -> dict[str, Documents]:
     """Cut the splits that are missing from `train`.
 
     Documents are ranked by a hash of their names: the first are the test split, the next validate,
@@ -230,9 +228,7 @@ def _decode(content: bytes) -> str:
     return content.decode("utf-8-sig")
 
 
-def _dataset(
-    texts: Callable[[list[Any]], Iterator[str]], items: list[Any], folder: Path
-) -> "Dataset":
+def _dataset(texts: Callable[[list[Any]], Iterator[str]], items: list[Any], folder: Path) -> "Dataset":
     """A data set of `texts(items)`, kept in `folder`."""
     import datasets
 
@@ -253,9 +249,7 @@ def _hub(config: DataConfig) -> Source:
     quiet = _quiet if os.path.isdir(config.name) else contextlib.nullcontext
     try:
         with quiet():
-            builder = datasets.load_dataset_builder(
-                config.name, config.subset, revision=config.revision
-            )
+            builder = datasets.load_dataset_builder(config.name, config.subset, revision=config.revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise _unavailable(given, error) from None
 

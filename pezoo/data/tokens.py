@@ -118,9 +118,7 @@ def windows(tokens: Tokens, length: int, count: int, seed: int) -> Windows:
     if counts.sum() < count:
         _log.warning("only %d test windows of %d tokens exist, not %d", counts.sum(), length, count)
     document = np.repeat(np.arange(len(tokens)), counts)
-    offset = np.concatenate(
-        [_place(n, int(lengths[i]), length + 1, random) for i, n in enumerate(counts) if n]
-    )
+    offset = np.concatenate([_place(n, int(lengths[i]), length + 1, random) for i, n in enumerate(counts) if n])
     return Windows(_cut(tokens, length, tokens.offsets[document] + offset), document, offset)
 
 
@@ -161,9 +159,7 @@ def _cut(tokens: Tokens, length: int, starts: np.ndarray) -> LongTensor:
     return torch.from_numpy(view[starts].astype(np.int64))
 
 
-def _share(
-    count: int, places: np.ndarray, disjoint: np.ndarray, random: np.random.Philox
-) -> np.ndarray:
+def _share(count: int, places: np.ndarray, disjoint: np.ndarray, random: np.random.Philox) -> np.ndarray:
     """How many windows each document gives: round after round, one each, in a random order."""
     order = np.argsort(random.random_raw(len(places)), kind="stable")
     counts = np.zeros_like(places)

@@ -21,9 +21,7 @@ from pezoo.evaluation.passes import Passes
 from pezoo.evaluation.result import LengthResult
 
 
-def non_overlapping(
-    passes: Passes, windows: Windows, lengths: Sequence[int], last: int
-) -> list[LengthResult]:
+def non_overlapping(passes: Passes, windows: Windows, lengths: Sequence[int], last: int) -> list[LengthResult]:
     """Results at `lengths`; see this module and `pezoo.evaluation.evaluate`."""
     ids, document = windows.ids, np.asarray(windows.document)
     longest = ids.shape[1] - 1

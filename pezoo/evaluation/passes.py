@@ -58,9 +58,7 @@ class Pass:
 
         def found(status: Status, reason: str = "", **facts: Any) -> LengthResult:
             cost = {"seconds": self.seconds, "peak_memory_bytes": self.peak_memory_bytes}
-            return LengthResult(
-                length, protocol, stride, status=status, reason=reason, **cost, **facts
-            )
+            return LengthResult(length, protocol, stride, status=status, reason=reason, **cost, **facts)
 
         if self.status != "ok":
             return found(self.status, self.reason)
@@ -143,9 +141,7 @@ class Passes:
             batch = ids[start : start + size].to(self.device)
             # Random draws are keyed by the place in the pass: the batch size does not matter.
             rows = tuple(range(first_row + start, first_row + start + len(batch)))
-            positions = self.model.positions(
-                len(batch), length, declared=declared, phase="test", rows=rows
-            )
+            positions = self.model.positions(len(batch), length, declared=declared, phase="test", rows=rows)
             logits = self.model(batch[:, :-1], positions)
             losses[start : start + size] = token_losses(logits, batch[:, 1:])
             self._advance(len(batch) * length)

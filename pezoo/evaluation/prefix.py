@@ -22,9 +22,7 @@ from pezoo.evaluation.passes import Passes
 from pezoo.evaluation.result import LengthResult
 
 
-def prefix(
-    passes: Passes, windows: Windows, lengths: Sequence[int], last: int
-) -> list[LengthResult]:
+def prefix(passes: Passes, windows: Windows, lengths: Sequence[int], last: int) -> list[LengthResult]:
     """Results at `lengths`; see this module and `pezoo.evaluation.evaluate`."""
     waiting = sorted(set(lengths), reverse=True)
     stable = passes.model.scheme.prefix_stable
@@ -36,8 +34,6 @@ def prefix(
         served = waiting if stable and read.status == "ok" else waiting[:1]
         for length in served:
             losses = [group[:, :length] for group in read.losses]
-            results[length] = read.result(
-                length, losses, documents, last=last, protocol="prefix", stride=None
-            )
+            results[length] = read.result(length, losses, documents, last=last, protocol="prefix", stride=None)
         waiting = waiting[len(served) :]
     return [results[length] for length in lengths]

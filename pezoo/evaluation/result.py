@@ -61,9 +61,7 @@ def bin_edges(length: int) -> NDArray[np.int64]:
     return np.array([edge for edge in grid if edge < length] + [length])
 
 
-def bin_losses(
-    losses: Sequence[NDArray[np.floating]], documents: Sequence[NDArray[np.int64]], length: int
-) -> Bins:
+def bin_losses(losses: Sequence[NDArray[np.floating]], documents: Sequence[NDArray[np.int64]], length: int) -> Bins:
     """Sum losses in float64 by document and position bin.
 
     Args:

@@ -93,9 +93,7 @@ def styles(results: Iterable[Result]) -> dict[str, Style]:
     found: dict[str, Style] = {}
     for result in results:
         if result.label not in found:
-            found[result.label] = next(
-                look for look in _alternatives(style(result)) if look not in found.values()
-            )
+            found[result.label] = next(look for look in _alternatives(style(result)) if look not in found.values())
     return found
 
 
@@ -148,9 +146,7 @@ def draw_curves(
     return figure
 
 
-def draw_by_position(
-    results: Iterable[Result], cells: str | Path, protocol: str = "prefix"
-) -> Figure:
+def draw_by_position(results: Iterable[Result], cells: str | Path, protocol: str = "prefix") -> Figure:
     """Draw the loss by position in the context, at the longest test length of each scheme.
 
     Args:

@@ -72,15 +72,10 @@ def select(results: Iterable[Result], metric: str, protocol: str) -> list[Result
     kept = [r for r in results if r.metric == metric and r.protocol == protocol]
     if not kept:
         there = [f"{m} ({p})" for p, found in metrics(results).items() for m in found]
-        raise UserError(
-            f"there are no results of {metric} ({protocol}), but of {', '.join(there)}."
-        )
+        raise UserError(f"there are no results of {metric} ({protocol}), but of {', '.join(there)}.")
     for name in ("study", "task", "corpus", "train_length"):
         if len(found := {str(getattr(r, name)) for r in kept}) > 1:
-            raise UserError(
-                f"one table or figure cannot mix results of several {name}: "
-                f"{', '.join(sorted(found))}."
-            )
+            raise UserError(f"one table or figure cannot mix results of several {name}: {', '.join(sorted(found))}.")
     seen: dict[tuple[str, int, int], Result] = {}
     for r in kept:
         other = seen.setdefault((r.label, r.seed, r.test_length), r)
@@ -205,9 +200,7 @@ def paired_ratio(
             found[r.label][r.seed] = r.value
     common = sorted(found[label].keys() & found[baseline].keys())
     if not common:
-        raise UserError(
-            f"{label!r} and {baseline!r} have no seed with a value in common at {test_length}."
-        )
+        raise UserError(f"{label!r} and {baseline!r} have no seed with a value in common at {test_length}.")
     ratios = [found[label][seed] / found[baseline][seed] for seed in common]
     return statistics.geometric_mean(ratios), interval(ratios, level, log=True)
 
@@ -261,9 +254,7 @@ def document_interval(
     return float(low), float(high)
 
 
-def losses_by_label(
-    results: Iterable[Result], cells: str | Path, protocol: str
-) -> dict[str, list[Losses]]:
+def losses_by_label(results: Iterable[Result], cells: str | Path, protocol: str) -> dict[str, list[Losses]]:
     """Read the losses that belong to results, at the longest test length of each label.
 
     Args:
@@ -285,10 +276,7 @@ def losses_by_label(
             if losses.protocol == protocol:
                 found.setdefault(label, []).append(losses)
     longest = {label: max(one.test_length for one in each) for label, each in found.items()}
-    return {
-        label: [one for one in each if one.test_length == longest[label]]
-        for label, each in found.items()
-    }
+    return {label: [one for one in each if one.test_length == longest[label]] for label, each in found.items()}
 
 
 def mean_by_position(seeds: Sequence[Losses]) -> Mapping[float, float]:

@@ -13,9 +13,7 @@ from pezoo.report.statistics import Summary, curves, length_name, metrics, selec
 from pezoo.results import Result, replacing
 
 
-def pivot(
-    results: Iterable[Result], metric: str = "perplexity", protocol: str = "prefix"
-) -> pandas.DataFrame:
+def pivot(results: Iterable[Result], metric: str = "perplexity", protocol: str = "prefix") -> pandas.DataFrame:
     """Return one metric as a frame of summaries over seeds.
 
     Args:
@@ -53,9 +51,7 @@ def caption(results: Iterable[Result], metric: str = "perplexity", protocol: str
     return "; ".join([*facts, over])
 
 
-def notes(
-    results: Iterable[Result], metric: str = "perplexity", protocol: str = "prefix"
-) -> list[str]:
+def notes(results: Iterable[Result], metric: str = "perplexity", protocol: str = "prefix") -> list[str]:
     """Return a line for each reason why a scheme has no value, naming the lengths."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for r in sorted(select(results, metric, protocol), key=lambda r: r.test_length):
@@ -64,8 +60,7 @@ def notes(
             if (name := length_name(r.test_length, r.train_length)) not in lengths:
                 lengths.append(name)
     return [
-        f"{label}: {status} at {', '.join(lengths)}: {reason}"
-        for (label, status, reason), lengths in found.items()
+        f"{label}: {status} at {', '.join(lengths)}: {reason}" for (label, status, reason), lengths in found.items()
     ]
 
 
@@ -102,9 +97,7 @@ def show(
         console.print(note, markup=False, soft_wrap=True)
 
 
-def markdown(
-    results: Iterable[Result], metric: str = "perplexity", protocol: str = "prefix"
-) -> str:
+def markdown(results: Iterable[Result], metric: str = "perplexity", protocol: str = "prefix") -> str:
     """Return a table in Markdown, with what it shows above it and reasons below it.
 
     Args:
@@ -161,8 +154,6 @@ def _rich_table(frame: pandas.DataFrame, tall: bool = False) -> Table:
         table.add_column(name, justify="right")
     for label in frame.index:
         cells = [_shown(summary) for summary in frame.loc[label]]
-        cells = [
-            cell.replace(" ± ", "\n± ").replace(", ", ",\n") if tall else cell for cell in cells
-        ]
+        cells = [cell.replace(" ± ", "\n± ").replace(", ", ",\n") if tall else cell for cell in cells]
         table.add_row(escape(label), *cells)
     return table

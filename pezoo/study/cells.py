@@ -36,9 +36,7 @@ def run_cell(cell: Cell, store: Store, corpus: Corpus, report: Report) -> dict[s
     return facts
 
 
-def fit_model(
-    cell: Cell, store: Store, corpus: Corpus, folder: Path, report: Report
-) -> dict[str, Any]:
+def fit_model(cell: Cell, store: Store, corpus: Corpus, folder: Path, report: Report) -> dict[str, Any]:
     """Train a model, or tune a trained one."""
     inputs, model, settings = cell.inputs, cell.model(), TrainConfig(**cell.inputs["settings"])
     if cell.parent is not None:
@@ -63,9 +61,7 @@ def fit_model(
     return {"fit": dataclasses.asdict(fitted)}
 
 
-def evaluate_model(
-    cell: Cell, store: Store, corpus: Corpus, folder: Path, report: Report
-) -> dict[str, Any]:
+def evaluate_model(cell: Cell, store: Store, corpus: Corpus, folder: Path, report: Report) -> dict[str, Any]:
     """Test a model at every length."""
     inputs, model, fitted = cell.inputs, cell.model(), store.facts(cell.parent)["fit"]
     lengths, protocol = inputs["lengths"], inputs["protocol"]
@@ -73,9 +69,7 @@ def evaluate_model(
         carry_over(load(store.path(cell.parent) / "model.pt")[0], model)
         found = evaluate(
             model,
-            windows(
-                corpus.test, max(lengths), inputs["windows"]["count"], inputs["windows"]["seed"]
-            ),
+            windows(corpus.test, max(lengths), inputs["windows"]["count"], inputs["windows"]["seed"]),
             lengths,
             protocol=protocol,
             last=inputs["last"],

@@ -24,9 +24,7 @@ class Failure:
     date: str = dataclasses.field(default_factory=now)
 
 
-def collect(
-    plan: Plan, store: Store, failures: Mapping[str, Failure] | None = None
-) -> list[Result]:
+def collect(plan: Plan, store: Store, failures: Mapping[str, Failure] | None = None) -> list[Result]:
     """Results of all evaluations that are finished, or never will be, in the recipe's order.
 
     Args:
@@ -53,10 +51,7 @@ def _failed(plan: Plan, key: str, failure: Failure, title: str) -> dict[str, Any
     cell = plan.cells[key]
     why = {"status": failure.status, "reason": f"{title}: {failure.reason}"}
     at = {"stride": None, "bos": False, "values": {}, "n_tokens": 0, "n_documents": 0} | why
-    lengths = [
-        at | {"test_length": n, "seconds": None, "peak_memory_bytes": None}
-        for n in cell.inputs["lengths"]
-    ]
+    lengths = [at | {"test_length": n, "seconds": None, "peak_memory_bytes": None} for n in cell.inputs["lengths"]]
     facts = {"lengths": lengths, "scale_factors": {}, "params": count_parameters(cell.model())}
     return facts | {"date": failure.date, "versions": versions()}
 

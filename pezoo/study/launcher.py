@@ -162,9 +162,7 @@ class Launcher:
         worker.stop()
         code = worker.process.returncode
         if not worker.ready:
-            raise ChildProcessError(
-                f"a worker process could not start (exit code {code}); see {worker.log}"
-            )
+            raise ChildProcessError(f"a worker process could not start (exit code {code}); see {worker.log}")
         if worker.cell is not None:
             how = f"ended with exit code {code}"
             if code < 0:

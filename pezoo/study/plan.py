@@ -132,9 +132,7 @@ def make_plan(recipe: Recipe, corpus: Corpus) -> Plan:
     for protocol in recipe.test.protocols:
         if protocol not in PROTOCOLS:
             near = suggest(protocol, PROTOCOLS)
-            raise UserError(
-                f"test.protocols: no protocol {protocol!r}.{near} Known: {', '.join(PROTOCOLS)}"
-            )
+            raise UserError(f"test.protocols: no protocol {protocol!r}.{near} Known: {', '.join(PROTOCOLS)}")
     rows = [(row, _checked(recipe, row, i)) for i, row in enumerate(recipe.rows)]
     common = {
         "model": dataclasses.asdict(recipe.model),
@@ -163,9 +161,7 @@ def make_plan(recipe: Recipe, corpus: Corpus) -> Plan:
         cell = Cell(f"{kind} {name}, seed {inputs['seed']}", all_inputs, log)
         return cells.setdefault(cell.key, cell).key
 
-    def fit(
-        kind: str, name: str, label: str, spec: Spec, settings: TrainConfig, **inputs: Any
-    ) -> str:
+    def fit(kind: str, name: str, label: str, spec: Spec, settings: TrainConfig, **inputs: Any) -> str:
         reduced = acting(spec, kind)
         shown = label if reduced == spec else label.replace(name, str(reduced), 1)
         folder = f"tensorboard/train/{_file_name(shown)}/seed{inputs['seed']}"
@@ -221,9 +217,7 @@ def resolve_device(recipe: Recipe) -> str:
         raise UserError("device=cuda, but PyTorch finds no GPU here; type device=cpu")
     device = ("cuda" if present else "cpu") if recipe.device == "auto" else recipe.device
     if device == "cpu" and recipe.train.precision.startswith("16"):
-        raise UserError(
-            f"train.precision={recipe.train.precision} needs a GPU; type train.precision=bf16-mixed"
-        )
+        raise UserError(f"train.precision={recipe.train.precision} needs a GPU; type train.precision=bf16-mixed")
     return device
 
 
@@ -238,9 +232,7 @@ def _checked(recipe: Recipe, row: Row, i: int) -> Spec:
         for training in (True, False):
             for layer in range(model.n_layers):
                 with torch.no_grad():
-                    attend_with(
-                        scheme.train(training), q, q, q, layer=layer, backend=recipe.backend
-                    )
+                    attend_with(scheme.train(training), q, q, q, layer=layer, backend=recipe.backend)
     except Undefined:
         return spec
     except UserError as error:
@@ -262,12 +254,9 @@ def _refuse_repeats(evaluations: list[Evaluation]) -> None:
     for e in evaluations:
         if e.cell in cells:
             raise UserError(
-                f"schemes: {cells[e.cell]!r} and {e.label!r} are the same scheme, {e.spec}; "
-                "keep one of them"
+                f"schemes: {cells[e.cell]!r} and {e.label!r} are the same scheme, {e.spec}; keep one of them"
             )
         row = (e.label, e.seed, e.protocol)
         if row in labels:
-            raise UserError(
-                f"schemes: two rows are called {e.label!r}; give one of them another label"
-            )
+            raise UserError(f"schemes: two rows are called {e.label!r}; give one of them another label")
         cells[e.cell], labels[row] = e.label, e.cell

@@ -32,9 +32,7 @@ class Progress(Protocol):
     def update(self, cell: Cell, done: int, total: int, loss: float | None) -> None:
         """A cell has got to step (or token) `done` of `total`."""
 
-    def finish(
-        self, cell: Cell, seconds: float, failure: Failure | None, fit: dict[str, Any] | None
-    ) -> None:
+    def finish(self, cell: Cell, seconds: float, failure: Failure | None, fit: dict[str, Any] | None) -> None:
         """A cell has ended; `fit` is what a training or tuning measured."""
 
 
@@ -68,9 +66,7 @@ class Lines:
     def update(self, cell: Cell, done: int, total: int, loss: float | None) -> None:
         """Say nothing yet."""
 
-    def finish(
-        self, cell: Cell, seconds: float, failure: Failure | None, fit: dict[str, Any] | None
-    ) -> None:
+    def finish(self, cell: Cell, seconds: float, failure: Failure | None, fit: dict[str, Any] | None) -> None:
         """Write the line."""
         self.done += 1
         line = f"[{self.done}/{self.total}] {cell.title}: {_outcome(failure, fit)}{seconds:.0f} s"
@@ -88,9 +84,7 @@ class Live(Lines):
             TimeElapsedColumn(),
             TextColumn("{task.fields[loss]}"),
         )
-        self.bars = Bars(
-            TextColumn("{task.description}"), *columns, console=console, transient=True
-        )
+        self.bars = Bars(TextColumn("{task.description}"), *columns, console=console, transient=True)
         self.study = self.bars.add_task("study", total=total, completed=done, loss="")
         self.tasks: dict[str, Any] = {}
 
@@ -110,9 +104,7 @@ class Live(Lines):
         shown = "" if loss is None else f"loss {loss:.3f}"
         self.bars.update(self.tasks[cell.key], completed=done, total=total, loss=shown)
 
-    def finish(
-        self, cell: Cell, seconds: float, failure: Failure | None, fit: dict[str, Any] | None
-    ) -> None:
+    def finish(self, cell: Cell, seconds: float, failure: Failure | None, fit: dict[str, Any] | None) -> None:
         """Remove its bar."""
         self.bars.remove_task(self.tasks.pop(cell.key))
         self.bars.advance(self.study)
@@ -127,8 +119,4 @@ def _outcome(failure: Failure | None, fit: dict[str, Any] | None) -> str:
         return f"{failure.status}: {failure.reason}, after "
     if fit is None:
         return ""
-    return (
-        f"loss {fit['final_loss']:.3f}, "
-        if fit["status"] == "ok"
-        else f"{fit['status']}: {fit['reason']}, "
-    )
+    return f"loss {fit['final_loss']:.3f}, " if fit["status"] == "ok" else f"{fit['status']}: {fit['reason']}, "

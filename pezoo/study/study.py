@@ -101,9 +101,7 @@ class Study:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"cannot make {self.out}: {error.strerror}; choose another --out"
-            ) from None
+            raise UserError(f"cannot make {self.out}: {error.strerror}; choose another --out") from None
         with _locked(self.out):
             self._begin()
             done = sum(map(self.store.done, self.plan.cells))
@@ -124,9 +122,7 @@ class Study:
             old.unlink()
         self.store.clean()
         with replacing(self.out / "recipe.yaml") as file:
-            text = yaml.safe_dump(
-                self.recipe.to_dict(), sort_keys=False, allow_unicode=True, width=100
-            )
+            text = yaml.safe_dump(self.recipe.to_dict(), sort_keys=False, allow_unicode=True, width=100)
             file.write(text.encode())
         self._write()
 
@@ -154,8 +150,7 @@ def _locked(folder: Path) -> Iterator[None]:
             file.seek(0)
             who = file.read().strip()
             raise UserError(
-                f"another run (process {who}) is at work in {folder}; "
-                "wait for it, or choose another --out"
+                f"another run (process {who}) is at work in {folder}; wait for it, or choose another --out"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
