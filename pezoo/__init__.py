@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pezoo.compose import Scheme, create
+from pezoo.compose import attend_with as attend
 from pezoo.contract import Branch, Encoding, Extension, Positions, Shape, Traits, Undefined
 from pezoo.errors import UserError
 from pezoo.registry import describe, list_encodings, list_extensions, list_tasks, load_plugin, register, setting
-from pezoo.scheme import Scheme, create, parse
-from pezoo.scheme import attend_with as attend
+from pezoo.scheme import parse
 from pezoo.transformer import Transformer, TransformerConfig
 
 if TYPE_CHECKING:

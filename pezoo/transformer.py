@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pezoo.compose import Prepared, create
 from pezoo.contract import Positions
 from pezoo.errors import UserError, suggest
-from pezoo.scheme import Prepared, create
 
 
 @dataclass

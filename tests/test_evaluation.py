@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pezoo.compose import Scheme
 from pezoo.data import Windows
 from pezoo.errors import UserError
 from pezoo.evaluation import PROTOCOLS, LengthResult, evaluate, passes
 from pezoo.evaluation.memory import peak_memory, reset_peak_memory
 from pezoo.evaluation.passes import token_losses
 from pezoo.evaluation.result import bin_edges
-from pezoo.scheme import Scheme
 from pezoo.transformer import Transformer, TransformerConfig
 
 VOCAB, LONGEST, LAST = 19, 50, 6

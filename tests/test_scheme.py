@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pezoo
+from pezoo.compose import create
 from pezoo.contract import Positions
 from pezoo.errors import UserError
 from pezoo.registry import entries
-from pezoo.scheme import MemberSpec, Spec, create, parse
+from pezoo.scheme import MemberSpec, Spec, parse
 
 SIZES = {"d_model": 16, "n_heads": 2, "n_layers": 2, "train_length": 8}
 LAYERS = {"layers": ["rope", "nope"]}

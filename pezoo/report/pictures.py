@@ -24,12 +24,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pezoo.attention import Composition
+from pezoo.compose import Scheme, build
 from pezoo.contract import Encoding, Extension, Positions, Shape, overrides
 from pezoo.errors import UserError
 from pezoo.registry import entries, entry
 from pezoo.report.figure import PALETTE, SAVING
 from pezoo.results import replacing
-from pezoo.scheme import Scheme, Spec, build, parse
+from pezoo.scheme import Spec, parse
 
 FORMATS = (".png", ".svg", ".pdf")
 BARE = "bare"  # a phase in which no extension acts

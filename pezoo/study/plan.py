@@ -23,12 +23,13 @@ from typing import Any
 
 import torch
 
+from pezoo.compose import attend_with, build
 from pezoo.config import Recipe, Row, TrainConfig
 from pezoo.contract import Shape, Undefined
 from pezoo.data import Corpus, crops, windows
 from pezoo.errors import UserError, suggest
 from pezoo.evaluation import PROTOCOLS
-from pezoo.scheme import Spec, attend_with, build, parse
+from pezoo.scheme import Spec, parse
 from pezoo.transformer import Transformer, TransformerConfig
 
 VERSIONS = {"train": 1, "tune": 1, "evaluate": 1}
