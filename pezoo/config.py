@@ -21,34 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pezoo.data import DataConfig
 from pezoo.errors import UserError, suggest
 from pezoo.experiments import recipes_dir
+from pezoo.transformer import ModelConfig
 
 Schedule = Literal["cosine", "linear", "constant"]
-
-
-@dataclass
-class ModelConfig:
-    """The Transformer, the same for every scheme."""
-
-    d_model: int = 64
-    """Width; a multiple of `n_heads`."""
-    n_layers: int = 4
-    """Depth."""
-    n_heads: int = 4
-    """Query heads."""
-    n_kv_heads: int | None = None
-    """Key/value heads, a divisor of `n_heads`; null: as many as query heads."""
-    d_ff: int | None = None
-    """Hidden width of the feed-forward part; null: the model's default for its activation."""
-    activation: Literal["gelu", "relu", "silu", "swiglu", "geglu"] = "gelu"
-    """Activation of the feed-forward part."""
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """Normalisation, before each sub-layer."""
-    dropout: float = 0.0
-    """Probability of dropping an activation in training."""
-    qk_norm: bool = False
-    """Normalise queries and keys."""
-    tie_embeddings: bool = False
-    """Share the input embedding with the output layer."""
 
 
 @dataclass

@@ -17,24 +17,36 @@ from pezoo.errors import UserError, suggest
 
 
 @dataclass
-class TransformerConfig:
-    """Everything that determines a model."""
+class ModelConfig:
+    """The body of the Transformer, the same for every scheme."""
 
-    vocab_size: int = 256
     d_model: int = 64
-    """Width (D)."""
+    """Width (D); a multiple of `n_heads`."""
     n_layers: int = 4
+    """Depth."""
     n_heads: int = 4
+    """Query heads."""
     n_kv_heads: int | None = None
-    """Heads of keys and values; must divide n_heads. Unset: n_heads."""
+    """Key/value heads, a divisor of `n_heads`; null: as many as query heads."""
     d_ff: int | None = None
-    """Width of the feed-forward block. Unset: 4 d_model, or 8/3 of it for gated activations."""
+    """Hidden width of the feed-forward part; null: 4 d_model, or 8/3 of it for gated activations."""
     activation: Literal["gelu", "relu", "silu", "swiglu", "geglu"] = "gelu"
+    """Activation of the feed-forward part."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation, before each sub-layer."""
     dropout: float = 0.0
+    """Probability of dropping an activation in training."""
     qk_norm: bool = False
     """Normalise queries and keys of each head before they are rotated."""
     tie_embeddings: bool = False
+    """Share the input embedding with the output layer."""
+
+
+@dataclass
+class TransformerConfig(ModelConfig):
+    """Everything that determines a model."""
+
+    vocab_size: int = 256
     causal: bool = True
     """Decoder (True) or encoder."""
     scheme: Any = "nope"
