@@ -131,6 +131,8 @@ def _measure(scheme: str, length: int, device: str, backend: str) -> float | Non
     torch.set_num_threads(1)
     where = torch.device(device)
     model = build(scheme, device, train_length=max(1, length // 16), backend=backend, n_layers=2).eval()
+    if model.scheme.undefined(length):  # a table must be as long as what it is asked for
+        model = build(scheme, device, train_length=length, backend=backend, n_layers=2).eval()
     tokens = torch.randint(256, (1, length), device=where)
     try:
         model.scheme.prepare(model.positions(1, 2))
