@@ -71,6 +71,16 @@ def test_sinusoidal_is_its_formula(width, base):
     torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_sinusoids_are_those_of_transformers(length, pairs):
+    """GPT-J's table, which holds all sines, then all cosines, where ours alternate."""
+    library = pytest.importorskip("transformers.models.gptj.modeling_gptj", reason="parity needs transformers")
+    theirs = library.create_sinusoidal_positions(length, 2 * pairs).unflatten(1, (2, pairs)).transpose(1, 2).flatten(1)
+    ours = embed(build("sinusoidal", 2 * pairs), torch.zeros(1, length, 2 * pairs), Positions.build(length))[0]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-5)
+
+
 def test_sinusoids_of_equal_distance_have_equal_products():
     table = embed(build("sinusoidal", 32), torch.zeros(1, 60, 32), Positions.build(60))[0]
     products = table @ table.T
