@@ -8,7 +8,8 @@ Legend: B batch, R rows (1 or B), H heads, Lq queries, Lk keys, d head_dim.
 A far region (a `Branch`) has logits from positions of its own, which replace the others where its region holds.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -138,6 +139,26 @@ def _reduce(operation: Callable[[Tensor, Tensor], Tensor], items: list[Tensor]) 
     return total
 
 
+Observer = Callable[[Tensor, Tensor, Composition], None]
+"""Called with logits (B, H, Lq, Lk), -inf where not visible, weights, and the composition of these queries and keys."""
+_observer: Observer | None = None
+
+
+@contextmanager
+def observing(observer: Observer) -> Iterator[None]:
+    """Show an observer what the definition computes, whatever the scheme and the back-end, while the block runs.
+
+    Every `attend` then runs eagerly, in chunks of queries that bound the memory, and calls the observer for each chunk
+    with float32 tensors; Lk leaves out keys that lie ahead of the whole chunk. Meant for passes without gradients.
+    """
+    global _observer
+    before, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = before
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, composition: Composition, backend: str = "auto") -> Tensor:
     """Attention of one layer.
 
@@ -157,7 +178,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, composition: Composition, backend: s
     if k.shape[1] != q.shape[1]:
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    if backend == "auto":
+    if _observer is not None:
+        backend = "chunked"
+    elif backend == "auto":
         backend = choose(composition)
     if backend not in BACKENDS:
         known = ", ".join(["auto", *BACKENDS])
@@ -223,7 +246,10 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, composition: Composition, rotated: l
             where = [w & ~inside for w in where]
         where.append(inside)
     logits = logits.masked_fill(~composition.visible()[:, None], -torch.inf)
-    weights = torch.softmax(logits, dim=-1).to(v.dtype)
+    weights = torch.softmax(logits, dim=-1)
+    if _observer is not None:
+        _observer(logits, weights, composition)
+    weights = weights.to(v.dtype)
     mixer = next((p for p in composition.base if overrides(p.encoding, "mix")), composition.base[0])
     if len(where) == 1 or not overrides(mixer.encoding, "mix"):
         return mixer.encoding.mix(weights, v, mixer.positions)
@@ -273,7 +299,7 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
     instead of being stored.
     """
     rotated = [composition.rotate(q, k, r) for r in range(len(composition.regions))]
-    fused = refusal("sdpa", composition) is None
+    fused = _observer is None and refusal("sdpa", composition) is None
     table = composition.distance_table() if fused else None
     single = composition.positions.key_document is None
     n_queries, n_keys, offset = q.shape[-2], k.shape[-2], composition.positions.offset

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from pezoo.study import Study
 
 # As the survey orders them.
-FAMILIES = ("absolute", "relative", "bias", "interpolation", "randomized", "context")
+FAMILIES = (
+    *("absolute", "relative", "bias", "interpolation", "randomized", "context"),
+    *("regular", "deterministic context-free", "context-sensitive", "length generalisation", "recall"),
+)
 DESCRIPTION = "Trains one small Transformer under many positional encodings, and tests it long."
 
 
@@ -61,16 +64,9 @@ def run(
 
 def write_report(study: "Study", results: "list[Result]") -> None:
     """Write the tables, figures and TensorBoard's extrapolation view of a study."""
-    from pezoo.report import figure, table, tensorboard
+    from pezoo.report.write import write_report as write
 
-    folder, cells = study.out / "report", study.store.folder
-    table.write(results, folder / "table.md")
-    for protocol in study.recipe.test.protocols:
-        suffix = "" if protocol == study.recipe.test.protocols[0] else f"_{protocol}"
-        figure.save(figure.draw_curves(results, protocol=protocol), folder / f"curves{suffix}")
-        by_position = figure.draw_by_position(results, cells, protocol)
-        figure.save(by_position, folder / f"loss_by_position{suffix}")
-    tensorboard.write(results, study.out / "tensorboard", cells)
+    write(results, study.out / "report", study.store.folder, study.out / "tensorboard")
 
 
 # ---- pezoo list ---------------------------------------------------------------------------------
@@ -90,6 +86,7 @@ def list_members(argv: list[str]) -> int:
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--encodings", action="store_true", help="encodings and literature names only")
     kinds.add_argument("--extensions", action="store_true", help="extensions only")
+    kinds.add_argument("--tasks", action="store_true", help="tasks only")
     _add_json(parser)
     _add_plugin(parser)
     args = parser.parse_args(argv)
@@ -97,17 +94,19 @@ def list_members(argv: list[str]) -> int:
     from pezoo import registry
 
     _load_plugins(args.plugin)
-    names = [] if args.extensions else registry.list_encodings(args.pattern)
-    if not args.encodings:
-        names += registry.list_extensions(args.pattern)
+    every = not (args.encodings or args.extensions or args.tasks)
+    names = registry.list_encodings(args.pattern) if args.encodings or every else []
+    names += registry.list_extensions(args.pattern) if args.extensions or every else []
+    names += registry.list_tasks(args.pattern) if args.tasks or every else []
     if not names:
         known = list(registry.entries())
         raise UserError(f"nothing is called {args.pattern!r}.{suggest(args.pattern, known)} All: pezoo list")
     if args.json:
         _print_json([registry.describe(name) for name in names])
         return 0
-    members = [registry.entry(name) for name in names]
-    for title, kinds in (("encodings", ("encoding", "alias")), ("extensions", ("extension",))):
+    members, width = [registry.entry(name) for name in names], max(map(len, names))
+    sections = {"encodings": ("encoding", "alias"), "extensions": ("extension",), "tasks": ("task",)}
+    for title, kinds in sections.items():
         shown = [e for e in members if e.kind in kinds]
         families = {e.family for e in shown}
         if shown:
@@ -115,15 +114,15 @@ def list_members(argv: list[str]) -> int:
         for family in (*(f for f in FAMILIES if f in families), *sorted(families - set(FAMILIES))):
             _say(f"  [bold]{escape(family)}[/bold]")
             for entry in (e for e in shown if e.family == family):
-                _say(f"    {_line(entry)}")
+                _say(f"    {_line(entry, width)}")
     return 0
 
 
-def _line(entry: "Entry") -> str:
+def _line(entry: "Entry", width: int) -> str:
     title = escape(f"{entry.title}, {entry.year}" if entry.year else entry.title)
     stands = f" = {escape(entry.scheme)}" if entry.scheme else ""
     marks = f"  [dim]({', '.join(_marks(entry))})[/dim]" if _marks(entry) else ""
-    return f"[cyan]{entry.name:<20}[/cyan] {title}{stands}{marks}"
+    return f"[cyan]{entry.name:<{width}}[/cyan] {title}{stands}{marks}"
 
 
 def _marks(entry: "Entry") -> list[str]:
@@ -164,7 +163,7 @@ def show(argv: list[str]) -> int:
 
     _load_plugins(args.plugin)
     alone = registry.entries().get(args.scheme)
-    if alone is not None and alone.kind == "extension":
+    if alone is not None and alone.kind in ("extension", "task"):
         spec, names = None, [alone.name]
     else:
         spec = parse(args.scheme)
@@ -288,8 +287,8 @@ def _show_results(study: "Study", results: "list[Result]") -> None:
     from pezoo.report import table
     from pezoo.report.tensorboard import ADDRESS
 
-    for protocol in study.recipe.test.protocols:
-        table.show(results, protocol=protocol)
+    for one in table.overview(results):
+        one.show()
     lines = [f"results:     {study.results_path}", f"report:      {study.out / 'report'}"]
     for key, failure in study.failures.items():
         title = study.plan.cells[key].title
@@ -307,6 +306,71 @@ def _tensorboard() -> str:
     beside = Path(sys.executable).with_name("tensorboard")
     with_folder = os.path.relpath(beside) if Path.cwd() in beside.parents else str(beside)
     return with_folder if beside.exists() else f"{sys.executable} -m tensorboard.main"
+
+
+# ---- pezoo generate -----------------------------------------------------------------------------
+
+
+def generate(argv: list[str]) -> int:
+    """Let a trained model write, past the length it was trained on."""
+    parser = _parser(
+        "generate",
+        generate,
+        "pezoo generate runs/quickstart alibi",
+        "pezoo generate runs/quickstart 'rope+pi, 200 steps @ 8x' --tokens 600 --seed 1",
+        "pezoo generate runs/quickstart rope --prompt 'def main(' --greedy > text.txt",
+        note="Standard output is the text, prompt included, and nothing else. Standard error tells where the text\n"
+        "passes the training length, and at the end, a line for each stretch of that length, how sure the model\n"
+        "was and how much it repeated itself. A text ends early where the scheme has no value.\n\n",
+    )
+    parser.add_argument("folder", metavar="DIR", help="folder of a study")
+    parser.add_argument("scheme", nargs="?", metavar="SCHEME", help="a row of its table; without it: which there are")
+    parser.add_argument("--part", metavar="NAME", help="part of the recipe, if the row is in several")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the training (default: the recipe's first)")
+    parser.add_argument("--prompt", metavar="TEXT", help="default: half a training length of a test document")
+    parser.add_argument("--tokens", type=int, metavar="N", help="to write (default: 4 training lengths)")
+    told = "total length that schemes which depend on it are told (default: the whole text)"
+    parser.add_argument("--length", type=int, metavar="N", help=told)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--temperature", type=float, default=0.8, metavar="T", help="of sampling (default: 0.8)")
+    how.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest (default: all)")
+    nucleus = "sample among the likeliest that make up this share (default: 0.95)"
+    parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help=nucleus)
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="another number, another text (default: 0)")
+    _add_plugin(parser)
+    args = parser.parse_args(argv)
+
+    import torch
+
+    from pezoo.data.tokenizer import load_tokenizer
+    from pezoo.generate import find_model, note, opening, show, stream
+
+    _load_plugins(args.plugin)
+    found = find_model(args.folder, args.scheme, args.seed, args.part)
+    inputs = found.inputs
+    name, length = inputs["data"]["tokenizer"], inputs["train_length"]
+    tokenizer = load_tokenizer(None if name == "bytes" else name)
+    n_new = 4 * length if args.tokens is None else args.tokens
+    if args.prompt is None:
+        prompt, where = opening(args.folder, found, max(1, length // 2))
+    else:
+        prompt, where = torch.tensor(tokenizer.encode([args.prompt])[0].astype("int64"))[None], "as given"
+    part = f"{found.part}, " if found.part else ""
+    note(f"{part}{found.label}, seed {found.seed}; prompt: {where}")
+    if found.changed:
+        note("the code of this scheme has changed since the model was trained")
+    steps = stream(
+        found.model.to(inputs["device"] if torch.cuda.is_available() else "cpu"),
+        prompt,
+        n_new,
+        length=args.length,
+        temperature=0.0 if args.greedy else args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        generator=torch.Generator().manual_seed(args.sample),
+    )
+    return 0 if show(found, prompt, steps, n_new, tokenizer.decoder()) else 130
 
 
 # ---- pezoo bench --------------------------------------------------------------------------------
@@ -374,6 +438,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "list": ("list [PATTERN] [--json]", list_members),
     "show": ("show SCHEME [--save FILE] [--json]", show),
     "run": ("run RECIPE [key=value ...] [--out DIR] [--plugin FILE.py] [--dry-run]", run_study),
+    "generate": ("generate DIR SCHEME [--prompt TEXT] [--tokens N]", generate),
     "bench": ("bench [--json]", bench),
     "check": ("check NAME|FILE.py [--slow] [--json]", check),
     "new": ("new NAME [--kind extension] [--out FILE.py]", new),

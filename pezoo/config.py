@@ -24,6 +24,8 @@ from pezoo.experiments import recipes_dir
 from pezoo.transformer import ModelConfig
 
 Schedule = Literal["cosine", "linear", "constant"]
+LANGUAGE_MODELLING = "language_modelling"
+"""What `tasks` calls learning the text of `data`."""
 
 
 @dataclass
@@ -31,13 +33,20 @@ class TrainConfig:
     """Training, and what tuning shares with it."""
 
     length: int = 64
-    """Training length L, in tokens."""
+    """Training length L: tokens, or for a task what it counts, and then the longest."""
+    lengths: Literal["fixed", "uniform", "curriculum"] = "fixed"
+    """Lengths of the batches: all of L; drawn from min_length ... L; or growing to L in the first half of the steps.
+    A batch of shorter text has more rows, so that its tokens stay as many."""
+    min_length: int = 1
+    """Shortest batches, where lengths differ."""
     steps: int = 800
     """Optimiser steps."""
     batch_size: int = 32
     """Sequences a step, before accumulation."""
     lr: float = 2e-3
     """Peak learning rate of AdamW."""
+    lrs: list[float] = field(default_factory=list)
+    """Several to choose from, for each scheme by its mean validation loss at L over all seeds; empty: lr alone."""
     schedule: Schedule = "cosine"
     """Course of the learning rate after the warm-up."""
     warmup_steps: int = 50
@@ -90,16 +99,30 @@ class TestConfig:
 
     lengths: list[Any] = field(default_factory=lambda: ["1x", "2x", "4x", "8x", "16x"])
     """Test lengths: tokens, or multiples of the training length such as 16x."""
-    protocols: list[str] = field(default_factory=lambda: ["prefix"])
-    """How losses are gathered: names from pezoo.evaluation."""
+    protocols: list[str] = field(default_factory=list)
+    """How it is tested: names from pezoo.evaluation; empty: prefix for text, answers for tasks."""
     windows: int = 32
-    """Test windows, each as long as the longest test length."""
+    """Test windows, each as long as the longest test length; of a task the questions of each length (and depth)."""
+    companion: bool = False
+    """Test each scheme a second time with a window of L, as "... | windowed": what it gains by distant text."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks to test a language model on beside its text, such as passkey_text; length in tokens."""
     last: int | None = None
     """Tokens that count for the perplexity of the last tokens; null: the training length."""
     seed: int = 0
     """Chooses the windows; the same for every scheme and training seed."""
     batch_tokens: int = 16384
     """Tokens in one forward."""
+
+
+@dataclass
+class GridConfig:
+    """Every encoding with every extension that it takes; pairs that cannot work are left out."""
+
+    encodings: list[str] = field(default_factory=list)
+    """Encodings, with settings if need be, or patterns such as *; each stands in the grid without extension too."""
+    extensions: list[str] = field(default_factory=list)
+    """Extensions, likewise."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +148,12 @@ class Recipe:
     """Other sizes of the same study: overrides by name."""
     schemes: list[Any] = field(default_factory=list)
     """`rope+pi`, a scheme as a mapping, or {scheme: ..., tune: [0, 200], label: ...}."""
+    grid: GridConfig = field(default_factory=GridConfig)
+    """More schemes: encodings x extensions."""
+    tasks: list[str] = field(default_factory=lambda: [LANGUAGE_MODELLING])
+    """What each scheme is trained on, one after the other: text, or tasks such as mqar:n_pairs=8."""
+    form: Literal["causal", "encoder"] = "causal"
+    """Whether tasks are answered token by token, or all at once by an encoder."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """One training of each scheme for each seed."""
     workers: int = 1
@@ -140,6 +169,31 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     test: TestConfig = field(default_factory=TestConfig)
+    parts: dict[str, Any] = field(default_factory=dict)
+    """Parts of the study by name, each with keys that differ there: schemes, grid, tasks, form, data, model, train,
+    tune, test. What a part sets, it keeps: type parts.NAME.train.steps=100 to change it."""
+
+    def split(self) -> list[tuple[str, "Recipe"]]:
+        """The parts as recipes of their own, by name; the whole, named "", if there are none.
+
+        Raises:
+            UserError: if a part is malformed.
+        """
+        if not self.parts:
+            return [("", self)]
+        whole = dataclasses.asdict(self) | {"parts": {}}
+        split = []
+        for name, given in self.parts.items():
+            _require(isinstance(given, Mapping), f"parts.{name}", given, f"a group of keys ({', '.join(_OF_A_PART)})")
+            for key in given:
+                if key not in _OF_A_PART:
+                    near, known = suggest(str(key), _OF_A_PART), ", ".join(_OF_A_PART)
+                    raise UserError(f"parts.{name} cannot set {key!r}.{near} A part sets: {known}")
+            try:
+                split.append((name, OmegaConf.to_object(OmegaConf.merge(_DEFAULTS, _merge(whole, given)))))
+            except UserError as error:
+                raise UserError(f"parts.{name}: {error}") from None
+        return split
 
     @property
     def test_lengths(self) -> list[int]:
@@ -160,7 +214,7 @@ class Recipe:
     def tuning(self, steps: int) -> TrainConfig:
         """What `fit` needs for a tuning of `steps` steps."""
         shared = {f.name: getattr(self.tune, f.name) for f in dataclasses.fields(TuneConfig)}
-        return dataclasses.replace(self.train, **shared | {"steps": steps, "length": self.tune_length})
+        return dataclasses.replace(self.train, **shared | {"steps": steps, "length": self.tune_length, "lrs": []})
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe in full as plain data; itself a recipe, of the same study."""
@@ -242,7 +296,12 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
             _set(tree, key, value)
     result: Recipe = OmegaConf.to_object(OmegaConf.merge(_DEFAULTS, _merge({}, tree)))
     result.study = result.study or name
-    _check_values(result)
+    _check_study(result)
+    for part, one in result.split():
+        try:
+            _check_values(one)
+        except UserError as error:
+            raise UserError(f"parts.{part}: {error}" if part else str(error)) from None
     return result
 
 
@@ -354,9 +413,10 @@ def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
 
 
 _DEFAULTS = OmegaConf.structured(Recipe)
+_OF_A_PART = ("schemes", "grid", "tasks", "form", "data", "model", "train", "tune", "test")
 _AT_LEAST_ONE = """workers threads
 model.d_model model.n_layers model.n_heads model.n_kv_heads model.d_ff
-train.length train.steps train.batch_size train.accumulate train.log_every
+train.length train.min_length train.steps train.batch_size train.accumulate train.log_every
 tune.batch_size tune.accumulate test.windows test.last test.batch_tokens"""
 _AT_LEAST_ZERO = """train.warmup_steps train.weight_decay train.grad_clip
 tune.warmup_steps tune.weight_decay tune.grad_clip test.seed"""
@@ -371,13 +431,23 @@ def _values(recipe: Recipe, keys: str) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
+def _check_study(recipe: Recipe) -> None:
+    """What all parts share."""
+    _require(bool(recipe.study.strip()), "study", recipe.study, "a name")
+    good = re.fullmatch(r"[^/\\\0]+", recipe.study) and recipe.study not in (".", "..")
+    _require(bool(good), "study", recipe.study, "a name without slashes")
+    good = recipe.seeds and len(set(recipe.seeds)) == len(recipe.seeds) and min(recipe.seeds) >= 0
+    _require(bool(good), "seeds", recipe.seeds, "different whole numbers from 0 on, such as [0, 1]")
+
+
 def _check_values(recipe: Recipe) -> None:
     """Ranges of single keys, then the relations between keys."""
     for key, value in _values(recipe, _AT_LEAST_ONE):
         _require(value >= 1, key, value, "at least 1")
     for key, value in _values(recipe, _AT_LEAST_ZERO):
         _require(value >= 0 and math.isfinite(value), key, value, "at least 0")
-    for key, value in _values(recipe, "train.lr tune.lr"):
+    rates = [(f"train.lrs.{i}", lr) for i, lr in enumerate(recipe.train.lrs)]
+    for key, value in [*_values(recipe, "train.lr tune.lr"), *rates]:
         _require(value > 0 and math.isfinite(value), key, value, "above 0")
     for key, value in _values(recipe, "train.min_lr_ratio tune.min_lr_ratio"):
         _require(0 <= value <= 1, key, value, "between 0 and 1")
@@ -397,13 +467,7 @@ def _check_values(recipe: Recipe) -> None:
         model.n_heads % kv_heads == 0,
         *("model.n_kv_heads", kv_heads, f"a divisor of model.n_heads={model.n_heads}"),
     )
-    _require(bool(recipe.study.strip()), "study", recipe.study, "a name")
-    good = re.fullmatch(r"[^/\\\0]+", recipe.study) and recipe.study not in (".", "..")
-    _require(bool(good), "study", recipe.study, "a name without slashes")
-    _require(bool(recipe.schemes), "schemes", recipe.schemes, "a list such as [rope, alibi]")
-    good = recipe.seeds and len(set(recipe.seeds)) == len(recipe.seeds) and min(recipe.seeds) >= 0
-    _require(bool(good), "seeds", recipe.seeds, "different whole numbers from 0 on, such as [0, 1]")
-    _require(bool(recipe.test.protocols), "test.protocols", [], "a list such as [prefix]")
+    _require(bool(recipe.schemes or recipe.grid.encodings), "schemes", recipe.schemes, "a list such as [rope, alibi]")
     _require(bool(recipe.tune.steps), "tune.steps", [], "a list of step counts such as [0, 200]")
     _require(bool(recipe.test.lengths), "test.lengths", [], "a list such as [1x, 2x, 4x]")
     for tokens, given in zip(recipe.test_lengths, recipe.test.lengths, strict=False):
@@ -412,11 +476,16 @@ def _check_values(recipe: Recipe) -> None:
                 f"test.lengths holds {tokens} ({given!r}), shorter than the training length "
                 f"train.length={length}; a test length is train.length or more"
             )
+    least = recipe.train.min_length
+    _require(least <= length, "train.min_length", least, f"at most train.length={length}")
+    _require(bool(recipe.tasks), "tasks", [], f"a list such as [{LANGUAGE_MODELLING}] or [reverse_string]")
     if (recipe.test.last or length) > min(recipe.test_lengths):
         raise UserError(
             f"test.last={recipe.test.last} is more than the shortest test length, {min(recipe.test_lengths)}"
         )
     steps = {n for row in recipe.rows for n in row.tune if n}
+    if recipe.grid.encodings:
+        steps |= {n for n in recipe.tune.steps if n}
     if steps and recipe.tune_length < length:
         raise UserError(f"tune.length={recipe.tune_length} is shorter than the training length train.length={length}")
     for stage, n in [("train", recipe.train.steps), *(("tune", n) for n in sorted(steps))]:

@@ -23,14 +23,16 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
 from torchmetrics.text import Perplexity
 
 from pezoo.config import TrainConfig
-from pezoo.data import Tokens, crops
+from pezoo.data.material import Batched, Batches
 from pezoo.errors import UserError
 from pezoo.evaluation.memory import peak_memory, reset_peak_memory
 from pezoo.evaluation.passes import outcome
 from pezoo.results import replacing
+from pezoo.task import IGNORE, Example
 from pezoo.transformer import Transformer, TransformerConfig
 
 # The curve of validation perplexity: how many points, of how many batches each (together about 3 %
@@ -52,6 +54,8 @@ class FitResult:
     """Loss of the last batch, nats a token."""
     peak_memory_bytes: int | None
     """See `pezoo.evaluation.memory`."""
+    validation_loss: float | None = None
+    """Mean loss in nats on the validation batches after the last step; None without validation."""
     status: Literal["ok", "diverged", "undefined", "out_of_memory"] = "ok"
     reason: str = ""
     """Why `status` is not ok."""
@@ -93,24 +97,26 @@ class LanguageModel(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.settings, self.phase, self.progress = model, settings, phase, progress
-        self.perplexity = Perplexity()
-        self.steps, self.final_loss, self.seconds = 0, math.nan, 0.0
+        self.perplexity, self.accuracy = Perplexity(ignore_index=IGNORE), MeanMetric()
+        self.steps, self.validated_at, self.n_tokens, self.seconds = 0, 0, 0, 0.0
+        self.final_loss = self.validation_loss = math.nan
 
-    def _logits(self, ids: Tensor, batch_idx: int, phase: str) -> Tensor:
-        """Logits (B, L, V), float32, of all but the last of the ids (B, L + 1)."""
-        batch, length = ids.shape[0], ids.shape[1] - 1
+    def _logits(self, tokens: Tensor, batch_idx: int, phase: str) -> Tensor:
+        """Logits (B, L, V), float32, of the ids (B, L)."""
+        batch, length = tokens.shape
         rows = tuple(range(batch_idx * batch, (batch_idx + 1) * batch))  # keys of random draws
         positions = self.model.positions(batch, length, phase=phase, rows=rows)
-        return self.model(ids[:, :-1], positions).float()
+        return self.model(tokens, positions).float()
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Mean cross-entropy, in nats, of the ids (B, L + 1) after the first."""
-        logits = self._logits(batch, batch_idx, self.phase)
-        return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+    def training_step(self, batch: Example, batch_idx: int) -> Tensor:
+        """Mean cross-entropy, in nats, of what is asked."""
+        logits = self._logits(batch.tokens, batch_idx, self.phase)
+        return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
 
-    def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Tensor, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Example, batch_idx: int) -> None:
         """Every `log_every` steps: curves, progress, and an end if the loss is not finite."""
         settings = self.settings
+        self.n_tokens += batch.tokens.numel()
         self.steps, partial = divmod(batch_idx + 1, settings.accumulate)
         if partial or (self.steps % settings.log_every and self.steps != settings.steps):
             return
@@ -127,14 +133,22 @@ class LanguageModel(pl.LightningModule):
         if self.progress is not None:
             self.progress(self.steps, settings.steps, loss)
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Count the ids (B, L + 1) for the perplexity."""
-        self.perplexity.update(self._logits(batch, batch_idx, "test"), batch[:, 1:])
+    def validation_step(self, batch: Example, batch_idx: int) -> None:
+        """Count what is asked for perplexity and accuracy."""
+        logits = self._logits(batch.tokens, batch_idx, "test")
+        asked = batch.targets != IGNORE
+        self.perplexity.update(logits, batch.targets)
+        self.accuracy.update((logits.argmax(-1) == batch.targets)[asked].float())
 
     def on_validation_epoch_end(self) -> None:
-        """Add a point to the curve of validation perplexity."""
-        self.logger.log_metrics({"validation/perplexity": self.perplexity.compute()}, self.steps)
+        """Add a point to the curves of validation."""
+        curves = {"validation/perplexity": self.perplexity.compute(), "validation/accuracy": self.accuracy.compute()}
+        self.validation_loss = curves["validation/perplexity"].log().item()
+        if self.logger is not None:
+            self.logger.log_metrics(curves, self.steps)
         self.perplexity.reset()
+        self.accuracy.reset()
+        self.validated_at = self.steps
 
     def start_clock(self) -> None:
         """Count the time from here on."""
@@ -168,56 +182,36 @@ class LanguageModel(pl.LightningModule):
         }
 
 
-@dataclass(frozen=True)
-class Batches:
-    """An iterable over crops: batch i is that of step i, ids (batch_size, length + 1)."""
-
-    tokens: Tokens
-    length: int
-    batch_size: int
-    count: int
-    """Number of batches."""
-    seed: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for step in range(self.count):
-            yield crops(self.tokens, self.length, self.batch_size, step, self.seed)
-
-
-class Crops(pl.LightningDataModule):
-    """Training batches, and a fixed sample of validation batches of the same shape.
+class TrainingData(pl.LightningDataModule):
+    """Training batches, and a fixed sample of validation batches at the training length.
 
     Args:
-        tokens: training text.
-        validation: validation text, if any.
+        material: what is trained on.
+        validation: what is validated on, if anything.
         settings: of the training.
-        length: tokens in a sequence.
-        seed: of the training's crops.
+        length: L, the longest sequences, as the material counts it.
+        seed: of the training's batches.
     """
 
     def __init__(
         self,
-        tokens: Tokens,
-        validation: Tokens | None,
+        material: Batched,
+        validation: Batched | None,
         settings: TrainConfig,
         length: int,
         seed: int,
     ) -> None:
         super().__init__()
-        size, count = settings.batch_size, settings.steps * settings.accumulate
-        self.training = Batches(tokens, length, size, count, seed)
-        self.validation = []
+        self.training = Batches(material, settings, length, settings.steps * settings.accumulate, seed)
+        self.validation: Batches | list[Example] = []
         if validation is not None:
-            self.validation = Batches(validation, length, size, VALIDATION_BATCHES, VALIDATION_SEED)
+            self.validation = Batches(validation, settings, length, VALIDATION_BATCHES, VALIDATION_SEED, fixed=True)
 
     def train_dataloader(self) -> Batches:
         """The batches of the whole training."""
         return self.training
 
-    def val_dataloader(self) -> Batches | list[Tensor]:
+    def val_dataloader(self) -> Batches | list[Example]:
         """The batches of each validation."""
         return self.validation
 
@@ -241,8 +235,8 @@ class Curves(TensorBoardLogger):
 
 def fit(
     model: Transformer,
-    tokens: Tokens,
-    validation: Tokens | None,
+    material: Batched,
+    validation: Batched | None,
     settings: TrainConfig,
     *,
     seed: int,
@@ -252,15 +246,15 @@ def fit(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int, float], None] | None = None,
 ) -> FitResult:
-    """Train `model` in place on crops of `tokens`.
+    """Train `model` in place on batches of `material`.
 
     Args:
         model: what is trained; it ends on the CPU, in the mode it was in.
-        tokens: training text.
-        validation: validation text; its perplexity is a curve, so only read if there is a log_dir.
+        material: what is trained on: text as `Tokens`, or a task.
+        validation: the same for validation, which it has ten times on the way and at the end.
         settings: how to train; `settings.length` is not read.
-        seed: of the crops and of dropout; weights and random positions have the model's own.
-        length: tokens in a training sequence.
+        seed: of the batches and of dropout; weights and random positions have the model's own.
+        length: L, the length of the longest training sequences, as the material counts it.
         phase: in which the scheme acts.
         log_dir: folder for TensorBoard's training curves; replaces those of an earlier attempt.
         device: where to train.
@@ -279,9 +273,8 @@ def fit(
             raise UserError(f"precision={settings.precision!r} needs a GPU; use 32-true or bf16-mixed on a CPU")
         torch.set_flush_denormal(True)
     index = device.index or 0
-    validated = log_dir is not None and validation is not None
     training, module = model.training, LanguageModel(model, settings, phase, progress)
-    data = Crops(tokens, validation if validated else None, settings, length, seed)
+    data = TrainingData(material, validation, settings, length, seed)
     status, reason = "ok", ""
     model.train()
     reset_peak_memory(device)
@@ -296,7 +289,7 @@ def fit(
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.grad_clip or None,
             val_check_interval=max(1, settings.steps // VALIDATIONS) * settings.accumulate,
-            limit_val_batches=1.0 if validated else 0,
+            limit_val_batches=1.0 if validation is not None else 0,
             num_sanity_val_steps=0,
             logger=Curves(log_dir) if log_dir is not None else False,
             log_every_n_steps=0,
@@ -307,6 +300,8 @@ def fit(
         )
         try:
             trainer.fit(module, datamodule=data)
+            if validation is not None and module.validated_at != module.steps:
+                trainer.validate(module, datamodule=data, verbose=False)
         except Exception as error:
             status, reason = outcome(error)
             if status == "failed":
@@ -317,13 +312,13 @@ def fit(
             model.train(training)
     if status == "ok" and not math.isfinite(module.final_loss):
         status, reason = "diverged", f"the training loss is not finite at step {module.steps}"
-    n_tokens = module.steps * settings.accumulate * settings.batch_size * length
     return FitResult(
         train_seconds=module.seconds,
-        tokens_per_second=n_tokens / module.seconds if module.seconds else 0.0,
+        tokens_per_second=module.n_tokens / module.seconds if module.seconds else 0.0,
         steps=module.steps,
         final_loss=module.final_loss,
         peak_memory_bytes=peak_memory(device),
+        validation_loss=module.validation_loss if math.isfinite(module.validation_loss) else None,
         status=status,
         reason=reason,
     )

@@ -11,7 +11,7 @@ import pkgutil
 import re
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -93,7 +93,7 @@ class Entry:
             name = waiting.pop()
             source = Path(inspect.getfile(sys.modules[name])).read_bytes()
             sources[name] = hashlib.sha256(source).hexdigest()
-            imported = re.findall(rb"^from (pezoo\.encodings\.[\w.]+) import", source, re.MULTILINE)
+            imported = re.findall(rb"^from (pezoo\.(?:encodings|data\.tasks)\.[\w.]+) import", source, re.MULTILINE)
             waiting.extend(n for n in map(bytes.decode, imported) if n not in sources)
         return hashlib.sha256(" ".join(sources[name] for name in sorted(sources)).encode()).hexdigest()
 
@@ -153,10 +153,12 @@ def _add(new: Entry) -> None:
 @cache
 def _load_zoo() -> None:
     """Import every member once, then the plug-ins that installed packages offer."""
+    import pezoo.data.tasks
     import pezoo.encodings
 
-    for module in pkgutil.walk_packages(pezoo.encodings.__path__, "pezoo.encodings."):
-        importlib.import_module(module.name)
+    for package in (pezoo.encodings, pezoo.data.tasks):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         try:
             point.load()
@@ -257,19 +259,35 @@ def make_config(name: str, settings: Mapping[str, Any]) -> tuple[Any, tuple[str,
         UserError: for an unknown setting, a wrong type or a value out of range.
     """
     found = entry(name)
-    allowed = found.parameters
+    if found.kind != "extension":
+        return checked_settings(name, found.cls.Config, settings), None
+    others = {key: value for key, value in settings.items() if key != "at"}
+    config = checked_settings(name, found.cls.Config, others, also=("at",))
+    return config, _phases(name, settings.get("at", found.cls.default_at))
+
+
+def checked_settings(name: str, cls: type, settings: Mapping[str, Any], also: Sequence[str] = ()) -> Any:
+    """An instance of the dataclass `cls`, whose fields are made by `setting`, after a check of what is set.
+
+    Args:
+        name: whose settings they are, for messages.
+        cls: the dataclass.
+        settings: what differs from the defaults.
+        also: names of settings that are checked elsewhere, for messages.
+
+    Raises:
+        UserError: for an unknown setting, a wrong type or a value out of range.
+    """
+    allowed = [f.name for f in dataclasses.fields(cls)]
     for key in settings:
         if key not in allowed:
-            known = ", ".join(allowed) or "none"
-            raise UserError(f"{name} has no setting {key!r}.{suggest(key, allowed)} Its settings: {known}")
-    settings = dict(settings)
-    at = None
-    if found.kind == "extension":
-        at = _phases(name, settings.pop("at", found.cls.default_at))
+            known = [*allowed, *also]
+            near, names = suggest(str(key), known), ", ".join(known) or "none"
+            raise UserError(f"{name} has no setting {key!r}.{near} Its settings: {names}")
     if not settings:
-        return found.cls.Config(), at
+        return cls()
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(found.cls.Config), settings))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), dict(settings)))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", "") or ""
         raise UserError(f"{name}:{key}: {str(error).splitlines()[0]}") from None
@@ -277,7 +295,7 @@ def make_config(name: str, settings: Mapping[str, Any]) -> tuple[Any, tuple[str,
         value, limits = getattr(config, f.name), f.metadata
         for number in value if isinstance(value, list) else [value]:
             _check_range(f"{name}:{f.name}", number, limits)
-    return config, at
+    return config
 
 
 def _check_range(key: str, value: Any, limits: Mapping[str, Any]) -> None:

@@ -55,8 +55,10 @@ class Result:
     """Names of the scheme's extensions, in order."""
     family: str
     """Where the encoding stands in the taxonomy."""
+    part: str = ""
+    """The part of the recipe that it belongs to; empty where a recipe has none."""
     task: str
-    """What was learnt and tested, such as "language_modelling"."""
+    """What was tested, such as "language_modelling" or "passkey:n_digits=5"."""
     corpus: str
     """The text or the generator it was tested on."""
     protocol: str
@@ -76,9 +78,9 @@ class Result:
     n_documents: int
     """Documents they came from."""
     train_length: int
-    """L, the length of the training sequences, in tokens."""
+    """L, the length of the training sequences: in tokens, or for a task as the task counts it."""
     test_length: int
-    """T, the tested length, in tokens."""
+    """T, the tested length, counted likewise."""
     length_ratio: float
     """T / L."""
     scale_factor: float | None

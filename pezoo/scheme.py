@@ -177,7 +177,7 @@ def parse(scheme: "str | Mapping[str, Any] | Spec") -> Spec:
         except yaml.YAMLError as error:
             raise UserError(f"scheme {scheme!r} is no YAML mapping: {str(error).splitlines()[0]}") from None
     if isinstance(scheme, str):
-        spec = Spec(_members(_parse_text(scheme)))
+        spec = Spec(_members(read_members(scheme)))
     elif isinstance(scheme, Mapping):
         spec = _parse_mapping(scheme)
     else:
@@ -187,7 +187,8 @@ def parse(scheme: "str | Mapping[str, Any] | Spec") -> Spec:
     return spec
 
 
-def _parse_text(text: str) -> list[tuple[str, dict[str, Any]]]:
+def read_members(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Names and settings in `name:key=value+name`, not yet checked."""
     members = []
     for part in _JOIN.split(text.strip()):
         name, *settings = part.split(":")
@@ -240,7 +241,7 @@ def _members(pairs: list[tuple[str, dict[str, Any]]]) -> tuple[MemberSpec, ...]:
         if found.kind == "task":
             raise UserError(f"{name} is a task, not an encoding or an extension")
         if found.kind == "alias":
-            parts = _parse_text(found.scheme)
+            parts = read_members(found.scheme)
             for key, value in settings.items():
                 owners = [p for p in parts if key in entry(p[0]).parameters]
                 if not owners:

@@ -19,7 +19,7 @@ def test_defaults_are_the_documented_ones():
     assert (made.model.d_model, made.train.length, made.train.steps) == (64, 64, 800)
     assert made.test_lengths == [64, 128, 256, 512, 1024]
     assert made.tune_length == 512
-    assert made.test.protocols == ["prefix"]
+    assert made.tasks == ["language_modelling"]
     assert made.data.corpus == "python"
 
 

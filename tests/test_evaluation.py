@@ -6,12 +6,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from pezoo.compose import Scheme
 from pezoo.data import Windows
 from pezoo.errors import UserError
-from pezoo.evaluation import PROTOCOLS, LengthResult, evaluate, passes
+from pezoo.evaluation import PROTOCOLS, LengthResult, evaluate, parse_protocol, passes, sliding
 from pezoo.evaluation.memory import peak_memory, reset_peak_memory
 from pezoo.evaluation.passes import token_losses
 from pezoo.evaluation.result import bin_edges
@@ -20,6 +22,7 @@ from pezoo.transformer import Transformer, TransformerConfig
 VOCAB, LONGEST, LAST = 19, 50, 6
 DOCUMENTS = np.array([4, 4, 1, 4, 7])
 LENGTHS = [8, 13, 50]
+OF_LOSS = [name for name, protocol in PROTOCOLS.items() if "loss" in protocol.METRICS]
 
 
 def make(scheme):
@@ -47,6 +50,41 @@ def by_hand(model, ids, declared, row):
     with torch.no_grad():
         logits = model(inputs, positions)[0].double()
     return -logits.log_softmax(-1)[torch.arange(len(targets)), targets].numpy()
+
+
+def one_by_one(model, text, length, contexts):
+    """Each scored token from a forward pass of its own, that reads its context and nothing after it.
+
+    Args:
+        model: in evaluation mode.
+        text: windows.
+        length: what the scheme is told.
+        contexts: for each scored place i in the windows (ids[:, i + 1] is scored), where its context starts.
+
+    Returns:
+        Losses in float64, (N, places), and the positions in their contexts, (places,).
+    """
+    losses = []
+    for place, start in contexts.items():
+        tokens, target = text.ids[:, start : place + 1], text.ids[:, place + 1]
+        positions = model.positions(len(tokens), tokens.shape[1], declared=length, phase="test")
+        with torch.no_grad():
+            logits = model(tokens, positions)[:, -1].double()
+        losses.append(-logits.log_softmax(-1)[torch.arange(len(tokens)), target].numpy())
+    return np.stack(losses, axis=1), np.array([place - start for place, start in contexts.items()])
+
+
+def assert_equals_one_by_one(result, model, text, contexts):
+    """Values and bins of `result` are those of `contexts`, as in `one_by_one`."""
+    losses, positions = one_by_one(model, text, result.test_length, contexts)
+    assert_values(result, losses.ravel(), losses[:, positions >= result.test_length - LAST].ravel())
+    bins = result.bins
+    for row, document in enumerate(bins.documents):
+        of_document = losses[document == DOCUMENTS]
+        for column, (start, stop) in enumerate(pairwise(bins.edges)):
+            inside = of_document[:, (positions >= start) & (positions < stop)]
+            assert bins.tokens[row, column] == inside.size
+            assert bins.loss_sum[row, column] == pytest.approx(inside.sum(), rel=1e-4)
 
 
 def watch(model, monkeypatch):
@@ -112,17 +150,98 @@ def test_non_overlapping_is_the_mean_over_blocks_with_fresh_context(scheme, batc
         assert (result.protocol, result.stride, result.bos) == ("non_overlapping", length, False)
 
 
+@pytest.mark.parametrize("scheme", ["rope", "alibi", "rope+dynamic_ntk", "dynamic_sinusoidal"])
+@pytest.mark.parametrize(
+    ("length", "stride"),
+    [(8, 1), (8, 3), (8, 6), (13, 5), (13, 13), (50, 7), (1, 1)],  # 3, 5 and 13 leave a rest, 50 is one context
+)
+def test_sliding_scores_each_token_in_the_first_context_that_holds_it(scheme, length, stride, text):
+    model = make(scheme)
+    [result] = evaluate(model, text, [length], protocol=f"sliding:stride={stride}", last=LAST)
+    contexts = {i: next(s for s in range(0, LONGEST, stride) if s + length > i) for i in range(LONGEST)}
+    assert_equals_one_by_one(result, model, text, contexts)
+    assert (result.n_tokens, result.stride, result.bos) == (5 * LONGEST, stride, False)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data())
+def test_sliding_scores_every_token_once_and_keeps_to_its_length(data):
+    longest = data.draw(st.integers(1, 40))
+    length = data.draw(st.integers(1, longest))
+    stride = data.draw(st.integers(1, length))
+    ids = torch.arange(2 * (longest + 1)).view(2, -1)
+    read = sliding.cut(Windows(ids, np.array([3, 5]), np.zeros(2)), length, stride)
+    scored = [group.ids(range(len(group)))[:, -group.scored :] for group in read]
+    assert sorted(i for group in scored for i in group.flatten().tolist()) == ids[:, 1:].flatten().tolist()
+    assert all(group.length <= length for group in read)
+    for group, scored_ids in zip(read, scored, strict=True):
+        assert ((scored_ids > longest) == torch.from_numpy(group.documents == 5)[:, None]).all()
+
+
+@pytest.mark.parametrize("scheme", ["rope", "rope+dynamic_ntk", "rope+random"])
+@pytest.mark.parametrize("length", [8, 10, 50])
+@pytest.mark.parametrize("beyond", [0, 7])
+def test_sliding_by_its_length_is_non_overlapping(scheme, length, beyond, text):
+    model = make(scheme)
+    [a] = evaluate(model, text, [length], protocol="non_overlapping", last=LAST)
+    [b] = evaluate(model, text, [length], protocol=f"sliding:stride={length + beyond}", last=LAST)
+    assert a.values == b.values
+    assert (a.n_tokens, a.stride) == (b.n_tokens, b.stride)
+    assert np.array_equal(a.bins.loss_sum, b.bins.loss_sum)
+    assert np.array_equal(a.bins.tokens, b.bins.tokens)
+
+
+def test_sliding_by_default_is_by_a_quarter_of_each_length(text):
+    results = evaluate(make("rope"), text, [3, *LENGTHS], protocol="sliding", last=LAST)
+    assert [result.stride for result in results] == [1, 2, 3, 12]
+
+
+@pytest.mark.parametrize("scheme", ["rope", "alibi", "rope+dynamic_ntk", "dynamic_sinusoidal"])
+@pytest.mark.parametrize("n_tokens", [1, 4, 8])  # fewer and more than LAST
+def test_last_scores_the_same_tokens_with_more_and_more_to_their_left(scheme, n_tokens, text):
+    model = make(scheme)
+    results = evaluate(model, text, LENGTHS, protocol=f"last:n_tokens={n_tokens}", last=LAST)
+    for length, result in zip(LENGTHS, results, strict=True):
+        places = range(LONGEST - n_tokens, LONGEST)
+        assert_equals_one_by_one(result, model, text, dict.fromkeys(places, LONGEST - length))
+        assert (result.n_tokens, result.stride, result.bos) == (5 * n_tokens, None, False)
+
+
+def test_last_by_default_scores_as_many_as_last_and_needs_contexts_that_hold_them(text):
+    short, long = evaluate(make("rope"), text, [8, 13], protocol="last", last=9)
+    assert (long.status, long.n_tokens) == ("ok", 5 * 9)
+    assert (short.status, short.values, short.bins) == ("undefined", {}, None)
+    assert short.reason == "a context of 8 tokens does not hold the 9 that are scored"
+
+
+@pytest.mark.parametrize("scheme", ["rope", "rope+pi"])
+def test_protocols_agree_at_the_windows_own_length(scheme, text):
+    model = make(scheme)
+    whole, slid, end = (
+        evaluate(model, text, [LONGEST], protocol=name, last=LAST)[0] for name in ("prefix", "sliding", "last")
+    )
+    assert slid.values == pytest.approx(whole.values, rel=1e-6)
+    assert end.values["perplexity"] == pytest.approx(whole.values["last_perplexity"], rel=1e-6)
+
+
 def test_one_pass_serves_all_lengths_of_a_stable_scheme(text, monkeypatch):
     model = make("rope")
     seen = watch(model, monkeypatch)
     at_once = evaluate(model, text, LENGTHS, last=LAST)
     assert [shape for shape, _ in seen] == [(5, 50)]
     monkeypatch.setattr(Scheme, "prefix_stable", False)
-    one_by_one = evaluate(model, text, LENGTHS, last=LAST)
+    apart = evaluate(model, text, LENGTHS, last=LAST)
     assert sorted(shape for shape, _ in seen[1:]) == [(5, 8), (5, 13), (5, 50)]
-    for a, b in zip(at_once, one_by_one, strict=True):
+    for a, b in zip(at_once, apart, strict=True):
         assert a.values == pytest.approx(b.values, rel=1e-5)
         np.testing.assert_allclose(a.bins.loss_sum, b.bins.loss_sum, rtol=1e-4)
+
+
+@pytest.mark.parametrize("protocol", OF_LOSS)
+def test_random_draws_are_the_same_again(protocol, text):
+    a, b = (evaluate(make("rope+random"), text, LENGTHS, protocol=protocol, last=LAST) for _ in range(2))
+    assert [result.values for result in a] == [result.values for result in b]
+    assert all(result.values for result in a)
 
 
 @pytest.mark.parametrize("scheme", ["dynamic_sinusoidal", "rope+pi", "rope+dynamic_ntk"])
@@ -133,7 +252,7 @@ def test_other_schemes_take_a_pass_a_length_and_are_told_it(scheme, text, monkey
     assert all(facts.phase == "test" for _, facts in seen)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", OF_LOSS)
 def test_random_draws_do_not_depend_on_the_batch_size(protocol, text, monkeypatch):
     model = make("rope+random")
     seen = watch(model, monkeypatch)
@@ -145,7 +264,7 @@ def test_random_draws_do_not_depend_on_the_batch_size(protocol, text, monkeypatc
     assert a[0].values == pytest.approx(b[0].values, rel=1e-5)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", OF_LOSS)
 def test_bins_hold_the_sums_that_the_value_is_made_of(protocol, text):
     model = make("rope")
     for result in evaluate(model, text, LENGTHS, protocol=protocol, last=LAST):
@@ -195,7 +314,7 @@ def test_an_undefined_length_is_reported_and_loses_no_other(text):
         assert "learned" in result.reason
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", OF_LOSS)
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -265,7 +384,7 @@ def test_dropout_is_off(text):
 
 
 @pytest.mark.parametrize("scheme", ["rope", "rope+pi", "learned"])
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", OF_LOSS)
 def test_progress_ends_at_the_total(scheme, protocol, text):
     calls = []
     evaluate(
@@ -290,6 +409,48 @@ def test_last_is_at_most_the_length(text):
 def test_lengths_keep_their_order(text):
     results = evaluate(make("rope"), text, [50, 8, 13], last=LAST)
     assert [result.test_length for result in results] == [50, 8, 13]
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("prefix", "prefix"),
+        (" sliding ", "sliding"),
+        ("sliding:stride=null", "sliding"),
+        ("sliding:stride=0x10", "sliding:stride=16"),
+        ("last:n_tokens=64", "last:n_tokens=64"),
+    ],
+)
+def test_a_protocol_has_one_text_which_results_carry(text, canonical):
+    protocol = parse_protocol(text)
+    assert str(protocol) == canonical
+    assert parse_protocol(canonical) == protocol == parse_protocol(protocol)
+    assert len({protocol, parse_protocol(canonical)}) == 1
+    windows = Windows(torch.zeros(1, 101, dtype=torch.int64), np.zeros(1, np.int64), np.zeros(1, np.int64))
+    [result] = evaluate(make("nope"), windows, [100], protocol=text, last=LAST)
+    assert result.protocol == canonical
+    assert tuple(result.values) == protocol.metrics
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slide", "unknown protocol 'slide'. Did you mean 'sliding'? Choose from: prefix, non_overlapping"),
+        ("sliding:strid=4", "sliding has no setting 'strid'. Did you mean 'stride'? Its settings: stride"),
+        ("prefix:stride=4", "prefix has no setting 'stride'. Its settings: none"),
+        ("sliding:stride=0", "sliding:stride must be at least 1, got 0"),
+        ("sliding:stride=1.5", "sliding:stride: Value '1.5' of type 'float' could not be converted to Integer"),
+        ("last:n_tokens=few", "last:n_tokens: Value 'few' of type 'str' could not be converted to Integer"),
+        ("sliding:16", "cannot read the protocol 'sliding:16'; write it like sliding:stride=16"),
+        ("sliding+last", "cannot read the protocol 'sliding+last'"),
+        ("", "cannot read the protocol ''"),
+        (16, "cannot read the protocol 16"),
+    ],
+)
+def test_a_protocol_that_cannot_be_read_is_one_clear_message(text, message):
+    with pytest.raises(UserError) as caught:
+        parse_protocol(text)
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(

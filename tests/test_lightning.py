@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pezoo.config import TrainConfig
 from pezoo.data import Tokens, crops
 from pezoo.errors import UserError
-from pezoo.lightning import Crops, LanguageModel, fit, learning_rate, load, save
+from pezoo.lightning import TrainingData, LanguageModel, fit, learning_rate, load, save
 from pezoo.transformer import Transformer, TransformerConfig
 
 VOCAB, LENGTH = 19, 8
@@ -179,6 +179,7 @@ def test_curves_have_readable_names_and_replace_those_of_an_earlier_attempt(text
         "train/perplexity",
         "train/learning_rate",
         "validation/perplexity",
+        "validation/accuracy",
     }
     for tag in ("train/loss", "train/perplexity", "train/learning_rate"):
         assert [step for step, _ in found[tag]] == [5, 10, 12]
@@ -243,7 +244,7 @@ def test_ctrl_c_comes_through_and_works_again(hook, text, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Crops, hook, interrupt)
+    monkeypatch.setattr(TrainingData, hook, interrupt)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(make(), text)

@@ -14,7 +14,6 @@ import torch
 import yaml
 
 from pezoo.config import load_recipe
-from pezoo.data import load
 from pezoo.results import read, read_losses
 from pezoo.study import Study, make_plan
 
@@ -93,7 +92,7 @@ def values(results):
 
 def plan(recipe, *overrides):
     made = load_recipe(recipe, overrides)
-    return make_plan(made, load(made.data))
+    return make_plan(made)
 
 
 def kinds(cells):
@@ -178,19 +177,19 @@ def test_editing_the_source_of_a_member_renames_its_cells(recipe, monkeypatch):
 
 def test_the_scheme_is_all_that_differs_between_two_runs(recipe, tmp_path, monkeypatch):
     """Same initial shared weights, same training batches, same test windows."""
-    import pezoo.lightning
+    import pezoo.data.tokens
     import pezoo.study.cells as cells
     from pezoo.study.store import Store
 
     made = plan(recipe, "schemes=[nope, alibi, rope+random]", "seeds=[0]")
-    corpus, store = load(made.recipe.data), Store(tmp_path)
+    corpora, store = made.corpora, Store(tmp_path)
     seen = []
 
     def watch(module, name, keep):
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, **k: seen.append(keep(x := original(*a, **k))) or x)
 
-    watch(pezoo.lightning, "crops", lambda batch: batch.clone())
+    watch(pezoo.data.tokens, "crops", lambda batch: batch.clone())
     watch(cells, "windows", lambda windows: windows.ids.clone())
     records = []
     for train in [cell for cell in made.cells.values() if cell.kind == "train"]:
@@ -198,9 +197,8 @@ def test_the_scheme_is_all_that_differs_between_two_runs(recipe, tmp_path, monke
         weights = {k: v for k, v in train.model().state_dict().items() if "scheme" not in k}
         seen.clear()
         for cell in (train, test):
-            cells.run_cell(cell, store, corpus, lambda *_: None)
-        other = {k: v for k, v in train.inputs.items() if k not in ("scheme", "settings", "sources")}
-        other["settings"] = train.inputs["settings"]["steps"]
+            cells.run_cell(cell, store, corpora, lambda *_: None)
+        other = {k: v for k, v in train.inputs.items() if k not in ("scheme", "scheme_settings", "sources")}
         records.append((weights, list(seen), other))
     first = records[0]
     assert len(first[1]) > 6
@@ -290,7 +288,7 @@ def test_one_worker_gives_the_numbers_of_two_and_finished_cells_are_kept(finishe
 
     part = Study.prepare(recipe, ["schemes=[rope]", "seeds=[1]"], tmp_path)
     for cell in part.plan.cells.values():
-        run_cell(cell, part.store, load(part.recipe.data), lambda *_: None)
+        run_cell(cell, part.store, part.plan.corpora, lambda *_: None)
     first = {key: (part.store.path(key) / "done.json").read_bytes() for key in part.plan.cells}
     assert kinds(part.plan.cells.values()) == [1, 0, 1]
 

@@ -14,6 +14,7 @@ import torch
 from torch import LongTensor
 
 from pezoo.errors import UserError
+from pezoo.task import Example
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,15 @@ class Tokens:
     def lengths(self) -> np.ndarray:
         """(n_documents,) int64: tokens in each document."""
         return np.diff(self.offsets)
+
+    def batch(self, step: int, batch_size: int, length: int, seed: int) -> Example:
+        """A batch of `crops`, each token's target being the next one."""
+        ids = crops(self, length, batch_size, step, seed)
+        return Example(ids[:, :-1], ids[:, 1:])
+
+    def rows(self, batch_size: int, longest: int, length: int) -> int:
+        """More of shorter crops, so that the tokens of a batch stay as many."""
+        return batch_size * longest // length
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +88,7 @@ def crops(tokens: Tokens, length: int, batch_size: int, step: int, seed: int) ->
         UserError: if the whole split is shorter than `length + 1` tokens.
     """
     first, upto = _starts(tokens, length)
-    draw = _philox(seed, step).random_raw(batch_size) % np.uint64(upto[-1])
+    draw = philox(seed, step).random_raw(batch_size) % np.uint64(upto[-1])
     draw = draw.astype(np.int64)
     document = np.searchsorted(upto, draw, side="right")
     return _cut(tokens, length, first[document] + draw)
@@ -113,7 +123,7 @@ def windows(tokens: Tokens, length: int, count: int, seed: int) -> Windows:
             f"{tokens.names[longest]}, has {lengths[longest]}. Keep test.lengths below "
             "that, or choose a corpus with longer documents (data.corpus, data.path)."
         )
-    random = _philox(seed, 0)
+    random = philox(seed, 0)
     counts = _share(count, places, lengths // (length + 1), random)
     if counts.sum() < count:
         _log.warning("only %d test windows of %d tokens exist, not %d", counts.sum(), length, count)
@@ -122,7 +132,8 @@ def windows(tokens: Tokens, length: int, count: int, seed: int) -> Windows:
     return Windows(_cut(tokens, length, tokens.offsets[document] + offset), document, offset)
 
 
-def _philox(seed: int, stream: int) -> np.random.Philox:
+def philox(seed: int, stream: int) -> np.random.Philox:
+    """A stream of random bits of its own for each pair of numbers."""
     return np.random.Philox(key=np.array([seed % 2**64, stream % 2**64], np.uint64))
 
 

@@ -1,23 +1,18 @@
 """Testing long, under named protocols: perplexity, that of the last tokens, loss by position."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import torch
 
 from pezoo.data import Windows
-from pezoo.errors import UserError, suggest
-from pezoo.evaluation.non_overlapping import non_overlapping
+from pezoo.errors import UserError
 from pezoo.evaluation.passes import Passes
-from pezoo.evaluation.prefix import prefix
+from pezoo.evaluation.protocols import PROTOCOLS, Protocol, parse_protocol
 from pezoo.evaluation.result import Bins, LengthResult
 from pezoo.transformer import Transformer
 
-__all__ = ["PROTOCOLS", "Bins", "LengthResult", "evaluate"]
-
-PROTOCOLS: dict[str, Callable[[Passes, Windows, Sequence[int], int], list[LengthResult]]] = {
-    "prefix": prefix,
-    "non_overlapping": non_overlapping,
-}
+__all__ = ["PROTOCOLS", "Bins", "LengthResult", "Protocol", "evaluate", "parse_protocol"]
 
 
 def evaluate(
@@ -25,7 +20,7 @@ def evaluate(
     windows: Windows,
     lengths: Sequence[int],
     *,
-    protocol: str = "prefix",
+    protocol: str | Protocol = "prefix",
     last: int,
     batch_tokens: int = 16384,
     device: torch.device | str = "cpu",
@@ -40,7 +35,8 @@ def evaluate(
         model: the trained model; its mode and device are put back afterwards.
         windows: the text, ids (N, longest + 1): the same for all schemes that are compared.
         lengths: test lengths in tokens.
-        protocol: how a value is defined, one of `PROTOCOLS`; see the module of that name.
+        protocol: how a value is defined: one of `PROTOCOLS` with its settings, such as "sliding:stride=16"; see the
+            module of that name.
         last: `last_perplexity` is that of the last `last` tokens of each context.
         batch_tokens: most tokens in one forward pass (but at least one context).
         device: where to compute.
@@ -50,11 +46,9 @@ def evaluate(
         One result a length, in the order of `lengths`.
 
     Raises:
-        UserError: an unknown protocol, a length beyond the windows', or a number below 1.
+        UserError: an unknown protocol or setting, a length beyond the windows', or a number below 1.
     """
-    if protocol not in PROTOCOLS:
-        near, known = suggest(protocol, PROTOCOLS), ", ".join(PROTOCOLS)
-        raise UserError(f"unknown protocol {protocol!r}.{near} Choose from: {known}")
+    protocol = parse_protocol(protocol)
     longest = windows.ids.shape[1] - 1
     if not all(1 <= length <= longest for length in lengths):
         raise UserError(f"test lengths {list(lengths)} must lie in 1 ... {longest}, the windows'")
@@ -66,6 +60,7 @@ def evaluate(
     training, home = model.training, next(model.parameters()).device
     passes = Passes(model.eval().to(device), batch_tokens, device, progress)
     try:
-        return PROTOCOLS[protocol](passes, windows, lengths, last)
+        results = PROTOCOLS[protocol.name].run(passes, windows, lengths, last, protocol.settings)
     finally:
         model.to(home).train(training)
+    return [dataclasses.replace(result, protocol=str(protocol)) for result in results]

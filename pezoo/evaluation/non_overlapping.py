@@ -8,41 +8,26 @@ windows: where T does not divide their length, a window's last block is shorter.
 beginning-of-sequence token is added: a block's first scored token follows one token of text.
 
 The early tokens of a block have little context, so this perplexity falls with T even for a model
-that makes no use of distant text. Each length takes a pass, and schemes that depend on the total
-length are told T.
+that makes no use of distant text; `sliding`, of which this is the case S = T, shows how much of it
+is that. Each length takes a pass, and schemes that depend on the total length are told T.
 """
 
 from collections.abc import Sequence
-
-import numpy as np
+from dataclasses import dataclass
 
 from pezoo.data import Windows
-from pezoo.evaluation.passes import Passes
+from pezoo.evaluation import sliding
+from pezoo.evaluation.passes import LOSS_METRICS, Passes
 from pezoo.evaluation.result import LengthResult
 
+METRICS = LOSS_METRICS
 
-def non_overlapping(passes: Passes, windows: Windows, lengths: Sequence[int], last: int) -> list[LengthResult]:
+
+@dataclass(frozen=True)
+class Settings:
+    """There are none."""
+
+
+def run(passes: Passes, windows: Windows, lengths: Sequence[int], last: int, settings: Settings) -> list[LengthResult]:
     """Results at `lengths`; see this module and `pezoo.evaluation.evaluate`."""
-    ids, document = windows.ids, np.asarray(windows.document)
-    longest = ids.shape[1] - 1
-    passes.expect(len(ids) * longest * len(lengths))
-    results = []
-    for length in lengths:
-        n_blocks, rest = divmod(longest, length)
-        blocks = [ids.unfold(1, length + 1, length).flatten(0, 1)]
-        documents = [document.repeat(n_blocks)]
-        if rest:
-            blocks.append(ids[:, n_blocks * length :])
-            documents.append(document)
-        read = passes.run(length, blocks)
-        results.append(
-            read.result(
-                length,
-                read.losses,
-                documents,
-                last=last,
-                protocol="non_overlapping",
-                stride=length,
-            )
-        )
-    return results
+    return sliding.run(passes, windows, lengths, last, sliding.Settings(stride=max(lengths)))

@@ -1,4 +1,7 @@
-"""Forward passes over many contexts of one length, and what can go wrong in them."""
+"""Forward passes over many contexts, and what can go wrong in them.
+
+Legend: N windows, n contexts, b contexts in a batch, T tokens in a context, k scored tokens in a context.
+"""
 
 import math
 import time
@@ -13,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pezoo.contract import Undefined
+from pezoo.data import Windows
 from pezoo.evaluation.memory import peak_memory, reset_peak_memory
 from pezoo.evaluation.result import LengthResult, bin_losses
 from pezoo.results import Status
@@ -21,7 +25,45 @@ from pezoo.transformer import Transformer
 # Logits whose losses are computed at once: on a CPU few enough to stay in a core's cache, on a GPU
 # enough to keep it busy.
 CPU_LOGITS, GPU_LOGITS = 2**20, 2**26
+LOSS_METRICS = ("loss", "perplexity", "last_perplexity")
 OUT_OF_MEMORY = ("not enough memory", "out of memory", "allocate memory")
+
+
+@dataclass(frozen=True, eq=False)
+class Contexts:
+    """Contexts of one length, cut from every window at the same places when they are read."""
+
+    windows: Windows
+    starts: Sequence[int]
+    """Places in the windows, at least one."""
+    length: int
+    """Tokens read in each (T)."""
+    scored: int
+    """The last so many tokens that follow one of these count (k)."""
+
+    def __len__(self) -> int:
+        return len(self.windows.ids) * len(self.starts)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that are read, in all contexts."""
+        return len(self) * self.length
+
+    @property
+    def first(self) -> int:
+        """The position, from 0, of the first scored token."""
+        return self.length - self.scored
+
+    @property
+    def documents(self) -> NDArray[np.int64]:
+        """(n,) the document of each."""
+        return np.asarray(self.windows.document).repeat(len(self.starts))
+
+    def ids(self, numbers: Sequence[int]) -> Tensor:
+        """Contexts by number, (b, T + 1); they are counted window by window."""
+        window, place = np.divmod(numbers, len(self.starts))
+        start = torch.tensor(self.starts)[place]
+        return self.windows.ids[window[:, None], start[:, None] + torch.arange(self.length + 1)]
 
 
 @dataclass(frozen=True)
@@ -30,45 +72,39 @@ class Pass:
 
     status: Status
     reason: str
+    contexts: Sequence[Contexts]
     losses: list[NDArray[np.float32]]
-    """For each group of contexts, (n, T): the loss of each token in nats."""
+    """For each of `contexts`, (n, k): the losses of its scored tokens in nats."""
     seconds: float
     peak_memory_bytes: int | None
 
-    def result(
-        self,
-        length: int,
-        losses: Sequence[NDArray[np.float32]],
-        documents: Sequence[NDArray[np.int64]],
-        *,
-        last: int,
-        protocol: str,
-        stride: int | None,
-    ) -> LengthResult:
+    def result(self, length: int, *, last: int, stride: int | None = None) -> LengthResult:
         """What this pass says of one length: means over tokens in float64, exponentiated once.
 
         Args:
-            length: the test length T.
-            losses: this pass's, cut to T: (n, at most T) for each group.
-            documents: for each group, the documents of its contexts, (n,).
-            last: the positions T - last ... T - 1 count for `last_perplexity`.
-            protocol: for the record.
+            length: the test length T; positions from T on do not count.
+            last: of the scored tokens, those at T - last ... T - 1 count for `last_perplexity`.
             stride: for the record.
         """
 
         def found(status: Status, reason: str = "", **facts: Any) -> LengthResult:
             cost = {"seconds": self.seconds, "peak_memory_bytes": self.peak_memory_bytes}
-            return LengthResult(length, protocol, stride, status=status, reason=reason, **cost, **facts)
+            return LengthResult(length, stride=stride, status=status, reason=reason, **cost, **facts)
 
         if self.status != "ok":
             return found(self.status, self.reason)
-        bad = [np.flatnonzero(~np.isfinite(group).all(axis=0)) for group in losses]
-        if first := [positions[0] for positions in bad if positions.size]:
-            return found("diverged", f"the loss at position {min(first)} is not finite")
-        bins = bin_losses(losses, documents, length)
+        firsts = [group.first for group in self.contexts]
+        losses = [group[:, : length - first] for first, group in zip(firsts, self.losses, strict=True)]
+        bad = [
+            first + np.flatnonzero(~np.isfinite(group).all(axis=0)) for first, group in zip(firsts, losses, strict=True)
+        ]
+        if position := [places[0] for places in bad if places.size]:
+            return found("diverged", f"the loss at position {min(position)} is not finite")
+        bins = bin_losses(losses, [group.documents for group in self.contexts], firsts, length)
         n_tokens = int(bins.tokens.sum())
         loss = float(bins.loss_sum.sum()) / n_tokens
-        end = np.concatenate([group[:, max(0, length - last) :].ravel() for group in losses])
+        ends = zip(firsts, losses, strict=True)
+        end = np.concatenate([group[:, max(0, length - last - first) :].ravel() for first, group in ends])
         try:
             perplexity = math.exp(loss)
             last_perplexity = math.exp(end.mean(dtype=np.float64))
@@ -108,44 +144,44 @@ class Passes:
         """Announce how many tokens the passes to come will read."""
         self.total = tokens
 
-    def run(self, declared: int, groups: Sequence[Tensor]) -> Pass:
-        """Read `groups` at a declared length; what goes wrong is in the result, not raised.
+    def run(self, declared: int, contexts: Sequence[Contexts]) -> Pass:
+        """Read contexts at a declared length; what goes wrong is in the result, not raised.
 
         Args:
             declared: length that schemes which depend on the total length are told.
-            groups: ids, (n, T + 1) each.
+            contexts: what is read; a batch holds contexts of one group alone.
         """
-        end = self.done + sum(ids[:, 1:].numel() for ids in groups)
+        end = self.done + sum(group.n_tokens for group in contexts)
         self.total = max(self.total, end)
         losses: list[NDArray[np.float32]] = []
         status, reason, row = "ok", "", 0
         reset_peak_memory(self.device)
         start = time.perf_counter()
         try:
-            for ids in groups:
-                losses.append(self._losses(ids, declared, row))
-                row += len(ids)
+            for group in contexts:
+                losses.append(self._losses(declared, group, row))
+                row += len(group)
         except Exception as error:
             status, reason = outcome(error)
             losses.clear()
             self._advance(end - self.done)
         seconds = time.perf_counter() - start
-        return Pass(status, reason, losses, seconds, peak_memory(self.device))
+        return Pass(status, reason, contexts, losses, seconds, peak_memory(self.device))
 
     @torch.inference_mode()
-    def _losses(self, ids: Tensor, declared: int, first_row: int) -> NDArray[np.float32]:
-        n, length = ids.shape[0], ids.shape[1] - 1
-        losses = torch.empty(n, length)
+    def _losses(self, declared: int, contexts: Contexts, first_row: int) -> NDArray[np.float32]:
+        losses, length, scored = [], contexts.length, contexts.scored
         size = max(1, self.batch_tokens // length)
-        for start in range(0, n, size):
-            batch = ids[start : start + size].to(self.device)
+        for start in range(0, len(contexts), size):
+            numbers = range(start, min(start + size, len(contexts)))
+            batch = contexts.ids(numbers).to(self.device)
             # Random draws are keyed by the place in the pass: the batch size does not matter.
-            rows = tuple(range(first_row + start, first_row + start + len(batch)))
+            rows = tuple(first_row + number for number in numbers)
             positions = self.model.positions(len(batch), length, declared=declared, phase="test", rows=rows)
             logits = self.model(batch[:, :-1], positions)
-            losses[start : start + size] = token_losses(logits, batch[:, 1:])
+            losses.append(token_losses(logits[:, -scored:], batch[:, -scored:]).cpu())
             self._advance(len(batch) * length)
-        return losses.numpy()
+        return torch.cat(losses).numpy()
 
     def _advance(self, tokens: int) -> None:
         self.done += tokens

@@ -14,26 +14,30 @@ other is read once a length and told that length, which all tokens of that pass 
 """
 
 from collections.abc import Sequence
-
-import numpy as np
+from dataclasses import dataclass
 
 from pezoo.data import Windows
-from pezoo.evaluation.passes import Passes
+from pezoo.evaluation.passes import LOSS_METRICS, Contexts, Passes
 from pezoo.evaluation.result import LengthResult
 
+METRICS = LOSS_METRICS
 
-def prefix(passes: Passes, windows: Windows, lengths: Sequence[int], last: int) -> list[LengthResult]:
+
+@dataclass(frozen=True)
+class Settings:
+    """There are none."""
+
+
+def run(passes: Passes, windows: Windows, lengths: Sequence[int], last: int, settings: Settings) -> list[LengthResult]:
     """Results at `lengths`; see this module and `pezoo.evaluation.evaluate`."""
     waiting = sorted(set(lengths), reverse=True)
     stable = passes.model.scheme.prefix_stable
     passes.expect(len(windows.ids) * (waiting[0] if stable else sum(waiting)))
-    documents = [np.asarray(windows.document)]
     results = {}
     while waiting:
-        read = passes.run(waiting[0], [windows.ids[:, : waiting[0] + 1]])
+        longest = waiting[0]
+        read = passes.run(longest, [Contexts(windows, [0], longest, longest)])
         served = waiting if stable and read.status == "ok" else waiting[:1]
-        for length in served:
-            losses = [group[:, :length] for group in read.losses]
-            results[length] = read.result(length, losses, documents, last=last, protocol="prefix", stride=None)
+        results |= {length: read.result(length, last=last) for length in served}
         waiting = waiting[len(served) :]
     return [results[length] for length in lengths]

@@ -28,16 +28,19 @@ class LengthResult:
     """One test length under one protocol."""
 
     test_length: int
-    protocol: str
-    stride: int | None
+    protocol: str = ""
+    """As `evaluate` was told, in canonical form."""
+    stride: int | None = None
     """Tokens between the starts of a window's contexts; None where a window is one context."""
+    depth: float | None = None
+    """Where what is asked for stands, from 0 (first) to 1 (last); None where that has no meaning, or is averaged."""
     bos: bool = False
     """Whether contexts begin with a beginning-of-sequence token."""
     status: Status = "ok"
     reason: str = ""
     """Why `status` is not ok."""
     values: dict[str, float] = field(default_factory=dict)
-    """loss (nats a token), perplexity, last_perplexity: finite; empty unless `status` is ok."""
+    """The protocol's metrics: finite; empty unless `status` is ok. Loss is in nats a token."""
     n_tokens: int = 0
     """Scored tokens."""
     n_documents: int = 0
@@ -61,22 +64,31 @@ def bin_edges(length: int) -> NDArray[np.int64]:
     return np.array([edge for edge in grid if edge < length] + [length])
 
 
-def bin_losses(losses: Sequence[NDArray[np.floating]], documents: Sequence[NDArray[np.int64]], length: int) -> Bins:
+def bin_losses(
+    losses: Sequence[NDArray[np.floating]],
+    documents: Sequence[NDArray[np.int64]],
+    firsts: Sequence[int],
+    length: int,
+) -> Bins:
     """Sum losses in float64 by document and position bin.
 
     Args:
-        losses: groups of contexts, (n, at most `length`): the loss of each token.
+        losses: groups of contexts, (n, k): the losses of k tokens of each.
         documents: for each group, the documents of its contexts, (n,).
+        firsts: for each group, the position of the first of the k tokens; the last is at `length` - 1 at most.
         length: the test length.
     """
     edges = bin_edges(length)
     names, rows = np.unique(np.concatenate(documents), return_inverse=True)
     loss_sum = np.zeros((len(names), len(edges) - 1))
     tokens = np.zeros(loss_sum.shape, dtype=np.int64)
-    for group in losses:
+    for group, first in zip(losses, firsts, strict=True):
         of_group, rows = rows[: len(group)], rows[len(group) :]
-        starts = edges[edges < group.shape[1]]  # the last bin of a short context ends with it
-        bins = of_group, slice(len(starts))
-        np.add.at(loss_sum, bins, np.add.reduceat(group, starts, axis=1, dtype=np.float64))
-        np.add.at(tokens, bins, np.diff(starts, append=group.shape[1]))
+        stop = first + group.shape[1]
+        starts = edges[(edges > first) & (edges < stop)]
+        starts = np.concatenate([[first], starts])  # the outer bins may be covered in part
+        column = np.searchsorted(edges, first, side="right") - 1
+        bins = of_group, slice(column, column + len(starts))
+        np.add.at(loss_sum, bins, np.add.reduceat(group, starts - first, axis=1, dtype=np.float64))
+        np.add.at(tokens, bins, np.diff(starts, append=stop))
     return Bins(edges, names, loss_sum, tokens)

@@ -1,12 +1,13 @@
-"""Figures: curves over the test length and over the position, drawn the same way every time.
+"""Curves over the test length and over the position, drawn the same way every time.
 
 A scheme looks the same in every figure: its colour is its encoding's, its line and marker are its
 extensions', and its markers are filled once it is tuned.
 """
 
 import math
+import textwrap
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +16,12 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.transforms import Transform
 
+from pezoo.report.groups import LANGUAGE_MODELLING, WINDOWED, chance, select, title, words
 from pezoo.report.statistics import (
+    ACCURACIES,
     Curve,
     Summary,
     curves,
@@ -25,7 +29,6 @@ from pezoo.report.statistics import (
     length_name,
     losses_by_label,
     mean_by_position,
-    select,
 )
 from pezoo.results import Result, replacing
 
@@ -56,6 +59,8 @@ EXTENSIONS = (
     "pose", "dape", "memory", "blockwise", "clex", "dynamic_yarn", "leaky_rerope", "resonance",
 )  # fmt: skip
 LOGARITHMIC = ("perplexity", "last_perplexity")
+READABLE = 40
+"""Most curves that one figure can show."""
 SAVING = {"svg.fonttype": "none", "svg.hashsalt": "pezoo"}
 
 
@@ -105,8 +110,11 @@ def draw_curves(
 ) -> Figure:
     """Draw a metric over the test length.
 
+    Accuracies have an axis from 0 to 100 % and a dotted line at what guessing scores. A scheme's companion with a
+    window is a thin line without a place in the legend. Where training lengths differ, a ring marks each curve's own.
+
     Args:
-        results: results of one study.
+        results: results of one group.
         metric: what to show.
         protocol: how it was tested.
         bars: error bars: "spread" (± sample standard deviation over seeds) or "interval" (95 %
@@ -120,28 +128,32 @@ def draw_curves(
         UserError: if there is nothing to show, or the results cannot share a figure.
     """
     kept = select(results, metric, protocol)
-    train_length = kept[0].train_length
+    trained = {r.label: r.train_length for r in kept}
     seeds = len({r.seed for r in kept})
     bars = bars or ("interval" if seeds > 2 else "spread")
-    log = metric in LOGARITHMIC
+    found = curves(kept)
     looks, shown = styles(kept), {}
-    figure, axes = _axes(len(looks))
-    for label, curve in curves(kept).items():
+    figure, axes = _axes(looks)
+    for label, curve in found.items():
         points = {length: s for length, s in curve.items() if s.mean is not None}
-        line = _line(axes, list(points), [s.mean for s in points.values()], looks[label])
+        means = [s.mean for s in points.values()]
+        if _is_companion(label, found):
+            _thin(axes, list(points), means, looks[label.removesuffix(WINDOWED)])
+            continue
+        line = _line(axes, list(points), means, looks[label])
         if any(s.spread is not None for s in points.values()):
-            ends = [_bar(s, bars, log) for s in points.values()]
+            ends = [_bar(s, bars, metric) for s in points.values()]
             axes.vlines(list(points), *zip(*ends, strict=True), color=line.get_color(), lw=1)
-        text = label + _ending(curve, train_length)
-        shown[text] = line, list(points.values())[-1].mean if points else -math.inf
-    _length_axis(axes, sorted({r.test_length for r in kept}), train_length, "test length (tokens)")
-    name = metric.replace("_", " ")
-    axes.set_ylabel(f"{name} (log scale)" if log else name)
-    if log and any(math.isfinite(end) for _, end in shown.values()):
-        _log_axis(axes)
+        if len(set(trained.values())) > 1 and trained[label] in points:
+            own = trained[label], points[trained[label]].mean
+            axes.plot(*own, "o", ms=12, mfc="none", mec=line.get_color(), mew=1, alpha=0.6)
+        text = label + _ending(curve, trained[label])
+        shown[text] = line, means[-1] if means else -math.inf
+    _length_axis(axes, sorted({r.test_length for r in kept}), kept, "test length")
+    _value_axis(axes, kept[0], [end for _, end in shown.values()])
     said = {"spread": "± sample standard deviation", "interval": "95 % confidence interval"}
-    over = f"mean of {seeds} seeds, bars: {said[bars]}" if seeds > 1 else "one seed"
-    _title(axes, f"{name.capitalize()} by test length: {kept[0].study}", kept[0], over)
+    over = mean_of(kept) + (f", bars: {said[bars]}" if seeds > 1 else "")
+    _title(axes, f"{words(metric).capitalize()} by test length", kept, over)
     _legend(figure, shown)
     return figure
 
@@ -150,7 +162,7 @@ def draw_by_position(results: Iterable[Result], cells: str | Path, protocol: str
     """Draw the loss by position in the context, at the longest test length of each scheme.
 
     Args:
-        results: results of one study.
+        results: results of one group.
         cells: the study's folder of cells, where the losses are.
         protocol: how it was tested.
 
@@ -162,20 +174,21 @@ def draw_by_position(results: Iterable[Result], cells: str | Path, protocol: str
     """
     kept = select(results, "loss", protocol)
     looks, shown = styles(kept), {}
-    figure, axes = _axes(len(looks))
+    figure, axes = _axes(looks)
     found = losses_by_label(kept, cells, protocol)
     for label, seeds in found.items():
         means = mean_by_position(seeds)
+        if _is_companion(label, found):
+            _thin(axes, list(means), list(means.values()), looks[label.removesuffix(WINDOWED)])
+            continue
         line = _line(axes, list(means), list(means.values()), looks[label])
         line.set_markevery(4)
         shown[label] = line, list(means.values())[-1] if means else -math.inf
     longest = max(r.test_length for r in kept)
     positions = sorted({r.test_length for r in kept} | {4**k for k in range(12) if 4**k < longest})
-    _length_axis(axes, positions, kept[0].train_length, "position in the context (tokens)")
+    _length_axis(axes, positions, kept, "position in the context")
     axes.set_ylabel("loss (nats per token)")
-    seeds = len({r.seed for r in kept})
-    over = f"mean of {seeds} seeds" if seeds > 1 else "one seed"
-    _title(axes, f"Loss by position: {kept[0].study}", kept[0], over)
+    _title(axes, "Loss by position", kept, mean_of(kept))
     _legend(figure, shown)
     return figure
 
@@ -204,6 +217,31 @@ def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
     return svg, png
 
 
+def headings(text: str, kept: list[Result], *facts: str) -> tuple[str, str]:
+    """Return the title of a figure, and what stands below it: on what, how, and over how many seeds.
+
+    Args:
+        text: what the figure shows.
+        kept: the results it shows.
+        facts: more to say.
+    """
+    one = kept[0]
+    corpus = f"corpus {one.corpus}" if one.task == LANGUAGE_MODELLING else one.corpus
+    name = ", ".join(filter(None, (one.study, title(one))))
+    return f"{text}: {name}", textwrap.fill("; ".join([corpus, f"{one.protocol} protocol", *facts]), 120)
+
+
+def mean_of(kept: list[Result]) -> str:
+    """Return over what a figure takes means."""
+    seeds = len({r.seed for r in kept})
+    return f"mean of {seeds} seeds" if seeds > 1 else "one seed"
+
+
+def folded(label: str, width: int = 44) -> str:
+    """Return a label on as many lines as it needs."""
+    return textwrap.fill(label, width, subsequent_indent="    ")
+
+
 def _place(name: str, known: Sequence[str]) -> int:
     return known.index(name) if name in known else zlib.crc32(name.encode())
 
@@ -221,12 +259,23 @@ def _from(first: Any, items: tuple) -> tuple:
     return items[start:] + items[:start]
 
 
-def _axes(n_labels: int) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(9.5, max(4.8, 0.23 * n_labels + 1)), layout="constrained")
+def _axes(labels: Iterable[str]) -> tuple[Figure, Axes]:
+    lines = [folded(label) for label in labels]
+    height = 0.23 * sum(1 + text.count("\n") for text in lines) + 1
+    width = max(len(line) for text in lines for line in text.split("\n"))
+    figure = Figure(figsize=(9.5 + 0.06 * max(0, width - 24), max(4.8, height)), layout="constrained")
     axes = figure.add_subplot()
     axes.grid(color="0.92", lw=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _is_companion(label: str, labels: Container[str]) -> bool:
+    return label.endswith(WINDOWED) and label.removesuffix(WINDOWED) in labels
+
+
+def _thin(axes: Axes, x: list[float], y: list[float], look: Style) -> None:
+    axes.plot(x, y, color=look.colour, linestyle=(0, (1, 1.5)), lw=0.9, zorder=1.95)
 
 
 def _line(axes: Axes, x: list[float], y: list[float], look: Style) -> Line2D:
@@ -243,14 +292,16 @@ def _line(axes: Axes, x: list[float], y: list[float], look: Style) -> Line2D:
     return line
 
 
-def _bar(summary: Summary, bars: Bars, log: bool) -> tuple[float, float]:
+def _bar(summary: Summary, bars: Bars, metric: str) -> tuple[float, float]:
     """Return the ends of an error bar; both are the mean where there is no spread."""
-    mean, spread = summary.mean, summary.spread or 0.0
+    mean, spread, log = summary.mean, summary.spread or 0.0, metric in LOGARITHMIC
     if bars == "interval":
-        return interval(summary.values, log=log) or (mean, mean)
-    # A bar that would leave a logarithmic axis ends at the smallest value.
-    low = min(summary.values) if log and spread >= mean else mean - spread
-    return low, mean + spread
+        low, high = interval(summary.values, log=log) or (mean, mean)
+    else:
+        # A bar that would leave a logarithmic axis ends at the smallest value.
+        low = min(summary.values) if log and spread >= mean else mean - spread
+        high = mean + spread
+    return (max(0.0, low), min(1.0, high)) if metric in ACCURACIES else (low, high)
 
 
 def _ending(curve: Curve, train_length: int) -> str:
@@ -265,23 +316,52 @@ def _ending(curve: Curve, train_length: int) -> str:
     return "".join(f" ({text} from {length})" for text, length in parts.items())
 
 
-def _length_axis(axes: Axes, lengths: list[int], train_length: int, name: str) -> None:
+def _length_axis(axes: Axes, lengths: list[int], kept: list[Result], name: str) -> None:
+    trained = {r.train_length for r in kept}
+    unit = " (tokens)" if kept[0].task == LANGUAGE_MODELLING else ""
     axes.set_xscale("log", base=2)
-    ticks = sorted({*lengths, train_length})
-    names = [f"{t}\n{length_name(t, train_length)}" if t >= train_length else str(t) for t in ticks]
-    axes.set_xticks(ticks, [name.split("\n")[0] if "tokens" in name else name for name in names])
+    axes.set_xlabel(f"{name}{unit}")
+    at = min(trained)
+    ticks = _apart(sorted({*lengths, *trained}), trained)
+    names = [str(t) for t in ticks]
+    if len(trained) == 1:
+        if "position" not in name:
+            names = [f"{t}\n{length_name(t, at)}" if t >= at and t * 100 % at == 0 else str(t) for t in ticks]
+        axes.set_xlabel(f"{name}{unit}, L = {at}")
+        axes.axvline(at, color="0.35", lw=1.2, ls="--", zorder=1.9)
+        _note(axes, "training length", (at, 1), axes.get_xaxis_transform())
+    axes.set_xticks(ticks, names)
     axes.set_xticks([], minor=True)
-    axes.set_xlabel(f"{name}, L = {train_length}")
-    axes.axvline(train_length, color="0.35", lw=1.2, ls="--", zorder=1.9)
+
+
+def _apart(ticks: list[int], wanted: Container[int]) -> list[int]:
+    """Return the ticks that leave each other room on a logarithmic axis; the wanted ones stay."""
+    room = math.log(ticks[-1] / ticks[0]) / 16
+    kept: list[int] = []
+    for tick in sorted(ticks, key=lambda t: (t not in wanted, -t)):
+        if all(abs(math.log(tick / other)) >= room for other in kept):
+            kept.append(tick)
+    return sorted(kept)
+
+
+def _value_axis(axes: Axes, result: Result, ends: list[float]) -> None:
+    name = words(result.metric)
+    axes.set_ylabel(name)
+    if result.metric in LOGARITHMIC:
+        axes.set_ylabel(f"{name} (log scale)")
+        if any(map(math.isfinite, ends)):
+            _log_axis(axes)
+    elif result.metric in ACCURACIES:
+        axes.set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        if (guessed := chance(result)) is not None:
+            axes.axhline(guessed, color="0.35", lw=1.2, ls=":", zorder=1.9)
+            _note(axes, "guessing", (0, guessed), axes.get_yaxis_transform())
+
+
+def _note(axes: Axes, text: str, at: tuple[float, float], transform: Transform) -> None:
     axes.annotate(
-        "training length",
-        (train_length, 1),
-        xycoords=axes.get_xaxis_transform(),
-        xytext=(4, -2),
-        textcoords="offset points",
-        va="top",
-        color="0.35",
-        fontsize=9,
+        text, at, xycoords=transform, xytext=(4, -2), textcoords="offset points", va="top", color="0.35", fontsize=9
     )
 
 
@@ -300,17 +380,17 @@ def _log_axis(axes: Axes) -> None:
     axes.set_yticks([], minor=True)
 
 
-def _title(axes: Axes, title: str, result: Result, over: str) -> None:
-    facts = [f"corpus {result.corpus}", f"{result.protocol} protocol", over]
-    axes.set_title(title, loc="left", pad=22, weight="bold", fontsize=11)
+def _title(axes: Axes, text: str, kept: list[Result], more: str) -> None:
+    labels = {r.label for r in kept}
+    facts = [more]
+    if len({r.train_length for r in kept}) > 1:
+        facts.append("rings: training length")
+    if any(_is_companion(label, labels) for label in labels):
+        facts.append("thin dots: the same with a window of L")
+    bold, plain = headings(text, kept, *facts)
+    axes.set_title(bold, loc="left", pad=10 + 12 * (1 + plain.count("\n")), weight="bold", fontsize=11)
     axes.annotate(
-        "; ".join(facts),
-        (0, 1),
-        xycoords="axes fraction",
-        xytext=(0, 8),
-        textcoords="offset points",
-        color="0.35",
-        fontsize=9,
+        plain, (0, 1), xycoords="axes fraction", xytext=(0, 8), textcoords="offset points", color="0.35", fontsize=9
     )
 
 
@@ -318,7 +398,7 @@ def _legend(figure: Figure, shown: dict[str, tuple[Line2D, float]]) -> None:
     ordered = sorted(shown, key=lambda text: -shown[text][1])
     figure.legend(
         [shown[text][0] for text in ordered],
-        ordered,
+        [folded(text) for text in ordered],
         loc="outside right center",
         frameon=False,
         fontsize=9,

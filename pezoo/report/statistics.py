@@ -3,15 +3,26 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas
 
 from pezoo.errors import UserError
+from pezoo.report.groups import WINDOWED
 from pezoo.results import Losses, Result, read_losses
+
+ACCURACIES = ("exact_match", "token_accuracy")
+"""Metrics from 0 to 1, shown in percent, of which more is better."""
+TOLERANCE = 0.1
+"""How far above its value at L a perplexity may rise, as a share, and the model still counts as working."""
+MARGIN = 0.01
+"""How far below its windowed companion a perplexity must be for the model to count as using what lies beyond L."""
+PLAIN = "plain"
+"""The column of a grid for encodings without extensions."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,8 @@ class Summary:
     """The values there are."""
     troubles: tuple[str, ...] = ()
     """For each seed without a value its status, such as "diverged"."""
+    percent: bool = False
+    """Whether the values are shares, shown in percent."""
 
     @property
     def seeds(self) -> int:
@@ -43,9 +56,9 @@ class Summary:
         every = len(counts) == 1 and not self.values
         parts = [name if every else f"{name} {n}/{self.seeds}" for name, n in counts.items()]
         if self.mean is not None:
-            form = _format(self.mean)
-            spread = "" if self.spread is None else f" ± {self.spread:{form}}"
-            parts.insert(0, f"{self.mean:{form}}{spread}")
+            form, unit = (".1f", 100) if self.percent else (_format(self.mean), 1)
+            spread = "" if self.spread is None else f" ± {unit * self.spread:{form}}"
+            parts.insert(0, f"{unit * self.mean:{form}}{spread}")
         return ", ".join(parts)
 
 
@@ -53,55 +66,14 @@ Curve = dict[int, Summary]
 """Test length in tokens -> what the seeds say there."""
 
 
-def select(results: Iterable[Result], metric: str, protocol: str) -> list[Result]:
-    """Return the results of one metric under one protocol that can share a table or a figure.
-
-    Args:
-        results: results of one or more studies.
-        metric: such as "perplexity".
-        protocol: such as "prefix".
-
-    Returns:
-        Those results, in their order.
-
-    Raises:
-        UserError: if there are none, or if they would mix training lengths, corpora or anything
-            else that makes two results of one scheme, seed and test length.
-    """
+def summarise(results: Iterable[Result]) -> Summary:
+    """Return what results, one for each seed, say together."""
     results = list(results)
-    kept = [r for r in results if r.metric == metric and r.protocol == protocol]
-    if not kept:
-        there = [f"{m} ({p})" for p, found in metrics(results).items() for m in found]
-        raise UserError(f"there are no results of {metric} ({protocol}), but of {', '.join(there)}.")
-    for name in ("study", "task", "corpus", "train_length"):
-        if len(found := {str(getattr(r, name)) for r in kept}) > 1:
-            raise UserError(f"one table or figure cannot mix results of several {name}: {', '.join(sorted(found))}.")
-    seen: dict[tuple[str, int, int], Result] = {}
-    for r in kept:
-        other = seen.setdefault((r.label, r.seed, r.test_length), r)
-        if other is not r:
-            names = ("scheme", "stride", "bos", "depth", "finetune_steps", "cell")
-            differ = [name for name in names if getattr(r, name) != getattr(other, name)]
-            raise UserError(
-                f"{r.label!r} with seed {r.seed} has several results at test length "
-                f"{r.test_length}, which differ in {', '.join(differ) or 'nothing'}. "
-                "Give the schemes of the recipe different labels."
-            )
-    return kept
-
-
-def metrics(results: Iterable[Result]) -> dict[str, list[str]]:
-    """Return the metrics under each protocol, in order of first appearance.
-
-    Raises:
-        UserError: if there are no results.
-    """
-    found: dict[str, list[str]] = {}
-    for protocol, metric in dict.fromkeys((r.protocol, r.metric) for r in results):
-        found.setdefault(protocol, []).append(metric)
-    if not found:
-        raise UserError("there are no results yet. Run the study to its end with `pezoo run`.")
-    return found
+    return Summary(
+        tuple(r.value for r in results if r.value is not None),
+        tuple(r.status for r in results if r.value is None),
+        any(r.metric in ACCURACIES for r in results),
+    )
 
 
 def curves(results: Iterable[Result]) -> dict[str, Curve]:
@@ -116,28 +88,177 @@ def curves(results: Iterable[Result]) -> dict[str, Curve]:
     grouped: dict[str, dict[int, list[Result]]] = {}
     for result in results:
         grouped.setdefault(result.label, {}).setdefault(result.test_length, []).append(result)
-    return {
-        label: {
-            length: Summary(
-                tuple(r.value for r in grouped[label][length] if r.value is not None),
-                tuple(r.status for r in grouped[label][length] if r.value is None),
-            )
-            for length in sorted(grouped[label])
-        }
-        for label in grouped
-    }
+    return {label: {length: summarise(found[length]) for length in sorted(found)} for label, found in grouped.items()}
+
+
+def by_depth(results: Iterable[Result]) -> dict[str, pandas.DataFrame]:
+    """Return for each label how a metric depends on depth and test length.
+
+    Args:
+        results: what `select` returned with `depths=True`.
+
+    Returns:
+        Label, in order of first appearance -> means over seeds, NaN where there is none. Rows: depths, from 0;
+        columns: test lengths; both ascending, and the same for all labels.
+    """
+    found: dict[str, dict[int, dict[float, list[Result]]]] = {}
+    results = list(results)
+    for r in results:
+        found.setdefault(r.label, {}).setdefault(r.test_length, {}).setdefault(r.depth, []).append(r)
+    depths, lengths = (sorted({getattr(r, name) for r in results}) for name in ("depth", "test_length"))
+    frames = {}
+    for label, at in found.items():
+        means = {length: {depth: summarise(rs).mean for depth, rs in each.items()} for length, each in at.items()}
+        frames[label] = pandas.DataFrame(means, dtype=float).reindex(index=depths, columns=lengths)
+    return frames
+
+
+def effective_length(curve: Curve, train_length: int, tolerance: float = TOLERANCE) -> tuple[int, bool] | None:
+    """Return how far a model works: up to which length its perplexity stays near the one in range.
+
+    Args:
+        curve: perplexities; the mean over seeds counts, and where a seed has no value the model does not work.
+        train_length: L. The value in range is that at L, or at the longest tested length below.
+        tolerance: how much higher a value may be, as a share of the value in range.
+
+    Returns:
+        The longest length such that it and all tested ones between L and it are near; and whether a longer one was
+        tested. None without a value in range.
+    """
+    at = max((length for length in curve if length <= train_length), default=None)
+    limit = None if at is None else _limit(curve[at], tolerance)
+    if limit is None:
+        return None
+    beyond = [length for length in sorted(curve) if length > at]
+    worked = [at]
+    for length in beyond:
+        if not _within(curve[length], limit):
+            return worked[-1], True
+        worked.append(length)
+    return worked[-1], False
+
+
+def against_window(
+    curve: Curve, windowed: Curve, train_length: int, tolerance: float = TOLERANCE, margin: float = MARGIN
+) -> str | None:
+    """Judge a model at the longest length beside itself with a window of L, which cannot see beyond.
+
+    Args:
+        curve: perplexities of the model.
+        windowed: those of the same model, tested with the window.
+        train_length: L.
+        tolerance: as of `effective_length`.
+        margin: how much better than windowed it must be, as a share, to count as using its context.
+
+    Returns:
+        "breaks" where the perplexity is not near the one in range, else "uses context" where it is below the windowed
+        one, else "stable"; None if the two share no length beyond L or one of them has no value to compare with.
+    """
+    at = max((length for length in curve if length <= train_length), default=None)
+    longest = max((length for length in curve.keys() & windowed.keys() if length > train_length), default=None)
+    limit = None if at is None else _limit(curve[at], tolerance)
+    if limit is None or longest is None:
+        return None
+    if not _within(curve[longest], limit):
+        return "breaks"
+    beside = _limit(windowed[longest], -margin)
+    if beside is None:
+        return None
+    return "uses context" if curve[longest].mean < beside else "stable"
+
+
+def mean_beyond(results: Iterable[Result]) -> dict[str, dict[int, Result]]:
+    """Average a metric over the test lengths beyond the training length.
+
+    The score of Ruoss et al. (2023, arXiv 2305.16843), there of the accuracy by token.
+
+    Args:
+        results: what `select` returned.
+
+    Returns:
+        Label -> seed -> a result with the mean, or the first of those that have no value.
+    """
+    found: dict[tuple[str, int], list[Result]] = {}
+    for r in results:
+        if r.test_length > r.train_length:
+            found.setdefault((r.label, r.seed), []).append(r)
+    scores: dict[str, dict[int, Result]] = {}
+    for (label, seed), each in found.items():
+        scores.setdefault(label, {})[seed] = _mean(each)
+    return scores
+
+
+def score_frame(tasks: Mapping[str, Iterable[Result]]) -> pandas.DataFrame:
+    """Compare schemes over many tasks, by the mean over the test lengths beyond the training length.
+
+    Args:
+        tasks: name -> what `select` returned.
+
+    Returns:
+        Rows: labels, in order of first appearance. Columns: the tasks, and "mean" over them, of the seeds that have
+        them all. Cells: a `Summary`, or None.
+    """
+    scores = {name: mean_beyond(results) for name, results in tasks.items()}
+    rows: dict[str, list[Summary | None]] = {}
+    for label in dict.fromkeys(label for each in scores.values() for label in each):
+        every = [each.get(label, {}) for each in scores.values()]
+        seeds = sorted(set.intersection(*(set(found) for found in every)))
+        means = [_mean([found[seed] for found in every]) for seed in seeds]
+        rows[label] = [summarise(found.values()) if found else None for found in (*every, dict(enumerate(means)))]
+    return _frame(rows, "scheme", [*scores, "mean"])
+
+
+def grids(results: Iterable[Result]) -> dict[tuple[int, int], pandas.DataFrame]:
+    """Lay schemes out by encoding and extension, where a study crosses at least three with three.
+
+    Args:
+        results: what `select` returned.
+
+    Returns:
+        Test length and tuning steps, ascending -> a frame. Rows: encodings; columns: "plain", then extensions, both in
+        order of first appearance. Cells: a `Summary`, or None. Names stand without settings, except for what would
+        share a cell with an earlier label. Companions with a window are left out. Empty if fewer than three encodings
+        have three extensions.
+    """
+    results = [r for r in results if not r.label.endswith(WINDOWED)]
+    firsts = {r.label: r for r in results}
+    places: dict[tuple[str, str, int], str] = {}
+    for label, r in firsts.items():
+        steps = r.finetune_steps
+        names = r.encoding, "+".join(r.extensions) or PLAIN
+        if places.setdefault((*names, steps), label) != label:
+            places[(*_with_settings(r), steps)] = label
+    crossed = Counter(encoding for encoding, extension in {key[:2] for key in places} if extension != PLAIN)
+    if sum(n >= 3 for n in crossed.values()) < 3:
+        return {}
+    found = curves(results)
+    columns = sorted(dict.fromkeys(extension for _, extension, _ in places), key=lambda name: name != PLAIN)
+    frames = {}
+    for length in sorted({length for curve in found.values() for length in curve}):
+        for steps in sorted({steps for *_, steps in places}):
+            cells = {key[:2]: found[label].get(length) for key, label in places.items() if key[2] == steps}
+            if any(cells.values()):
+                encodings = dict.fromkeys(encoding for encoding, *_ in places)
+                rows = {encoding: [cells.get((encoding, name)) for name in columns] for encoding in encodings}
+                frames[length, steps] = _frame(rows, "encoding", columns)
+    return frames
 
 
 def length_name(test_length: int, train_length: int) -> str:
     """Return the test length as a multiple of the training length.
 
     >>> length_name(64, 64), length_name(96, 64), length_name(1024, 64), length_name(100, 64)
-    ('L', '1.5L', '16L', '100 tokens')
+    ('L', '1.5L', '16L', 'T = 100')
     """
     ratio = test_length / train_length
     if not math.isclose(ratio, round(ratio, 2)):
-        return f"{test_length} tokens"
+        return f"T = {test_length}"
     return "L" if ratio == 1 else f"{ratio:g}L"
+
+
+def tuning_name(steps: int) -> str:
+    """Return what so many tuning steps are called: "zero-shot" or "200 steps"."""
+    return f"{steps} steps" if steps else "zero-shot"
 
 
 def interval(
@@ -294,6 +415,34 @@ def mean_by_position(seeds: Sequence[Losses]) -> Mapping[float, float]:
             found.setdefault(float(position), []).append(float(loss))
     means = {position: statistics.fmean(found[position]) for position in sorted(found)}
     return {position: mean for position, mean in means.items() if math.isfinite(mean)}
+
+
+def _limit(summary: Summary, tolerance: float) -> float | None:
+    """Return the mean and the tolerance on top; None where a seed has no value."""
+    return None if summary.troubles or summary.mean is None else summary.mean * (1 + tolerance)
+
+
+def _within(summary: Summary, limit: float) -> bool:
+    return not summary.troubles and summary.mean is not None and summary.mean <= limit
+
+
+def _mean(results: Sequence[Result]) -> Result:
+    """Return the first result that has no value, or else one with the mean."""
+    lost = [r for r in results if r.value is None]
+    return lost[0] if lost else replace(results[0], value=statistics.fmean(r.value for r in results))
+
+
+def _with_settings(result: Result) -> tuple[str, str]:
+    """Return encoding and extensions as the scheme spells them; one that joins several stands for itself."""
+    if result.scheme.startswith("{"):
+        return result.label, PLAIN
+    members, n = result.scheme.split("+"), len(result.scheme.split("+")) - len(result.extensions)
+    return "+".join(members[:n]), "+".join(members[n:]) or PLAIN
+
+
+def _frame(rows: Mapping[str, Sequence[Hashable]], name: str, columns: Sequence[str]) -> pandas.DataFrame:
+    index = pandas.Index(list(rows), name=name)
+    return pandas.DataFrame(list(rows.values()), index=index, columns=columns, dtype=object)
 
 
 def _format(value: float) -> str:

@@ -1,30 +1,98 @@
-"""Tables: a row per scheme, a column per test length."""
+"""Tables: a row per scheme, a column per test length; schemes by tasks; encodings by extensions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
 import rich.box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Table as RichTable
 
-from pezoo.report.statistics import Summary, curves, length_name, metrics, select
+from pezoo.report.groups import (
+    LANGUAGE_MODELLING,
+    WINDOWED,
+    chance,
+    groups,
+    headline,
+    matrices,
+    metrics,
+    select,
+    words,
+)
+from pezoo.report.statistics import (
+    ACCURACIES,
+    TOLERANCE,
+    Curve,
+    against_window,
+    curves,
+    effective_length,
+    grids,
+    length_name,
+    score_frame,
+    tuning_name,
+)
 from pezoo.results import Result, replacing
+
+PERPLEXITIES = ("perplexity", "last_perplexity")
+MANY = 6
+"""So many tasks have a table each; more have one together in the terminal."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, with what it shows above it and reasons below it."""
+
+    heading: str
+    caption: str
+    frame: pandas.DataFrame
+    """Texts; the index has a name."""
+    notes: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """Return the table without its heading; the text ends in a newline."""
+        frame = self.frame
+        rows = [[frame.index.name, *frame.columns], ["---", *["---:"] * len(frame.columns)]]
+        rows += [[label, *cells] for label, cells in zip(frame.index, frame.to_numpy(), strict=True)]
+        lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+        below = [f"- {note}" for note in self.notes]
+        return "\n".join([f"{self.caption}.", "", *lines, *([""] if below else []), *below]) + "\n"
+
+    def show(self, console: Console | None = None) -> None:
+        """Print the table to the terminal, turned or with taller rows if it is too wide otherwise.
+
+        Args:
+            console: where to print; standard output by default, never folded where that is no terminal.
+        """
+        console = console or Console(highlight=False)
+        forms = [(self.frame, False)]
+        if len(self.frame.columns) > len(self.frame) > 1:
+            forms.append((self.frame.T.rename_axis(""), False))
+        forms.append((forms[-1][0], True))
+        tables = [_rich(frame, tall) for frame, tall in forms]
+        widths = [console.measure(table, options=console.options.update(width=1000)).maximum for table in tables]
+        shown = next((t for t, width in zip(tables, widths, strict=True) if width <= console.width), tables[-1])
+        if not console.is_terminal:
+            shown, console = tables[0], Console(file=console.file, width=max(console.width, widths[0]), highlight=False)
+        console.print(self.caption, markup=False, soft_wrap=True)
+        console.print(shown)
+        for note in self.notes:
+            console.print(note, markup=False, soft_wrap=True)
 
 
 def pivot(results: Iterable[Result], metric: str = "perplexity", protocol: str = "prefix") -> pandas.DataFrame:
     """Return one metric as a frame of summaries over seeds.
 
     Args:
-        results: results of one study.
+        results: results of one group.
         metric: what to show.
         protocol: how it was tested.
 
     Returns:
-        Rows: labels, in order of first appearance. Columns: "L", "2L", ... ascending. Cells: a
-        `Summary`, or None where there is no result yet; `str(summary)` is "5.23 ± 0.04",
-        "undefined", "12.3, diverged 1/2".
+        Rows: labels, in order of first appearance. Columns, ascending: "L", "2L", ..., or the lengths themselves if
+        the training lengths differ. Cells: a `Summary`, or None where there is no result; `str(summary)` is
+        "5.23 ± 0.04", "undefined", "12.3, diverged 1/2".
 
     Raises:
         UserError: if there is nothing to show, or the results cannot share a table.
@@ -35,94 +103,127 @@ def pivot(results: Iterable[Result], metric: str = "perplexity", protocol: str =
     return pandas.DataFrame(
         [[rows[label].get(length) for length in lengths] for label in rows],
         index=pandas.Index(list(rows), name="scheme"),
-        columns=[length_name(length, kept[0].train_length) for length in lengths],
+        columns=[_length(length, kept) for length in lengths],
         dtype=object,
     )
 
 
-def caption(results: Iterable[Result], metric: str = "perplexity", protocol: str = "prefix") -> str:
-    """Return in one line what a table of one metric shows, and under which conditions."""
-    kept = select(results, metric, protocol)
-    seeds = len({r.seed for r in kept})
-    over = f"mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    name = metric.replace("_", " ").capitalize()
-    one = kept[0]
-    facts = [f"{name} on {one.corpus}", f"{protocol} protocol", f"L = {one.train_length} tokens"]
-    return "; ".join([*facts, over])
+def by_length(results: Iterable[Result], metric: str = "perplexity", protocol: str = "prefix", name: str = "") -> Table:
+    """Return a table with a row per label and a column per test length.
 
-
-def notes(results: Iterable[Result], metric: str = "perplexity", protocol: str = "prefix") -> list[str]:
-    """Return a line for each reason why a scheme has no value, naming the lengths."""
-    found: dict[tuple[str, str, str], list[str]] = {}
-    for r in sorted(select(results, metric, protocol), key=lambda r: r.test_length):
-        if r.status != "ok":
-            lengths = found.setdefault((r.label, r.status.replace("_", " "), r.reason), [])
-            if (name := length_name(r.test_length, r.train_length)) not in lengths:
-                lengths.append(name)
-    return [
-        f"{label}: {status} at {', '.join(lengths)}: {reason}" for (label, status, reason), lengths in found.items()
-    ]
-
-
-def show(
-    results: Iterable[Result],
-    metric: str = "perplexity",
-    protocol: str = "prefix",
-    console: Console | None = None,
-) -> None:
-    """Print a table to the terminal.
+    Perplexities have two more: how far the scheme works, and how it stands beside its windowed companion if it has one.
 
     Args:
-        results: results of one study.
+        results: results of one group.
         metric: what to show.
         protocol: how it was tested.
-        console: where to print; standard output by default, never folded where that is no terminal.
+        name: of the group, for the heading.
 
     Raises:
         UserError: if there is nothing to show, or the results cannot share a table.
     """
-    results = list(results)
-    frame = pivot(results, metric, protocol)
-    console = console or Console(highlight=False)
-    table = _rich_table(frame)
-    wanted = console.measure(table, options=console.options.update(width=1000)).maximum
-    if wanted > console.width:
-        if console.is_terminal:
-            table = _rich_table(frame, tall=True)
-        else:
-            console = Console(file=console.file, width=wanted, highlight=False)
-    console.print(caption(results, metric, protocol), markup=False, soft_wrap=True)
-    console.print(table)
-    for note in notes(results, metric, protocol):
-        console.print(note, markup=False, soft_wrap=True)
+    kept = select(results, metric, protocol)
+    several = len({r.train_length for r in kept}) > 1
+    frame = pivot(kept, metric, protocol).map(lambda summary: _shown(summary, "" if several else "–"))
+    notes = [*_reasons(kept), *_rates(kept)]
+    if metric in PERPLEXITIES:
+        notes += _add_verdicts(frame, kept)
+    return Table(_heading(name, metric, f"{protocol} protocol"), _caption(kept), frame, tuple(notes))
 
 
-def markdown(results: Iterable[Result], metric: str = "perplexity", protocol: str = "prefix") -> str:
-    """Return a table in Markdown, with what it shows above it and reasons below it.
+def scores(found: Mapping[str, list[Result]], metric: str) -> Table | None:
+    """Return a table of schemes by tasks: the mean of an accuracy over the test lengths beyond L.
 
     Args:
-        results: results of one study.
-        metric: what to show.
-        protocol: how it was tested.
+        found: what `groups` returned.
+        metric: which accuracy.
 
     Returns:
-        Markdown that ends in a newline.
+        The table, whose last row is what guessing scores; None if not more than `MANY` groups have the metric.
+    """
+    tasks = score_groups(found, metric)
+    if not tasks:
+        return None
+    frame = score_frame(tasks).map(_shown)
+    guessed = [chance(kept[0]) for kept in tasks.values()]
+    if any(share is not None for share in guessed):
+        frame.loc["(guessing)"] = ["" if share is None else f"{100 * share:.1f}" for share in (*guessed, None)]
+    every = [r for kept in tasks.values() for r in kept]
+    caption = f"{words(metric).capitalize()} in percent, mean over the tested lengths beyond L; {_over(every)}"
+    return Table(_heading("", metric, "by task, beyond the training length"), caption, frame)
+
+
+def score_groups(found: Mapping[str, list[Result]], metric: str) -> dict[str, list[Result]]:
+    """Return the results that a table of scores is made of, by the name of the group; none if they are few."""
+    tasks = {}
+    for name, group in found.items():
+        protocol = next((p for p, names in metrics(group).items() if metric in names), None)
+        kept = [] if protocol is None else select(group, metric, protocol)
+        if any(r.test_length > r.train_length for r in kept):
+            tasks[name] = kept
+    return tasks if len(tasks) > MANY else {}
+
+
+def crossed(results: Iterable[Result], metric: str, protocol: str, name: str = "") -> list[Table]:
+    """Return tables of encodings by extensions, one for each length beyond L and step count, if there is such a grid.
+
+    Args:
+        results: results of one group.
+        metric: what to show.
+        protocol: how it was tested.
+        name: of the group, for the heading.
+    """
+    kept = select(results, metric, protocol)
+    tables = []
+    for (length, steps), frame in grids(kept).items():
+        if length > max(r.train_length for r in kept):
+            at = f"at {_length(length, kept)}, {tuning_name(steps)}"
+            heading = _heading(name, metric, at, f"{protocol} protocol")
+            tables.append(Table(heading, f"{_caption(kept)}; {at}", frame.map(_shown)))
+    return tables
+
+
+def overview(results: Iterable[Result]) -> list[Table]:
+    """Return what the terminal shows: for each group one table of its foremost metric.
+
+    Many tasks have one table together, and a group that crosses encodings with extensions has its grids.
 
     Raises:
-        UserError: if there is nothing to show, or the results cannot share a table.
+        UserError: if there are no results, or they cannot share tables.
     """
     results = list(results)
-    frame = pivot(results, metric, protocol)
-    rows = [["scheme", *frame.columns], ["---", *["---:"] * len(frame.columns)]]
-    rows += [[label, *map(_shown, frame.loc[label])] for label in frame.index]
-    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
-    below = [f"- {note}" for note in notes(results, metric, protocol)]
-    above = [f"{caption(results, metric, protocol)}.", ""]
-    return "\n".join([*above, *lines, *([""] if below else []), *below]) + "\n"
+    found = groups(results)
+    shown: list[Table] = []
+    for metric in reversed(ACCURACIES):
+        if together := score_groups(found, metric):
+            shown.append(scores(found, metric))
+            found = {name: group for name, group in found.items() if name not in together}
+    for name, group in (found | matrices(results)).items():
+        metric, protocol = headline(metrics(group))
+        shown += crossed(group, metric, protocol, name) or [by_length(group, metric, protocol, name)]
+    return shown
+
+
+def every_table(results: Iterable[Result]) -> list[Table]:
+    """Return the tables of a study: those over tasks, then for each group those of each protocol and metric.
+
+    Raises:
+        UserError: if there are no results, or they cannot share tables.
+    """
+    results = list(results)
+    metrics(results)
+    found = groups(results)
+    tables = [table for metric in ACCURACIES if (table := scores(found, metric))]
+    for name, group in (found | matrices(results)).items():
+        for protocol, names in metrics(group).items():
+            for metric in names:
+                tables.append(by_length(group, metric, protocol, name))
+        tables += crossed(group, *headline(metrics(group)), name)
+    return tables
 
 
 def write(results: Iterable[Result], path: str | Path) -> None:
-    """Write a Markdown file with a table for each metric and protocol that the results hold.
+    """Write a Markdown file with all tables of a study.
 
     Args:
         results: results of one study.
@@ -133,27 +234,101 @@ def write(results: Iterable[Result], path: str | Path) -> None:
         OSError: if the file cannot be written.
     """
     results = list(results)
-    title = ", ".join(dict.fromkeys(r.study for r in results))
-    sections = [f"# {title}\n"]
-    for protocol, names in metrics(results).items():
-        for metric in names:
-            heading = f"## {metric.replace('_', ' ').capitalize()}, {protocol} protocol\n"
-            sections += [heading, markdown(results, metric, protocol)]
+    sections = [f"# {', '.join(dict.fromkeys(r.study for r in results))}\n"]
+    for table in every_table(results):
+        sections += [f"## {table.heading}\n", table.markdown()]
     with replacing(path) as file:
         file.write("\n".join(sections).encode())
 
 
-def _shown(summary: Summary | None) -> str:
-    return "–" if summary is None else str(summary)
+def _heading(name: str, metric: str, *facts: str) -> str:
+    text = ", ".join([words(metric).capitalize(), *facts])
+    return f"{name}: {text[0].lower()}{text[1:]}" if name else text
 
 
-def _rich_table(frame: pandas.DataFrame, tall: bool = False) -> Table:
-    table = Table(box=rich.box.SIMPLE_HEAD)
-    table.add_column("scheme")
+def _length(length: int, kept: list[Result]) -> str:
+    trained = {r.train_length for r in kept}
+    return str(length) if len(trained) > 1 else length_name(length, trained.pop())
+
+
+def _over(kept: list[Result]) -> str:
+    seeds = len({r.seed for r in kept})
+    return f"mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+
+
+def _caption(kept: list[Result]) -> str:
+    """Return in one line what a table of one metric shows, and under which conditions."""
+    one, trained = kept[0], {r.train_length for r in kept}
+    unit = " tokens" if one.task == LANGUAGE_MODELLING else ""
+    percent = " in percent" if one.metric in ACCURACIES else ""
+    columns = (
+        f"columns: tested length{' in tokens' if unit else ''}" if len(trained) > 1 else f"L = {trained.pop()}{unit}"
+    )
+    facts = [f"{words(one.metric).capitalize()}{percent} on {one.corpus}", f"{one.protocol} protocol", columns]
+    guessed = chance(one)
+    facts += [] if guessed is None else [f"guessing gets {100 * guessed:.1f}"]
+    return "; ".join([*facts, _over(kept)])
+
+
+def _reasons(kept: list[Result]) -> list[str]:
+    """Return a line for each reason why a scheme has no value, naming the lengths."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for r in sorted(kept, key=lambda r: r.test_length):
+        if r.status != "ok":
+            lengths = found.setdefault((r.label, r.status.replace("_", " "), r.reason), [])
+            if (name := length_name(r.test_length, r.train_length)) not in lengths:
+                lengths.append(name)
+    return [
+        f"{label}: {status} at {', '.join(lengths)}: {reason}" for (label, status, reason), lengths in found.items()
+    ]
+
+
+def _rates(kept: list[Result]) -> list[str]:
+    """Return a line for each learning rate, if they differ."""
+    found: dict[float, dict[str, None]] = {}
+    for r in kept:
+        found.setdefault(r.learning_rate, {})[r.label.removesuffix(WINDOWED)] = None
+    return [f"learning rate {rate:g}: {'; '.join(found[rate])}" for rate in sorted(found)] if len(found) > 1 else []
+
+
+def _add_verdicts(frame: pandas.DataFrame, kept: list[Result]) -> list[str]:
+    """Add the columns that judge each row, and return what they mean."""
+    found, trained = curves(kept), {r.label: r.train_length for r in kept}
+    near = f"at most {100 * TOLERANCE:g} % above that at L"
+    frame["effective"] = [_effective(found[label], trained[label]) for label in frame.index]
+    notes = [f"effective: the longest length up to which the mean is {near}"]
+    if any(label + WINDOWED in found for label in found):
+        frame["against its window"] = [
+            against_window(found[label], found[label + WINDOWED], trained[label]) or "–"
+            if label + WINDOWED in found
+            else ""
+            for label in frame.index
+        ]
+        notes += [
+            f"against its window: at the longest length, a scheme breaks unless its perplexity is {near}; it uses its "
+            "context if that is below the perplexity of the same model with a window of L, and else is stable"
+        ]
+    return notes
+
+
+def _effective(curve: Curve, train_length: int) -> str:
+    found = effective_length(curve, train_length)
+    if found is None:
+        return "–"
+    length, exceeded = found
+    return f"{'' if exceeded else '≥ '}{length_name(length, train_length)}"
+
+
+def _shown(cell: object, missing: str = "–") -> str:
+    return missing if cell is None else str(cell)
+
+
+def _rich(frame: pandas.DataFrame, tall: bool = False) -> RichTable:
+    table = RichTable(box=rich.box.SIMPLE_HEAD)
+    table.add_column(frame.index.name, overflow="fold")
     for name in frame.columns:
-        table.add_column(name, justify="right")
-    for label in frame.index:
-        cells = [_shown(summary) for summary in frame.loc[label]]
+        table.add_column(escape(name), justify="right", overflow="fold")
+    for label, cells in zip(frame.index, frame.to_numpy(), strict=True):
         cells = [cell.replace(" ± ", "\n± ").replace(", ", ",\n") if tall else cell for cell in cells]
         table.add_row(escape(label), *cells)
     return table

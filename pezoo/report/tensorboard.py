@@ -13,14 +13,15 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pezoo.report import figure, table
-from pezoo.report.statistics import curves, losses_by_label, mean_by_position, metrics, select
+from pezoo.report.figure import READABLE, draw_by_position, draw_curves
+from pezoo.report.groups import groups, headline, matrices, metrics, select
+from pezoo.report.names import safe_names
+from pezoo.report.statistics import curves, losses_by_label, mean_by_position
+from pezoo.report.table import by_length
 from pezoo.results import Result
 
-HEADLINE = "perplexity"
-"""The metric whose card stands first, with the figure beside it."""
-PLAIN_PROTOCOL = "prefix"
-"""The protocol that tags do not name."""
+PLAIN_PROTOCOLS = ("prefix", "answers")
+"""The protocols that tags do not name."""
 ADDRESS = "http://localhost:6006/?smoothing=0#timeseries"
 """Where to look: without TensorBoard's smoothing, which would bend curves of a few points."""
 
@@ -29,6 +30,7 @@ class Card(NamedTuple):
     """What one card shows."""
 
     tag: str
+    train_lengths: tuple[int, ...]
     curves: dict[str, dict[int, float]]
     """Label -> step -> value."""
     picture: Figure | None = None
@@ -42,8 +44,8 @@ def write(results: Iterable[Result], logdir: str | Path, cells: str | Path | Non
     `extrapolation_more`, the other metrics, all with step = test length, and `loss_by_position`
     with step = position. The run "all schemes" holds the figures and tables. The run "training
     length ..." draws an upright line there; its points also keep the ends of steep curves on the
-    card, of which TensorBoard would cut off what it takes for outliers. Protocols other than
-    "prefix" have groups of their own, such as `extrapolation_non_overlapping`.
+    card, of which TensorBoard would cut off what it takes for outliers. Tasks, parts and protocols
+    have groups of their own, such as `passkey/exact_match` and `extrapolation_non_overlapping/perplexity`.
 
     Args:
         results: results of one study.
@@ -59,19 +61,19 @@ def write(results: Iterable[Result], logdir: str | Path, cells: str | Path | Non
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    results = list(results)
-    cards = list(_cards(results, cells))
+    cards = list(_cards(list(results), cells))
     folder, overview = Path(logdir) / "test", "all schemes"
-    marker = f"training length {results[0].train_length}"
-    folders = run_names([*dict.fromkeys(r.label for r in results), marker, overview])
+    markers = {f"training length {n}": n for n in sorted({n for card in cards for n in card.train_lengths})}
+    labels = dict.fromkeys(label for card in cards for label in card.curves)
+    folders = safe_names([*labels, *markers, overview])
     for old in folder.rglob("events.out.tfevents.*"):
         old.unlink()
     for label in folders:
         with SummaryWriter(folder / folders[label]) as writer:
             for card in cards:
                 points = card.curves.get(label, {})
-                if label == marker:
-                    points = _marker(card, results[0].train_length)
+                if label in markers:
+                    points = _marker(card, markers[label])
                 for step, value in points.items():
                     writer.add_scalar(card.tag, value, step)
                 if label == overview and card.picture is not None:
@@ -83,55 +85,45 @@ def write(results: Iterable[Result], logdir: str | Path, cells: str | Path | Non
     return folder
 
 
-def run_names(labels: Iterable[str]) -> dict[str, str]:
-    """Return for each label the name of its run: as it is, less what some file systems refuse.
-
-    >>> list(run_names(["rope+pi, 200 steps @ 8x", "rope+pi:factor=4"]).values())
-    ['rope+pi, 200 steps @ 8x', 'rope+pi factor=4']
-    """
-    names: dict[str, str] = {}
-    taken: set[str] = set()
-    for label in labels:
-        plain = re.sub(r"\s+", " ", label.replace(":", " "))
-        plain = re.sub(r"[^\w +,@=.()\[\]{}-]", "_", plain).strip(" .")[:120] or "_"
-        name, n = plain, 1
-        while name.casefold() in taken:
-            n += 1
-            name = f"{plain} ({n})"
-        taken.add(name.casefold())
-        names[label] = name
-    return names
-
-
-def _group(protocol: str, headline: bool) -> str:
-    group = "extrapolation" if protocol == PLAIN_PROTOCOL else f"extrapolation_{protocol}"
-    return group if headline else f"{group}_more"
+def _group(name: str, protocol: str, headline: bool) -> str:
+    """Return the group of a card, such as "extrapolation_more" or "passkey_n_digits=5_generation"."""
+    parts = [
+        name or "extrapolation",
+        *([] if protocol in PLAIN_PROTOCOLS else [protocol]),
+        *([] if headline else ["more"]),
+    ]
+    return "_".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
 
 
 def _cards(results: list[Result], cells: str | Path | None) -> Iterator[Card]:
-    for protocol, names in metrics(results).items():
-        headline = HEADLINE if HEADLINE in names else names[0]
-        for metric in names:
-            kept, first = select(results, metric, protocol), metric == headline
-            yield Card(
-                tag=f"{_group(protocol, first)}/{metric}",
-                curves={
-                    label: {step: s.mean for step, s in curve.items() if s.mean is not None}
-                    for label, curve in curves(kept).items()
-                },
-                picture=figure.draw_curves(kept, metric, protocol) if first else None,
-                text=table.markdown(kept, metric, protocol),
-            )
-        losses = {} if cells is None else losses_by_label(results, cells, protocol)
-        if losses:
-            yield Card(
-                tag=f"{_group(protocol, False)}/loss_by_position",
-                curves={
-                    label: {round(at): mean for at, mean in mean_by_position(seeds).items()}
-                    for label, seeds in losses.items()
-                },
-                picture=figure.draw_by_position(results, cells, protocol),
-            )
+    for name, group in (groups(results) | matrices(results)).items():
+        trained = tuple(sorted({r.train_length for r in group}))
+        for protocol, names in metrics(group).items():
+            first, _ = headline({protocol: names})
+            for metric in names:
+                kept = select(group, metric, protocol)
+                shown = metric == first and len({r.label for r in kept}) <= READABLE
+                yield Card(
+                    tag=f"{_group(name, protocol, metric == first)}/{metric}",
+                    train_lengths=trained,
+                    curves={
+                        label: {step: s.mean for step, s in curve.items() if s.mean is not None}
+                        for label, curve in curves(kept).items()
+                    },
+                    picture=draw_curves(kept, metric, protocol) if shown else None,
+                    text=by_length(kept, metric, protocol).markdown(),
+                )
+            losses = {} if cells is None else losses_by_label(group, cells, protocol)
+            if losses:
+                yield Card(
+                    tag=f"{_group(name, protocol, False)}/loss_by_position",
+                    train_lengths=trained,
+                    curves={
+                        label: {round(at): mean for at, mean in mean_by_position(seeds).items()}
+                        for label, seeds in losses.items()
+                    },
+                    picture=draw_by_position(group, cells, protocol) if len(losses) <= READABLE else None,
+                )
 
 
 def _marker(card: Card, train_length: int) -> dict[int, float]:
@@ -141,7 +133,7 @@ def _marker(card: Card, train_length: int) -> dict[int, float]:
     step of a run; so the line has as many at its top, and at its foot, as keep the extremes inside.
     """
     values = [value for curve in card.curves.values() for value in curve.values()]
-    if not values:
+    if not values or train_length not in card.train_lengths:
         return {}
     n = len(values) // 16 + 2
     first = max(0, train_length - n)

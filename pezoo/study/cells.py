@@ -1,16 +1,19 @@
 """What a cell does."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pezoo.config import TrainConfig
+from pezoo.config import LANGUAGE_MODELLING, TrainConfig
 from pezoo.data import Corpus, windows
+from pezoo.data.material import Material, Questions, Text
 from pezoo.errors import UserError
 from pezoo.evaluation import LengthResult, evaluate
+from pezoo.evaluation.answers import evaluate_answers
 from pezoo.lightning import fit, load, save
 from pezoo.results import Losses, write_losses
 from pezoo.study.plan import Cell, count_parameters
@@ -21,24 +24,36 @@ Report = Callable[[int, int, float | None], None]
 """Called with (steps or tokens done, in all, loss)."""
 
 
-def run_cell(cell: Cell, store: Store, corpus: Corpus, report: Report) -> dict[str, Any]:
+def run_cell(cell: Cell, store: Store, corpora: Mapping[str, Corpus], report: Report) -> dict[str, Any]:
     """Run a cell and return its facts; it is in the store when this returns.
+
+    Raises:
+        UserError: if its corpus is no longer the one that the study was planned with.
+    """
+    torch.manual_seed(cell.inputs["seed"])  # should a plug-in draw from the global generator
+    work = {"choose": choose_model, "evaluate": evaluate_model}.get(cell.kind, fit_model)
+    with store.writing(cell) as (folder, facts):
+        facts |= work(cell, store, corpora, folder, report)
+    return facts
+
+
+def find_material(facts: Mapping[str, Any], corpora: Mapping[str, Corpus]) -> Material:
+    """The text or the task that a cell's facts speak of.
 
     Raises:
         UserError: if the corpus is no longer the one that the study was planned with.
     """
-    if corpus.hash != cell.inputs["data"]["hash"]:
+    if facts["task"] != LANGUAGE_MODELLING:
+        return Questions(facts["task"], facts["form"], facts["train_length"])
+    if facts["hash"] not in corpora:
         raise UserError("the corpus has changed since this run began; run the study again")
-    torch.manual_seed(cell.inputs["seed"])  # should a plug-in draw from the global generator
-    work = evaluate_model if cell.kind == "evaluate" else fit_model
-    with store.writing(cell) as (folder, facts):
-        facts |= work(cell, store, corpus, folder, report)
-    return facts
+    return Text(corpora[facts["hash"]])
 
 
-def fit_model(cell: Cell, store: Store, corpus: Corpus, folder: Path, report: Report) -> dict[str, Any]:
+def fit_model(cell: Cell, store: Store, corpora: Mapping[str, Corpus], folder: Path, report: Report) -> dict[str, Any]:
     """Train a model, or tune a trained one."""
     inputs, model, settings = cell.inputs, cell.model(), TrainConfig(**cell.inputs["settings"])
+    material = find_material(inputs["data"], corpora)
     if cell.parent is not None:
         parent = store.facts(cell.parent)
         if parent["fit"]["status"] != "ok":
@@ -46,8 +61,8 @@ def fit_model(cell: Cell, store: Store, corpus: Corpus, folder: Path, report: Re
         carry_over(load(store.path(cell.parent) / "model.pt")[0], model)
     fitted = fit(
         model,
-        corpus.train,
-        corpus.validation,
+        material.train,
+        material.validation,
         settings,
         seed=inputs["seed"],
         length=settings.length,
@@ -58,44 +73,69 @@ def fit_model(cell: Cell, store: Store, corpus: Corpus, folder: Path, report: Re
     )
     if fitted.status == "ok":
         save(folder / "model.pt", model, {"title": cell.title})
-    return {"fit": dataclasses.asdict(fitted)}
+    return {"fit": dataclasses.asdict(fitted), "learning_rate": settings.lr}
 
 
-def evaluate_model(cell: Cell, store: Store, corpus: Corpus, folder: Path, report: Report) -> dict[str, Any]:
+def choose_model(
+    cell: Cell, store: Store, corpora: Mapping[str, Corpus], folder: Path, report: Report
+) -> dict[str, Any]:
+    """Hand on the model of the learning rate with the lowest validation loss, averaged over seeds.
+
+    A rate at which a training has no such loss, since it diverged, comes last; ties go to the one named first.
+    """
+    losses = {}
+    for lr, keys in cell.inputs["candidates"].items():
+        found = [store.facts(key)["fit"]["validation_loss"] for key in keys]
+        losses[lr] = None if None in found else sum(found) / len(found)
+    best = min(losses, key=lambda lr: math.inf if losses[lr] is None else losses[lr])
+    chosen = next(k for k in cell.inputs["candidates"][best] if store.facts(k)["inputs"]["seed"] == cell.inputs["seed"])
+    if (model := store.path(chosen) / "model.pt").exists():
+        (folder / "model.pt").hardlink_to(model)
+    return {"fit": store.facts(chosen)["fit"], "learning_rate": float(best), "validation_losses": losses}
+
+
+def evaluate_model(
+    cell: Cell, store: Store, corpora: Mapping[str, Corpus], folder: Path, report: Report
+) -> dict[str, Any]:
     """Test a model at every length."""
     inputs, model, fitted = cell.inputs, cell.model(), store.facts(cell.parent)["fit"]
-    lengths, protocol = inputs["lengths"], inputs["protocol"]
-    if fitted["status"] == "ok":
-        carry_over(load(store.path(cell.parent) / "model.pt")[0], model)
-        found = evaluate(
-            model,
-            windows(corpus.test, max(lengths), inputs["windows"]["count"], inputs["windows"]["seed"]),
-            lengths,
-            protocol=protocol,
-            last=inputs["last"],
-            batch_tokens=inputs["batch_tokens"],
-            device=inputs["device"],
-            progress=lambda done, total: report(done, total, None),
-        )
-    else:
+    lengths, protocol, count, seed = inputs["lengths"], inputs["protocol"], *inputs["windows"].values()
+    tested = find_material(inputs.get("tested", inputs["data"]), corpora)
+    how = {"protocol": protocol, "batch_tokens": inputs["batch_tokens"], "device": inputs["device"]}
+    how["progress"] = lambda done, total: report(done, total, None)
+    found = []
+    if fitted["status"] != "ok":
         why = {"status": fitted["status"], "reason": f"no trained model: {fitted['reason']}"}
-        found = [LengthResult(length, protocol, None, **why) for length in lengths]
+        found = [LengthResult(length, protocol=protocol, **why) for length in lengths]
+    else:
+        carry_over(load(store.path(cell.parent) / "model.pt")[0], model)
+        if isinstance(tested, Questions):
+            found = evaluate_answers(model, tested, lengths, count=count, seed=seed, **how)
+        else:
+            sequences = windows(tested.corpus.test, max(lengths), count, seed)
+            found = evaluate(model, sequences, lengths, last=inputs["last"], **how)
+            names = tested.corpus.test.names
+            _keep_losses(folder, protocol, found, names)
+    return {
+        "lengths": [dataclasses.asdict(dataclasses.replace(at, bins=None)) for at in found],
+        "scale_factors": {str(n): model.scheme.scale_factor(tested.n_tokens(n)) for n in lengths},
+        "params": count_parameters(model),
+    }
+
+
+def _keep_losses(folder: Path, protocol: str, found: list[LengthResult], names: Sequence[str]) -> None:
+    """Write the losses by document and position, where a protocol gives them."""
     for at in found:
         if at.bins is not None:
             losses = Losses(
                 loss_sum=at.bins.loss_sum,
                 tokens=at.bins.tokens,
                 edges=at.bins.edges,
-                documents=[corpus.test.names[i] for i in at.bins.documents],
+                documents=[names[i] for i in at.bins.documents],
                 test_length=at.test_length,
                 protocol=protocol,
             )
             write_losses(folder / f"losses_{at.test_length}.npz", losses)
-    return {
-        "lengths": [dataclasses.asdict(dataclasses.replace(at, bins=None)) for at in found],
-        "scale_factors": {str(n): model.scheme.scale_factor(n) for n in lengths},
-        "params": count_parameters(model),
-    }
 
 
 def carry_over(trained: Transformer, model: Transformer) -> None:

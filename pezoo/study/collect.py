@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from pezoo.config import LANGUAGE_MODELLING
+from pezoo.evaluation import parse_protocol
+from pezoo.evaluation.answers import ANSWER_PROTOCOLS
 from pezoo.results import Result
 from pezoo.study.plan import Evaluation, Plan, count_parameters, digest
 from pezoo.study.store import Store, now, versions
-
-METRICS = ("loss", "perplexity", "last_perplexity")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,31 +51,32 @@ def _failed(plan: Plan, key: str, failure: Failure, title: str) -> dict[str, Any
     """The facts of an evaluation that could not be done."""
     cell = plan.cells[key]
     why = {"status": failure.status, "reason": f"{title}: {failure.reason}"}
-    at = {"stride": None, "bos": False, "values": {}, "n_tokens": 0, "n_documents": 0} | why
+    at = {"stride": None, "depth": None, "bos": False, "values": {}, "n_tokens": 0, "n_documents": 0} | why
     lengths = [at | {"test_length": n, "seconds": None, "peak_memory_bytes": None} for n in cell.inputs["lengths"]]
     facts = {"lengths": lengths, "scale_factors": {}, "params": count_parameters(cell.model())}
     return facts | {"date": failure.date, "versions": versions()}
 
 
 def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, Any]) -> list[Result]:
-    recipe, spec, key = plan.recipe, evaluation.spec, evaluation.cell
-    inputs = plan.cells[key].inputs
-    fits = [store.facts(k)["fit"] for k in plan.ancestors(key) if store.done(k)]
-    device = inputs["device"]
+    recipe, spec, key = evaluation.recipe, evaluation.spec, evaluation.cell
+    tested, inputs = evaluation.tested, plan.cells[key].inputs
+    handed = [store.facts(k) for k in plan.line(key) if store.done(k)]
+    fits, device = [facts["fit"] for facts in handed], inputs["device"]
     common = {
-        "study": recipe.study,
+        "study": plan.recipe.study,
         "cell": key,
         "label": evaluation.label,
         "scheme": str(spec),
         "encoding": "+".join(spec.encodings),
         "extensions": spec.extensions,
         "family": spec.family,
-        "task": "language_modelling",
-        "corpus": plan.corpus,
+        "part": evaluation.part,
+        "task": tested.name,
+        "corpus": tested.source,
         "protocol": evaluation.protocol,
         "train_length": recipe.train.length,
         "seed": evaluation.seed,
-        "learning_rate": recipe.train.lr,
+        "learning_rate": handed[-1]["learning_rate"] if handed else recipe.train.lr,
         "steps": recipe.train.steps,
         "finetune_steps": evaluation.tune_steps,
         "finetune_length": recipe.tune_length if evaluation.tune_steps else None,
@@ -82,22 +84,29 @@ def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, An
         "train_seconds": sum(fit["train_seconds"] for fit in fits) if fits else None,
         "tokens_per_second": fits[-1]["tokens_per_second"] if fits else None,
         "threads": recipe.threads,
-        "config_hash": digest(dataclasses.asdict(recipe)),
+        "config_hash": digest(dataclasses.asdict(plan.recipe)),
         "versions": found["versions"],
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "date": found["date"],
     }
+    if tested.name == LANGUAGE_MODELLING:
+        metrics = parse_protocol(evaluation.protocol).metrics
+    else:
+        metrics = ANSWER_PROTOCOLS[evaluation.protocol]
     results = []
     for at in found["lengths"]:
         length = at["test_length"]
-        for metric in METRICS:
+        for metric in metrics:
             value, status, reason = at["values"].get(metric), at["status"], at["reason"]
+            if value is None and status == "ok":  # not every length or depth has every metric
+                continue
             if status == "ok" and not math.isfinite(value):
                 value, status, reason = None, "diverged", f"the {metric} is not finite"
             result = Result(
                 **common,
                 stride=at["stride"],
                 bos=at["bos"],
+                depth=at["depth"],
                 metric=metric,
                 value=value,
                 n_tokens=at["n_tokens"],

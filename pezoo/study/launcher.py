@@ -131,8 +131,8 @@ class Launcher:
 
     def _assign(self, workers: list[Worker]) -> bool:
         """Give out ready cells, starting workers as needed; return whether any is at work."""
-        order = {"evaluate": 0, "tune": 1, "train": 2}
-        ready = [c for c in self.todo.values() if c.parent is None or c.parent in self.done]
+        order = {"evaluate": 0, "choose": 0, "tune": 1, "train": 2}
+        ready = [cell for cell in self.todo.values() if self.done.issuperset(cell.parents)]
         for cell in sorted(ready, key=lambda cell: order[cell.kind]):
             worker = next((w for w in workers if w.cell is None), None)
             if worker is None:

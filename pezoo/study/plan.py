@@ -1,18 +1,21 @@
 """Recipe to plan: which cells a study consists of, and which of them depend on which.
 
-A cell is a training, a tuning or an evaluation. Its name is the hash of its inputs, and its inputs
-are all that the code that runs it gets to see, so two cells with one name give the same numbers:
+A cell is a training, a choice among trainings, a tuning or an evaluation. Its name is the hash of its inputs, and its
+inputs are all that the code that runs it gets to see, so two cells with one name give the same numbers:
 
-- train: the scheme as it acts in training, the source files of its members, model, data, settings
-  and seed.
+- train: the scheme as it acts in training, the source files of its members, model, data or task, settings and seed.
+- choose: the trainings of a scheme at several learning rates, for all seeds, and the seed whose model it hands on.
 - tune: the same for the scheme as it acts in tuning, and the trained parent. Each step count is a
   tuning of its own from that parent, not a stop on the way of the longest one: the learning rate
   comes down to its floor at each one's own last step, so that 50 steps are judged as somebody who
   can afford 50 would run them.
-- evaluate: the trained or tuned parent, the whole scheme, protocol, lengths and windows.
+- evaluate: the trained or tuned parent, the whole scheme, protocol, lengths and windows or questions.
+
+A recipe with parts is planned part by part; what two parts share is one cell.
 """
 
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import re
@@ -24,15 +27,18 @@ from typing import Any
 import torch
 
 from pezoo.compose import attend_with, build
-from pezoo.config import Recipe, Row, TrainConfig
-from pezoo.contract import Shape, Undefined
-from pezoo.data import Corpus, crops, windows
+from pezoo.config import LANGUAGE_MODELLING, Recipe, Row, TrainConfig
+from pezoo.contract import Positions, Shape, Undefined
+from pezoo.data import Corpus, crops, load, windows
+from pezoo.data.material import Material, Questions, Text
 from pezoo.errors import UserError, suggest
-from pezoo.evaluation import PROTOCOLS
-from pezoo.scheme import Spec, parse
+from pezoo.evaluation import parse_protocol
+from pezoo.evaluation.answers import check_answer_protocol
+from pezoo.registry import entries
+from pezoo.scheme import MemberSpec, Spec, parse
 from pezoo.transformer import Transformer, TransformerConfig
 
-VERSIONS = {"train": 1, "tune": 1, "evaluate": 1}
+VERSIONS = {"train": 2, "choose": 1, "tune": 2, "evaluate": 2}
 """Raised when the code of a kind of cell changes its numbers; older cells are then not reused."""
 
 
@@ -49,13 +55,20 @@ class Cell:
 
     @property
     def kind(self) -> str:
-        """train, tune or evaluate."""
+        """train, choose, tune or evaluate."""
         return self.inputs["kind"]
 
     @property
     def parent(self) -> str | None:
         """Key of the cell whose model this one starts from."""
         return self.inputs.get("parent")
+
+    @property
+    def parents(self) -> list[str]:
+        """Keys of all cells that must be done before it."""
+        if self.kind == "choose":
+            return [key for keys in self.inputs["candidates"].values() for key in keys]
+        return [] if self.parent is None else [self.parent]
 
     @property
     def key(self) -> str:
@@ -68,6 +81,7 @@ class Cell:
         config = TransformerConfig(
             **inputs["model"],
             vocab_size=inputs["data"]["vocab_size"],
+            causal=inputs["data"]["form"] == "causal",
             scheme=inputs["scheme"],
             train_length=inputs["train_length"],
             seed=inputs["seed"],
@@ -78,13 +92,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A use of an evaluation cell by the recipe: which row of the table its numbers go to."""
+    """A use of an evaluation cell by the recipe: which row of which table its numbers go to."""
 
+    part: str
+    recipe: Recipe
+    """That of the part."""
     label: str
     spec: Spec
     seed: int
     protocol: str
     tune_steps: int
+    tested: Material
     cell: str
 
 
@@ -93,14 +111,21 @@ class Plan:
     """The cells of a study, parents before children, and what the recipe wants of them."""
 
     recipe: Recipe
-    corpus: str
-    """Name of the corpus."""
+    corpora: dict[str, Corpus]
+    """The text that cells read, by hash."""
     cells: dict[str, Cell]
     evaluations: list[Evaluation]
-    """Ordered by the recipe's schemes, then seed."""
+    """Ordered by part, task, the recipe's schemes, then seed."""
 
     def ancestors(self, key: str) -> Iterator[str]:
         """Keys of the cells that a cell is built on, nearest first."""
+        waiting = self.cells[key].parents
+        while waiting:
+            yield from waiting
+            waiting = list(dict.fromkeys(p for key in waiting for p in self.cells[key].parents))
+
+    def line(self, key: str) -> Iterator[str]:
+        """Keys of the cells whose model it is handed, nearest first: ancestors, without what was not chosen."""
         while (parent := self.cells[key].parent) is not None:
             yield parent
             key = parent
@@ -117,77 +142,196 @@ def count_parameters(model: Transformer) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def make_plan(recipe: Recipe, corpus: Corpus) -> Plan:
-    """Plan a study.
+def load_corpora(recipe: Recipe) -> dict[str, Corpus]:
+    """The corpora that a recipe's parts read, by hash; none is loaded for tasks alone."""
+    parts = [one for _, one in recipe.split() if LANGUAGE_MODELLING in one.tasks]
+    configs = {repr(one.data): one.data for one in parts}
+    return {corpus.hash: corpus for corpus in map(load, configs.values())}
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Plan a study; its text is tokenised, if it has not been.
 
     Raises:
         UserError: if a scheme is malformed, cannot work in this model, or occurs twice; for an
-            unknown protocol, a device that is not there or cannot do what is asked, and a corpus
-            with too little text.
+            unknown task or protocol, a device that is not there or cannot do what is asked, and a
+            corpus with too little text.
     """
-    device = resolve_device(recipe)
-    crops(corpus.train, recipe.train.length, 1, 0, 0)
-    if any(steps for row in recipe.rows for steps in row.tune):
-        crops(corpus.train, recipe.tune_length, 1, 0, 0)
-    windows(corpus.test, max(recipe.test_lengths), recipe.test.windows, recipe.test.seed)
-    for protocol in recipe.test.protocols:
-        if protocol not in PROTOCOLS:
-            near = suggest(protocol, PROTOCOLS)
-            raise UserError(f"test.protocols: no protocol {protocol!r}.{near} Known: {', '.join(PROTOCOLS)}")
-    rows = [(row, _checked(recipe, row, i)) for i, row in enumerate(recipe.rows)]
-    common = {
-        "model": dataclasses.asdict(recipe.model),
-        "train_length": recipe.train.length,
-        "data": {
-            "hash": corpus.hash,
-            "tokenizer": corpus.tokenizer,
-            "vocab_size": corpus.vocab_size,
-        },
-        "backend": recipe.backend,
-        "device": device,
-        "threads": recipe.threads,
-    }
-    testing = {
-        "lengths": recipe.test_lengths,
-        "last": recipe.test.last or recipe.train.length,
-        "windows": {"count": recipe.test.windows, "seed": recipe.test.seed},
-        "batch_tokens": recipe.test.batch_tokens,
-    }
-    cells: dict[str, Cell] = {}
-    evaluations: list[Evaluation] = []
+    plan = Plan(recipe, load_corpora(recipe), {}, [])
+    for name, part in recipe.split():
+        try:
+            for task in dict.fromkeys(part.tasks):
+                _Planner(plan, name, part, task).add_all()
+        except UserError as error:
+            raise UserError(f"parts.{name}: {error}" if name else str(error)) from None
+    return plan
 
-    def add(kind: str, name: str, spec: Spec, log: str = "", **inputs: Any) -> str:
-        scheme = {"scheme": str(spec), "settings": spec.data, "sources": spec.sources()}
-        all_inputs = {"kind": kind, "version": VERSIONS[kind]} | scheme | common | inputs
-        cell = Cell(f"{kind} {name}, seed {inputs['seed']}", all_inputs, log)
-        return cells.setdefault(cell.key, cell).key
 
-    def fit(kind: str, name: str, label: str, spec: Spec, settings: TrainConfig, **inputs: Any) -> str:
+class _Planner:
+    """Adds to a plan what a part of the recipe wants for one task."""
+
+    def __init__(self, plan: Plan, part: str, recipe: Recipe, task: str) -> None:
+        self.plan, self.part, self.recipe = plan, part, recipe
+        device = resolve_device(recipe)
+        if task == LANGUAGE_MODELLING:
+            self.material: Material = Text(plan.corpora[load(recipe.data).hash])
+            self._check_text()
+        else:
+            self.material = Questions(task, recipe.form, recipe.train.length)
+        self.protocols = _protocols(self.material, recipe)
+        self.train_tokens = self.material.n_tokens(recipe.train.length)
+        self.tune_tokens = self.material.n_tokens(recipe.tune_length)
+        self.common = {
+            "model": dataclasses.asdict(recipe.model),
+            "train_length": self.train_tokens,
+            "data": self.material.facts(),
+            "backend": recipe.backend,
+            "device": device,
+            "threads": recipe.threads,
+        }
+        self.place = [x for x in (part, "" if task == LANGUAGE_MODELLING else self.material.name) if x]
+        """What tells this part and task from others, for people."""
+
+    def _check_text(self) -> None:
+        """Refuse a corpus that has not enough text for crops and windows."""
+        corpus, recipe = self.material.corpus, self.recipe
+        crops(corpus.train, recipe.train.length, 1, 0, 0)
+        tunings = [steps for row in recipe.rows for steps in row.tune]
+        if any(tunings + (recipe.tune.steps if recipe.grid.encodings else [])):
+            crops(corpus.train, recipe.tune_length, 1, 0, 0)
+        windows(corpus.test, max(recipe.test_lengths), recipe.test.windows, recipe.test.seed)
+
+    def add_all(self) -> None:
+        """Add cells and evaluations, ordered by scheme, then seed."""
+        recipe, rows = self.recipe, []
+        for i, row in enumerate(recipe.rows):
+            spec = _checked(recipe, row, f"schemes.{i}", self.material, self.train_tokens)
+            rows.append((row.label or (row.scheme if isinstance(row.scheme, str) else str(spec)), row.tune, spec))
+        rows += self._grid()
+        found = [e for seed in recipe.seeds for name, tune, spec in rows for e in self._row(name, tune, spec, seed)]
+        _refuse_repeats(found)
+        place = {label: i for i, label in enumerate(dict.fromkeys(e.label for e in found))}
+        self.plan.evaluations.extend(sorted(found, key=lambda e: (place[e.label], recipe.seeds.index(e.seed))))
+
+    def _grid(self) -> Iterator[tuple[str, tuple[int, ...], Spec]]:
+        """Rows of the grid, without pairs that are refused."""
+        recipe = self.recipe
+        encodings = _matching("grid.encodings", recipe.grid.encodings, "encoding")
+        extensions = _matching("grid.extensions", recipe.grid.extensions, "extension")
+        for scheme in (f"{e}+{x}" if x else e for e in encodings for x in ("", *extensions)):
+            row = Row(scheme, tuple(dict.fromkeys(recipe.tune.steps)), None)
+            try:
+                spec = _checked(recipe, row, "grid", self.material, self.train_tokens)
+            except UserError:
+                if "+" not in scheme and scheme in recipe.grid.encodings:
+                    raise
+                continue
+            yield scheme, row.tune, spec
+
+    def _row(self, name: str, tune: tuple[int, ...], spec: Spec, seed: int) -> Iterator[Evaluation]:
+        """The cells of one scheme and seed; its evaluations."""
+        recipe, trained = self.recipe, self._train(name, spec, seed)
+        for steps in tune:
+            parent, tested, label = trained, spec, name
+            if steps:
+                label = f"{name}, {steps} steps @ {recipe.tune_length / recipe.train.length:g}x"
+                parent = self._fit("tune", name, label, spec, recipe.tuning(steps), seed, parent=trained)
+                tested = spec.fixed(self.tune_tokens, self.train_tokens)
+            for what, protocol in self.protocols:
+                yield self._evaluate(label, tested, seed, parent, steps, what, protocol)
+            windowed = self._windowed(tested)
+            if windowed is not None:
+                for what, protocol in self.protocols:
+                    yield self._evaluate(f"{label} | windowed", windowed, seed, parent, steps, what, protocol)
+
+    def _train(self, name: str, spec: Spec, seed: int) -> str:
+        """The training cell, or that which chooses among several learning rates."""
+        settings = dataclasses.replace(self.recipe.train, lrs=[])
+        if not self.recipe.train.lrs:
+            return self._fit("train", name, name, spec, settings, seed)
+        candidates = {}
+        for lr in self.recipe.train.lrs:
+            label, at_lr = f"{name}, lr {lr:g}", dataclasses.replace(settings, lr=lr)
+            candidates[f"{lr:g}"] = [self._fit("train", name, label, spec, at_lr, s) for s in self.recipe.seeds]
+        return self._add("choose", name, acting(spec, "train"), candidates=candidates, seed=seed)
+
+    def _fit(
+        self, kind: str, name: str, label: str, spec: Spec, settings: TrainConfig, seed: int, **inputs: Any
+    ) -> str:
         reduced = acting(spec, kind)
         shown = label if reduced == spec else label.replace(name, str(reduced), 1)
-        folder = f"tensorboard/train/{_file_name(shown)}/seed{inputs['seed']}"
-        return add(kind, shown, reduced, folder, settings=dataclasses.asdict(settings), **inputs)
+        folder = "/".join(["tensorboard/train", *map(_file_name, [*self.place, shown]), f"seed{seed}"])
+        return self._add(kind, shown, reduced, folder, settings=dataclasses.asdict(settings), seed=seed, **inputs)
 
-    for seed in recipe.seeds:
-        for row, spec in rows:
-            name = row.label or (row.scheme if isinstance(row.scheme, str) else str(spec))
-            trained = fit("train", name, name, spec, recipe.train, seed=seed)
-            for steps in row.tune:
-                parent, tested, label = trained, spec, name
-                if steps:
-                    label = f"{name}, {steps} steps @ {recipe.tune_length / recipe.train.length:g}x"
-                    tuning = recipe.tuning(steps)
-                    parent = fit("tune", name, label, spec, tuning, seed=seed, parent=trained)
-                    tested = spec.fixed(recipe.tune_length, recipe.train.length)
-                for protocol in recipe.test.protocols:
-                    what = label if len(recipe.test.protocols) == 1 else f"{label} ({protocol})"
-                    facts = testing | {"seed": seed, "parent": parent, "protocol": protocol}
-                    cell = add("evaluate", what, tested, **facts)
-                    evaluations.append(Evaluation(label, tested, seed, protocol, steps, cell))
-    _refuse_repeats(evaluations)
-    place = {label: i for i, label in enumerate(dict.fromkeys(e.label for e in evaluations))}
-    evaluations.sort(key=lambda e: (place[e.label], recipe.seeds.index(e.seed)))
-    return Plan(recipe, corpus.name, cells, evaluations)
+    def _evaluate(
+        self, label: str, spec: Spec, seed: int, parent: str, steps: int, tested: Material, protocol: str
+    ) -> Evaluation:
+        recipe, what = self.recipe, label
+        if len(self.protocols) > 1:
+            what = f"{label} ({protocol if tested is self.material else f'{tested.name}, {protocol}'})"
+        facts = {
+            "protocol": protocol,
+            "lengths": recipe.test_lengths,
+            "windows": {"count": recipe.test.windows, "seed": recipe.test.seed},
+            "batch_tokens": recipe.test.batch_tokens,
+        }
+        if isinstance(tested, Text):
+            facts["last"] = recipe.test.last or recipe.train.length
+        elif tested is not self.material:
+            facts["tested"] = tested.facts()
+        cell = self._add("evaluate", what, spec, seed=seed, parent=parent, **facts)
+        return Evaluation(self.part, recipe, label, spec, seed, protocol, steps, tested, cell)
+
+    def _windowed(self, spec: Spec) -> Spec | None:
+        """The scheme with a window of L in testing, where the recipe wants it and the scheme takes one."""
+        if not self.recipe.test.companion or not spec.members or "window" in spec.extensions:
+            return None
+        window = MemberSpec.make("window", {"size": self.train_tokens, "at": ["test"]})
+        return Spec((*spec.members, window))
+
+    def _add(self, kind: str, name: str, spec: Spec, log: str = "", **inputs: Any) -> str:
+        scheme = {"scheme": str(spec), "scheme_settings": spec.data, "sources": spec.sources()}
+        title = " ".join([kind, name, *([f"on {', '.join(self.place)}"] if self.place else [])])
+        all_inputs = {"kind": kind, "version": VERSIONS[kind]} | scheme | self.common | inputs
+        cell = Cell(f"{title}, seed {inputs['seed']}", all_inputs, log)
+        return self.plan.cells.setdefault(cell.key, cell).key
+
+
+def _matching(key: str, asked: list[str], kind: str) -> list[str]:
+    """Members that names with settings, or patterns, stand for."""
+    names, found = [n for n, e in entries().items() if e.kind == kind], []
+    for text in asked:
+        matches = fnmatch.filter(names, text) if "*" in text else [text] * (text.split(":")[0] in names)
+        if not matches:
+            raise UserError(f"{key}: no {kind} is called {text!r}.{suggest(text, names)} Known: {', '.join(names)}")
+        found += matches
+    return list(dict.fromkeys(found))
+
+
+def _protocols(material: Material, recipe: Recipe) -> list[tuple[Material, str]]:
+    """What is tested under which protocol.
+
+    Raises:
+        UserError: if there is no such protocol or task, or the task has another vocabulary than the text.
+    """
+    asked = recipe.test.protocols
+    try:
+        if isinstance(material, Questions):
+            for protocol in asked:
+                check_answer_protocol(protocol, material)
+            return [(material, protocol) for protocol in asked or ["answers"]]
+        tests: list[tuple[Material, str]] = [(material, str(parse_protocol(p))) for p in asked or ["prefix"]]
+    except UserError as error:
+        raise UserError(f"test.protocols: {error}") from None
+    for task in recipe.test.tasks:
+        questions = Questions(task, "causal", None)
+        if questions.vocab_size != material.vocab_size:
+            raise UserError(
+                f"test.tasks: {task} has a vocabulary of {questions.vocab_size}, the text of data one of "
+                f"{material.vocab_size}; a task to test a language model on must have the same"
+            )
+        tests.append((questions, "answers"))
+    return tests
 
 
 def acting(spec: Spec, phase: str) -> Spec:
@@ -222,26 +366,27 @@ def resolve_device(recipe: Recipe) -> str:
     return device
 
 
-def _checked(recipe: Recipe, row: Row, i: int) -> Spec:
+def _checked(recipe: Recipe, row: Row, key: str, material: Material, train_tokens: int) -> Spec:
     """Parse a scheme and try it on two tokens: what cannot work is refused before any training."""
     model = recipe.model
     try:
         spec = parse(row.scheme)
-        shape = Shape(model.d_model, model.n_heads, model.n_layers, recipe.train.length)
+        shape = Shape(model.d_model, model.n_heads, model.n_layers, train_tokens, causal=material.causal)
         scheme = build(spec, shape)
         q = torch.zeros(1, model.n_heads, 2, shape.head_dim)
         for training in (True, False):
+            positions = Positions.build(2, causal=material.causal, phase="train" if training else "test")
             for layer in range(model.n_layers):
                 with torch.no_grad():
-                    attend_with(scheme.train(training), q, q, q, layer=layer, backend=recipe.backend)
+                    attend_with(scheme.train(training), q, q, q, positions, layer=layer, backend=recipe.backend)
     except Undefined:
         return spec
     except UserError as error:
-        raise UserError(f"schemes.{i}: {error}") from None
+        raise UserError(f"{key}: {error}") from None
     except Exception as error:  # in somebody's plug-in
         where = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
-        raise UserError(f"schemes.{i}: {spec} fails with {what}") from error
+        raise UserError(f"{key}: {spec} fails with {what}") from error
     return spec
 
 
@@ -257,7 +402,7 @@ def _refuse_repeats(evaluations: list[Evaluation]) -> None:
             raise UserError(
                 f"schemes: {cells[e.cell]!r} and {e.label!r} are the same scheme, {e.spec}; keep one of them"
             )
-        row = (e.label, e.seed, e.protocol)
+        row = (e.label, e.seed, e.protocol, e.tested.name)
         if row in labels:
             raise UserError(f"schemes: two rows are called {e.label!r}; give one of them another label")
         cells[e.cell], labels[row] = e.label, e.cell

@@ -17,7 +17,6 @@ from typing import Any
 import yaml
 
 from pezoo.config import Recipe, load_recipe
-from pezoo.data import load
 from pezoo.errors import UserError
 from pezoo.registry import load_plugin
 from pezoo.results import Result, replacing, write
@@ -72,7 +71,7 @@ class Study:
         name = checked.study if checked.size == "cpu" else f"{checked.study}-{checked.size}"
         folder = Path(out) if out is not None else Path("runs", name)
         _check_folder(folder)
-        return cls(make_plan(checked, load(checked.data)), folder, plugins)
+        return cls(make_plan(checked), folder, plugins)
 
     @property
     def recipe(self) -> Recipe:

@@ -30,11 +30,10 @@ def main() -> None:
     import torch
 
     from pezoo.config import load_recipe
-    from pezoo.data import load
     from pezoo.evaluation.passes import outcome
     from pezoo.registry import load_plugin
     from pezoo.study.cells import run_cell
-    from pezoo.study.plan import Cell
+    from pezoo.study.plan import Cell, load_corpora
     from pezoo.study.store import Store
 
     for plugin in study["plugins"]:
@@ -42,7 +41,7 @@ def main() -> None:
     recipe = load_recipe(study["recipe"])
     torch.set_num_threads(recipe.threads)
     torch.set_flush_denormal(True)
-    corpus, store = load(recipe.data), Store(Path(sys.argv[1]))
+    corpora, store = load_corpora(recipe), Store(Path(sys.argv[1]))
     _send(out, event="ready")
     for message in messages:
         cell = Cell(**message)
@@ -55,7 +54,7 @@ def main() -> None:
                 _send(out, event="progress", done=done, total=total, loss=loss)
 
         try:
-            facts = run_cell(cell, store, corpus, report)
+            facts = run_cell(cell, store, corpora, report)
         except Exception as error:
             print(f"{cell.title} ({cell.key}) failed:", file=sys.stderr)
             traceback.print_exc()

@@ -1,0 +1,153 @@
+"""What a model is trained on: the text of a corpus, or the questions of a task.
+
+Material gives batches that are a function of (step, seed) alone, so that every scheme sees the same ones. Evaluation
+knows the two kinds apart; training does not.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from pezoo.config import LANGUAGE_MODELLING, TrainConfig
+from pezoo.data.corpus import Corpus
+from pezoo.data.tokens import philox
+from pezoo.registry import entry
+from pezoo.task import Example, Form, Pairs, draw, make_task, parse_task
+
+TRAINING, VALIDATION, TESTING = range(3)
+
+
+class Batched(Protocol):
+    """Gives batches: `Tokens` of a split, or `Drill` of a task."""
+
+    def batch(self, step: int, batch_size: int, length: int, seed: int) -> Example:
+        """(B, L) tokens and targets of a step, for one seed and step always the same."""
+
+    def rows(self, batch_size: int, longest: int, length: int) -> int:
+        """Rows of a batch of `length` where one of `longest` has `batch_size`."""
+
+
+class Text:
+    """Language modelling on a corpus."""
+
+    causal = True
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus, self.vocab_size, self.name = corpus, corpus.vocab_size, LANGUAGE_MODELLING
+        self.train, self.validation = corpus.train, corpus.validation
+        self.source = corpus.name
+
+    def facts(self) -> dict[str, Any]:
+        """All that determines the batches, as plain data."""
+        corpus = self.corpus
+        facts = {"hash": corpus.hash, "tokenizer": corpus.tokenizer, "vocab_size": corpus.vocab_size}
+        return {"task": self.name, "form": "causal"} | facts
+
+    def n_tokens(self, length: int) -> int:
+        """Tokens that the model reads."""
+        return length
+
+
+class Questions:
+    """A task in one of its forms.
+
+    Args:
+        task: name and settings.
+        form: causal or encoder.
+        train_length: L; of the questions of this length or more some are kept for testing. None: none are.
+
+    Raises:
+        UserError: if there is no such task, setting or form.
+    """
+
+    def __init__(self, task: str, form: Form, train_length: int | None) -> None:
+        self.spec, self.task, self.form, self.train_length = parse_task(task), make_task(task), form, train_length
+        self.vocab_size, self.name, self.causal = self.task.vocab_size, str(self.spec), form == "causal"
+        self.train, self.validation = Drill(self, TRAINING), Drill(self, VALIDATION)
+        self.source = f"{self.name}, {form} form"
+        self.n_tokens(train_length or 1)
+
+    def facts(self) -> dict[str, Any]:
+        """All that determines the batches, as plain data."""
+        facts = {"task": self.name, "settings": self.spec.full, "source": entry(self.spec.name).source_hash}
+        return facts | {"form": self.form, "vocab_size": self.vocab_size, "train_length": self.train_length}
+
+    def n_tokens(self, length: int) -> int:
+        """Most tokens that the model reads at a task length.
+
+        Raises:
+            UserError: if the task has no such form.
+        """
+        return self.task.n_tokens(length, self.form)
+
+    def pairs(self, purpose: int, step: int, batch_size: int, length: int, seed: int, **place: float) -> Pairs:
+        """Questions of a step; from the training length on they are other ones in training than in testing."""
+        generator = torch.Generator()
+        generator.manual_seed(int(philox(seed, 4 * step + purpose).random_raw()) % 2**63)
+        split = self.train_length is not None and length >= self.train_length
+        test = purpose == TESTING if split else None
+        return draw(self.task, batch_size, length, generator, test=test, **place)
+
+
+@dataclass(frozen=True)
+class Drill:
+    """Batches of questions for one purpose."""
+
+    questions: Questions
+    purpose: int
+
+    def batch(self, step: int, batch_size: int, length: int, seed: int) -> Example:
+        """See `Batched`."""
+        pairs = self.questions.pairs(self.purpose, step, batch_size, length, seed)
+        return self.questions.task.example(pairs, self.questions.form)
+
+    def rows(self, batch_size: int, longest: int, length: int) -> int:
+        """As many questions at each length."""
+        return batch_size
+
+
+Material = Text | Questions
+
+
+@dataclass(frozen=True)
+class Batches:
+    """An iterable over batches: number i is that of step i."""
+
+    material: Batched
+    settings: TrainConfig
+    length: int
+    """L, the longest."""
+    count: int
+    """Number of batches."""
+    seed: int
+    fixed: bool = False
+    """Batches of L alone, whatever the settings say."""
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Example]:
+        for step in range(self.count):
+            length = self.length if self.fixed else length_at(step, self.count, self.length, self.settings, self.seed)
+            rows = self.material.rows(self.settings.batch_size, self.length, length)
+            yield self.material.batch(step, rows, length, self.seed)
+
+
+def length_at(step: int, count: int, longest: int, settings: TrainConfig, seed: int) -> int:
+    """Length of the batch of a step, as `settings.lengths` has it.
+
+    Args:
+        step: from 0.
+        count: steps in all.
+        longest: L.
+        settings: of the training.
+        seed: of the draw, where it is drawn.
+    """
+    span = longest - settings.min_length + 1
+    if settings.lengths == "uniform":
+        return settings.min_length + int(philox(seed, 4 * step + 3).random_raw() % span)
+    if settings.lengths == "curriculum":
+        return min(longest, settings.min_length + 2 * step * span // count)
+    return longest

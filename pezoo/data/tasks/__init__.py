@@ -1,0 +1,1 @@
+"""Tasks, one file each; `pezoo.task` says what a task is."""

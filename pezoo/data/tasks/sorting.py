@@ -1,0 +1,83 @@
+"""Sort (Kazemnejad et al. 2023, arXiv 2305.19466; as in the builder of their `s2s_sort` data).
+
+    variant         input                            output
+    token           d a c a                          a a c d
+    multi_digit     3 5 0 1 , 4 2 , 7 0 0            4 2 , 7 0 0 , 3 5 0 1
+
+Length: tokens, or numbers, to sort (n), 1 or more. Tokens are uniform; numbers are uniform in 10 ... 9999, each of 2 to
+4 digits. For rows of one shape, digit counts are drawn once per call and stand in a new order in each row, which leaves
+every row by itself as uniform as in the paper.
+Departures: token ids of its own, whose order is that of the ids; the paper takes the first 50 of T5's unique tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pezoo.data.tasks._bounds import check_length
+from pezoo.registry import register, setting
+from pezoo.task import Pairs, Task
+
+COMMA = 10
+MEAN_DIGITS = (2 * 90 + 3 * 900 + 4 * 9000) / 9990
+
+
+@register(
+    "sorting",
+    title="Sorting",
+    year=2023,
+    authors="Kazemnejad et al.",
+    arxiv="2305.19466",
+    family="length generalisation",
+    equation="y = sort(x)",
+)
+class Sorting(Task):
+    """The input in ascending order; length: things to sort."""
+
+    @dataclass(frozen=True)
+    class Config:
+        """What is sorted."""
+
+        variant: Literal["token", "multi_digit"] = setting("token", "single tokens, or numbers from 10 to 9999")
+        symbols: int = setting(50, "distinct tokens of the variant token", at_least=2)
+
+    @property
+    def n_symbols(self) -> int:
+        """The tokens; or the digits and the comma."""
+        return self.config.symbols if self.config.variant == "token" else COMMA + 1
+
+    @property
+    def chance(self) -> float:
+        """That of one token; or of the comma, of which a long list has one for each number."""
+        return 1 / self.config.symbols if self.config.variant == "token" else 1 / (1 + MEAN_DIGITS)
+
+    def input_length(self, length: int) -> int:
+        """One token each; or four digits each and the commas between."""
+        return length if self.config.variant == "token" else 5 * length - 1
+
+    def output_length(self, length: int) -> int:
+        """As long as the input."""
+        return self.input_length(length)
+
+    def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
+        """Uniform tokens, or numbers whose digit counts are the same in each row but for their order."""
+        check_length("sorting", length, 1)
+        if self.config.variant == "token":
+            inputs = torch.randint(self.config.symbols, (batch_size, length), generator=generator)
+            return Pairs(inputs, inputs.sort(1).values)
+        pattern = torch.randint(10, 10_000, (length,), generator=generator)
+        least = 10 + 90 * (pattern >= 100) + 900 * (pattern >= 1000)  # of that many digits: 10, 100 or 1000
+        least = least[torch.rand(batch_size, length, generator=generator).argsort(1)]
+        numbers = least + torch.randint(9000, (batch_size, length), generator=generator) * least // 1000
+        return Pairs(_written(numbers), _written(numbers.sort(1).values))
+
+
+def _written(numbers: Tensor) -> Tensor:
+    """Digits with commas between the numbers, (B, n) -> (B, tokens); rows must have as many digits as each other."""
+    powers = torch.tensor([1000, 100, 10, 1])
+    tokens = F.pad(numbers[..., None] // powers % 10, (0, 1), value=COMMA).flatten(1)[:, :-1]
+    shown = F.pad(numbers[..., None] >= powers, (0, 1), value=True).flatten(1)[:, :-1]
+    return tokens[shown].view(len(numbers), -1)

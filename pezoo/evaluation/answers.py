@@ -1,0 +1,238 @@
+"""Testing a task: are the answers right, and where do they go wrong?
+
+Two protocols, on the same questions, drawn anew for each length from the test seed:
+
+- `answers`: one pass over question and answer, each token predicted from the true ones before it (of an encoder's
+  form, all at once). Whether an answer is right as a whole, and where its first error is, comes out as in greedy
+  decoding, since up to the first error both have read the same tokens.
+- `generation`: greedy decoding through the cache, as long as the true answer. Only `token_accuracy` can differ: here
+  the model goes on from its own errors.
+
+Metrics: `exact_match` (share of questions with no wrong token), `token_accuracy` (share of right tokens, each
+question counting by its tokens), `first_error` (mean place of the first wrong token, from 1, in wrong answers; absent
+if there is none), `loss` (nats a token, `answers` alone); `k_max` for tasks with depths, see
+`pezoo.evaluation.retrieval`.
+Such tasks are asked at each depth as often, and have a result for each depth and one for all together.
+
+Schemes that depend on the total length are told that of question and answer together.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pezoo.data.material import TESTING, Questions
+from pezoo.errors import UserError, suggest
+from pezoo.evaluation.memory import peak_memory, reset_peak_memory
+from pezoo.evaluation.passes import outcome, token_losses
+from pezoo.evaluation.result import LengthResult
+from pezoo.evaluation.retrieval import k_max
+from pezoo.generate import decode
+from pezoo.task import IGNORE, Example
+from pezoo.transformer import Transformer
+
+ANSWER_PROTOCOLS = {
+    "answers": ("exact_match", "token_accuracy", "first_error", "loss", "k_max"),
+    "generation": ("exact_match", "token_accuracy", "first_error", "k_max"),
+}
+"""Metrics of each protocol."""
+DRAWN = 32
+"""Questions of one shape that are drawn together: the result does not depend on the size of a forward pass."""
+
+
+def check_answer_protocol(protocol: str, questions: Questions) -> None:
+    """Refuse a protocol that a task cannot be tested by.
+
+    Raises:
+        UserError: if there is no such protocol, or the task has no use for it.
+    """
+    if protocol not in ANSWER_PROTOCOLS:
+        near, known = suggest(protocol, ANSWER_PROTOCOLS), ", ".join(ANSWER_PROTOCOLS)
+        raise UserError(f"no protocol {protocol!r} for tasks.{near} Known: {known}")
+    if protocol == "generation" and (questions.form == "encoder" or questions.task.layout == "inline"):
+        raise UserError(f"{questions.source}, has no answer to generate token by token; use the protocol answers")
+
+
+@dataclass
+class _Tally:
+    """What the answers so far were like."""
+
+    wrong_at: list[Tensor] = field(default_factory=list)
+    """(B,) place of the first error, from 1; 0 where there is none."""
+    right: int = 0
+    asked: int = 0
+    loss: float = 0.0
+    n_losses: int = 0
+
+    def add(self, said: Tensor, targets: Tensor, losses: Tensor | None = None) -> None:
+        """Count what was said (B, L) where `targets` (B, L) ask; `losses` (B, L) in nats."""
+        asked = targets != IGNORE
+        wrong = asked & (said != targets)
+        place = (asked.cumsum(1) * wrong).masked_fill(~wrong, asked.shape[1] + 1).amin(1)
+        self.wrong_at.append(place.where(wrong.any(1), 0))
+        self.right += int((asked & ~wrong).sum())
+        self.asked += int(asked.sum())
+        if losses is not None:
+            self.loss += losses[asked].sum(dtype=torch.float64).item()
+            self.n_losses += int(asked.sum())
+
+    def values(self) -> dict[str, float]:
+        """The metrics."""
+        wrong_at = torch.cat(self.wrong_at)
+        values = {"exact_match": (wrong_at == 0).double().mean().item(), "token_accuracy": self.right / self.asked}
+        if wrong_at.any():
+            values["first_error"] = wrong_at[wrong_at > 0].double().mean().item()
+        if self.n_losses:
+            values["loss"] = self.loss / self.n_losses
+        return values
+
+    def counts(self) -> dict[str, int]:
+        """Answer tokens and questions."""
+        return {"n_tokens": self.asked, "n_documents": sum(map(len, self.wrong_at))}
+
+    def merge(self, other: "_Tally") -> None:
+        """Count what another one has."""
+        self.wrong_at += other.wrong_at
+        self.right, self.asked = self.right + other.right, self.asked + other.asked
+        self.loss, self.n_losses = self.loss + other.loss, self.n_losses + other.n_losses
+
+
+def evaluate_answers(
+    model: Transformer,
+    questions: Questions,
+    lengths: Sequence[int],
+    *,
+    protocol: str = "answers",
+    count: int,
+    seed: int = 0,
+    batch_tokens: int = 16384,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[LengthResult]:
+    """Test `model` on a task at each of `lengths`, in evaluation mode, without gradients.
+
+    What goes wrong at a length is a result with that status; the others have theirs.
+
+    Args:
+        model: the trained model; its mode and device are put back afterwards.
+        questions: the task in its form.
+        lengths: task lengths.
+        protocol: `answers` or `generation`; see this module.
+        count: questions of each length, and of each depth where the task has some.
+        seed: of the questions.
+        batch_tokens: most tokens in one forward pass (but at least one question).
+        device: where to compute.
+        progress: called with (tokens done, tokens in all) after each forward pass.
+
+    Returns:
+        For each length, in order, one result, followed by one for each depth.
+
+    Raises:
+        UserError: an unknown protocol, or one that the form does not have.
+    """
+    check_answer_protocol(protocol, questions)
+    device = torch.device(device)
+    training, home = model.training, next(model.parameters()).device
+    model = model.eval().to(device)
+    depths: Sequence[float | None] = questions.task.depths or (None,)
+    total = sum(questions.n_tokens(length) for length in lengths) * count * len(depths)
+    done = 0
+
+    def report(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        if progress is not None:
+            progress(min(done, total), total)
+
+    results = []
+    try:
+        for length in lengths:
+            tallies = {depth: _Tally() for depth in depths}
+            reset_peak_memory(device)
+            start, status, reason = time.perf_counter(), "ok", ""
+            try:
+                for i, depth in enumerate(depths):
+                    for first, example in _drawn(questions, length, count, seed, i, depth):
+                        for rows in _rows(example, batch_tokens):
+                            _ask(model, example, rows, first + i * count, protocol, device, tallies[depth])
+                            report(example.tokens[rows].numel())
+            except Exception as error:
+                status, reason = outcome(error)
+            cost = {"seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory(device)}
+            results += _results(length, protocol, tallies, status, reason, cost)
+    finally:
+        model.to(home).train(training)
+    return results
+
+
+def _drawn(
+    questions: Questions, length: int, count: int, seed: int, number: int, depth: float | None
+) -> Iterator[tuple[int, Example]]:
+    """`count` questions, in groups of one shape, each with the number of its first row."""
+    place = {} if depth is None else {"depth": depth}
+    for group, first in enumerate(range(0, count, DRAWN)):
+        size = min(DRAWN, count - first)
+        stream = (group * 1024 + number) * 2**20 + length  # one for each length, depth and group
+        pairs = questions.pairs(TESTING, stream, size, length, seed, **place)
+        yield first, questions.task.example(pairs, questions.form)
+
+
+def _rows(example: Example, batch_tokens: int) -> Iterator[slice]:
+    n, length = example.tokens.shape
+    size = max(1, batch_tokens // length)
+    return (slice(start, min(n, start + size)) for start in range(0, n, size))
+
+
+@torch.inference_mode()
+def _ask(
+    model: Transformer,
+    example: Example,
+    rows: slice,
+    first: int,
+    protocol: str,
+    device: torch.device,
+    tally: _Tally,
+) -> None:
+    tokens, targets = example.tokens[rows].to(device), example.targets[rows].to(device)
+    n, length = tokens.shape
+    keys = tuple(range(first + rows.start, first + rows.stop))  # of random draws
+    if protocol == "answers":
+        logits = model(tokens, model.positions(n, length, phase="test", rows=keys))
+        if not logits.isfinite().all():
+            raise FloatingPointError("a logit is not finite")
+        losses = token_losses(logits, targets.clamp_min(0))
+        tally.add(logits.argmax(-1).cpu(), targets.cpu(), losses.cpu())
+    else:
+        asked = int((targets != IGNORE).any(0).nonzero()[0])
+        said = decode(model, tokens[:, : asked + 1], length - asked, length=length, rows=keys)
+        tally.add(said.cpu(), targets[:, asked:].cpu())
+
+
+def _results(
+    length: int,
+    protocol: str,
+    tallies: dict[float | None, _Tally],
+    status: str,
+    reason: str,
+    cost: dict[str, float | int | None],
+) -> list[LengthResult]:
+    """One result for all depths together, then one for each."""
+    if reason.startswith("FloatingPointError"):
+        status, reason = "diverged", "the output is not finite"
+    if status != "ok":
+        return [LengthResult(length, protocol=protocol, status=status, reason=reason, **cost)]
+    whole = _Tally()
+    for tally in tallies.values():
+        whole.merge(tally)
+    values = whole.values()
+    parts = {} if None in tallies else tallies
+    if parts:
+        values["k_max"] = float(k_max({depth: t.values()["exact_match"] for depth, t in parts.items()}, length))
+    results = [LengthResult(length, protocol=protocol, values=values, **whole.counts(), **cost)]
+    for depth, tally in parts.items():
+        facts = {"depth": depth, "values": tally.values()} | tally.counts() | cost
+        results.append(LengthResult(length, protocol=protocol, **facts))
+    return results

@@ -1,0 +1,173 @@
+"""Which results belong together: by part, task and corpus, then by metric and protocol."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from pezoo.errors import UserError
+from pezoo.results import Result
+
+LANGUAGE_MODELLING = "language_modelling"
+"""The task that names leave out."""
+HEADLINES = ("perplexity", "exact_match", "token_accuracy")
+"""Metrics worth a figure, the foremost first."""
+WINDOWED = " | windowed"
+"""How the label of a scheme's companion ends: the same model, tested with a window of L."""
+TOGETHER = "train lengths"
+"""Stands for the part where several parts, trained at different lengths, are shown together."""
+
+
+def groups(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """Split results into those that can share tables and figures, but for metric and protocol.
+
+    Args:
+        results: results of one study.
+
+    Returns:
+        Name -> results, in order of first appearance. The name says part, task and, if a task has several, corpus;
+        it is "" for language modelling of one text in a study without parts. Where a group holds several training
+        lengths, each label ends with its own: "rope, L = 64".
+    """
+    results = list(results)
+    corpora: dict[tuple[str, str], set[str]] = {}
+    for r in results:
+        corpora.setdefault((r.part, r.task), set()).add(r.corpus)
+    found: dict[str, list[Result]] = {}
+    for r in results:
+        name = [title(r)] + [r.corpus] * (len(corpora[r.part, r.task]) > 1)
+        found.setdefault(", ".join(filter(None, name)), []).append(r)
+    return {name: _with_lengths(group) for name, group in found.items()}
+
+
+def matrices(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """Bring together the parts that test the same schemes, on the same task, after training at different lengths.
+
+    Args:
+        results: results of one study.
+
+    Returns:
+        As `groups`, with the headline metrics alone; nothing where parts share no label, or one training length has
+        a label in two parts.
+    """
+    by_task: dict[tuple[str, str], list[Result]] = {}
+    for r in results:
+        if r.metric in HEADLINES and r.depth is None:
+            by_task.setdefault((r.task, r.corpus), []).append(r)
+    return groups(replace(r, part=TOGETHER) for every in by_task.values() if _match(every) for r in every)
+
+
+def title(result: Result) -> str:
+    """Return part and task in words, without what goes without saying."""
+    task = "" if result.task == LANGUAGE_MODELLING else result.task
+    return ", ".join(filter(None, (result.part, task)))
+
+
+def words(metric: str) -> str:
+    """Return a metric's name as text.
+
+    >>> words("exact_match")
+    'exact match'
+    """
+    return metric.replace("_", " ")
+
+
+def select(results: Iterable[Result], metric: str, protocol: str, depths: bool = False) -> list[Result]:
+    """Return the results of one metric under one protocol that can share a table or a figure.
+
+    Args:
+        results: results of one or more studies.
+        metric: such as "perplexity".
+        protocol: such as "prefix".
+        depths: whether to return the results at each depth, instead of those over all.
+
+    Returns:
+        Those results, in their order.
+
+    Raises:
+        UserError: if there are none, or if they would mix studies, parts, tasks, corpora or anything
+            else that makes two results of one scheme, seed and test length.
+    """
+    results = list(results)
+    kept = [r for r in results if r.metric == metric and r.protocol == protocol and (r.depth is not None) == depths]
+    if not kept:
+        there = [f"{m} ({p})" for p, found in metrics(results).items() for m in found]
+        raise UserError(f"there are no results of {metric} ({protocol}), but of {', '.join(there)}.")
+    for name in ("study", "part", "task", "corpus"):
+        if len(found := {str(getattr(r, name)) for r in kept}) > 1:
+            raise UserError(f"one table or figure cannot mix results of several {name}: {', '.join(sorted(found))}.")
+    seen: dict[tuple[str, int, int, float | None], Result] = {}
+    for r in kept:
+        other = seen.setdefault((r.label, r.seed, r.test_length, r.depth), r)
+        if other is not r:
+            names = ("scheme", "train_length", "stride", "bos", "finetune_steps", "cell")
+            differ = [name for name in names if getattr(r, name) != getattr(other, name)]
+            raise UserError(
+                f"{r.label!r} with seed {r.seed} has several results at test length "
+                f"{r.test_length}, which differ in {', '.join(differ) or 'nothing'}. "
+                "Give the schemes of the recipe different labels."
+            )
+    return kept
+
+
+def metrics(results: Iterable[Result]) -> dict[str, list[str]]:
+    """Return the metrics under each protocol, in order of first appearance.
+
+    Raises:
+        UserError: if there are no results.
+    """
+    found: dict[str, list[str]] = {}
+    for protocol, metric in dict.fromkeys((r.protocol, r.metric) for r in results if r.depth is None):
+        found.setdefault(protocol, []).append(metric)
+    if not found:
+        raise UserError("there are no results yet. Run the study to its end with `pezoo run`.")
+    return found
+
+
+def headline(found: Mapping[str, list[str]]) -> tuple[str, str]:
+    """Return the foremost metric, and the first protocol that gives it.
+
+    Args:
+        found: what `metrics` returned.
+    """
+    there = {m: protocol for protocol in reversed(found) for m in found[protocol]}
+    first = next((m for m in HEADLINES if m in there), next(iter(found.values()))[0])
+    return first, there[first]
+
+
+def chance(result: Result) -> float | None:
+    """Return what guessing scores at the result's length, where that is known and not next to nothing.
+
+    Args:
+        result: any; the metric must be an accuracy for there to be a chance.
+    """
+    from pezoo.task import make_task
+
+    if result.metric not in ("exact_match", "token_accuracy") or result.task == LANGUAGE_MODELLING:
+        return None
+    try:
+        task = make_task(result.task)
+    except UserError:  # a task of a plug-in that is not loaded
+        return None
+    # Several tokens are guessed right together too seldom to be shown.
+    single = result.metric == "token_accuracy" or task.output_length(result.test_length) == 1
+    return task.chance if single else None
+
+
+def _match(results: list[Result]) -> bool:
+    """Whether parts of one task can share a table with a row for each label and training length."""
+    rows = {(r.label, r.train_length, r.part) for r in results}
+    lengths = {n for _, n, _ in rows}
+    labels = {label for label, _, _ in rows}
+    unique = {(label, n) for label, n, _ in rows}
+    parts = {part for _, _, part in rows}
+    return len(parts) > 1 < len(lengths) and len(unique) == len(rows) > len(labels)
+
+
+def _with_lengths(group: list[Result]) -> list[Result]:
+    if len({r.train_length for r in group}) == 1:
+        return group
+    return [replace(r, label=_with_length(r.label, r.train_length)) for r in group]
+
+
+def _with_length(label: str, train_length: int) -> str:
+    plain = label.removesuffix(WINDOWED)
+    return f"{plain}, L = {train_length}{label[len(plain) :]}"

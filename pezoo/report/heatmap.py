@@ -1,0 +1,195 @@
+"""Heat maps: accuracy by depth and length, schemes by tasks, encodings by extensions."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import matplotlib
+import numpy as np
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from pezoo.report.figure import folded, headings, mean_of
+from pezoo.report.groups import chance, select, words
+from pezoo.report.statistics import (
+    ACCURACIES,
+    PLAIN,
+    Summary,
+    by_depth,
+    grids,
+    length_name,
+    score_frame,
+    tuning_name,
+)
+from pezoo.results import Result
+
+SHARE = Normalize(0, 1)
+OCTAVES = 3
+"""A ratio of 2 to this power, up or down, has the darkest colour."""
+MISSING = "0.85"
+
+
+def draw_depth(results: Iterable[Result], metric: str = "exact_match", protocol: str = "answers") -> Figure:
+    """Draw a metric over depth and test length, a panel for each label, as means over seeds.
+
+    Args:
+        results: results of one group, with lines at single depths.
+        metric: an accuracy.
+        protocol: how it was tested.
+
+    Raises:
+        UserError: if there is nothing to show, or the results cannot share a figure.
+    """
+    kept = select(results, metric, protocol, depths=True)
+    trained = {r.label: r.train_length for r in kept}
+    frames = by_depth(kept)
+    n_columns = min(4, len(frames))
+    n_rows = math.ceil(len(frames) / n_columns)
+    # Height for the titles of the figure and the panels, and as much again for the names of the lengths.
+    figure = Figure(figsize=(2.6 * n_columns + 2, 2.1 * n_rows + 1.6), layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
+    for axes, (label, frame) in zip(panels.flat, frames.items(), strict=False):
+        _heat(axes, frame.to_numpy(), matplotlib.colormaps["viridis"], SHARE)
+        axes.set_title(folded(label, 28), fontsize=9)
+        same = len(set(trained.values())) == 1
+        names = [length_name(t, trained[label]).removeprefix("T = ") if same else str(t) for t in frame.columns]
+        _ticks(axes, [f"{depth:.0%}" for depth in frame.index], names, every=math.ceil(len(frame.columns) / 6))
+        axes.set_yticks(axes.get_yticks()[:: math.ceil(len(frame.index) / 6)])
+    for axes in panels.flat[len(frames) :]:
+        axes.set_axis_off()
+    for axes in panels.flat[max(0, len(frames) - n_columns) : len(frames)]:
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel("test length", fontsize=10)
+    figure.supylabel("depth: where in the context the answer stands", fontsize=10)
+    bar = figure.colorbar(ScalarMappable(SHARE, "viridis"), ax=panels, format=PercentFormatter(1), aspect=30)
+    bar.set_label(words(metric))
+    _head(figure, *headings(f"{words(metric).capitalize()} by depth", kept, mean_of(kept)))
+    return figure
+
+
+def draw_scores(tasks: Mapping[str, list[Result]]) -> Figure:
+    """Draw schemes by tasks: the mean of an accuracy over the test lengths beyond the training length.
+
+    Args:
+        tasks: name -> what `select` returned.
+    """
+    frame = score_frame(tasks)
+    one = next(iter(tasks.values()))[0]
+    values = _means(frame)
+    guessed = [chance(kept[0]) for kept in tasks.values()]
+    rows = list(frame.index)
+    if any(share is not None for share in guessed):
+        rows.append("(guessing)")
+        values = np.vstack([values, [math.nan if share is None else share for share in (*guessed, None)]])
+    figure = Figure(figsize=_size(rows, frame.columns), layout="constrained")
+    axes = figure.add_subplot()
+    texts = [["" if math.isnan(v) else f"{100 * v:.0f}" for v in row] for row in values]
+    _heat(axes, values, matplotlib.colormaps["viridis"], SHARE, texts)
+    _ticks(axes, rows, frame.columns)
+    axes.axvline(len(tasks) - 0.5, color="white", lw=4)
+    bar = figure.colorbar(ScalarMappable(SHARE, "viridis"), ax=axes, format=PercentFormatter(1))
+    bar.set_label(words(one.metric))
+    facts = f"mean over the tested lengths beyond L; {mean_of([r for kept in tasks.values() for r in kept])}"
+    _head(figure, f"{words(one.metric).capitalize()} by task: {one.study}", facts)
+    return figure
+
+
+def draw_grid(results: Iterable[Result], metric: str, protocol: str, test_length: int) -> Figure:
+    """Draw encodings by extensions at one test length, a panel for each number of tuning steps.
+
+    Colours compare with the plain encoding at the same length before tuning: by the logarithm of the ratio, or for
+    accuracies by the difference; red is worse. Texts are the values.
+
+    Args:
+        results: results of one group, in which `grids` finds a grid.
+        metric: what to show.
+        protocol: how it was tested.
+        test_length: in tokens.
+
+    Raises:
+        UserError: if there is nothing to show, or the results cannot share a figure.
+    """
+    kept = select(results, metric, protocol)
+    frames = {steps: frame for (length, steps), frame in grids(kept).items() if length == test_length}
+    share = metric in ACCURACIES
+    plain = _means(frames[0])[:, :1] if 0 in frames else math.nan
+    one = next(iter(frames.values()))
+    width, height = _size(one.index, one.columns)
+    figure = Figure(figsize=(width, height * len(frames)), layout="constrained")
+    panels = figure.subplots(len(frames), 1, squeeze=False)[:, 0]
+    norm, colours = (Normalize(-1, 1), "RdBu") if share else (Normalize(-OCTAVES, OCTAVES), "RdBu_r")
+    for axes, (steps, frame) in zip(panels, frames.items(), strict=True):
+        values = _means(frame)
+        with np.errstate(invalid="ignore"):
+            compared = values - plain if share else np.log2(values / plain)
+        _heat(axes, compared, matplotlib.colormaps[colours], norm, frame.map(_brief).to_numpy())
+        _ticks(axes, frame.index, frame.columns)
+        axes.axvline(list(frame.columns).index(PLAIN) + 0.5, color="white", lw=4)
+        axes.set_title(tuning_name(steps), fontsize=10, loc="left")
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=panels, aspect=30)
+    if share:
+        bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
+        bar.set_label(f"{words(metric)}: difference to the plain encoding, zero-shot")
+    else:
+        bar.set_ticks(range(-OCTAVES, OCTAVES + 1), labels=[f"× {2.0**n:g}" for n in range(-OCTAVES, OCTAVES + 1)])
+        bar.set_label(f"{words(metric)}: ratio to the plain encoding, zero-shot")
+    at = length_name(test_length, kept[0].train_length)
+    _head(figure, *headings(f"{words(metric).capitalize()} at {at}", kept, mean_of(kept)))
+    return figure
+
+
+def _heat(axes: Axes, values: np.ndarray, colours: Colormap, norm: Normalize, texts: Iterable | None = None) -> None:
+    """Draw values as coloured cells, those that are NaN grey, with texts that stand out from their colour."""
+    axes.imshow(np.ma.masked_invalid(values), cmap=colours.with_extremes(bad=MISSING), norm=norm, aspect="auto")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    for i, row in enumerate(texts if texts is not None else ()):
+        for j, text in enumerate(row):
+            shade = 0.85 if math.isnan(values[i, j]) else np.dot(colours(norm(values[i, j]))[:3], (0.3, 0.59, 0.11))
+            axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if shade < 0.5 else "black")
+
+
+def _ticks(axes: Axes, rows: Iterable[str], columns: Iterable[str], every: int = 1) -> None:
+    rows, columns = list(rows), list(columns)
+    axes.set_yticks(range(len(rows)), [folded(name) for name in rows], fontsize=9)
+    long = max(map(len, columns)) > 5
+    axes.set_xticks(
+        range(0, len(columns), every),
+        [folded(name, 28) for name in columns[::every]],
+        fontsize=9,
+        **({"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if long else {}),
+    )
+
+
+def _size(rows: Iterable[str], columns: Iterable[str]) -> tuple[float, float]:
+    """Return the inches of a heat map whose cells hold texts and whose sides hold names."""
+    rows, columns = list(rows), list(columns)
+    beside, below = (min(44, max(map(len, names))) for names in (rows, columns))
+    return 0.55 * len(columns) + 0.075 * beside + 2.2, 0.3 * len(rows) + 0.055 * below + 1.4
+
+
+def _means(frame: pandas.DataFrame) -> np.ndarray:
+    return frame.map(lambda s: math.nan if s is None or s.mean is None else s.mean).to_numpy(float)
+
+
+def _brief(cell: Summary | None) -> str:
+    """Return the mean alone, or why there is none."""
+    return (
+        ""
+        if cell is None
+        else str(Summary(cell.values and (cell.mean,), () if cell.values else cell.troubles, cell.percent))
+    )
+
+
+def _head(figure: Figure, bold: str, plain: str) -> None:
+    """Write a title, and what it says below, into space made above the panels."""
+    width, height = figure.get_size_inches()
+    plain = folded(plain, int(14 * width))
+    height += (head := 0.45 + 0.16 * plain.count("\n") + 0.2)
+    figure.set_size_inches(width, height)
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - head / height))
+    figure.text(0.1 / width, 1 - 0.08 / height, bold, va="top", weight="bold", fontsize=11)
+    figure.text(0.1 / width, 1 - 0.32 / height, plain, va="top", color="0.35", fontsize=9)

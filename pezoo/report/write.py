@@ -1,0 +1,70 @@
+"""Writes the report of a study: tables, figures and TensorBoard's view."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pezoo.report import heatmap, table, tensorboard
+from pezoo.report.figure import READABLE, draw_by_position, draw_curves, save
+from pezoo.report.groups import HEADLINES, groups, headline, matrices, metrics, select
+from pezoo.report.names import safe_names
+from pezoo.report.statistics import ACCURACIES, grids, length_name, losses_by_label
+from pezoo.results import Result
+
+
+def write_report(results: Iterable[Result], folder: str | Path, cells: str | Path, logdir: str | Path) -> None:
+    """Write everything that people look at, from results alone.
+
+    `folder` then holds `table.md` and figures, each as SVG and PNG. The name of a figure says group, what it shows,
+    and the protocol unless that is the group's first: `curves` and `loss_by_position` of language modelling,
+    `passkey_exact_match`, `passkey_exact_match_by_depth`, `exact_match_by_task`, `grid_4L`.
+
+    Args:
+        results: results of one study.
+        folder: where tables and figures go.
+        cells: the study's folder of cells, where losses by position are.
+        logdir: the study's TensorBoard folder.
+
+    Raises:
+        UserError: if there are no results, or they cannot share tables.
+        OSError: if something cannot be written.
+    """
+    results, folder = list(results), Path(folder)
+    table.write(results, folder / "table.md")
+    found = groups(results)
+    for metric in ACCURACIES:
+        if tasks := table.score_groups(found, metric):
+            save(heatmap.draw_scores(tasks), folder / f"{metric}_by_task")
+    every = found | matrices(results)
+    stems = safe_names(every, space="_")
+    for name, group in every.items():
+        _draw(group, folder, f"{stems[name]}_" if name else "", cells)
+    tensorboard.write(results, logdir, cells)
+
+
+def _draw(group: list[Result], folder: Path, stem: str, cells: str | Path) -> None:
+    """Draw the figures of one group."""
+    found = metrics(group)
+    for protocol, names in found.items():
+        end = "" if protocol == next(iter(found)) else "_" + safe_names([protocol], space="_")[protocol]
+        for metric in [m for m in HEADLINES if m in names] or [m for m in names if "_at_" not in m]:
+            what = "curves" if metric == "perplexity" else metric
+            for more, some in _readable(select(group, metric, protocol)):
+                save(draw_curves(some, metric, protocol), folder / f"{stem}{what}{end}{more}")
+        if any(r.depth is not None and (r.metric, r.protocol) == ("exact_match", protocol) for r in group):
+            save(heatmap.draw_depth(group, protocol=protocol), folder / f"{stem}exact_match_by_depth{end}")
+        if "loss" in names and losses_by_label(group, cells, protocol):
+            for more, some in _readable(select(group, "loss", protocol)):
+                save(draw_by_position(some, cells, protocol), folder / f"{stem}loss_by_position{end}{more}")
+    metric, protocol = headline(found)
+    kept = select(group, metric, protocol)
+    for length in sorted({length for length, _ in grids(kept) if length > kept[0].train_length}):
+        at = length_name(length, kept[0].train_length).replace(" = ", "")
+        save(heatmap.draw_grid(kept, metric, protocol, length), folder / f"{stem}grid_{at}")
+
+
+def _readable(kept: list[Result]) -> list[tuple[str, list[Result]]]:
+    """Return the results under the end of their file's name, by encoding if they would make too many curves."""
+    if len({r.label for r in kept}) <= READABLE:
+        return [("", kept)]
+    ends = safe_names({r.encoding: None for r in kept}, space="_")
+    return [(f"_{end}", [r for r in kept if r.encoding == encoding]) for encoding, end in ends.items()]
