@@ -37,8 +37,8 @@ class TrainConfig:
     lengths: Literal["fixed", "uniform", "curriculum"] = "fixed"
     """Lengths of the batches: all of L; drawn from min_length ... L; or growing to L in the first half of the steps.
     A batch of shorter text has more rows, so that its tokens stay as many."""
-    min_length: int = 1
-    """Shortest batches, where lengths differ."""
+    min_length: int | None = None
+    """Shortest batches, where lengths differ; null: 1, or the least that the task has questions of."""
     steps: int = 800
     """Optimiser steps."""
     batch_size: int = 32
@@ -476,7 +476,7 @@ def _check_values(recipe: Recipe) -> None:
                 f"test.lengths holds {tokens} ({given!r}), shorter than the training length "
                 f"train.length={length}; a test length is train.length or more"
             )
-    least = recipe.train.min_length
+    least = recipe.train.min_length or 1
     _require(least <= length, "train.min_length", least, f"at most train.length={length}")
     _require(bool(recipe.tasks), "tasks", [], f"a list such as [{LANGUAGE_MODELLING}] or [reverse_string]")
     if (recipe.test.last or length) > min(recipe.test_lengths):

@@ -52,7 +52,8 @@ def stream(
         model: a decoder.
         prompt: (B, n) int64, n at least 1.
         n_new: tokens to add.
-        length: total length that length-dependent schemes are told, at least n + n_new; default: n + n_new.
+        length: total length that length-dependent schemes are told; default: n + n_new. The last new token is not read,
+            so that n + n_new - 1 is enough.
         rows: names of the sequences, the keys of random positions; default: 0 ... B - 1.
         temperature: what logits are divided by before a token is drawn; 0: the likeliest token, nothing is drawn.
         top_k: draw among so many likeliest tokens; default: all.
@@ -75,8 +76,8 @@ def stream(
         raise UserError("the prompt is empty; a model predicts a token from those before it, so give at least one")
     if n_new < 0:
         raise UserError(f"the number of new tokens must be at least 0, got {n_new}")
-    if length < n + n_new:
-        raise UserError(f"length = {length} is less than the {n} tokens of the prompt and {n_new} new ones")
+    if length < n + n_new - 1:
+        raise UserError(f"length = {length}, but {n} tokens of a prompt and {n_new} new ones need {n + n_new - 1}")
     if not temperature >= 0:
         raise UserError(f"temperature must be at least 0, got {temperature}")
     if top_k is not None and top_k < 1:

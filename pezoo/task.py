@@ -67,6 +67,8 @@ class Task:
     Config: ClassVar[type] = NoSettings
     layout: ClassVar[Literal["marked", "plain", "inline"]] = "marked"
     forms: ClassVar[tuple[Form, ...]] = ("causal", "encoder")
+    least_length: int = 1
+    """Shortest task length that has questions."""
     depths: ClassVar[tuple[float, ...]] = ()
     """Where a tested needle may stand, from 0 (first) to 1 (last); empty: `sample` takes no depth."""
 
@@ -101,6 +103,10 @@ class Task:
             length: the task length, at least 1; what it counts is the task's to say.
             generator: of all draws.
         """
+        raise NotImplementedError
+
+    def distance(self, length: int, depth: float) -> int:
+        """Tokens from the needle to the end of the question, for a task that has depths."""
         raise NotImplementedError
 
     # ---- what follows ----------------------------------------------------------------------------

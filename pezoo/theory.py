@@ -6,8 +6,8 @@ The score of a fixed query and key at distance x, with RoPE's frequencies theta_
 
 **Fits.** Chen et al. fit s to N(0, 1) targets at x = 0 ... L - 1 by least squares. They see |s| < 1 in the window,
 between the integers as well, but thousands beyond it. Waves far longer than L are nearly constant in the window, so
-that huge coefficients can cancel there. How huge is up to the solver's precision, since the features are rank-deficient
-in floating point; a ridge settles it.
+that huge coefficients can cancel there. How huge is up to the solver's precision, since the problem is ill-conditioned;
+a ridge settles it.
 
 **Bounds.** For x between x1 and x2, with the chord through (x1, s(x1)) and (x2, s(x2)):
 
@@ -265,9 +265,9 @@ def table(scores: pd.DataFrame, length: int, head_dim: int, base: float) -> str:
     kept = [(scores["deviation"] <= scores[name]).sum() for name in ("proved", "stated")]
     lines += [
         "",
-        "Where solvers agree, the number is RoPE's. Where they do not, the features are rank-deficient in floating point: "
-        f"the precision and the linear-algebra library decide (here numpy {np.__version__}). The paper shows one draw, "
-        "with float32 and ridge 0, that exceeds 8000 outside.",
+        "Where solvers agree, the number is RoPE's. Where they do not, the problem is ill-conditioned: the precision "
+        f"and the linear-algebra library decide (here numpy {np.__version__}). The paper shows one draw, with float32 "
+        "and ridge 0, that exceeds 8000 outside.",
         "",
         "## Bounds",
         "",
@@ -275,12 +275,12 @@ def table(scores: pd.DataFrame, length: int, head_dim: int, base: float) -> str:
         "|---|--:|--:|",
         *(f"| {' | '.join(cell.replace('|', PIPE) for cell in row)} |" for row in rows),
         "",
-        f"- Of the {len(scores)} fits, {kept[0]} keep the proved bound on their deviation from chords, and {kept[1]} the "
-        "stated one.",
+        f"- Of the {len(scores)} fits, {kept[0]} keep the proved bound on their deviation from chords, and {kept[1]} "
+        "the stated one.",
         "- The ratio of about 600 sets a bound on a deviation from a chord against a bound on the score itself.",
         "- The triangle inequality holds at every distance, too, and is the smaller bound on the score wherever "
-        "B(x) > d / 4. It shows what a blow-up takes: coefficients much larger than the score in the window, which cancel "
-        "there.",
+        "B(x) > d / 4. It shows what a blow-up takes: coefficients much larger than the score in the window, which "
+        "cancel there.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -313,7 +313,7 @@ def draw(scores: pd.DataFrame, length: int, head_dim: int, base: float) -> Figur
     axes.set(xlabel="distance x", ylabel="s(x)")
 
     axes = panels[0, 1]
-    axes.set_title("Beyond it: what the solver makes of a rank-deficient fit", loc="left")
+    axes.set_title("Beyond it: what the solver makes of an ill-conditioned fit", loc="left")
     everywhere = np.arange(2 * length)
     width = max(1, length // 128)
     shown = [(solver, 0.0, colours[solver], "-") for solver in solvers] + [(solvers[-1], 1.0, "black", ":")]

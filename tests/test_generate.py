@@ -101,6 +101,14 @@ def test_length_is_what_length_dependent_schemes_are_told():
         assert depends != all(torch.allclose(a, b) for a, b in zip(near, far, strict=True))
 
 
+def test_the_length_may_leave_out_the_last_token_which_is_not_read():
+    model, text = build("rope+dynamic_ntk"), prompts()
+    new = decode(model, text, 10, length=14)
+    with torch.no_grad():
+        logits = model(torch.cat([text, new[:, :-1]], dim=1))
+    assert logits[:, 4:].argmax(-1).equal(new)
+
+
 def test_a_row_is_continued_alike_in_any_batch():
     model = build("rope+random")
     together = decode(model, prompts(3), 12)
@@ -187,7 +195,7 @@ def test_an_undefined_scheme_yields_all_that_it_can():
     [
         ({"prompt": prompts(2, 0)}, "prompt is empty"),
         ({"n_new": -1}, "at least 0, got -1"),
-        ({"length": 7}, "length = 7 is less than the 5 tokens of the prompt and 3 new ones"),
+        ({"length": 6}, "length = 6, but 5 tokens of a prompt and 3 new ones need 7"),
         ({"temperature": -0.1}, "temperature must be at least 0"),
         ({"temperature": float("nan")}, "temperature must be at least 0"),
         ({"top_k": 0}, "top_k must be at least 1"),
@@ -482,7 +490,7 @@ def test_ctrl_c_leaves_the_text_so_far(study, capsys, monkeypatch):
         (["biased", "--prompt", ""], "the prompt is empty"),
         (["biased", "--tokens", "-3"], "at least 0, got -3"),
         (["biased", "--tokens", "x"], "--tokens.*'x'"),
-        (["biased", "--length", "9"], "length = 9 is less than"),
+        (["biased", "--length", "9"], "length = 9, but 8 tokens"),
         (["biased", "--top-p", "2"], "top_p must be above 0"),
         (["biased", "--greedy", "--temperature", "1"], "not allowed with"),
         (["biased", "--token", "1"], "Did you mean '--tokens'"),

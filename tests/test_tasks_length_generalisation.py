@@ -230,6 +230,7 @@ def read_polynomial(question: list[int]) -> tuple[str, str]:
     assert {words[0], *signs} <= {"+", "-"}
     assert int(words[1]) <= 2
     assert all(int(digit) <= 3 for digit in digits)
+    assert "-0" not in map("".join, pairwise(words)), "zero has one form"
     assert all(power.startswith("*") for power in powers)
     return words[0] + words[1], "".join(map("".join, zip(signs, digits, powers, strict=True)))
 
@@ -483,7 +484,7 @@ def test_the_data_set_has_its_size_and_chance():
     assert make("scan", phrases=5).chance == make("scan").chance
 
 
-@pytest.mark.parametrize("length", [1, 2, 40, 48])
+@pytest.mark.parametrize("length", [1, 2, 18, 48])
 def test_commands_of_a_length_are_equally_likely(length):
     known = [command for command, actions in all_commands().items() if len(actions) == length]
     task = make("scan")

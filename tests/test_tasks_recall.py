@@ -257,7 +257,7 @@ def test_text_has_the_bytes_as_its_vocabulary():
 @pytest.mark.parametrize(
     ("name", "wanted", "message"),
     [
-        ("mqar", {"n_pairs": 40}, "at least 82, got 64; type mqar:n_pairs=40,vocabulary=82"),
+        ("mqar", {"n_pairs": 40}, "at least 82, got 64; type mqar:n_pairs=40:vocabulary=82"),
         ("multi_key", {"n_keys": 30}, "n_keys=30 keys need as many names, got n_names=26"),
         ("multi_value", {"n_values": 11}, "n_values must be at most 10, got 11"),
         ("variable_tracking", {"n_hops": 13}, "n_names of at least 28, got 26"),
@@ -412,4 +412,4 @@ def test_k_max():
 @given(st.dictionaries(st.integers(1, 100), st.floats(0, 1)), st.floats(0, 1))
 def test_k_max_is_the_largest_without_a_gap_below(success, threshold):
     good = [k for k in success if all(success[j] >= threshold for j in success if j <= k)]
-    assert k_max(success, threshold) == max(good, default=0)
+    assert k_max(success, threshold=threshold) == max(good, default=0)

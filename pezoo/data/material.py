@@ -145,9 +145,10 @@ def length_at(step: int, count: int, longest: int, settings: TrainConfig, seed: 
         settings: of the training.
         seed: of the draw, where it is drawn.
     """
-    span = longest - settings.min_length + 1
+    least = settings.min_length or 1
+    span = longest - least + 1
     if settings.lengths == "uniform":
-        return settings.min_length + int(philox(seed, 4 * step + 3).random_raw() % span)
+        return least + int(philox(seed, 4 * step + 3).random_raw() % span)
     if settings.lengths == "curriculum":
-        return min(longest, settings.min_length + 2 * step * span // count)
+        return min(longest, least + 2 * step * span // count)
     return longest

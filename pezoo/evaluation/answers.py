@@ -31,7 +31,7 @@ from pezoo.evaluation.passes import outcome, token_losses
 from pezoo.evaluation.result import LengthResult
 from pezoo.evaluation.retrieval import k_max
 from pezoo.generate import decode
-from pezoo.task import IGNORE, Example
+from pezoo.task import IGNORE, Example, Task
 from pezoo.transformer import Transformer
 
 ANSWER_PROTOCOLS = {
@@ -162,7 +162,7 @@ def evaluate_answers(
             except Exception as error:
                 status, reason = outcome(error)
             cost = {"seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory(device)}
-            results += _results(length, protocol, tallies, status, reason, cost)
+            results += _results(questions.task, length, protocol, tallies, status, reason, cost)
     finally:
         model.to(home).train(training)
     return results
@@ -212,6 +212,7 @@ def _ask(
 
 
 def _results(
+    task: Task,
     length: int,
     protocol: str,
     tallies: dict[float | None, _Tally],
@@ -230,7 +231,8 @@ def _results(
     values = whole.values()
     parts = {} if None in tallies else tallies
     if parts:
-        values["k_max"] = float(k_max({depth: t.values()["exact_match"] for depth, t in parts.items()}, length))
+        success = {task.distance(length, depth): t.values()["exact_match"] for depth, t in parts.items()}
+        values["k_max"] = float(k_max(success))
     results = [LengthResult(length, protocol=protocol, values=values, **whole.counts(), **cost)]
     for depth, tally in parts.items():
         facts = {"depth": depth, "values": tally.values()} | tally.counts() | cost

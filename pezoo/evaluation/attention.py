@@ -9,7 +9,7 @@ of a key it sees, and i - j their distance in tokens, whatever coordinates the s
     mean_max_logit     mean over rows of the largest z in the row
     attention_entropy  mean of -sum_j w_j ln w_j, in nats, over the rows of the last `last` queries
     mass_beyond        mean of sum_{i - j >= L} w_j over the rows with i >= L, which alone have such keys; training, at
-                       length L, never showed these distances. None for T <= L
+                       length L, never showed these distances. Absent at T <= L
 
 Softmax ignores what is added to a whole row, and logits do not: compare them between lengths of one scheme; entropy and
 mass compare between schemes as well. With `octaves=true` there is also what curves are drawn from:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 
-def k_max(success: Mapping[int, float], threshold: float = 0.2) -> int:
+def k_max(success: Mapping[int, float], *, threshold: float = 0.2) -> int:
     """The effective window (Chen et al. 2023, arXiv 2306.15595): as far as retrieval works without a gap.
 
     Args:

@@ -23,9 +23,9 @@ def groups(results: Iterable[Result]) -> dict[str, list[Result]]:
         results: results of one study.
 
     Returns:
-        Name -> results, in order of first appearance. The name says part, task and, if a task has several, corpus;
+        Name -> results, in their order. The name says part, task and, if a task has several, corpus;
         it is "" for language modelling of one text in a study without parts. Where a group holds several training
-        lengths, each label ends with its own: "rope, L = 64".
+        lengths, each label ends with its own, "rope, L = 64", and those of one scheme stand together.
     """
     results = list(results)
     corpora: dict[tuple[str, str], set[str]] = {}
@@ -52,7 +52,7 @@ def matrices(results: Iterable[Result]) -> dict[str, list[Result]]:
     for r in results:
         if r.metric in HEADLINES and r.depth is None:
             by_task.setdefault((r.task, r.corpus), []).append(r)
-    return groups(replace(r, part=TOGETHER) for every in by_task.values() if _match(every) for r in every)
+    return groups([replace(r, part=TOGETHER) for every in by_task.values() if _match(every) for r in every])
 
 
 def title(result: Result) -> str:
@@ -165,7 +165,9 @@ def _match(results: list[Result]) -> bool:
 def _with_lengths(group: list[Result]) -> list[Result]:
     if len({r.train_length for r in group}) == 1:
         return group
-    return [replace(r, label=_with_length(r.label, r.train_length)) for r in group]
+    place = {label: i for i, label in enumerate(dict.fromkeys(r.label for r in group))}
+    ordered = sorted(group, key=lambda r: (place[r.label], r.train_length))
+    return [replace(r, label=_with_length(r.label, r.train_length)) for r in ordered]
 
 
 def _with_length(label: str, train_length: int) -> str:

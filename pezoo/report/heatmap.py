@@ -12,7 +12,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from pezoo.report.figure import folded, headings, mean_of
+from pezoo.report.figure import folded, heading
 from pezoo.report.groups import chance, select, words
 from pezoo.report.statistics import (
     ACCURACIES,
@@ -66,7 +66,7 @@ def draw_depth(results: Iterable[Result], metric: str = "exact_match", protocol:
     figure.supylabel("depth: where in the context the answer stands", fontsize=10)
     bar = figure.colorbar(ScalarMappable(SHARE, "viridis"), ax=panels, format=PercentFormatter(1), aspect=30)
     bar.set_label(words(metric))
-    _head(figure, *headings(f"{words(metric).capitalize()} by depth", kept, mean_of(kept)))
+    heading(figure, f"{words(metric).capitalize()} by depth", kept)
     return figure
 
 
@@ -86,14 +86,16 @@ def draw_scores(tasks: Mapping[str, list[Result]]) -> Figure:
         values = np.vstack([values, [math.nan if share is None else share for share in (*guessed, None)]])
     figure = Figure(figsize=_size(rows, frame.columns), layout="constrained")
     axes = figure.add_subplot()
-    texts = [["" if math.isnan(v) else f"{100 * v:.0f}" for v in row] for row in values]
+    texts = np.vstack([frame.map(_brief), [["" if math.isnan(v) else f"{100 * v:.0f}" for v in values[-1]]]])[
+        : len(rows)
+    ]
     _heat(axes, values, matplotlib.colormaps["viridis"], SHARE, texts)
     _ticks(axes, rows, frame.columns)
     axes.axvline(len(tasks) - 0.5, color="white", lw=4)
     bar = figure.colorbar(ScalarMappable(SHARE, "viridis"), ax=axes, format=PercentFormatter(1))
     bar.set_label(words(one.metric))
-    facts = f"mean over the tested lengths beyond L; {mean_of([r for kept in tasks.values() for r in kept])}"
-    _head(figure, f"{words(one.metric).capitalize()} by task: {one.study}", facts)
+    every = [r for kept in tasks.values() for r in kept]
+    heading(figure, f"{words(one.metric).capitalize()} by task", every, "mean over the tested lengths beyond L")
     return figure
 
 
@@ -137,7 +139,7 @@ def draw_grid(results: Iterable[Result], metric: str, protocol: str, test_length
         bar.set_ticks(range(-OCTAVES, OCTAVES + 1), labels=[f"× {2.0**n:g}" for n in range(-OCTAVES, OCTAVES + 1)])
         bar.set_label(f"{words(metric)}: ratio to the plain encoding, zero-shot")
     at = length_name(test_length, kept[0].train_length)
-    _head(figure, *headings(f"{words(metric).capitalize()} at {at}", kept, mean_of(kept)))
+    heading(figure, f"{words(metric).capitalize()} at {at}", kept)
     return figure
 
 
@@ -149,7 +151,8 @@ def _heat(axes: Axes, values: np.ndarray, colours: Colormap, norm: Normalize, te
     for i, row in enumerate(texts if texts is not None else ()):
         for j, text in enumerate(row):
             shade = 0.85 if math.isnan(values[i, j]) else np.dot(colours(norm(values[i, j]))[:3], (0.3, 0.59, 0.11))
-            axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if shade < 0.5 else "black")
+            size, colour = 8 if len(text) < 6 else 6, "white" if shade < 0.45 else "black"
+            axes.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
 
 
 def _ticks(axes: Axes, rows: Iterable[str], columns: Iterable[str], every: int = 1) -> None:
@@ -177,19 +180,8 @@ def _means(frame: pandas.DataFrame) -> np.ndarray:
 
 def _brief(cell: Summary | None) -> str:
     """Return the mean alone, or why there is none."""
-    return (
-        ""
-        if cell is None
-        else str(Summary(cell.values and (cell.mean,), () if cell.values else cell.troubles, cell.percent))
-    )
-
-
-def _head(figure: Figure, bold: str, plain: str) -> None:
-    """Write a title, and what it says below, into space made above the panels."""
-    width, height = figure.get_size_inches()
-    plain = folded(plain, int(14 * width))
-    height += (head := 0.45 + 0.16 * plain.count("\n") + 0.2)
-    figure.set_size_inches(width, height)
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - head / height))
-    figure.text(0.1 / width, 1 - 0.08 / height, bold, va="top", weight="bold", fontsize=11)
-    figure.text(0.1 / width, 1 - 0.32 / height, plain, va="top", color="0.35", fontsize=9)
+    if cell is None:
+        return ""
+    if cell.mean is None:
+        return cell.troubles[0].replace("_", "\n")
+    return f"{100 * cell.mean:.0f}" if cell.percent else str(Summary((cell.mean,)))

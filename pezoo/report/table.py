@@ -186,7 +186,8 @@ def crossed(results: Iterable[Result], metric: str, protocol: str, name: str = "
 def overview(results: Iterable[Result]) -> list[Table]:
     """Return what the terminal shows: for each group one table of its foremost metric.
 
-    Many tasks have one table together, and a group that crosses encodings with extensions has its grids.
+    Many tasks have one table together, and so have parts that differ in training length; a group that crosses
+    encodings with extensions has its grids.
 
     Raises:
         UserError: if there are no results, or they cannot share tables.
@@ -198,7 +199,10 @@ def overview(results: Iterable[Result]) -> list[Table]:
         if together := score_groups(found, metric):
             shown.append(scores(found, metric))
             found = {name: group for name, group in found.items() if name not in together}
-    for name, group in (found | matrices(results)).items():
+    lengths = matrices(results)
+    whole = {(group[0].task, group[0].corpus) for group in lengths.values()}
+    found = {name: group for name, group in found.items() if (group[0].task, group[0].corpus) not in whole}
+    for name, group in (found | lengths).items():
         metric, protocol = headline(metrics(group))
         shown += crossed(group, metric, protocol, name) or [by_length(group, metric, protocol, name)]
     return shown
@@ -264,7 +268,8 @@ def _caption(kept: list[Result]) -> str:
     columns = (
         f"columns: tested length{' in tokens' if unit else ''}" if len(trained) > 1 else f"L = {trained.pop()}{unit}"
     )
-    facts = [f"{words(one.metric).capitalize()}{percent} on {one.corpus}", f"{one.protocol} protocol", columns]
+    what = f"{one.part}: {words(one.metric)}" if one.part else words(one.metric).capitalize()
+    facts = [f"{what}{percent} on {one.corpus}", f"{one.protocol} protocol", columns]
     guessed = chance(one)
     facts += [] if guessed is None else [f"guessing gets {100 * guessed:.1f}"]
     return "; ".join([*facts, _over(kept)])

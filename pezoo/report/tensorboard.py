@@ -13,11 +13,12 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pezoo.report.figure import READABLE, draw_by_position, draw_curves
+from pezoo.report.curves import draw_by_position, draw_curves
+from pezoo.report.figure import READABLE
 from pezoo.report.groups import groups, headline, matrices, metrics, select
 from pezoo.report.names import safe_names
 from pezoo.report.statistics import curves, losses_by_label, mean_by_position
-from pezoo.report.table import by_length
+from pezoo.report.table import MANY, by_length
 from pezoo.results import Result
 
 PLAIN_PROTOCOLS = ("prefix", "answers")
@@ -96,13 +97,14 @@ def _group(name: str, protocol: str, headline: bool) -> str:
 
 
 def _cards(results: list[Result], cells: str | Path | None) -> Iterator[Card]:
-    for name, group in (groups(results) | matrices(results)).items():
+    found = groups(results) | matrices(results)
+    for name, group in found.items():
         trained = tuple(sorted({r.train_length for r in group}))
         for protocol, names in metrics(group).items():
             first, _ = headline({protocol: names})
             for metric in names:
                 kept = select(group, metric, protocol)
-                shown = metric == first and len({r.label for r in kept}) <= READABLE
+                shown = metric == first and len(found) <= MANY and len({r.label for r in kept}) <= READABLE
                 yield Card(
                     tag=f"{_group(name, protocol, metric == first)}/{metric}",
                     train_lengths=trained,

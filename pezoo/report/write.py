@@ -1,10 +1,11 @@
 """Writes the report of a study: tables, figures and TensorBoard's view."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from pezoo.report import heatmap, table, tensorboard
-from pezoo.report.figure import READABLE, draw_by_position, draw_curves, save
+from pezoo.report.curves import draw_by_position, draw_curves, draw_tasks
+from pezoo.report.figure import READABLE, save
 from pezoo.report.groups import HEADLINES, groups, headline, matrices, metrics, select
 from pezoo.report.names import safe_names
 from pezoo.report.statistics import ACCURACIES, grids, length_name, losses_by_label
@@ -16,7 +17,8 @@ def write_report(results: Iterable[Result], folder: str | Path, cells: str | Pat
 
     `folder` then holds `table.md` and figures, each as SVG and PNG. The name of a figure says group, what it shows,
     and the protocol unless that is the group's first: `curves` and `loss_by_position` of language modelling,
-    `passkey_exact_match`, `passkey_exact_match_by_depth`, `exact_match_by_task`, `grid_4L`.
+    `passkey_exact_match`, `passkey_exact_match_by_depth`, `grid_4L`. Many tasks share `exact_match_by_length` and
+    `exact_match_by_task`, and have no curves of their own.
 
     Args:
         results: results of one study.
@@ -31,22 +33,25 @@ def write_report(results: Iterable[Result], folder: str | Path, cells: str | Pat
     results, folder = list(results), Path(folder)
     table.write(results, folder / "table.md")
     found = groups(results)
-    for metric in ACCURACIES:
-        if tasks := table.score_groups(found, metric):
-            save(heatmap.draw_scores(tasks), folder / f"{metric}_by_task")
+    together = {metric: tasks for metric in ACCURACIES if (tasks := table.score_groups(found, metric))}
+    for metric, tasks in together.items():
+        save(heatmap.draw_scores(tasks), folder / f"{metric}_by_task")
+        save(draw_tasks(tasks), folder / f"{metric}_by_length")
     every = found | matrices(results)
     stems = safe_names(every, space="_")
     for name, group in every.items():
-        _draw(group, folder, f"{stems[name]}_" if name else "", cells)
+        done = {metric for metric, tasks in together.items() if name in tasks}
+        _draw(group, folder, f"{stems[name]}_" if name else "", cells, done)
     tensorboard.write(results, logdir, cells)
 
 
-def _draw(group: list[Result], folder: Path, stem: str, cells: str | Path) -> None:
-    """Draw the figures of one group."""
+def _draw(group: list[Result], folder: Path, stem: str, cells: str | Path, done: Container[str]) -> None:
+    """Draw the figures of one group, but for the curves of metrics that are done."""
     found = metrics(group)
     for protocol, names in found.items():
         end = "" if protocol == next(iter(found)) else "_" + safe_names([protocol], space="_")[protocol]
-        for metric in [m for m in HEADLINES if m in names] or [m for m in names if "_at_" not in m]:
+        drawn = [m for m in HEADLINES if m in names] or [m for m in names if "_at_" not in m]
+        for metric in [m for m in drawn if m not in done]:
             what = "curves" if metric == "perplexity" else metric
             for more, some in _readable(select(group, metric, protocol)):
                 save(draw_curves(some, metric, protocol), folder / f"{stem}{what}{end}{more}")

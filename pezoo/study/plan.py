@@ -30,7 +30,7 @@ from pezoo.compose import attend_with, build
 from pezoo.config import LANGUAGE_MODELLING, Recipe, Row, TrainConfig
 from pezoo.contract import Positions, Shape, Undefined
 from pezoo.data import Corpus, crops, load, windows
-from pezoo.data.material import Material, Questions, Text
+from pezoo.data.material import TESTING, TRAINING, Material, Questions, Text
 from pezoo.errors import UserError, suggest
 from pezoo.evaluation import parse_protocol
 from pezoo.evaluation.answers import check_answer_protocol
@@ -178,9 +178,9 @@ class _Planner:
             self._check_text()
         else:
             self.material = Questions(task, recipe.form, recipe.train.length)
+            self._check_lengths()
         self.protocols = _protocols(self.material, recipe)
         self.train_tokens = self.material.n_tokens(recipe.train.length)
-        self.tune_tokens = self.material.n_tokens(recipe.tune_length)
         self.common = {
             "model": dataclasses.asdict(recipe.model),
             "train_length": self.train_tokens,
@@ -200,6 +200,17 @@ class _Planner:
         if any(tunings + (recipe.tune.steps if recipe.grid.encodings else [])):
             crops(corpus.train, recipe.tune_length, 1, 0, 0)
         windows(corpus.test, max(recipe.test_lengths), recipe.test.windows, recipe.test.seed)
+
+    def _check_lengths(self) -> None:
+        """Refuse lengths for which the task has no questions, in training or testing."""
+        train, least = self.recipe.train, self.material.task.least_length
+        if (given := train.min_length or least) < least:
+            raise UserError(
+                f"train.min_length={given} is too short for {self.material.name}; type train.min_length={least}"
+            )
+        self.recipe = dataclasses.replace(self.recipe, train=dataclasses.replace(train, min_length=given))
+        for step, length in enumerate([train.length, *self.recipe.test_lengths]):
+            self.material.pairs(TESTING if step else TRAINING, 0, 1, length, 0)
 
     def add_all(self) -> None:
         """Add cells and evaluations, ordered by scheme, then seed."""
@@ -236,7 +247,7 @@ class _Planner:
             if steps:
                 label = f"{name}, {steps} steps @ {recipe.tune_length / recipe.train.length:g}x"
                 parent = self._fit("tune", name, label, spec, recipe.tuning(steps), seed, parent=trained)
-                tested = spec.fixed(self.tune_tokens, self.train_tokens)
+                tested = spec.fixed(self.material.n_tokens(recipe.tune_length), self.train_tokens)
             for what, protocol in self.protocols:
                 yield self._evaluate(label, tested, seed, parent, steps, what, protocol)
             windowed = self._windowed(tested)

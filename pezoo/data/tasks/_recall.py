@@ -70,11 +70,8 @@ class Needles(Recall):
 
         Where other needles stand around it, in the mean over rows.
         """
-        return (
-            self.input_length(length)
-            - self.head
-            - round(depth * (self.spare(length) + self.width * (self.n_needles - 1)))
-        )
+        room = self.spare(length) + self.width * (self.n_needles - 1)
+        return self.input_length(length) - self.head - round(depth * room)
 
 
 def symbols(first: int, count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -49,7 +49,7 @@ class MQAR(Recall):
             least = 2 * self.n_pairs + 2
             if self.vocabulary < least:
                 what = f"mqar:n_pairs={self.n_pairs} needs a vocabulary of at least {least}"
-                raise UserError(f"{what}, got {self.vocabulary}; type mqar:n_pairs={self.n_pairs},vocabulary={least}")
+                raise UserError(f"{what}, got {self.vocabulary}; type mqar:n_pairs={self.n_pairs}:vocabulary={least}")
 
     layout = "inline"
     least_length = property(lambda self: 4 * self.config.n_pairs)

@@ -1,0 +1,308 @@
+"""Curves over the test length and over the position in the context."""
+
+import math
+from collections.abc import Container, Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from pezoo.report.figure import GREY, Style, folded, heading, styles
+from pezoo.report.groups import LANGUAGE_MODELLING, WINDOWED, chance, select, words
+from pezoo.report.statistics import (
+    ACCURACIES,
+    Curve,
+    Summary,
+    curves,
+    interval,
+    length_name,
+    losses_by_label,
+    mean_by_position,
+)
+from pezoo.results import Result
+
+Bars = Literal["spread", "interval"]
+Shown = dict[str, tuple[Line2D, float]]
+"""Text of the legend -> line, and where it ends on the right."""
+NOTE = {"color": GREY, "fontsize": 9}
+LOGARITHMIC = ("perplexity", "last_perplexity")
+
+
+def draw_curves(
+    results: Iterable[Result],
+    metric: str = "perplexity",
+    protocol: str = "prefix",
+    bars: Bars | None = None,
+) -> Figure:
+    """Draw a metric over the test length.
+
+    Accuracies have an axis from 0 to 100 % and a dotted line at what guessing scores. A scheme's companion with a
+    window is a thin line without a place in the legend. Where training lengths differ, a ring marks each curve's own.
+
+    Args:
+        results: results of one group.
+        metric: what to show.
+        protocol: how it was tested.
+        bars: error bars: "spread" (± sample standard deviation over seeds) or "interval" (95 %
+            confidence interval of the mean, Student's t); by default "interval" from three seeds
+            on. With one seed there are none. The figure says which it shows.
+
+    Returns:
+        The figure, whose legend lists the schemes in the order of their curves' right ends.
+
+    Raises:
+        UserError: if there is nothing to show, or the results cannot share a figure.
+    """
+    kept = select(results, metric, protocol)
+    bars = bars or _bars(kept)
+    looks = styles(kept)
+    figure, axes = _axes(looks)
+    shown = _plot(axes, kept, looks, bars)
+    _length_axis(axes, {r.test_length for r in kept}, kept, "test length")
+    _value_axis(axes, kept[0], shown)
+    _legend(figure, shown)
+    heading(figure, f"{words(metric).capitalize()} by test length", kept, *_facts(kept, bars))
+    return figure
+
+
+def draw_tasks(tasks: Mapping[str, list[Result]]) -> Figure:
+    """Draw one metric of many tasks over the test length, a panel for each.
+
+    Args:
+        tasks: name -> what `select` returned.
+
+    Returns:
+        The figure, whose legend lists the schemes as the results do.
+    """
+    every = [r for kept in tasks.values() for r in kept]
+    looks, bars = styles(every), _bars(every)
+    n_columns = 3 if len(tasks) < 10 else 4
+    n_rows = math.ceil(len(tasks) / n_columns)
+    figure = Figure(figsize=(3 * n_columns + 3.2, max(2.1 * n_rows, 0.23 * len(looks))), layout="constrained")
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).flat
+    lines: dict[str, Line2D] = {}
+    for axes, (name, kept) in zip(panels, tasks.items(), strict=False):
+        _bare(axes)
+        shown = _plot(axes, kept, looks, bars, plain=True)
+        lines |= {label: line for label, (line, _) in shown.items()}
+        _length_axis(axes, {r.test_length for r in kept}, kept, "", small=True)
+        _value_axis(axes, kept[0], shown, small=True)
+        axes.set_title(folded(name, 40), fontsize=9)
+    for axes in panels[len(tasks) :]:
+        axes.set_axis_off()
+    _legend(figure, {label: (lines[label], 0.0) for label in looks if label in lines})
+    facts = ["dashed: training length", "dotted: guessing", *_facts(every, bars)]
+    heading(figure, f"{words(every[0].metric).capitalize()} by test length", every, *facts)
+    return figure
+
+
+def draw_by_position(results: Iterable[Result], cells: str | Path, protocol: str = "prefix") -> Figure:
+    """Draw the loss by position in the context, at the longest test length of each scheme.
+
+    Args:
+        results: results of one group.
+        cells: the study's folder of cells, where the losses are.
+        protocol: how it was tested.
+
+    Returns:
+        The figure.
+
+    Raises:
+        UserError: if there is nothing to show, or the results cannot share a figure.
+    """
+    kept = select(results, "loss", protocol)
+    looks, shown = styles(kept), {}
+    figure, axes = _axes(looks)
+    found = losses_by_label(kept, cells, protocol)
+    for label, seeds in found.items():
+        means = mean_by_position(seeds)
+        if _is_companion(label, found):
+            _thin(axes, list(means), list(means.values()), looks[label.removesuffix(WINDOWED)])
+            continue
+        line = _line(axes, list(means), list(means.values()), looks[label])
+        line.set_markevery(4)
+        shown[label] = line, list(means.values())[-1] if means else -math.inf
+    longest = max(r.test_length for r in kept)
+    positions = {r.test_length for r in kept} | {4**k for k in range(12) if 4**k < longest}
+    _length_axis(axes, positions, kept, "position in the context")
+    axes.set_ylabel("loss (nats per token)")
+    _legend(figure, shown)
+    heading(figure, "Loss by position", kept, *_facts(kept))
+    return figure
+
+
+def _plot(axes: Axes, kept: list[Result], looks: Mapping[str, Style], bars: Bars, plain: bool = False) -> Shown:
+    """Draw the curves of results over the test length; `plain`: the legend says nothing of what has no value."""
+    found, shown = curves(kept), {}
+    trained = {r.label: r.train_length for r in kept}
+    for label, curve in found.items():
+        points = {length: s for length, s in curve.items() if s.mean is not None}
+        means = [s.mean for s in points.values()]
+        if _is_companion(label, found):
+            _thin(axes, list(points), means, looks[label.removesuffix(WINDOWED)])
+            continue
+        line = _line(axes, list(points), means, looks[label])
+        if any(s.spread is not None for s in points.values()):
+            ends = [_bar(s, bars, kept[0].metric) for s in points.values()]
+            axes.vlines(list(points), *zip(*ends, strict=True), color=line.get_color(), lw=1)
+        if len(set(trained.values())) > 1 and trained[label] in points:
+            own = trained[label], points[trained[label]].mean
+            axes.plot(*own, "o", ms=12, mfc="none", mec=line.get_color(), mew=1, alpha=0.6)
+        text = label if plain else label + _ending(curve, trained[label])
+        shown[text] = line, means[-1] if means else -math.inf
+    return shown
+
+
+def _bars(kept: list[Result]) -> Bars:
+    return "interval" if len({r.seed for r in kept}) > 2 else "spread"
+
+
+def _facts(kept: list[Result], bars: Bars | None = None) -> list[str]:
+    """Return what a reader has to know about error bars, rings and thin lines, where there are any."""
+    labels, facts = {r.label for r in kept}, []
+    if bars and len({r.seed for r in kept}) > 1:
+        said = {"spread": "± sample standard deviation", "interval": "95 % confidence interval"}
+        facts.append(f"bars: {said[bars]}")
+    if len({r.task for r in kept}) == 1 < len({r.train_length for r in kept}):
+        facts.append("rings: training length")
+    if any(_is_companion(label, labels) for label in labels):
+        facts.append("thin dots: the same with a window of L")
+    return facts
+
+
+def _axes(labels: Iterable[str]) -> tuple[Figure, Axes]:
+    lines = [folded(label) for label in labels]
+    height = 0.23 * sum(1 + text.count("\n") for text in lines)
+    width = max(len(line) for text in lines for line in text.split("\n"))
+    figure = Figure(figsize=(9.5 + 0.06 * max(0, width - 24), max(4.2, height)), layout="constrained")
+    axes = figure.add_subplot()
+    _bare(axes)
+    return figure, axes
+
+
+def _bare(axes: Axes) -> None:
+    axes.grid(color="0.92", lw=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _is_companion(label: str, labels: Container[str]) -> bool:
+    return label.endswith(WINDOWED) and label.removesuffix(WINDOWED) in labels
+
+
+def _thin(axes: Axes, x: list[float], y: list[float], look: Style) -> None:
+    axes.plot(x, y, color=look.colour, linestyle=(0, (1, 1.5)), lw=0.9, zorder=1.95)
+
+
+def _line(axes: Axes, x: list[float], y: list[float], look: Style) -> Line2D:
+    (line,) = axes.plot(
+        x,
+        y,
+        color=look.colour,
+        linestyle=look.dashes,
+        marker=look.marker,
+        markersize=5.5,
+        markerfacecolor=look.colour if look.filled else "white",
+        lw=1.5,
+    )
+    return line
+
+
+def _bar(summary: Summary, bars: Bars, metric: str) -> tuple[float, float]:
+    """Return the ends of an error bar; both are the mean where there is no spread."""
+    mean, spread, log = summary.mean, summary.spread or 0.0, metric in LOGARITHMIC
+    if bars == "interval":
+        low, high = interval(summary.values, log=log) or (mean, mean)
+    else:
+        # A bar that would leave a logarithmic axis ends at the smallest value.
+        low = min(summary.values) if log and spread >= mean else mean - spread
+        high = mean + spread
+    return (max(0.0, low), min(1.0, high)) if metric in ACCURACIES else (low, high)
+
+
+def _ending(curve: Curve, train_length: int) -> str:
+    """Return what the legend adds where seeds have no value: " (undefined from 2L)"."""
+    parts = {}
+    for length, summary in curve.items():
+        for trouble in dict.fromkeys(summary.troubles):
+            n = summary.troubles.count(trouble)
+            some = "" if n == summary.seeds else f" {n}/{summary.seeds}"
+            text = trouble.replace("_", " ") + some
+            parts.setdefault(text, length_name(length, train_length))
+    return "".join(f" ({text} from {length})" for text, length in parts.items())
+
+
+def _length_axis(axes: Axes, lengths: set[int], kept: list[Result], name: str, small: bool = False) -> None:
+    trained = {r.train_length for r in kept}
+    unit = " (tokens)" if kept[0].task == LANGUAGE_MODELLING else ""
+    at = min(trained)
+    ticks = _apart(lengths | trained, trained, 6 if small else 16)
+    names = [str(t) for t in ticks]
+    axes.set_xscale("log", base=2)
+    if len(trained) > 1:
+        axes.set_xlabel(name + unit)
+    else:
+        axes.axvline(at, color=GREY, lw=1.2, ls="--", zorder=1.9)
+    if len(trained) == 1 and not small:
+        axes.set_xlabel(f"{name}{unit}, L = {at}")
+        axes.annotate(
+            "training length", (at, 1), (0, 3), axes.get_xaxis_transform(), "offset points", **NOTE, ha="center"
+        )
+        if name == "test length":
+            names = [f"{t}\n{length_name(t, at)}" if t >= at and 100 * t % at == 0 else str(t) for t in ticks]
+    axes.set_xticks(ticks, names)
+    axes.set_xticks([], minor=True)
+
+
+def _apart(ticks: Iterable[int], wanted: Container[int], most: int) -> list[int]:
+    """Return the ticks that leave each other room on a logarithmic axis; the wanted ones stay."""
+    ticks = sorted(ticks)
+    room = math.log(ticks[-1] / ticks[0]) / most
+    kept: list[int] = []
+    for tick in sorted(ticks, key=lambda t: (t not in wanted, -t)):
+        if all(abs(math.log(tick / other)) >= room for other in kept):
+            kept.append(tick)
+    return sorted(kept)
+
+
+def _value_axis(axes: Axes, result: Result, shown: Shown, small: bool = False) -> None:
+    name = words(result.metric)
+    axes.set_ylabel("" if small else f"{name} (log scale)" if result.metric in LOGARITHMIC else name)
+    if result.metric in LOGARITHMIC and any(math.isfinite(end) for _, end in shown.values()):
+        _log_axis(axes)
+    elif result.metric in ACCURACIES:
+        axes.set_ylim(-0.03, 1.03)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        if (guessed := chance(result)) is not None:
+            axes.axhline(guessed, color=GREY, lw=1.2, ls=":", zorder=1.9)
+            if not small:
+                axes.annotate("guessing", (1, guessed), (3, 0), axes.get_yaxis_transform(), "offset points", **NOTE)
+
+
+def _log_axis(axes: Axes) -> None:
+    """Make the y axis logarithmic, with ticks that read as plain numbers, not powers."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        ticks = [step * 10.0**k for k in decades for step in steps if low <= step * 10.0**k <= high]
+        if len(ticks) > 4:
+            break
+    if len(ticks) < 3:
+        ticks = [t for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks([], minor=True)
+
+
+def _legend(figure: Figure, shown: dict[str, tuple[Line2D, float]]) -> None:
+    ordered = sorted(shown, key=lambda text: -shown[text][1])
+    figure.legend(
+        [shown[text][0] for text in ordered],
+        [folded(text) for text in ordered],
+        loc="outside right center",
+        frameon=False,
+        fontsize=9,
+        handlelength=4,
+    )
