@@ -332,11 +332,11 @@ def generate(argv: list[str]) -> int:
     told = "total length that schemes which depend on it are told (default: the whole text)"
     parser.add_argument("--length", type=int, metavar="N", help=told)
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--temperature", type=float, default=0.8, metavar="T", help="of sampling (default: 0.8)")
+    how.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of sampling (default: 1)")
     how.add_argument("--greedy", action="store_true", help="always the likeliest token")
     parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest (default: all)")
-    nucleus = "sample among the likeliest that make up this share (default: 0.95)"
-    parser.add_argument("--top-p", type=float, default=0.95, metavar="P", help=nucleus)
+    nucleus = "sample among the likeliest that make up this share (default: 1, all)"
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help=nucleus)
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="another number, another text (default: 0)")
     _add_plugin(parser)
     args = parser.parse_args(argv)

@@ -13,17 +13,20 @@ import sys
 import time
 import urllib.request
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
 from pezoo.errors import UserError
-from pezoo.report import figure, statistics, table, tensorboard
+from pezoo.report import curves, figure, groups, heatmap, statistics, table, tensorboard
+from pezoo.report.names import safe_names
 from pezoo.report.statistics import Summary
+from pezoo.report.write import write_report
 from pezoo.results import Losses, Result, write_losses
 
 LENGTHS = (64, 128, 256, 512, 1024)
@@ -202,15 +205,15 @@ def test_document_interval_covers_the_mean_and_pairs_documents():
 
 
 def test_results_that_cannot_share_a_table_are_refused():
-    select = statistics.select
+    select = groups.select
     with pytest.raises(UserError, match="no results yet"):
         select([], "perplexity", "prefix")
     with pytest.raises(UserError, match=r"no results of accuracy \(prefix\), but of perplexity"):
         select([result()], "accuracy", "prefix")
-    with pytest.raises(UserError, match="several train_length: 32, 64"):
-        select([result(), result("b", length=32, train_length=32)], "perplexity", "prefix")
-    with pytest.raises(UserError, match=r"'rope' with seed 0 .* differ in depth\. Give"):
-        select([result(depth=0.1), result(depth=0.5)], "perplexity", "prefix")
+    with pytest.raises(UserError, match="several part: , long"):
+        select([result(), result("b", part="long")], "perplexity", "prefix")
+    with pytest.raises(UserError, match=r"'rope' with seed 0 .* differ in train_length\. Give"):
+        select([result(), result(train_length=32)], "perplexity", "prefix")
 
 
 def test_losses_are_found_at_the_longest_length_of_each_label(tmp_path):
@@ -229,6 +232,216 @@ def test_loss_by_position_is_the_mean_over_seeds():
     assert statistics.mean_by_position(seeds) == {1.0: 2.0, 2.5: 4.0}
 
 
+def test_accuracies_are_shown_in_percent():
+    made = [result(value=value, seed=seed, metric="exact_match") for seed, value in enumerate((0.852, 0.894))]
+    assert str(statistics.summarise(made)) == "87.3 ± 3.0"
+    assert str(statistics.summarise([*made, lost("rope", 64, 2, metric="exact_match")])) == "87.3 ± 3.0, diverged 1/3"
+
+
+def curve(*values, start=64):
+    """Perplexities at L, 2L, 4L ...; None: diverged, a list: by seed."""
+    made = {}
+    for k, value in enumerate(values):
+        each = value if isinstance(value, list) else [value]
+        made[start << k] = Summary(
+            tuple(v for v in each if v is not None), tuple("diverged" for v in each if v is None)
+        )
+    return made
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ((10, 11, 10.5, 9), (512, False)),  # 10 % above is still near
+        ((10, 11.1, 10, 10), (64, True)),  # a later recovery does not count
+        ((10, 9, 10.9, 11.1), (256, True)),
+        ((10, [8, 13], 20), (128, True)),  # the mean over seeds counts
+        ((10, [10, None], 10), (64, True)),  # a seed that diverged does too
+        ((10,), (64, False)),
+        ((None, 10), None),
+    ],
+)
+def test_effective_length_is_the_longest_up_to_which_perplexity_stays_near(values, found):
+    assert statistics.effective_length(curve(*values), 64) == found
+
+
+def test_effective_length_starts_at_the_longest_length_in_range():
+    assert statistics.effective_length(curve(20, 10, 10.5, 30, start=16), 48) == (64, True)
+    assert statistics.effective_length(curve(10, 10, start=128), 64) is None
+    assert statistics.effective_length(curve(10, 14, 16), 64, tolerance=0.5) == (128, True)
+
+
+@pytest.mark.parametrize(
+    ("values", "windowed", "verdict"),
+    [
+        ((10, 8, 7), (10, 9, 9), "uses context"),
+        ((10, 10, 8.95), (10, 10, 9), "stable"),  # better by less than 1 %
+        ((10, 10, 10.9), (10, 10, 10), "stable"),
+        ((10, 10, 11.1), (10, 10, 99), "breaks"),
+        ((10, 10, None), (10, 10, 10), "breaks"),
+        ((10, 8, 8), (10, 9), "uses context"),  # at the longest length that both have
+        ((10, 8), (10, None), None),
+        ((10,), (10,), None),
+        ((None, 8), (10, 9), None),
+    ],
+)
+def test_the_windowed_companion_tells_use_from_stability(values, windowed, verdict):
+    assert statistics.against_window(curve(*values), curve(*windowed), 64) == verdict
+
+
+def answers(label="rope", value=0.5, length=80, seed=0, task="even_pairs", metric="token_accuracy", **changes):
+    facts = {"corpus": f"{task}, encoder form", "protocol": "answers", "train_length": 40}
+    return result(label, value, length, seed, **facts | {"task": task, "metric": metric} | changes)
+
+
+def test_scores_are_means_beyond_the_training_length_then_over_tasks():
+    made = {
+        "one": [answers(value=v, length=n) for n, v in ((40, 1.0), (80, 0.6), (400, 0.2))],
+        "two": [answers(value=0.8, seed=0), answers(value=0.2, seed=1), answers("nope", 0.1)],
+    }
+    made["one"].append(lost("nope", 80, 0, **{n: getattr(made["one"][0], n) for n in ("metric", "train_length")}))
+    frame = statistics.score_frame(made)
+    assert frame.map(str).to_dict("index") == {
+        "rope": {"one": "40.0", "two": "50.0 ± 42.4", "mean": "60.0"},  # seed 0 alone has both
+        "nope": {"one": "diverged", "two": "10.0", "mean": "diverged"},
+    }
+
+
+def crossing(encodings=("rope", "alibi", "t5"), extensions=("pi", "ntk", "yarn"), steps=(0, 200), **changes):
+    """Plain encodings at 5, 6, 7 ... times length ratio; each extension halves that, tuning as well."""
+    made = []
+    for i, encoding in enumerate(encodings):
+        for j, added in enumerate([(), *[(name,) for name in extensions]]):
+            for n in steps:
+                for length in (64, 128):
+                    scheme = "+".join([encoding, *added])
+                    facts = {"scheme": scheme, "encoding": encoding, "extensions": added, "finetune_steps": n}
+                    value = (5 + i) * (length / 64) / (2 if j else 1) / (2 if n else 1)
+                    made.append(result(f"{scheme}, {n} steps", value, length, **facts | changes))
+    return made
+
+
+def test_a_grid_has_a_frame_for_each_length_and_tuning():
+    made = [r for r in crossing() if r.label != "alibi+ntk, 0 steps"]
+    found = statistics.grids(made)
+    assert list(found) == [(64, 0), (64, 200), (128, 0), (128, 200)]
+    frame = found[128, 0]
+    assert list(frame.index) == ["rope", "alibi", "t5"]
+    assert list(frame.columns) == ["plain", "pi", "ntk", "yarn"]
+    assert frame.loc["alibi", "plain"].mean == 12
+    assert frame.loc["alibi", "ntk"] is None
+    assert found[128, 200].loc["t5", "pi"].mean == 3.5
+
+
+def test_a_study_without_three_encodings_of_three_extensions_has_no_grid():
+    assert statistics.grids(study()[::2]) == {}
+    assert statistics.grids(crossing(encodings=("rope", "alibi"))) == {}
+    assert statistics.grids(crossing(extensions=("pi", "ntk"))) == {}
+
+
+def test_in_a_grid_settings_are_named_where_names_are_not_enough():
+    made = crossing(steps=(0,))
+    made += [replace(r, label="again", scheme="rope+pi:factor=8", value=1.0) for r in made if r.scheme == "rope+pi"]
+    made += [replace(r, label=r.label + " | windowed", value=9.0) for r in made]
+    frame = statistics.grids(made)[64, 0]
+    assert list(frame.columns) == ["plain", "pi", "ntk", "yarn", "pi:factor=8"]
+    assert (frame.loc["rope", "pi"].mean, frame.loc["rope", "pi:factor=8"].mean) == (2.5, 1)
+    assert frame.loc["alibi", "pi:factor=8"] is None
+
+
+def needles(labels=("rope", "alibi"), lengths=(64, 128), seeds=(0, 1), **changes):
+    """A needle is found if it is not far back: with alibi at all depths, with rope at the last two."""
+    made = []
+    for label in labels:
+        for length in lengths:
+            for seed in seeds:
+                facts = {"task": "passkey:n_digits=5", "corpus": "passkey:n_digits=5", "protocol": "answers"}
+                facts |= {"encoding": label} | changes
+                found = {d: float(label == "alibi" or d >= 0.5) for d in (0.0, 0.5, 1.0)}
+                for depth, value in found.items():
+                    made.append(result(label, value, length, seed, metric="exact_match", depth=depth, **facts))
+                made.append(result(label, sum(found.values()) / 3, length, seed, metric="exact_match", **facts))
+                made.append(result(label, 32.0, length, seed, metric="k_max", **facts))
+    return made
+
+
+def test_depths_are_rows_and_lengths_columns():
+    made = needles()
+    made = [replace(r, seed=5, value=0.0) if r.seed == 1 and r.depth == 1 else r for r in made]
+    frames = statistics.by_depth(groups.select(made, "exact_match", "answers", depths=True))
+    assert list(frames) == ["rope", "alibi"]
+    assert frames["rope"].to_dict() == {n: {0.0: 0.0, 0.5: 1.0, 1.0: 0.5} for n in (64, 128)}
+
+
+# Groups
+
+
+def test_groups_are_named_by_what_is_not_plain():
+    made = [
+        result(),
+        answers(),
+        answers(part="long"),
+        result(part="long"),
+        result(part="books", corpus="text"),
+        result(part="books"),
+    ]
+    found = groups.groups(made)
+    assert list(found) == ["", "even_pairs", "long, even_pairs", "long", "books, text", "books, python"]
+    assert [group for [group] in found.values()] == made
+    with pytest.raises(UserError, match="no results yet"):
+        groups.groups([])
+
+
+def trained_at(*lengths, labels=("rope", "alibi"), **changes):
+    made = []
+    for n in lengths:
+        facts = {"train_length": n} | {name: value(n) for name, value in changes.items()}
+        for label in labels:
+            made += [result(label, 5.0, n, **facts), result(label, 6.0, 2 * n, **facts)]
+    return made
+
+
+def test_where_training_lengths_differ_labels_say_them():
+    made = [*trained_at(32, 64), *trained_at(32, 64, labels=("rope | windowed",))]
+    [group] = groups.groups(made).values()
+    labels = [*dict.fromkeys(r.label for r in group)]
+    assert labels == [f"{name}, L = {n}" for name in ("rope", "alibi") for n in (32, 64)] + [
+        "rope, L = 32 | windowed",
+        "rope, L = 64 | windowed",
+    ]
+    assert groups.select(group, "perplexity", "prefix") == group
+
+
+def test_parts_that_differ_in_training_length_come_together():
+    found = groups.matrices(trained_at(32, 64, part=lambda n: f"at {n}"))
+    assert list(found) == ["train lengths"]
+    assert [r.label for r in found["train lengths"]][::2] == [
+        f"{x}, L = {n}" for x in ("rope", "alibi") for n in (32, 64)
+    ]
+    assert groups.matrices(trained_at(32, 64)) == {}  # one part: a group of its own has them already
+    assert groups.matrices(trained_at(64, 64, part=lambda n: f"at {n}")) == {}
+    of_others = [*trained_at(32, part=lambda n: "a"), *trained_at(64, part=lambda n: "b", labels=("nope",))]
+    assert groups.matrices(of_others) == {}
+
+
+def test_the_headline_is_the_foremost_metric_and_its_first_protocol():
+    assert groups.headline({"attention": ["max_logit"], "prefix": ["loss", "perplexity"]}) == ("perplexity", "prefix")
+    assert groups.headline({"answers": ["loss", "exact_match"], "generation": ["exact_match"]}) == (
+        "exact_match",
+        "answers",
+    )
+    assert groups.headline({"attention": ["max_logit", "mass_beyond"]}) == ("max_logit", "attention")
+
+
+def test_chance_is_known_for_tokens_and_for_answers_of_one():
+    assert groups.chance(answers()) == 0.5
+    assert groups.chance(answers(metric="exact_match")) == 0.5
+    assert groups.chance(answers(task="reverse_string", metric="exact_match")) is None
+    assert groups.chance(answers(metric="loss")) is None
+    assert groups.chance(answers(task="of_a_plug_in")) is None
+    assert groups.chance(result()) is None
+
+
 # Tables
 
 
@@ -244,18 +457,20 @@ def test_pivot_has_a_row_per_label_and_a_column_per_length():
 
 def test_a_result_that_is_not_there_yet_is_a_dash():
     made = [result("a", 5.0), result("a", 6.0, length=96), result("b|c", 7.0, length=100)]
-    assert table.markdown(made).splitlines() == [
+    assert table.by_length(made).markdown().splitlines() == [
         "Perplexity on python; prefix protocol; L = 64 tokens; one seed.",
         "",
-        "| scheme | L | 1.5L | 100 tokens |",
-        "| --- | ---: | ---: | ---: |",
-        "| a | 5.00 | 6.00 | – |",
-        r"| b\|c | – | – | 7.00 |",
+        "| scheme | L | 1.5L | T = 100 | effective |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| a | 5.00 | 6.00 | – | L |",
+        r"| b\|c | – | – | 7.00 | – |",
+        "",
+        "- effective: the longest length up to which the mean is at most 10 % above that at L",
     ]
 
 
 def test_tables_give_the_reasons():
-    text = table.markdown(study())
+    text = table.by_length(study()).markdown()
     assert "mean ± sample standard deviation over 2 seeds" in text
     assert "- learned: undefined at 2L, 4L, 8L, 16L: the table holds 64 positions\n" in text
     assert "- nope: diverged at 16L: the loss is not finite\n" in text
@@ -279,7 +494,7 @@ def test_the_file_has_a_table_per_metric_and_protocol(tmp_path):
 @pytest.mark.parametrize(("width", "terminal"), [(80, True), (80, False), (150, True)])
 def test_the_terminal_shows_every_cell_whole(width, terminal):
     text = io.StringIO()
-    table.show(study(), console=Console(file=text, width=width, force_terminal=terminal))
+    table.by_length(study()).show(Console(file=text, width=width, force_terminal=terminal))
     plain = re.sub(r"\x1b\[[\d;]*m", "", text.getvalue())
     assert "…" not in plain
     assert plain.count("undefined") == 4 + 1  # one of them in the reasons
@@ -288,6 +503,100 @@ def test_the_terminal_shows_every_cell_whole(width, terminal):
         assert max(len(line) for line in plain.splitlines() if "─" in line) <= 80
     else:
         assert re.search(r"^  rope  +5\.73 ± 0\.04  +7\.73 ± 0\.05  ", plain, re.M)
+
+
+def test_perplexities_have_verdicts():
+    made = [result("rope", v, n) for n, v in zip(LENGTHS, (5, 5.2, 5.6, 5.4, 5.3), strict=True)]
+    made += [replace(r, label="rope | windowed", value=5.5) for r in made] + [result("alibi", 6.0, n) for n in LENGTHS]
+    lines = table.by_length(made).markdown().splitlines()
+    assert lines[2].endswith("| effective | against its window |")
+    assert lines[4].endswith("| 2L | uses context |")
+    assert lines[5].endswith("| ≥ 16L |  |")
+    assert lines[6].endswith("| ≥ 16L |  |")
+    made = [replace(r, metric="loss") for r in made]
+    assert "effective" not in table.by_length(made, "loss").markdown()
+
+
+def test_accuracies_say_what_guessing_gets():
+    text = table.by_length([answers(length=40), answers(length=80)], "token_accuracy", "answers").markdown()
+    assert text.startswith(
+        "Token accuracy in percent on even_pairs, encoder form; answers protocol; L = 40; guessing gets 50.0;"
+    )
+    assert "| rope | 50.0 | 50.0 |\n" in text
+
+
+def test_learning_rates_are_listed_if_they_differ():
+    made = [result("rope"), result("alibi", learning_rate=4e-3), result("t5", learning_rate=4e-3)]
+    assert table.by_length(made).notes[:2] == ("learning rate 0.002: rope", "learning rate 0.004: alibi; t5")
+    assert "learning rate" not in table.by_length(made[1:]).markdown()
+
+
+def test_a_matrix_has_a_row_for_each_training_length_and_tokens_as_columns():
+    [group] = groups.groups(trained_at(32, 64, labels=("rope",))).values()
+    assert table.by_length(group).markdown().splitlines()[2:6] == [
+        "| scheme | 32 | 64 | 128 | effective |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| rope, L = 32 | 5.00 | 6.00 |  | L |",
+        "| rope, L = 64 |  | 5.00 | 6.00 | L |",
+    ]
+
+
+TASKS = ("even_pairs", "parity_check", "cycle_navigation", "reverse_string", "bucket_sort", "odds_first", "copy")
+
+
+def chomsky(tasks=TASKS, labels=("rope", "nope")):
+    made = []
+    for i, task in enumerate(tasks):
+        for label in labels:
+            for length in (40, 80):
+                for metric in ("exact_match", "token_accuracy"):
+                    made.append(answers(label, 0.1 * i, length, task=task, metric=metric))
+    return made
+
+
+def test_many_tasks_have_one_table_of_scores():
+    tables = table.overview([*chomsky(), result()])
+    assert [one.heading for one in tables] == [
+        "Token accuracy by task, beyond the training length",
+        "Perplexity, prefix protocol",
+    ]
+    frame = tables[0].frame
+    assert list(frame.columns) == [*TASKS, "mean"]
+    assert list(frame.loc["rope"]) == ["0.0", "10.0", "20.0", "30.0", "40.0", "50.0", "60.0", "30.0"]
+    assert list(frame.loc["(guessing)"]) == ["50.0", "50.0", "20.0", "50.0", "20.0", "50.0", "1.0", ""]
+    headings = [one.heading for one in table.every_table(chomsky())]
+    assert headings[:2] == [f"{m} by task, beyond the training length" for m in ("Exact match", "Token accuracy")]
+    assert headings[2] == "even_pairs: exact match, answers protocol"
+    assert len(headings) == 2 + 2 * len(TASKS)
+    few = table.overview(chomsky(TASKS[:6]))
+    assert [one.heading for one in few] == [f"{task}: exact match, answers protocol" for task in TASKS[:6]]
+
+
+def test_a_grid_has_tables_beyond_the_training_length():
+    tables = table.overview(crossing(part="grid"))
+    assert [one.heading for one in tables] == [
+        "grid: perplexity at 2L, zero-shot, prefix protocol",
+        "grid: perplexity at 2L, 200 steps, prefix protocol",
+    ]
+    assert "| alibi | 12.0 | 6.00 | 6.00 | 6.00 |" in tables[0].markdown()
+    assert tables[0].caption.startswith("grid: perplexity on python")
+
+
+def test_the_terminal_turns_and_splits_tables_that_are_too_wide():
+    scores = table.scores(groups.groups(chomsky()), "token_accuracy")
+
+    def shown(width, terminal=True):
+        text = io.StringIO()
+        scores.show(Console(file=text, width=width, force_terminal=terminal, no_color=True))
+        return re.sub(r"\x1b\[[\d;]*m", "", text.getvalue()).splitlines()[1:]
+
+    assert any(line.split() == ["scheme", *TASKS, "mean"] for line in shown(150))
+    assert any(line.split() == ["rope", "nope", "(guessing)"] for line in shown(60))
+    narrow = shown(34)
+    assert max(map(len, narrow)) <= 34
+    heads = [line.split()[1:] for line in narrow if line.startswith("  scheme")]
+    assert [name for head in heads for name in head] == [*TASKS, "mean"]
+    assert any(line.split() == ["rope", "nope", "(guessing)"] for line in shown(34, terminal=False))
 
 
 # Figures
@@ -331,7 +640,7 @@ def test_settings_that_differ_get_other_markers():
 
 
 def test_curves_show_the_means_and_mark_the_training_length():
-    drawn = figure.draw_curves(study())
+    drawn = curves.draw_curves(study())
     (axes,) = drawn.axes
     (legend,) = drawn.legends
     texts = [text.get_text() for text in legend.get_texts()]
@@ -341,8 +650,7 @@ def test_curves_show_the_means_and_mark_the_training_length():
     assert axes.get_xlabel() == "test length (tokens), L = 64"
     (dashed,) = [line for line in axes.lines if list(line.get_xdata()) == [64, 64]]
     assert dashed.get_linestyle() == "--"
-    curves = {tuple(line.get_xdata()): line for line in axes.lines}
-    assert (64,) in curves  # `learned` ends where it is defined
+    assert (64,) in [tuple(line.get_xdata()) for line in axes.lines]  # `learned` ends where it is defined
     rope = axes.lines[[label for label, *_ in SCHEMES].index("rope")]
     assert rope.get_ydata() == pytest.approx([5.7 * 1.35**k * 1.005 for k in range(5)])
     assert "learned (undefined from 2L)" in texts
@@ -355,15 +663,16 @@ def test_curves_show_the_means_and_mark_the_training_length():
     ("seeds", "bars", "said"),
     [
         ((0,), None, "one seed"),
-        ((0, 1), None, "mean of 2 seeds, bars: ± sample standard deviation"),
-        ((0, 1, 2), None, "mean of 3 seeds, bars: 95 % confidence interval"),
-        ((0, 1, 2), "spread", "mean of 3 seeds, bars: ± sample standard deviation"),
+        ((0, 1), None, "mean of 2 seeds; bars: ± sample standard deviation"),
+        ((0, 1, 2), None, "mean of 3 seeds; bars: 95 % confidence interval"),
+        ((0, 1, 2), "spread", "mean of 3 seeds; bars: ± sample standard deviation"),
     ],
 )
 def test_error_bars_say_what_they_are(seeds, bars, said):
     made = [result("rope", 5.0 + seed, length, seed) for seed in seeds for length in LENGTHS]
-    (axes,) = figure.draw_curves(made, bars=bars).axes
-    assert any(said in text.get_text() for text in axes.texts)
+    drawn = curves.draw_curves(made, bars=bars)
+    (axes,) = drawn.axes
+    assert any(said in text.get_text() for text in drawn.texts)
     ends = [bar.vertices[:, 1] for c in axes.collections for bar in c.get_paths()]
     values = [5.0 + seed for seed in seeds]
     if said == "one seed":
@@ -377,34 +686,122 @@ def test_error_bars_say_what_they_are(seeds, bars, said):
 
 def test_figures_of_what_has_no_value_are_drawn_too(tmp_path):
     made = [lost("rope", length, seed) for length in LENGTHS for seed in (0, 1)]
-    drawn = figure.draw_curves(made)
+    drawn = curves.draw_curves(made)
     assert [t.get_text() for t in drawn.legends[0].get_texts()] == ["rope (diverged from L)"]
     figure.save(drawn, tmp_path / "curves")
     losses = [lost("rope", length, metric="loss") for length in LENGTHS]
-    figure.save(figure.draw_by_position(losses, tmp_path), tmp_path / "by_position")
+    figure.save(curves.draw_by_position(losses, tmp_path), tmp_path / "by_position")
 
 
 def test_values_far_apart_and_close_together_get_ticks():
     for high in (5.001, 6, 50, 1e9):
-        (axes,) = figure.draw_curves([result(value=5.0), result(value=high, length=128)]).axes
+        (axes,) = curves.draw_curves([result(value=5.0), result(value=high, length=128)]).axes
         ticks = [tick.get_text() for tick in axes.get_yticklabels()]
         assert 2 <= len(ticks) <= 12
 
 
+def test_accuracies_stand_on_an_axis_from_0_to_1_beside_chance():
+    made = [answers(value=v, length=n, seed=s) for s in (0, 1) for n, v in ((40, 1.0), (80, 0.6 + 0.3 * s))]
+    drawn = curves.draw_curves(made, "token_accuracy", "answers")
+    (axes,) = drawn.axes
+    assert axes.get_yscale() == "linear"
+    assert axes.get_ylim() == pytest.approx((-0.03, 1.03))
+    assert axes.yaxis.get_major_formatter()(0.5) == "50%"
+    (dotted,) = [line for line in axes.lines if line.get_linestyle() == ":"]
+    assert set(dotted.get_ydata()) == {0.5}
+    assert drawn.texts[0].get_text() == "Token accuracy by test length: made_up, even_pairs"
+    ends = [bar.vertices[:, 1] for c in axes.collections for bar in c.get_paths()]
+    assert max(map(max, ends)) <= 1
+    without = curves.draw_curves([answers(metric="loss")], "loss", "answers").axes[0]
+    assert not any(line.get_linestyle() == ":" for line in without.lines)
+
+
+def test_companions_are_thin_and_have_no_place_in_the_legend():
+    made = [result("rope", 5.0, n) for n in LENGTHS]
+    made += [replace(r, label="rope | windowed", extensions=("window",), value=6.0) for r in made]
+    drawn = curves.draw_curves(made)
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["rope"]
+    assert "the same with a window of L" in drawn.texts[1].get_text()
+    thick, thin = [line for line in drawn.axes[0].lines if len(line.get_xdata()) == len(LENGTHS)]
+    assert thin.get_color() == thick.get_color()
+    assert thin.get_linewidth() < thick.get_linewidth()
+    alone = curves.draw_curves([r for r in made if r.label != "rope"])
+    assert [text.get_text() for text in alone.legends[0].get_texts()] == ["rope | windowed"]
+
+
+def test_training_lengths_that_differ_have_a_marker_and_a_ring_each():
+    [group] = groups.groups(trained_at(32, 64)).values()
+    drawn = curves.draw_curves(group)
+    (axes,) = drawn.axes
+    assert axes.get_xlabel() == "test length (tokens)"
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["32", "64", "128"]
+    rings = [list(line.get_xdata()) for line in axes.lines if line.get_markersize() == 12]
+    assert rings == [[32], [64], [32], [64]]
+    looks = figure.styles(group)
+    assert looks["rope, L = 32"].marker == looks["alibi, L = 32"].marker != looks["rope, L = 64"].marker
+
+
+def test_many_test_lengths_leave_their_names_room():
+    made = [result(value=5.0, length=n) for n in range(64, 129, 2)]
+    (axes,) = curves.draw_curves(made).axes
+    ticks = [int(tick.get_text().split("\n")[0]) for tick in axes.get_xticklabels()]
+    assert {64, 128} <= set(ticks)
+    assert 8 <= len(ticks) <= 17
+
+
+def test_many_tasks_have_a_panel_each():
+    tasks = table.score_groups(groups.groups(chomsky()), "exact_match")
+    drawn = curves.draw_tasks(tasks)
+    assert [axes.get_title() for axes in drawn.axes if axes.get_title()] == list(TASKS)
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["rope", "nope"]
+    axes = heatmap.draw_scores(tasks).axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["rope", "nope", "(guessing)"]
+    assert [text.get_text() for text in axes.texts][:8] == ["0", "10", "20", "30", "40", "50", "60", "30"]
+
+
+def test_depths_have_a_panel_a_label():
+    made = needles(labels=("rope", "alibi", "t5", "nope", "fire"))
+    drawn = heatmap.draw_depth(made)
+    panels = [axes for axes in drawn.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == ["rope", "alibi", "t5", "nope", "fire"]
+    assert panels[0].images[0].get_array().tolist() == [[0, 0], [1, 1], [1, 1]]
+    assert panels[1].images[0].get_array().min() == 1
+    assert [text.get_text() for text in panels[-1].get_yticklabels()] == ["0%", "50%", "100%"]
+    assert drawn.axes[-1].get_ylabel() == "exact match"  # one colour bar for all
+
+
+def test_a_grid_is_coloured_by_the_ratio_to_the_plain_encoding_before_tuning():
+    made = [r for r in crossing() if (r.label, r.test_length) != ("t5, 0 steps", 128)]
+    made.append(lost("t5, 0 steps", 128, encoding="t5", scheme="t5", status="undefined", reason="no such bucket"))
+    zero_shot, tuned, _ = heatmap.draw_grid(made, "perplexity", "prefix", 128).axes
+    assert (zero_shot.get_title("left"), tuned.get_title("left")) == ("zero-shot", "200 steps")
+    assert zero_shot.images[0].get_array()[:2].tolist() == [[0, -1, -1, -1]] * 2
+    assert tuned.images[0].get_array()[:2].tolist() == [[-1, -2, -2, -2]] * 2
+    assert zero_shot.images[0].get_array()[2].mask.all()
+    assert [text.get_text() for text in zero_shot.texts] == [
+        "10.0",
+        *["5.00"] * 3,
+        "12.0",
+        *["6.00"] * 3,
+        "undefined",
+        *["7.00"] * 3,
+    ]
+
+
 def test_files_are_the_same_every_time(tmp_path):
-    results = study()
+    results = [r for r in study() if r.label.startswith(("alibi", "rope+pi"))]
     write_all_losses(results, tmp_path / "cells")
-    for name in ("a.svg", "b.png", "c.d"):
-        svg, png = figure.save(figure.draw_curves(results), tmp_path / name)
+    for name in ("a.svg", "b.c.png"):
+        svg, png = figure.save(curves.draw_curves(results), tmp_path / name)
         assert (svg.suffix, png.suffix) == (".svg", ".png")
-    assert sorted(p.name for p in tmp_path.glob("c*.*")) == ["c.d.png", "c.d.svg"]
+    assert sorted(p.name for p in tmp_path.glob("b*.*")) == ["b.c.png", "b.c.svg"]
     for suffix in ("svg", "png"):
-        one, other = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in "ab")
+        one, other = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in ("a", "b.c"))
         assert one == other
     text = (tmp_path / "a.svg").read_text()
     assert "<dc:date>" not in text
     assert "rope+pi, 200 steps @ 8x" in text  # text, not outlines: it can be searched
-    by_position = figure.draw_by_position(results, tmp_path / "cells")
+    by_position = curves.draw_by_position(results, tmp_path / "cells")
     svg, _ = figure.save(by_position, tmp_path / "by_position")
     assert "loss (nats per token)" in svg.read_text()
 
@@ -412,7 +809,7 @@ def test_files_are_the_same_every_time(tmp_path):
 def test_drawing_leaves_no_figures_behind():
     from matplotlib import pyplot
 
-    figure.draw_curves(study())
+    curves.draw_curves(study())
     assert pyplot.get_fignums() == []
 
 
@@ -495,6 +892,67 @@ def test_protocols_have_groups_of_their_own(tmp_path):
     }
 
 
+def test_tasks_and_parts_have_groups_of_their_own(tmp_path):
+    made = [*needles(labels=("rope",)), *trained_at(32, labels=("rope",), part=lambda n: "short ones")]
+    made += [answers(protocol="generation"), result()]
+    scalars, images, _ = events(tensorboard.write(made, tmp_path) / "rope")
+    assert set(scalars) == {
+        "passkey_n_digits=5/exact_match",
+        "passkey_n_digits=5_more/k_max",
+        "short_ones/perplexity",
+        "even_pairs_generation/token_accuracy",
+        "extrapolation/perplexity",
+    }
+    at = {path.name: events(path)[0] for path in (tmp_path / "test").iterdir()}
+    assert {name for name in at if "training" in name} == {f"training length {n}" for n in (32, 40, 64)}
+    assert list(at["training length 32"]) == ["short_ones/perplexity"]
+
+
+# The whole report
+
+
+def files(folder):
+    return {path.stem for path in folder.glob("*.svg")} & {path.stem for path in folder.glob("*.png")}
+
+
+def test_the_report_of_one_text_keeps_its_names(tmp_path):
+    made = [r for r in study(protocols=("prefix", "sliding:stride=16")) if r.label in ("rope", "alibi")]
+    write_all_losses(made, tmp_path / "cells")
+    write_report(made, tmp_path / "report", tmp_path / "cells", tmp_path / "logs")
+    assert files(tmp_path / "report") == {"curves", "loss_by_position", "curves_sliding_stride=16"}
+    assert (tmp_path / "report" / "table.md").read_text().startswith("# made_up\n")
+    assert (tmp_path / "logs" / "test" / "rope").is_dir()
+
+
+def test_the_report_has_figures_of_every_group(tmp_path, monkeypatch):
+    """What is drawn is tested above; here figures are left blank."""
+    monkeypatch.setattr("pezoo.report.write.save", lambda figure, path: path.with_suffix(".svg").touch())
+    made = [*needles(), *crossing(part="every one"), *trained_at(16, 32, part=lambda n: f"at {n}"), *chomsky()]
+    made += [result(protocol="attention", metric=metric) for metric in ("max_logit", "mass_at_2")]
+    write_report(made, tmp_path, tmp_path / "cells", tmp_path / "logs")
+    assert {path.stem for path in tmp_path.glob("*.svg")} == {
+        "passkey_n_digits=5_exact_match",
+        "passkey_n_digits=5_exact_match_by_depth",
+        "every_one_curves",
+        "every_one_grid_2L",
+        "at_16_curves",
+        "at_32_curves",
+        "train_lengths_curves",
+        "max_logit",
+        *(f"{metric}_by_{what}" for metric in ("exact_match", "token_accuracy") for what in ("task", "length")),
+    }
+
+
+def test_more_curves_than_can_be_read_are_drawn_by_encoding(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("pezoo.report.write.save", lambda figure, path: drawn.update({path.name: figure}))
+    made = crossing(extensions=[f"x{i}" for i in range(6)])
+    assert len({r.label for r in made}) == 42
+    write_report(made, tmp_path, tmp_path / "cells", tmp_path / "logs")
+    assert set(drawn) == {"curves_rope", "curves_alibi", "curves_t5", "grid_2L"}
+    assert len(drawn["curves_t5"].legends[0].get_texts()) == 14
+
+
 def test_without_results_nothing_is_deleted(tmp_path):
     tensorboard.write(study(), tmp_path)
     with pytest.raises(UserError, match="no results yet"):
@@ -502,9 +960,10 @@ def test_without_results_nothing_is_deleted(tmp_path):
     assert (tmp_path / "test" / "rope").exists()
 
 
-@given(st.lists(st.text(), unique=True))
-def test_run_names_are_distinct_single_folders(labels):
-    names = tensorboard.run_names(labels)
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.text(), unique=True), st.sampled_from(" _"))
+def test_names_of_files_are_distinct(labels, space):
+    names = safe_names(labels, space)
     assert list(names) == labels
     assert len({name.casefold() for name in names.values()}) == len(labels)
     for name in names.values():

@@ -167,7 +167,7 @@ def _facts(kept: list[Result], bars: Bars | None = None) -> list[str]:
         said = {"spread": "± sample standard deviation", "interval": "95 % confidence interval"}
         facts.append(f"bars: {said[bars]}")
     if len({r.task for r in kept}) == 1 < len({r.train_length for r in kept}):
-        facts.append("rings: training length")
+        facts.append("markers and rings: training length")
     if any(_is_companion(label, labels) for label in labels):
         facts.append("thin dots: the same with a window of L")
     return facts

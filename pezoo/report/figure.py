@@ -77,12 +77,19 @@ def style(result: Result) -> Style:
 def styles(results: Iterable[Result]) -> dict[str, Style]:
     """Return a look for each label, in order of first appearance.
 
-    Labels that would look the same, such as one extension with two settings, get other markers.
+    Labels that would look the same, such as one extension with two settings, get other markers. Where training lengths
+    differ, they have a marker each.
     """
-    found: dict[str, Style] = {}
+    firsts: dict[str, Result] = {}
     for result in results:
-        if result.label not in found:
-            found[result.label] = next(look for look in _alternatives(style(result)) if look not in found.values())
+        firsts.setdefault(result.label, result)
+    trained = sorted({r.train_length for r in firsts.values()})
+    found: dict[str, Style] = {}
+    for label, result in firsts.items():
+        look = style(result)
+        if len(trained) > 1:
+            look = replace(look, marker=MARKERS[trained.index(result.train_length) % len(MARKERS)])
+        found[label] = next(other for other in _alternatives(look) if other not in found.values())
     return found
 
 
@@ -107,7 +114,7 @@ def heading(figure: Figure, text: str, kept: list[Result], *facts: str) -> None:
     space = 0.5 + 0.17 * (1 + plain.count("\n"))
     height += space
     figure.set_size_inches(width, height)
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - space / height))
+    figure.get_layout_engine().set(rect=(0.005, 0, 0.99, 1 - space / height))
     bold = f"{text}: {', '.join(filter(None, about))}"
     figure.text(0.1 / width, 1 - 0.1 / height, bold, va="top", weight="bold", fontsize=11)
     figure.text(0.1 / width, 1 - 0.34 / height, plain, va="top", color=GREY, fontsize=9)

@@ -12,6 +12,7 @@ HEADLINES = ("perplexity", "exact_match", "token_accuracy")
 """Metrics worth a figure, the foremost first."""
 WINDOWED = " | windowed"
 """How the label of a scheme's companion ends: the same model, tested with a window of L."""
+NOTHING = "there are no results yet. Run the study to its end with `pezoo run`."
 TOGETHER = "train lengths"
 """Stands for the part where several parts, trained at different lengths, are shown together."""
 
@@ -26,8 +27,13 @@ def groups(results: Iterable[Result]) -> dict[str, list[Result]]:
         Name -> results, in their order. The name says part, task and, if a task has several, corpus;
         it is "" for language modelling of one text in a study without parts. Where a group holds several training
         lengths, each label ends with its own, "rope, L = 64", and those of one scheme stand together.
+
+    Raises:
+        UserError: if there are no results.
     """
     results = list(results)
+    if not results:
+        raise UserError(NOTHING)
     corpora: dict[tuple[str, str], set[str]] = {}
     for r in results:
         corpora.setdefault((r.part, r.task), set()).add(r.corpus)
@@ -52,7 +58,8 @@ def matrices(results: Iterable[Result]) -> dict[str, list[Result]]:
     for r in results:
         if r.metric in HEADLINES and r.depth is None:
             by_task.setdefault((r.task, r.corpus), []).append(r)
-    return groups([replace(r, part=TOGETHER) for every in by_task.values() if _match(every) for r in every])
+    together = [replace(r, part=TOGETHER) for every in by_task.values() if _match(every) for r in every]
+    return groups(together) if together else {}
 
 
 def title(result: Result) -> str:
@@ -118,7 +125,7 @@ def metrics(results: Iterable[Result]) -> dict[str, list[str]]:
     for protocol, metric in dict.fromkeys((r.protocol, r.metric) for r in results if r.depth is None):
         found.setdefault(protocol, []).append(metric)
     if not found:
-        raise UserError("there are no results yet. Run the study to its end with `pezoo run`.")
+        raise UserError(NOTHING)
     return found
 
 
@@ -145,11 +152,11 @@ def chance(result: Result) -> float | None:
         return None
     try:
         task = make_task(result.task)
-    except UserError:  # a task of a plug-in that is not loaded
+        # Several tokens are guessed right together too seldom to be shown.
+        shown = result.metric == "token_accuracy" or task.output_length(result.test_length) == 1
+    except UserError:  # such as a task of a plug-in that is not loaded
         return None
-    # Several tokens are guessed right together too seldom to be shown.
-    single = result.metric == "token_accuracy" or task.output_length(result.test_length) == 1
-    return task.chance if single else None
+    return task.chance if shown else None
 
 
 def _match(results: list[Result]) -> bool:

@@ -28,7 +28,7 @@ from pezoo.results import Result
 
 SHARE = Normalize(0, 1)
 OCTAVES = 3
-"""A ratio of 2 to this power, up or down, has the darkest colour."""
+"""A ratio of 2 to this power, up or down, has the darkest colour, however far ratios reach."""
 MISSING = "0.85"
 
 
@@ -116,31 +116,43 @@ def draw_grid(results: Iterable[Result], metric: str, protocol: str, test_length
     """
     kept = select(results, metric, protocol)
     frames = {steps: frame for (length, steps), frame in grids(kept).items() if length == test_length}
-    share = metric in ACCURACIES
-    plain = _means(frames[0])[:, :1] if 0 in frames else math.nan
+    compared = _compared(frames, metric)
+    norm, colours = _diverging(compared.values(), metric)
     one = next(iter(frames.values()))
     width, height = _size(one.index, one.columns)
     figure = Figure(figsize=(width, height * len(frames)), layout="constrained")
     panels = figure.subplots(len(frames), 1, squeeze=False)[:, 0]
-    norm, colours = (Normalize(-1, 1), "RdBu") if share else (Normalize(-OCTAVES, OCTAVES), "RdBu_r")
     for axes, (steps, frame) in zip(panels, frames.items(), strict=True):
-        values = _means(frame)
-        with np.errstate(invalid="ignore"):
-            compared = values - plain if share else np.log2(values / plain)
-        _heat(axes, compared, matplotlib.colormaps[colours], norm, frame.map(_brief).to_numpy())
+        _heat(axes, compared[steps], colours, norm, frame.map(_brief).to_numpy())
         _ticks(axes, frame.index, frame.columns)
         axes.axvline(list(frame.columns).index(PLAIN) + 0.5, color="white", lw=4)
         axes.set_title(tuning_name(steps), fontsize=10, loc="left")
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=panels, aspect=30)
-    if share:
+    if metric in ACCURACIES:
         bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
-        bar.set_label(f"{words(metric)}: difference to the plain encoding, zero-shot")
     else:
-        bar.set_ticks(range(-OCTAVES, OCTAVES + 1), labels=[f"× {2.0**n:g}" for n in range(-OCTAVES, OCTAVES + 1)])
-        bar.set_label(f"{words(metric)}: ratio to the plain encoding, zero-shot")
+        octaves = range(int(norm.vmin), int(norm.vmax) + 1)
+        bar.set_ticks(octaves, labels=[f"× {2.0**n:g}" for n in octaves])
+    bar.set_label(f"{words(metric)} beside the plain encoding, zero-shot")
     at = length_name(test_length, kept[0].train_length)
-    heading(figure, f"{words(metric).capitalize()} at {at}", kept)
+    heading(figure, f"{words(metric).capitalize()} at {at}", kept, "grey: not there, or nothing to compare with")
     return figure
+
+
+def _compared(frames: Mapping[int, pandas.DataFrame], metric: str) -> dict[int, np.ndarray]:
+    """Return for each number of tuning steps how values stand beside the plain ones before tuning."""
+    plain = _means(frames[0])[:, :1] if 0 in frames else math.nan
+    values = {steps: _means(frame) for steps, frame in frames.items()}
+    return {steps: each - plain if metric in ACCURACIES else np.log2(each / plain) for steps, each in values.items()}
+
+
+def _diverging(compared: Iterable[np.ndarray], metric: str) -> tuple[Normalize, Colormap]:
+    """Return colours that are white where nothing has changed, and red where it is worse."""
+    if metric in ACCURACIES:
+        return Normalize(-1, 1), matplotlib.colormaps["RdBu"]
+    far = max((abs(x) for each in compared for x in each.flat if math.isfinite(x)), default=0)
+    octaves = min(OCTAVES, max(1, math.ceil(far)))
+    return Normalize(-octaves, octaves), matplotlib.colormaps["RdBu_r"]
 
 
 def _heat(axes: Axes, values: np.ndarray, colours: Colormap, norm: Normalize, texts: Iterable | None = None) -> None:

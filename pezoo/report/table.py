@@ -1,6 +1,6 @@
 """Tables: a row per scheme, a column per test length; schemes by tasks; encodings by extensions."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,25 +60,41 @@ class Table:
         return "\n".join([f"{self.caption}.", "", *lines, *([""] if below else []), *below]) + "\n"
 
     def show(self, console: Console | None = None) -> None:
-        """Print the table to the terminal, turned or with taller rows if it is too wide otherwise.
+        """Print the table to the terminal; if it is too wide, turned, with taller rows, or a few columns at a time.
 
         Args:
             console: where to print; standard output by default, never folded where that is no terminal.
         """
         console = console or Console(highlight=False)
-        forms = [(self.frame, False)]
+
+        def width(table: RichTable) -> int:
+            return console.measure(table, options=console.options.update(width=1000)).maximum
+
+        forms = [_rich(self.frame)]
         if len(self.frame.columns) > len(self.frame) > 1:
-            forms.append((self.frame.T.rename_axis(""), False))
-        forms.append((forms[-1][0], True))
-        tables = [_rich(frame, tall) for frame, tall in forms]
-        widths = [console.measure(table, options=console.options.update(width=1000)).maximum for table in tables]
-        shown = next((t for t, width in zip(tables, widths, strict=True) if width <= console.width), tables[-1])
-        if not console.is_terminal:
-            shown, console = tables[0], Console(file=console.file, width=max(console.width, widths[0]), highlight=False)
+            forms.append(_rich(self.frame.T.rename_axis("")))
+        if console.is_terminal:
+            forms.append(_rich(self.frame, tall=True))
+            fitting = [[form] for form in forms if width(form) <= console.width]
+            shown = fitting[0] if fitting else self._blocks(lambda table: width(table) <= console.width)
+        else:
+            shown = [min(forms, key=width)] if width(forms[0]) > console.width else forms[:1]
+            console = Console(file=console.file, width=max(console.width, width(shown[0])), highlight=False)
         console.print(self.caption, markup=False, soft_wrap=True)
-        console.print(shown)
+        console.print(*shown, sep="")
         for note in self.notes:
             console.print(note, markup=False, soft_wrap=True)
+
+    def _blocks(self, fits: Callable[[RichTable], bool]) -> list[RichTable]:
+        """Split the table into as many columns at a time as fit, but at least one."""
+        blocks, first = [], 0
+        while first < len(self.frame.columns):
+            last = first + 1
+            while last < len(self.frame.columns) and fits(_rich(self.frame.iloc[:, first : last + 1])):
+                last += 1
+            blocks.append(_rich(self.frame.iloc[:, first:last]))
+            first = last
+        return blocks
 
 
 def pivot(results: Iterable[Result], metric: str = "perplexity", protocol: str = "prefix") -> pandas.DataFrame:
@@ -150,7 +166,7 @@ def scores(found: Mapping[str, list[Result]], metric: str) -> Table | None:
         frame.loc["(guessing)"] = ["" if share is None else f"{100 * share:.1f}" for share in (*guessed, None)]
     every = [r for kept in tasks.values() for r in kept]
     caption = f"{words(metric).capitalize()} in percent, mean over the tested lengths beyond L; {_over(every)}"
-    return Table(_heading("", metric, "by task, beyond the training length"), caption, frame)
+    return Table(_heading("", f"{metric} by task", "beyond the training length"), caption, frame)
 
 
 def score_groups(found: Mapping[str, list[Result]], metric: str) -> dict[str, list[Result]]:
@@ -178,8 +194,9 @@ def crossed(results: Iterable[Result], metric: str, protocol: str, name: str = "
     for (length, steps), frame in grids(kept).items():
         if length > max(r.train_length for r in kept):
             at = f"at {_length(length, kept)}, {tuning_name(steps)}"
-            heading = _heading(name, metric, at, f"{protocol} protocol")
-            tables.append(Table(heading, f"{_caption(kept)}; {at}", frame.map(_shown)))
+            heading = _heading(name, f"{metric} {at}", f"{protocol} protocol")
+            there = [r for r in kept if (r.test_length, r.finetune_steps) == (length, steps)]
+            tables.append(Table(heading, f"{_caption(kept)}; {at}", frame.map(_shown), tuple(_reasons(there))))
     return tables
 
 
@@ -215,7 +232,6 @@ def every_table(results: Iterable[Result]) -> list[Table]:
         UserError: if there are no results, or they cannot share tables.
     """
     results = list(results)
-    metrics(results)
     found = groups(results)
     tables = [table for metric in ACCURACIES if (table := scores(found, metric))]
     for name, group in (found | matrices(results)).items():
@@ -245,9 +261,9 @@ def write(results: Iterable[Result], path: str | Path) -> None:
         file.write("\n".join(sections).encode())
 
 
-def _heading(name: str, metric: str, *facts: str) -> str:
-    text = ", ".join([words(metric).capitalize(), *facts])
-    return f"{name}: {text[0].lower()}{text[1:]}" if name else text
+def _heading(name: str, what: str, *facts: str) -> str:
+    text = ", ".join([words(what), *facts])
+    return f"{name}: {text}" if name else text[0].upper() + text[1:]
 
 
 def _length(length: int, kept: list[Result]) -> str:

@@ -93,10 +93,11 @@ def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, An
         metrics = parse_protocol(evaluation.protocol).metrics
     else:
         metrics = ANSWER_PROTOCOLS[evaluation.protocol]
+    measured = [m for m in metrics if any(m in at["values"] for at in found["lengths"])]
     results = []
     for at in found["lengths"]:
         length = at["test_length"]
-        for metric in metrics:
+        for metric in measured or metrics:
             value, status, reason = at["values"].get(metric), at["status"], at["reason"]
             if value is None and status == "ok":  # not every length or depth has every metric
                 continue
