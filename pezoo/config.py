@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pezoo.data import DataConfig
@@ -190,7 +190,7 @@ class Recipe:
                     near, known = suggest(str(key), _OF_A_PART), ", ".join(_OF_A_PART)
                     raise UserError(f"parts.{name} cannot set {key!r}.{near} A part sets: {known}")
             try:
-                split.append((name, OmegaConf.to_object(OmegaConf.merge(_DEFAULTS, _merge(whole, given)))))
+                split.append((name, OmegaConf.to_object(_merged(whole, given))))
             except UserError as error:
                 raise UserError(f"parts.{name}: {error}") from None
         return split
@@ -294,7 +294,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
     for key, value in pairs:
         if (key, value) not in early:
             _set(tree, key, value)
-    result: Recipe = OmegaConf.to_object(OmegaConf.merge(_DEFAULTS, _merge({}, tree)))
+    result: Recipe = OmegaConf.to_object(_merged({}, tree))
     result.study = result.study or name
     _check_study(result)
     for part, one in result.split():
@@ -360,10 +360,15 @@ def _parse_override(text: str) -> tuple[str, Any]:
 
 def _merge(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults, `base` and `given` as one plain tree, `given` checked."""
+    return OmegaConf.to_container(_merged(base, given))
+
+
+def _merged(base: dict[str, Any], given: Mapping[str, Any]) -> DictConfig:
+    """The same, as a tree that knows its types."""
     _refuse_interpolation(given)
     _check_keys(given, Recipe)
     try:
-        return OmegaConf.to_container(OmegaConf.merge(_DEFAULTS, base, given))
+        return OmegaConf.merge(_DEFAULTS, base, given)
     except OmegaConfBaseException as error:
         key, problem = getattr(error, "full_key", None), str(error).splitlines()[0]
         raise UserError(f"{key}: {problem}" if key else problem) from None

@@ -1,44 +1,61 @@
-"""What is generated from the registry: `python -m pezoo.docs` renews it, and tests assert that it is current.
+"""What is generated from the code: `python -m pezoo.docs` renews it, and tests assert that it is current.
 
-README's table of members; `docs/zoo.md`, an account of each; `docs/pictures`; and `docs/grid.md`, which pairs of an
-encoding and an extension work, each of them tried.
+Two pages as a whole: `docs/zoo.md`, an account of each member, with `docs/pictures`; and `docs/grid.md`, which pairs of
+an encoding and an extension work, each of them tried. In pages that people write, the blocks between `<!-- name -->`
+and `<!-- /name -->`: README's tables of members and recipes, the tasks, the keys of a recipe.
 """
 
+import ast
+import dataclasses
+import inspect
 import re
 import sys
-from collections.abc import Iterable, Mapping
+import typing
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from inspect import getfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from pezoo import checks
 from pezoo.checks import LENGTH, CheckFailed, Subject
 from pezoo.cli import FAMILIES
+from pezoo.config import Recipe, load_recipe
 from pezoo.contract import Shape
 from pezoo.errors import UserError
+from pezoo.experiments import recipes_dir
 from pezoo.registry import Entry, entries, entry, make_config
 from pezoo.scheme import Spec, parse
+from pezoo.task import make_task
 from pezoo.transformer import Transformer
 
 ROOT = Path(__file__).resolve().parent.parent
 README, ZOO, GRID = ROOT / "README.md", ROOT / "docs" / "zoo.md", ROOT / "docs" / "grid.md"
-PICTURES = ROOT / "docs" / "pictures"
+TASKS, PROTOCOLS, RECIPES = (ROOT / "docs" / f"{name}.md" for name in ("tasks", "protocols", "recipes"))
+PICTURES, PUBLISHED = ROOT / "docs" / "pictures", ROOT / "experiments" / "results"
 SHAPE = Shape(d_model=64, n_heads=4, n_layers=4, train_length=64)
 KINDS = {"encoding": "Encodings", "alias": "Literature names", "extension": "Extensions"}
-_BLOCK = re.compile(r"(<!-- members -->\n).*?(<!-- /members -->)", re.DOTALL)
+_ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
+_BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
 
 def members(*kinds: str) -> list[Entry]:
     """The zoo's own members of some kinds, by kind, family and name."""
     ours = [e for e in entries().values() if e.kind in kinds and e.family in FAMILIES]
-    ours = [e for e in ours if e.cls is None or e.cls.__module__.startswith("pezoo.encodings.")]
-    return sorted(ours, key=lambda e: (list(KINDS).index(e.kind), FAMILIES.index(e.family)))
+    ours = [e for e in ours if e.cls is None or e.cls.__module__.startswith(("pezoo.encodings.", "pezoo.data.tasks."))]
+    return sorted(ours, key=lambda e: (kinds.index(e.kind), FAMILIES.index(e.family)))
 
 
-# ---- README's table -----------------------------------------------------------------------------
+# ---- tables in pages that people write ----------------------------------------------------------
+
+
+def renewed(page: str) -> str:
+    """The text of a page with its blocks as they are now."""
+    return _BLOCK.sub(lambda m: m[1] + BLOCKS[m[2]]() + m[3], page)
 
 
 def members_table() -> str:
@@ -57,9 +74,100 @@ def _paper(e: Entry) -> str:
     return f"[{e.arxiv}](https://arxiv.org/abs/{e.arxiv})" if e.arxiv else ""
 
 
-def renewed(readme: str) -> str:
-    """README's text with the table of members as it is now."""
-    return _BLOCK.sub(lambda m: m[1] + members_table() + m[2], readme)
+def recipes() -> dict[str, Recipe]:
+    """The recipes that come with pezoo by name, the quickstart first."""
+    names = sorted((path.stem for path in recipes_dir().glob("*.yaml")), key=lambda name: (name != "quickstart", name))
+    return {name: load_recipe(name) for name in names}
+
+
+def recipes_table() -> str:
+    """Every recipe as a Markdown table: name, the first sentence of its description, papers, what is published."""
+    lines = ["| recipe | question | papers | results |", "|---|---|---|---|"]
+    for name, recipe in recipes().items():
+        question = re.match(r".*?[.?](?= |$)", re.sub(r" \(arXiv [\d.]+\)", "", recipe.description))[0]
+        papers = ", ".join(dict.fromkeys(_ARXIV.findall(recipe.description)))
+        papers = re.sub(r"[\d.]+", r"[\g<0>](https://arxiv.org/abs/\g<0>)", papers)
+        links = [
+            f"[{size or 'cpu'}](experiments/results/{folder}/table.md)"
+            for folder in sorted(path.parent.name for path in PUBLISHED.glob("*/table.md"))
+            for size in re.findall(rf"^{name}(?:-(\w+))?$", folder)
+        ]
+        lines.append(f"| [`{name}`](experiments/{name}.yaml) | {question} | {papers} | {', '.join(links)} |")
+    return "\n".join(lines) + "\n"
+
+
+def descriptions() -> str:
+    """What each recipe asks, in full, and its sizes."""
+    lines = []
+    for name, recipe in recipes().items():
+        sizes = [size for size in ("test", "cpu", "gpu", "paper") if size in {"cpu", *recipe.sizes}]
+        text = _ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", recipe.description)
+        lines.append(f"- [`{name}`](../experiments/{name}.yaml): {text} Sizes: {', '.join(sizes)}.")
+    return "\n".join(lines) + "\n"
+
+
+def keys_tables() -> str:
+    """Every key of a recipe with its default and its docstring: a table for the study's own, and one for each group."""
+    hints = typing.get_type_hints(Recipe)
+    groups = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    lines = _keys("", Recipe)
+    for name, cls in groups.items():
+        about = inspect.getdoc(cls).split("\n")[0]
+        lines += ["", f"### {name}", "", about, "", *_keys(f"{name}.", cls)]
+    return "\n".join(lines) + "\n"
+
+
+def _keys(prefix: str, cls: type) -> list[str]:
+    """The table of one dataclass, groups left out."""
+    body = ast.parse(inspect.getsource(cls)).body[0].body
+    texts = {
+        above.target.id: " ".join(ast.literal_eval(below.value).split())
+        for above, below in pairwise(body)
+        if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr)
+    }
+    lines, hints = ["| key | default | what it is |", "|---|---|---|"], typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[f.name]):
+            continue
+        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+        written = yaml.safe_dump(default, default_flow_style=True).removesuffix("...\n").strip()
+        choices = typing.get_args(hints[f.name]) if typing.get_origin(hints[f.name]) is typing.Literal else ()
+        others = [f"`{choice}`" for choice in choices if choice != default]
+        cell = f"`{written}`" + (f", or {', '.join(others)}" if others else "")
+        about = texts[f.name].replace("|", r"\|")
+        lines.append(f"| `{prefix}{f.name}` | {cell} | {about} |")
+    return lines
+
+
+def tasks_tables() -> str:
+    """Every task: a table for each family, and the settings below it."""
+    lines, found = [], members("task")
+    for family in dict.fromkeys(e.family for e in found):
+        lines += ["", f"## {family[0].upper()}{family[1:]}", ""]
+        lines += ["| task | what is asked | length counts | shortest | forms | chance | source |", "|---" * 7 + "|"]
+        settings, deep = [], []
+        for e in (e for e in found if e.family == family):
+            task, path = make_task(e.name), Path(getfile(e.cls)).resolve().relative_to(ROOT).as_posix()
+            asked, length = e.summary.removesuffix(".").split("; length: ")
+            source = f"{e.authors} {e.year}, {_paper(e)}"
+            facts = (asked, length, task.least_length, ", ".join(task.forms), f"{100 * task.chance:.2g} %", source)
+            lines.append(f"| [`{e.name}`](../{path}) | {' | '.join(map(str, facts))} |")
+            deep += [f"`{e.name}`"] * bool(task.depths)
+            for name, p in e.parameters.items():
+                choices = f"; one of {', '.join(p['choices'])}" if p["choices"] else ""
+                settings.append(f"- `{e.name}:{name}={_value(p['default'])}`: {p['help']}{choices}")
+        lines += ["", *settings] if settings else []
+        lines += ["", f"Tested at eleven depths each: {', '.join(deep)}."] if deep else []
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "members": members_table,
+    "recipes": recipes_table,
+    "descriptions": descriptions,
+    "keys": keys_tables,
+    "tasks": tasks_tables,
+}
 
 
 # ---- the zoo, member by member ------------------------------------------------------------------
@@ -277,7 +385,8 @@ def main() -> int:
     torch.set_num_threads(1)
     GRID.parent.mkdir(exist_ok=True)
     GRID.write_text(grid({e.name: column(e.name) for e in members("encoding")}), encoding="utf-8")
-    README.write_text(renewed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in (README, TASKS, RECIPES):
+        page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
     ZOO.write_text(zoo(), encoding="utf-8")
     draw(e.name for e in members("encoding", "extension"))
     return 0

@@ -304,6 +304,7 @@ def test_scores_are_means_beyond_the_training_length_then_over_tasks():
     assert frame.map(str).to_dict("index") == {
         "rope": {"one": "40.0", "two": "50.0 ± 42.4", "mean": "60.0"},  # seed 0 alone has both
         "nope": {"one": "diverged", "two": "10.0", "mean": "diverged"},
+        "(guessing)": {"one": "50.0", "two": "50.0", "mean": "None"},
     }
 
 
@@ -337,6 +338,8 @@ def test_a_study_without_three_encodings_of_three_extensions_has_no_grid():
     assert statistics.grids(study()[::2]) == {}
     assert statistics.grids(crossing(encodings=("rope", "alibi"))) == {}
     assert statistics.grids(crossing(extensions=("pi", "ntk"))) == {}
+    fitting = [r for r in crossing() if r.scheme != "alibi+ntk"]
+    assert statistics.grids(fitting) != {}
 
 
 def test_in_a_grid_settings_are_named_where_names_are_not_enough():
@@ -397,6 +400,7 @@ def trained_at(*lengths, labels=("rope", "alibi"), **changes):
     for n in lengths:
         facts = {"train_length": n} | {name: value(n) for name, value in changes.items()}
         for label in labels:
+            facts["encoding"] = label
             made += [result(label, 5.0, n, **facts), result(label, 6.0, 2 * n, **facts)]
     return made
 
@@ -420,8 +424,9 @@ def test_parts_that_differ_in_training_length_come_together():
     ]
     assert groups.matrices(trained_at(32, 64)) == {}  # one part: a group of its own has them already
     assert groups.matrices(trained_at(64, 64, part=lambda n: f"at {n}")) == {}
-    of_others = [*trained_at(32, part=lambda n: "a"), *trained_at(64, part=lambda n: "b", labels=("nope",))]
-    assert groups.matrices(of_others) == {}
+    assert groups.matrices([*trained_at(32, 64, part=lambda n: f"at {n}"), *trained_at(64, part=lambda n: "too")]) == {}
+    others = [*trained_at(32, part=lambda n: "a"), *trained_at(64, part=lambda n: "b", labels=("nope", "alibi"))]
+    assert {r.label for r in groups.matrices(others)["train lengths"]} == {"alibi, L = 32", "alibi, L = 64"}
 
 
 def test_the_headline_is_the_foremost_metric_and_its_first_protocol():
@@ -544,32 +549,33 @@ def test_a_matrix_has_a_row_for_each_training_length_and_tokens_as_columns():
 TASKS = ("even_pairs", "parity_check", "cycle_navigation", "reverse_string", "bucket_sort", "odds_first", "copy")
 
 
-def chomsky(tasks=TASKS, labels=("rope", "nope")):
+def chomsky(tasks=TASKS, labels=("rope", "nope"), **changes):
     made = []
     for i, task in enumerate(tasks):
         for label in labels:
             for length in (40, 80):
                 for metric in ("exact_match", "token_accuracy"):
-                    made.append(answers(label, 0.1 * i, length, task=task, metric=metric))
+                    made.append(answers(label, 0.1 * i, length, task=task, metric=metric, **changes))
     return made
 
 
 def test_many_tasks_have_one_table_of_scores():
     tables = table.overview([*chomsky(), result()])
-    assert [one.heading for one in tables] == [
-        "Token accuracy by task, beyond the training length",
-        "Perplexity, prefix protocol",
-    ]
-    frame = tables[0].frame
+    scores = [f"{metric} by task, beyond the training length" for metric in ("Exact match", "Token accuracy")]
+    assert [one.heading for one in tables] == [*scores, "Perplexity, prefix protocol"]
+    frame = tables[1].frame
     assert list(frame.columns) == [*TASKS, "mean"]
     assert list(frame.loc["rope"]) == ["0.0", "10.0", "20.0", "30.0", "40.0", "50.0", "60.0", "30.0"]
-    assert list(frame.loc["(guessing)"]) == ["50.0", "50.0", "20.0", "50.0", "20.0", "50.0", "1.0", ""]
+    assert list(frame.loc["(guessing)"]) == ["50.0", "50.0", "20.0", "50.0", "20.0", "50.0", "1.0", "–"]
     headings = [one.heading for one in table.every_table(chomsky())]
-    assert headings[:2] == [f"{m} by task, beyond the training length" for m in ("Exact match", "Token accuracy")]
+    assert headings[:2] == scores
     assert headings[2] == "even_pairs: exact match, answers protocol"
     assert len(headings) == 2 + 2 * len(TASKS)
+    forms = table.overview([*chomsky(part="causal"), *chomsky(part="encoder")])
+    assert [one.heading.split()[0] for one in forms] == ["causal:", "encoder:"] * 2
+    assert [list(one.frame.columns) for one in forms] == [[*TASKS, "mean"]] * 4
     few = table.overview(chomsky(TASKS[:6]))
-    assert [one.heading for one in few] == [f"{task}: exact match, answers protocol" for task in TASKS[:6]]
+    assert [one.heading for one in few] == [*scores, *(f"{task}: exact match, answers protocol" for task in TASKS[:6])]
 
 
 def test_a_grid_has_tables_beyond_the_training_length():
@@ -583,7 +589,8 @@ def test_a_grid_has_tables_beyond_the_training_length():
 
 
 def test_the_terminal_turns_and_splits_tables_that_are_too_wide():
-    scores = table.scores(groups.groups(chomsky()), "token_accuracy")
+    [tasks] = table.score_groups(groups.groups(chomsky()), "token_accuracy")
+    scores = table.scores(tasks)
 
     def shown(width, terminal=True):
         text = io.StringIO()
@@ -750,7 +757,7 @@ def test_many_test_lengths_leave_their_names_room():
 
 
 def test_many_tasks_have_a_panel_each():
-    tasks = table.score_groups(groups.groups(chomsky()), "exact_match")
+    [tasks] = table.score_groups(groups.groups(chomsky()), "exact_match")
     drawn = curves.draw_tasks(tasks)
     assert [axes.get_title() for axes in drawn.axes if axes.get_title()] == list(TASKS)
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["rope", "nope"]
@@ -894,11 +901,11 @@ def test_protocols_have_groups_of_their_own(tmp_path):
 
 def test_tasks_and_parts_have_groups_of_their_own(tmp_path):
     made = [*needles(labels=("rope",)), *trained_at(32, labels=("rope",), part=lambda n: "short ones")]
-    made += [answers(protocol="generation"), result()]
-    scalars, images, _ = events(tensorboard.write(made, tmp_path) / "rope")
+    made += [answers(protocol="generation"), result(corpus="text")]
+    scalars, *_ = events(tensorboard.write(made, tmp_path) / "rope")
     assert set(scalars) == {
-        "passkey_n_digits=5/exact_match",
-        "passkey_n_digits=5_more/k_max",
+        "passkey_n_digits_5/exact_match",
+        "passkey_n_digits_5_more/k_max",
         "short_ones/perplexity",
         "even_pairs_generation/token_accuracy",
         "extrapolation/perplexity",
@@ -927,7 +934,8 @@ def test_the_report_of_one_text_keeps_its_names(tmp_path):
 def test_the_report_has_figures_of_every_group(tmp_path, monkeypatch):
     """What is drawn is tested above; here figures are left blank."""
     monkeypatch.setattr("pezoo.report.write.save", lambda figure, path: path.with_suffix(".svg").touch())
-    made = [*needles(), *crossing(part="every one"), *trained_at(16, 32, part=lambda n: f"at {n}"), *chomsky()]
+    made = [*needles(), *crossing(part="every one"), *trained_at(16, 32, part=lambda n: f"at {n}")]
+    made += [*chomsky(part="many tasks"), *chomsky(TASKS[:2], part="two")]
     made += [result(protocol="attention", metric=metric) for metric in ("max_logit", "mass_at_2")]
     write_report(made, tmp_path, tmp_path / "cells", tmp_path / "logs")
     assert {path.stem for path in tmp_path.glob("*.svg")} == {
@@ -939,7 +947,9 @@ def test_the_report_has_figures_of_every_group(tmp_path, monkeypatch):
         "at_32_curves",
         "train_lengths_curves",
         "max_logit",
-        *(f"{metric}_by_{what}" for metric in ("exact_match", "token_accuracy") for what in ("task", "length")),
+        *(f"two_{m}_by_task" for m in ("exact_match", "token_accuracy")),
+        *(f"two_{task}_{m}" for task in TASKS[:2] for m in ("exact_match", "token_accuracy")),
+        *(f"many_tasks_{m}_by_{what}" for m in ("exact_match", "token_accuracy") for what in ("task", "length")),
     }
 
 

@@ -86,9 +86,14 @@ class Questions:
         """Questions of a step; from the training length on they are other ones in training than in testing."""
         generator = torch.Generator()
         generator.manual_seed(int(philox(seed, 4 * step + purpose).random_raw()) % 2**63)
-        split = self.train_length is not None and length >= self.train_length
+        longest = self.train_length
+        split = longest is not None and (length >= longest or self._size(length) == self._size(longest))
         test = purpose == TESTING if split else None
         return draw(self.task, batch_size, length, generator, test=test, **place)
+
+    def _size(self, length: int) -> tuple[int, int]:
+        """Symbols of question and answer: a task may have the same questions at two lengths."""
+        return self.task.input_length(length), self.task.output_length(length)
 
 
 @dataclass(frozen=True)

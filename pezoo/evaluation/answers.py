@@ -9,9 +9,9 @@ Two protocols, on the same questions, drawn anew for each length from the test s
   the model goes on from its own errors.
 
 Metrics: `exact_match` (share of questions with no wrong token), `token_accuracy` (share of right tokens, each
-question counting by its tokens), `first_error` (mean place of the first wrong token, from 1, in wrong answers; absent
-if there is none), `loss` (nats a token, `answers` alone); `k_max` for tasks with depths, see
-`pezoo.evaluation.retrieval`.
+question counting by its tokens; the mark after an answer is none of them, so that guessing gives the task's `chance`),
+`first_error` (mean place of the first wrong token, from 1, in wrong answers; absent if there is none), `loss` (nats a
+token, `answers` alone); `k_max` for tasks with depths, see `pezoo.evaluation.retrieval`.
 Such tasks are asked at each depth as often, and have a result for each depth and one for all together.
 
 Schemes that depend on the total length are told that of question and answer together.
@@ -20,6 +20,7 @@ Schemes that depend on the total length are told that of question and answer tog
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from pezoo.evaluation.memory import peak_memory, reset_peak_memory
 from pezoo.evaluation.passes import outcome, token_losses
 from pezoo.evaluation.result import LengthResult
 from pezoo.evaluation.retrieval import k_max
-from pezoo.generate import decode
+from pezoo.generate import stream
 from pezoo.task import IGNORE, Example, Task
 from pezoo.transformer import Transformer
 
@@ -60,10 +61,15 @@ def check_answer_protocol(protocol: str, questions: Questions) -> None:
 class _Tally:
     """What the answers so far were like."""
 
+    end: int
+    """The mark after an answer; `IGNORE` if there is none."""
     wrong_at: list[Tensor] = field(default_factory=list)
     """(B,) place of the first error, from 1; 0 where there is none."""
     right: int = 0
+    answer: int = 0
+    """Tokens of answers, of which so many are right."""
     asked: int = 0
+    """The same with the marks."""
     loss: float = 0.0
     n_losses: int = 0
 
@@ -73,7 +79,9 @@ class _Tally:
         wrong = asked & (said != targets)
         place = (asked.cumsum(1) * wrong).masked_fill(~wrong, asked.shape[1] + 1).amin(1)
         self.wrong_at.append(place.where(wrong.any(1), 0))
-        self.right += int((asked & ~wrong).sum())
+        answer = asked & (targets != self.end)
+        self.right += int((answer & ~wrong).sum())
+        self.answer += int(answer.sum())
         self.asked += int(asked.sum())
         if losses is not None:
             self.loss += losses[asked].sum(dtype=torch.float64).item()
@@ -82,7 +90,9 @@ class _Tally:
     def values(self) -> dict[str, float]:
         """The metrics."""
         wrong_at = torch.cat(self.wrong_at)
-        values = {"exact_match": (wrong_at == 0).double().mean().item(), "token_accuracy": self.right / self.asked}
+        values = {"exact_match": (wrong_at == 0).double().mean().item()}
+        if self.answer:
+            values["token_accuracy"] = self.right / self.answer
         if wrong_at.any():
             values["first_error"] = wrong_at[wrong_at > 0].double().mean().item()
         if self.n_losses:
@@ -90,13 +100,14 @@ class _Tally:
         return values
 
     def counts(self) -> dict[str, int]:
-        """Answer tokens and questions."""
+        """Tokens that were asked, and questions."""
         return {"n_tokens": self.asked, "n_documents": sum(map(len, self.wrong_at))}
 
     def merge(self, other: "_Tally") -> None:
         """Count what another one has."""
         self.wrong_at += other.wrong_at
-        self.right, self.asked = self.right + other.right, self.asked + other.asked
+        self.right, self.answer = self.right + other.right, self.answer + other.answer
+        self.asked += other.asked
         self.loss, self.n_losses = self.loss + other.loss, self.n_losses + other.n_losses
 
 
@@ -114,7 +125,8 @@ def evaluate_answers(
 ) -> list[LengthResult]:
     """Test `model` on a task at each of `lengths`, in evaluation mode, without gradients.
 
-    What goes wrong at a length is a result with that status; the others have theirs.
+    What goes wrong at a length is a result with that status; the others have theirs. A length at which the task has no
+    questions is `undefined`.
 
     Args:
         model: the trained model; its mode and device are put back afterwards.
@@ -125,7 +137,7 @@ def evaluate_answers(
         seed: of the questions.
         batch_tokens: most tokens in one forward pass (but at least one question).
         device: where to compute.
-        progress: called with (tokens done, tokens in all) after each forward pass.
+        progress: called with (done, in all) after each forward pass; each question counts by its length.
 
     Returns:
         For each length, in order, one result, followed by one for each depth.
@@ -138,19 +150,20 @@ def evaluate_answers(
     training, home = model.training, next(model.parameters()).device
     model = model.eval().to(device)
     depths: Sequence[float | None] = questions.task.depths or (None,)
-    total = sum(questions.n_tokens(length) for length in lengths) * count * len(depths)
-    done = 0
+    end = questions.task.eos if questions.task.layout == "marked" and questions.causal else IGNORE
+    done, total = 0, sum(lengths) * count * len(depths)
 
-    def report(tokens: int) -> None:
+    def report(amount: int) -> None:
         nonlocal done
-        done += tokens
+        done += amount
         if progress is not None:
-            progress(min(done, total), total)
+            progress(done, total)
 
     results = []
     try:
         for length in lengths:
-            tallies = {depth: _Tally() for depth in depths}
+            tallies = {depth: _Tally(end) for depth in depths}
+            after = done + length * count * len(depths)
             reset_peak_memory(device)
             start, status, reason = time.perf_counter(), "ok", ""
             try:
@@ -158,9 +171,15 @@ def evaluate_answers(
                     for first, example in _drawn(questions, length, count, seed, i, depth):
                         for rows in _rows(example, batch_tokens):
                             _ask(model, example, rows, first + i * count, protocol, device, tallies[depth])
-                            report(example.tokens[rows].numel())
+                            report(length * (rows.stop - rows.start))
+            except UserError as error:
+                status, reason = "undefined", str(error)
+            except FloatingPointError as error:
+                status, reason = "diverged", str(error)
             except Exception as error:
                 status, reason = outcome(error)
+            if done < after:
+                report(after - done)
             cost = {"seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory(device)}
             results += _results(questions.task, length, protocol, tallies, status, reason, cost)
     finally:
@@ -201,14 +220,21 @@ def _ask(
     keys = tuple(range(first + rows.start, first + rows.stop))  # of random draws
     if protocol == "answers":
         logits = model(tokens, model.positions(n, length, phase="test", rows=keys))
-        if not logits.isfinite().all():
-            raise FloatingPointError("a logit is not finite")
+        _check_finite(logits)
         losses = token_losses(logits, targets.clamp_min(0))
         tally.add(logits.argmax(-1).cpu(), targets.cpu(), losses.cpu())
     else:
         asked = int((targets != IGNORE).any(0).nonzero()[0])
-        said = decode(model, tokens[:, : asked + 1], length - asked, length=length, rows=keys)
-        tally.add(said.cpu(), targets[:, asked:].cpu())
+        said = []
+        for ids, log_probability in stream(model, tokens[:, : asked + 1], length - asked, length=length, rows=keys):
+            _check_finite(log_probability)
+            said.append(ids)
+        tally.add(torch.stack(said, 1).cpu(), targets[:, asked:].cpu())
+
+
+def _check_finite(output: Tensor) -> None:
+    if not output.isfinite().all():
+        raise FloatingPointError("the output is not finite")
 
 
 def _results(
@@ -221,18 +247,18 @@ def _results(
     cost: dict[str, float | int | None],
 ) -> list[LengthResult]:
     """One result for all depths together, then one for each."""
-    if reason.startswith("FloatingPointError"):
-        status, reason = "diverged", "the output is not finite"
     if status != "ok":
         return [LengthResult(length, protocol=protocol, status=status, reason=reason, **cost)]
-    whole = _Tally()
+    whole = _Tally(IGNORE)  # what counts is counted already
     for tally in tallies.values():
         whole.merge(tally)
     values = whole.values()
     parts = {} if None in tallies else tallies
     if parts:
-        success = {task.distance(length, depth): t.values()["exact_match"] for depth, t in parts.items()}
-        values["k_max"] = float(k_max(success))
+        success: dict[int, list[float]] = {}  # in a short question several depths are one place
+        for depth, tally in parts.items():
+            success.setdefault(task.distance(length, depth), []).append(tally.values()["exact_match"])
+        values["k_max"] = float(k_max({distance: fmean(shares) for distance, shares in success.items()}))
     results = [LengthResult(length, protocol=protocol, values=values, **whole.counts(), **cost)]
     for depth, tally in parts.items():
         facts = {"depth": depth, "values": tally.values()} | tally.counts() | cost

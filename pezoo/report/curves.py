@@ -14,6 +14,7 @@ from pezoo.report.figure import GREY, Style, folded, heading, styles
 from pezoo.report.groups import LANGUAGE_MODELLING, WINDOWED, chance, select, words
 from pezoo.report.statistics import (
     ACCURACIES,
+    PERPLEXITIES,
     Curve,
     Summary,
     curves,
@@ -28,7 +29,6 @@ Bars = Literal["spread", "interval"]
 Shown = dict[str, tuple[Line2D, float]]
 """Text of the legend -> line, and where it ends on the right."""
 NOTE = {"color": GREY, "fontsize": 9}
-LOGARITHMIC = ("perplexity", "last_perplexity")
 
 
 def draw_curves(
@@ -212,7 +212,7 @@ def _line(axes: Axes, x: list[float], y: list[float], look: Style) -> Line2D:
 
 def _bar(summary: Summary, bars: Bars, metric: str) -> tuple[float, float]:
     """Return the ends of an error bar; both are the mean where there is no spread."""
-    mean, spread, log = summary.mean, summary.spread or 0.0, metric in LOGARITHMIC
+    mean, spread, log = summary.mean, summary.spread or 0.0, metric in PERPLEXITIES
     if bars == "interval":
         low, high = interval(summary.values, log=log) or (mean, mean)
     else:
@@ -269,8 +269,8 @@ def _apart(ticks: Iterable[int], wanted: Container[int], most: int) -> list[int]
 
 def _value_axis(axes: Axes, result: Result, shown: Shown, small: bool = False) -> None:
     name = words(result.metric)
-    axes.set_ylabel("" if small else f"{name} (log scale)" if result.metric in LOGARITHMIC else name)
-    if result.metric in LOGARITHMIC and any(math.isfinite(end) for _, end in shown.values()):
+    axes.set_ylabel("" if small else f"{name} (log scale)" if result.metric in PERPLEXITIES else name)
+    if result.metric in PERPLEXITIES and any(math.isfinite(end) for _, end in shown.values()):
         _log_axis(axes)
     elif result.metric in ACCURACIES:
         axes.set_ylim(-0.03, 1.03)

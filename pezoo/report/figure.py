@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from pezoo.report.groups import LANGUAGE_MODELLING, title
+from pezoo.report.groups import LANGUAGE_MODELLING, WINDOWED, title
 from pezoo.results import Result, replacing
 
 # Okabe and Ito's and Paul Tol's colours, which people with colour vision deficiencies can tell
@@ -43,7 +43,7 @@ EXTENSIONS = (
     "pose", "dape", "memory", "blockwise", "clex", "dynamic_yarn", "leaky_rerope", "resonance",
 )  # fmt: skip
 READABLE = 40
-"""Most curves that one figure can show."""
+"""Most schemes whose curves one figure can show."""
 GREY = "0.35"
 SAVING = {"svg.fonttype": "none", "svg.hashsalt": "pezoo"}
 
@@ -93,31 +93,37 @@ def styles(results: Iterable[Result]) -> dict[str, Style]:
     return found
 
 
+def readable(results: Iterable[Result]) -> bool:
+    """Whether one figure can show the curves of all schemes."""
+    return len({r.label.removesuffix(WINDOWED) for r in results}) <= READABLE
+
+
 def heading(figure: Figure, text: str, kept: list[Result], *facts: str) -> None:
     """Write a title, and below it on what, how and over how many seeds, into space made above everything else.
 
     Args:
         figure: a figure with a constrained layout and all that it shows.
         text: what the figure shows; study, part and task follow.
-        kept: the results it shows; those of many tasks have no corpus and protocol of their own.
+        kept: the results it shows, of one part; those of many tasks have no corpus and protocol of their own.
         facts: more to say.
     """
     one, seeds = kept[0], len({r.seed for r in kept})
-    about, said = [one.study], []
+    about, said = [one.study, one.part], []
     if len({r.task for r in kept}) == 1:
-        about.append(title(one))
+        about = [one.study, title(one)]
         corpus = f"corpus {one.corpus}" if one.task == LANGUAGE_MODELLING else one.corpus
         said = [corpus, f"{one.protocol} protocol"]
     said.append(f"mean of {seeds} seeds" if seeds > 1 else "one seed")
     width, height = figure.get_size_inches()
+    bold = folded(f"{text}: {', '.join(filter(None, about))}", int(10 * width))
     plain = folded("; ".join([*said, *facts]), int(14 * width))
-    space = 0.5 + 0.17 * (1 + plain.count("\n"))
+    below = 0.16 + 0.18 * (1 + bold.count("\n"))
+    space = below + 0.16 + 0.17 * (1 + plain.count("\n"))
     height += space
     figure.set_size_inches(width, height)
     figure.get_layout_engine().set(rect=(0.005, 0, 0.99, 1 - space / height))
-    bold = f"{text}: {', '.join(filter(None, about))}"
     figure.text(0.1 / width, 1 - 0.1 / height, bold, va="top", weight="bold", fontsize=11)
-    figure.text(0.1 / width, 1 - 0.34 / height, plain, va="top", color=GREY, fontsize=9)
+    figure.text(0.1 / width, 1 - below / height, plain, va="top", color=GREY, fontsize=9)
 
 
 def folded(label: str, width: int = 44) -> str:

@@ -1,5 +1,6 @@
 """Which results belong together: by part, task and corpus, then by metric and protocol."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -45,20 +46,20 @@ def groups(results: Iterable[Result]) -> dict[str, list[Result]]:
 
 
 def matrices(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """Bring together the parts that test the same schemes, on the same task, after training at different lengths.
+    """Bring together what parts say of the same schemes, on the same task, trained at different lengths.
 
     Args:
         results: results of one study.
 
     Returns:
-        As `groups`, with the headline metrics alone; nothing where parts share no label, or one training length has
-        a label in two parts.
+        As `groups`, with the headline metrics of the labels that several parts train, each at a length of its own;
+        nothing of a task of which two parts train one label at one length.
     """
     by_task: dict[tuple[str, str], list[Result]] = {}
     for r in results:
         if r.metric in HEADLINES and r.depth is None:
             by_task.setdefault((r.task, r.corpus), []).append(r)
-    together = [replace(r, part=TOGETHER) for every in by_task.values() if _match(every) for r in every]
+    together = [replace(r, part=TOGETHER) for every in by_task.values() for r in _of_several_parts(every)]
     return groups(together) if together else {}
 
 
@@ -159,14 +160,15 @@ def chance(result: Result) -> float | None:
     return task.chance if shown else None
 
 
-def _match(results: list[Result]) -> bool:
-    """Whether parts of one task can share a table with a row for each label and training length."""
+def _of_several_parts(results: list[Result]) -> list[Result]:
+    """Return the results of labels that parts train at different lengths; none if two do at the same."""
     rows = {(r.label, r.train_length, r.part) for r in results}
-    lengths = {n for _, n, _ in rows}
-    labels = {label for label, _, _ in rows}
-    unique = {(label, n) for label, n, _ in rows}
-    parts = {part for _, _, part in rows}
-    return len(parts) > 1 < len(lengths) and len(unique) == len(rows) > len(labels)
+    lengths = {(label, n) for label, n, _ in rows}
+    parts = Counter(label for label, _ in {(label, part) for label, _, part in rows})
+    trained = Counter(label for label, _ in lengths)
+    if len(lengths) < len(rows):
+        return []
+    return [r for r in results if parts[r.label] > 1 < trained[r.label]]
 
 
 def _with_lengths(group: list[Result]) -> list[Result]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from pezoo.report.figure import folded, heading
-from pezoo.report.groups import chance, select, words
+from pezoo.report.groups import select, words
 from pezoo.report.statistics import (
     ACCURACIES,
     PLAIN,
@@ -48,8 +48,7 @@ def draw_depth(results: Iterable[Result], metric: str = "exact_match", protocol:
     frames = by_depth(kept)
     n_columns = min(4, len(frames))
     n_rows = math.ceil(len(frames) / n_columns)
-    # Height for the titles of the figure and the panels, and as much again for the names of the lengths.
-    figure = Figure(figsize=(2.6 * n_columns + 2, 2.1 * n_rows + 1.6), layout="constrained")
+    figure = Figure(figsize=(max(6, 2.6 * n_columns + 2), 2.1 * n_rows + 1.6), layout="constrained")
     panels = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
     for axes, (label, frame) in zip(panels.flat, frames.items(), strict=False):
         _heat(axes, frame.to_numpy(), matplotlib.colormaps["viridis"], SHARE)
@@ -63,7 +62,7 @@ def draw_depth(results: Iterable[Result], metric: str = "exact_match", protocol:
     for axes in panels.flat[max(0, len(frames) - n_columns) : len(frames)]:
         axes.tick_params(labelbottom=True)
     figure.supxlabel("test length", fontsize=10)
-    figure.supylabel("depth: where in the context the answer stands", fontsize=10)
+    figure.supylabel("depth (0%: at the beginning)", fontsize=10)
     bar = figure.colorbar(ScalarMappable(SHARE, "viridis"), ax=panels, format=PercentFormatter(1), aspect=30)
     bar.set_label(words(metric))
     heading(figure, f"{words(metric).capitalize()} by depth", kept)
@@ -78,19 +77,10 @@ def draw_scores(tasks: Mapping[str, list[Result]]) -> Figure:
     """
     frame = score_frame(tasks)
     one = next(iter(tasks.values()))[0]
-    values = _means(frame)
-    guessed = [chance(kept[0]) for kept in tasks.values()]
-    rows = list(frame.index)
-    if any(share is not None for share in guessed):
-        rows.append("(guessing)")
-        values = np.vstack([values, [math.nan if share is None else share for share in (*guessed, None)]])
-    figure = Figure(figsize=_size(rows, frame.columns), layout="constrained")
+    figure = Figure(figsize=_size(frame.index, frame.columns), layout="constrained")
     axes = figure.add_subplot()
-    texts = np.vstack([frame.map(_brief), [["" if math.isnan(v) else f"{100 * v:.0f}" for v in values[-1]]]])[
-        : len(rows)
-    ]
-    _heat(axes, values, matplotlib.colormaps["viridis"], SHARE, texts)
-    _ticks(axes, rows, frame.columns)
+    _heat(axes, _means(frame), matplotlib.colormaps["viridis"], SHARE, frame.map(_brief).to_numpy())
+    _ticks(axes, frame.index, frame.columns)
     axes.axvline(len(tasks) - 0.5, color="white", lw=4)
     bar = figure.colorbar(ScalarMappable(SHARE, "viridis"), ax=axes, format=PercentFormatter(1))
     bar.set_label(words(one.metric))

@@ -13,11 +13,13 @@ import numpy as np
 import pandas
 
 from pezoo.errors import UserError
-from pezoo.report.groups import WINDOWED
+from pezoo.report.groups import WINDOWED, chance
 from pezoo.results import Losses, Result, read_losses
 
 ACCURACIES = ("exact_match", "token_accuracy")
 """Metrics from 0 to 1, shown in percent, of which more is better."""
+PERPLEXITIES = ("perplexity", "last_perplexity")
+"""Metrics on a logarithmic axis, of which less is better."""
 TOLERANCE = 0.1
 """How far above its value at L a perplexity may rise, as a share, and the model still counts as working."""
 MARGIN = 0.01
@@ -197,8 +199,9 @@ def score_frame(tasks: Mapping[str, Iterable[Result]]) -> pandas.DataFrame:
 
     Returns:
         Rows: labels, in order of first appearance. Columns: the tasks, and "mean" over them, of the seeds that have
-        them all. Cells: a `Summary`, or None.
+        them all. Cells: a `Summary`, or None. A last row, "(guessing)", has what guessing scores, where that is known.
     """
+    tasks = {name: list(results) for name, results in tasks.items()}
     scores = {name: mean_beyond(results) for name, results in tasks.items()}
     rows: dict[str, list[Summary | None]] = {}
     for label in dict.fromkeys(label for each in scores.values() for label in each):
@@ -206,11 +209,14 @@ def score_frame(tasks: Mapping[str, Iterable[Result]]) -> pandas.DataFrame:
         seeds = sorted(set.intersection(*(set(found) for found in every)))
         means = [_mean([found[seed] for found in every]) for seed in seeds]
         rows[label] = [summarise(found.values()) if found else None for found in (*every, dict(enumerate(means)))]
+    guessed = [chance(results[0]) for results in tasks.values()]
+    if any(share is not None for share in guessed):
+        rows["(guessing)"] = [None if share is None else Summary((share,), percent=True) for share in (*guessed, None)]
     return _frame(rows, "scheme", [*scores, "mean"])
 
 
 def grids(results: Iterable[Result]) -> dict[tuple[int, int], pandas.DataFrame]:
-    """Lay schemes out by encoding and extension, where a study crosses at least three with three.
+    """Lay schemes out by encoding and extension, where a study crosses at least three of each.
 
     Args:
         results: what `select` returned.
@@ -218,8 +224,8 @@ def grids(results: Iterable[Result]) -> dict[tuple[int, int], pandas.DataFrame]:
     Returns:
         Test length and tuning steps, ascending -> a frame. Rows: encodings; columns: "plain", then extensions, both in
         order of first appearance. Cells: a `Summary`, or None. Names stand without settings, except for what would
-        share a cell with an earlier label. Companions with a window are left out. Empty if fewer than three encodings
-        have three extensions.
+        share a cell with an earlier label. Companions with a window are left out. Empty unless three
+        encodings have two extensions or more, and there are three such extensions.
     """
     results = [r for r in results if not r.label.endswith(WINDOWED)]
     firsts = {r.label: r for r in results}
@@ -229,8 +235,10 @@ def grids(results: Iterable[Result]) -> dict[tuple[int, int], pandas.DataFrame]:
         names = r.encoding, "+".join(r.extensions) or PLAIN
         if places.setdefault((*names, steps), label) != label:
             places[(*_with_settings(r), steps)] = label
-    crossed = Counter(encoding for encoding, extension in {key[:2] for key in places} if extension != PLAIN)
-    if sum(n >= 3 for n in crossed.values()) < 3:
+    pairs = {key[:2] for key in places if key[1] != PLAIN}
+    counts = Counter(encoding for encoding, _ in pairs)
+    crossed = {encoding for encoding, n in counts.items() if n > 1}
+    if len(crossed) < 3 or len({extension for encoding, extension in pairs if encoding in crossed}) < 3:
         return {}
     found = curves(results)
     columns = sorted(dict.fromkeys(extension for _, extension, _ in places), key=lambda name: name != PLAIN)

@@ -23,6 +23,7 @@ from pezoo.report.groups import (
 )
 from pezoo.report.statistics import (
     ACCURACIES,
+    PERPLEXITIES,
     TOLERANCE,
     Curve,
     against_window,
@@ -35,9 +36,8 @@ from pezoo.report.statistics import (
 )
 from pezoo.results import Result, replacing
 
-PERPLEXITIES = ("perplexity", "last_perplexity")
 MANY = 6
-"""So many tasks have a table each; more have one together in the terminal."""
+"""So many tasks of one part have tables and figures of their own; more are only shown together."""
 
 
 @dataclass(frozen=True)
@@ -147,37 +147,45 @@ def by_length(results: Iterable[Result], metric: str = "perplexity", protocol: s
     return Table(_heading(name, metric, f"{protocol} protocol"), _caption(kept), frame, tuple(notes))
 
 
-def scores(found: Mapping[str, list[Result]], metric: str) -> Table | None:
+def scores(tasks: Mapping[str, list[Result]]) -> Table:
     """Return a table of schemes by tasks: the mean of an accuracy over the test lengths beyond L.
+
+    Args:
+        tasks: name -> what `select` returned; all of one metric and part.
+
+    Returns:
+        The table, whose last row is what guessing scores.
+    """
+    one = next(iter(tasks.values()))[0]
+    frame = score_frame(tasks).map(_shown)
+    every = [r for kept in tasks.values() for r in kept]
+    caption = f"{_metric(one)} in percent, mean over the tested lengths beyond L; {_over(every)}"
+    return Table(_heading(one.part, f"{one.metric} by task", "beyond the training length"), caption, frame)
+
+
+def score_groups(found: Mapping[str, list[Result]], metric: str) -> list[dict[str, list[Result]]]:
+    """Return what belongs in tables of scores, one for each part in which several groups have the metric.
 
     Args:
         found: what `groups` returned.
         metric: which accuracy.
 
     Returns:
-        The table, whose last row is what guessing scores; None if not more than `MANY` groups have the metric.
+        For each table, name of the group -> what `select` returns.
     """
-    tasks = score_groups(found, metric)
-    if not tasks:
-        return None
-    frame = score_frame(tasks).map(_shown)
-    guessed = [chance(kept[0]) for kept in tasks.values()]
-    if any(share is not None for share in guessed):
-        frame.loc["(guessing)"] = ["" if share is None else f"{100 * share:.1f}" for share in (*guessed, None)]
-    every = [r for kept in tasks.values() for r in kept]
-    caption = f"{words(metric).capitalize()} in percent, mean over the tested lengths beyond L; {_over(every)}"
-    return Table(_heading("", f"{metric} by task", "beyond the training length"), caption, frame)
-
-
-def score_groups(found: Mapping[str, list[Result]], metric: str) -> dict[str, list[Result]]:
-    """Return the results that a table of scores is made of, by the name of the group; none if they are few."""
-    tasks = {}
+    parts: dict[str, dict[str, list[Result]]] = {}
     for name, group in found.items():
         protocol = next((p for p, names in metrics(group).items() if metric in names), None)
         kept = [] if protocol is None else select(group, metric, protocol)
         if any(r.test_length > r.train_length for r in kept):
-            tasks[name] = kept
-    return tasks if len(tasks) > MANY else {}
+            parts.setdefault(group[0].part, {})[name] = kept
+    return [tasks for tasks in parts.values() if len(tasks) > 1]
+
+
+def by_task(tasks: Mapping[str, list[Result]]) -> dict[str, list[Result]]:
+    """Return groups of one part under the name of their task, if that tells them apart."""
+    names = [kept[0].task for kept in tasks.values()]
+    return dict(zip(names if len(set(names)) == len(names) else tasks, tasks.values(), strict=True))
 
 
 def crossed(results: Iterable[Result], metric: str, protocol: str, name: str = "") -> list[Table]:
@@ -201,21 +209,20 @@ def crossed(results: Iterable[Result], metric: str, protocol: str, name: str = "
 
 
 def overview(results: Iterable[Result]) -> list[Table]:
-    """Return what the terminal shows: for each group one table of its foremost metric.
+    """Return what the terminal shows: scores over tasks, then for each group one table of its foremost metric.
 
-    Many tasks have one table together, and so have parts that differ in training length; a group that crosses
-    encodings with extensions has its grids.
+    Many tasks have the scores alone. Parts that differ in training length have one table together, and a group that
+    crosses encodings with extensions has its grids.
 
     Raises:
         UserError: if there are no results, or they cannot share tables.
     """
     results = list(results)
     found = groups(results)
-    shown: list[Table] = []
-    for metric in reversed(ACCURACIES):
-        if together := score_groups(found, metric):
-            shown.append(scores(found, metric))
-            found = {name: group for name, group in found.items() if name not in together}
+    together = [tasks for metric in ACCURACIES for tasks in score_groups(found, metric)]
+    shown = [scores(by_task(tasks)) for tasks in together]
+    many = {name for tasks in together if len(tasks) > MANY for name in tasks}
+    found = {name: group for name, group in found.items() if name not in many}
     lengths = matrices(results)
     whole = {(group[0].task, group[0].corpus) for group in lengths.values()}
     found = {name: group for name, group in found.items() if (group[0].task, group[0].corpus) not in whole}
@@ -233,7 +240,7 @@ def every_table(results: Iterable[Result]) -> list[Table]:
     """
     results = list(results)
     found = groups(results)
-    tables = [table for metric in ACCURACIES if (table := scores(found, metric))]
+    tables = [scores(by_task(tasks)) for metric in ACCURACIES for tasks in score_groups(found, metric)]
     for name, group in (found | matrices(results)).items():
         for protocol, names in metrics(group).items():
             for metric in names:
@@ -261,6 +268,12 @@ def write(results: Iterable[Result], path: str | Path) -> None:
         file.write("\n".join(sections).encode())
 
 
+def _metric(result: Result) -> str:
+    """Return the metric at the beginning of a caption, after the part."""
+    name = words(result.metric)
+    return f"{result.part}: {name}" if result.part else name.capitalize()
+
+
 def _heading(name: str, what: str, *facts: str) -> str:
     text = ", ".join([words(what), *facts])
     return f"{name}: {text}" if name else text[0].upper() + text[1:]
@@ -284,8 +297,7 @@ def _caption(kept: list[Result]) -> str:
     columns = (
         f"columns: tested length{' in tokens' if unit else ''}" if len(trained) > 1 else f"L = {trained.pop()}{unit}"
     )
-    what = f"{one.part}: {words(one.metric)}" if one.part else words(one.metric).capitalize()
-    facts = [f"{what}{percent} on {one.corpus}", f"{one.protocol} protocol", columns]
+    facts = [f"{_metric(one)}{percent} on {one.corpus}", f"{one.protocol} protocol", columns]
     guessed = chance(one)
     facts += [] if guessed is None else [f"guessing gets {100 * guessed:.1f}"]
     return "; ".join([*facts, _over(kept)])

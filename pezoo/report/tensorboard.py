@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pezoo.report.curves import draw_by_position, draw_curves
-from pezoo.report.figure import READABLE
+from pezoo.report.figure import readable
 from pezoo.report.groups import groups, headline, matrices, metrics, select
 from pezoo.report.names import safe_names
 from pezoo.report.statistics import curves, losses_by_label, mean_by_position
@@ -104,7 +104,7 @@ def _cards(results: list[Result], cells: str | Path | None) -> Iterator[Card]:
             first, _ = headline({protocol: names})
             for metric in names:
                 kept = select(group, metric, protocol)
-                shown = metric == first and len(found) <= MANY and len({r.label for r in kept}) <= READABLE
+                shown = metric == first and len(found) <= MANY and readable(kept)
                 yield Card(
                     tag=f"{_group(name, protocol, metric == first)}/{metric}",
                     train_lengths=trained,
@@ -124,7 +124,7 @@ def _cards(results: list[Result], cells: str | Path | None) -> Iterator[Card]:
                         label: {round(at): mean for at, mean in mean_by_position(seeds).items()}
                         for label, seeds in losses.items()
                     },
-                    picture=draw_by_position(group, cells, protocol) if len(losses) <= READABLE else None,
+                    picture=draw_by_position(group, cells, protocol) if readable(group) else None,
                 )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pezoo.report import heatmap, table, tensorboard
 from pezoo.report.curves import draw_by_position, draw_curves, draw_tasks
-from pezoo.report.figure import READABLE, save
+from pezoo.report.figure import readable, save
 from pezoo.report.groups import HEADLINES, groups, headline, matrices, metrics, select
 from pezoo.report.names import safe_names
 from pezoo.report.statistics import ACCURACIES, grids, length_name, losses_by_label
@@ -17,8 +17,8 @@ def write_report(results: Iterable[Result], folder: str | Path, cells: str | Pat
 
     `folder` then holds `table.md` and figures, each as SVG and PNG. The name of a figure says group, what it shows,
     and the protocol unless that is the group's first: `curves` and `loss_by_position` of language modelling,
-    `passkey_exact_match`, `passkey_exact_match_by_depth`, `grid_4L`. Many tasks share `exact_match_by_length` and
-    `exact_match_by_task`, and have no curves of their own.
+    `passkey_exact_match`, `passkey_exact_match_by_depth`, `grid_4L`. Several tasks share
+    `exact_match_by_task`; many share `exact_match_by_length` as well, and have no curves of their own.
 
     Args:
         results: results of one study.
@@ -33,15 +33,21 @@ def write_report(results: Iterable[Result], folder: str | Path, cells: str | Pat
     results, folder = list(results), Path(folder)
     table.write(results, folder / "table.md")
     found = groups(results)
-    together = {metric: tasks for metric in ACCURACIES if (tasks := table.score_groups(found, metric))}
-    for metric, tasks in together.items():
-        save(heatmap.draw_scores(tasks), folder / f"{metric}_by_task")
-        save(draw_tasks(tasks), folder / f"{metric}_by_length")
     every = found | matrices(results)
-    stems = safe_names(every, space="_")
+    parts = dict.fromkeys(group[0].part for group in found.values())
+    stems = {name: f"{stem}_" if name else "" for name, stem in safe_names(every | parts, space="_").items()}
+    done: dict[str, set[str]] = {name: set() for name in every}
+    for metric in ACCURACIES:
+        for names in table.score_groups(found, metric):
+            tasks = table.by_task(names)
+            stem = stems[found[next(iter(names))][0].part]
+            save(heatmap.draw_scores(tasks), folder / f"{stem}{metric}_by_task")
+            if len(tasks) > table.MANY:
+                save(draw_tasks(tasks), folder / f"{stem}{metric}_by_length")
+                for name in names:
+                    done[name].add(metric)
     for name, group in every.items():
-        done = {metric for metric, tasks in together.items() if name in tasks}
-        _draw(group, folder, f"{stems[name]}_" if name else "", cells, done)
+        _draw(group, folder, stems[name], cells, done[name])
     tensorboard.write(results, logdir, cells)
 
 
@@ -69,7 +75,7 @@ def _draw(group: list[Result], folder: Path, stem: str, cells: str | Path, done:
 
 def _readable(kept: list[Result]) -> list[tuple[str, list[Result]]]:
     """Return the results under the end of their file's name, by encoding if they would make too many curves."""
-    if len({r.label for r in kept}) <= READABLE:
+    if readable(kept):
         return [("", kept)]
     ends = safe_names({r.encoding: None for r in kept}, space="_")
     return [(f"_{end}", [r for r in kept if r.encoding == encoding]) for encoding, end in ends.items()]

@@ -81,11 +81,12 @@ def choose_model(
 ) -> dict[str, Any]:
     """Hand on the model of the learning rate with the lowest validation loss, averaged over seeds.
 
-    A rate at which a training has no such loss, since it diverged, comes last; ties go to the one named first.
+    A rate at which a training diverged, or has no such loss, comes last; ties go to the one named first.
     """
     losses = {}
     for lr, keys in cell.inputs["candidates"].items():
-        found = [store.facts(key)["fit"]["validation_loss"] for key in keys]
+        fits = [store.facts(key)["fit"] for key in keys]
+        found = [fit["validation_loss"] if fit["status"] == "ok" else None for fit in fits]
         losses[lr] = None if None in found else sum(found) / len(found)
     best = min(losses, key=lambda lr: math.inf if losses[lr] is None else losses[lr])
     chosen = next(k for k in cell.inputs["candidates"][best] if store.facts(k)["inputs"]["seed"] == cell.inputs["seed"])

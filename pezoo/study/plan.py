@@ -35,7 +35,7 @@ from pezoo.errors import UserError, suggest
 from pezoo.evaluation import parse_protocol
 from pezoo.evaluation.answers import check_answer_protocol
 from pezoo.registry import entries
-from pezoo.scheme import MemberSpec, Spec, parse
+from pezoo.scheme import MemberSpec, Spec, parse, read_members
 from pezoo.transformer import Transformer, TransformerConfig
 
 VERSIONS = {"train": 2, "choose": 1, "tune": 2, "evaluate": 2}
@@ -262,8 +262,8 @@ class _Planner:
             return self._fit("train", name, name, spec, settings, seed)
         candidates = {}
         for lr in self.recipe.train.lrs:
-            label, at_lr = f"{name}, lr {lr:g}", dataclasses.replace(settings, lr=lr)
-            candidates[f"{lr:g}"] = [self._fit("train", name, label, spec, at_lr, s) for s in self.recipe.seeds]
+            label, at_lr = f"{name}, lr {lr}", dataclasses.replace(settings, lr=lr)
+            candidates[str(lr)] = [self._fit("train", name, label, spec, at_lr, s) for s in self.recipe.seeds]
         return self._add("choose", name, acting(spec, "train"), candidates=candidates, seed=seed)
 
     def _fit(
@@ -315,6 +315,11 @@ def _matching(key: str, asked: list[str], kind: str) -> list[str]:
         matches = fnmatch.filter(names, text) if "*" in text else [text] * (text.split(":")[0] in names)
         if not matches:
             raise UserError(f"{key}: no {kind} is called {text!r}.{suggest(text, names)} Known: {', '.join(names)}")
+        try:
+            for name, settings in read_members(text) if "*" not in text else ():
+                MemberSpec.make(name, settings)
+        except UserError as error:  # else its pairs would be left out like those that cannot work
+            raise UserError(f"{key}: {error}") from None
         found += matches
     return list(dict.fromkeys(found))
 
