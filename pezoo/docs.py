@@ -24,7 +24,7 @@ import yaml
 from pezoo import checks
 from pezoo.checks import LENGTH, CheckFailed, Subject
 from pezoo.cli import FAMILIES
-from pezoo.config import Recipe, load_recipe
+from pezoo.config import Recipe
 from pezoo.contract import Shape
 from pezoo.errors import UserError
 from pezoo.experiments import recipes_dir
@@ -74,19 +74,19 @@ def _paper(e: Entry) -> str:
     return f"[{e.arxiv}](https://arxiv.org/abs/{e.arxiv})" if e.arxiv else ""
 
 
-def recipes() -> dict[str, Recipe]:
-    """The recipes that come with pezoo by name, the quickstart first."""
-    names = sorted((path.stem for path in recipes_dir().glob("*.yaml")), key=lambda name: (name != "quickstart", name))
-    return {name: load_recipe(name) for name in names}
+def recipes() -> dict[str, dict[str, Any]]:
+    """The recipes that come with pezoo by name, as they are written, the quickstart first."""
+    paths = sorted(recipes_dir().glob("*.yaml"), key=lambda path: (path.stem != "quickstart", path.stem))
+    return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def recipes_table() -> str:
     """Every recipe as a Markdown table: name, the first sentence of its description, papers, what is published."""
     lines = ["| recipe | question | papers | results |", "|---|---|---|---|"]
     for name, recipe in recipes().items():
-        question = re.match(r".*?[.?](?= |$)", re.sub(r" \(arXiv [\d.]+\)", "", recipe.description))[0]
-        papers = ", ".join(dict.fromkeys(_ARXIV.findall(recipe.description)))
-        papers = re.sub(r"[\d.]+", r"[\g<0>](https://arxiv.org/abs/\g<0>)", papers)
+        question = re.match(r".*?[.?](?= |$)", re.sub(r" \(arXiv [\d.]+\)", "", recipe["description"]))[0]
+        papers = dict.fromkeys(_ARXIV.findall(recipe["description"]))
+        papers = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in papers)
         links = [
             f"[{size or 'cpu'}](experiments/results/{folder}/table.md)"
             for folder in sorted(path.parent.name for path in PUBLISHED.glob("*/table.md"))
@@ -100,8 +100,8 @@ def descriptions() -> str:
     """What each recipe asks, in full, and its sizes."""
     lines = []
     for name, recipe in recipes().items():
-        sizes = [size for size in ("test", "cpu", "gpu", "paper") if size in {"cpu", *recipe.sizes}]
-        text = _ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", recipe.description)
+        sizes = dict.fromkeys(["test", "cpu", *recipe["sizes"]])
+        text = _ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", recipe["description"])
         lines.append(f"- [`{name}`](../experiments/{name}.yaml): {text} Sizes: {', '.join(sizes)}.")
     return "\n".join(lines) + "\n"
 
@@ -157,7 +157,7 @@ def tasks_tables() -> str:
                 choices = f"; one of {', '.join(p['choices'])}" if p["choices"] else ""
                 settings.append(f"- `{e.name}:{name}={_value(p['default'])}`: {p['help']}{choices}")
         lines += ["", *settings] if settings else []
-        lines += ["", f"Tested at eleven depths each: {', '.join(deep)}."] if deep else []
+        lines += ["", f"Tested at several depths, from the first place to the last: {', '.join(deep)}."] if deep else []
     return "\n".join(lines).lstrip("\n") + "\n"
 
 

@@ -214,7 +214,8 @@ def entry(name: str) -> Entry:
     """
     _load_zoo()
     if name not in _entries:
-        near, known = suggest(str(name), _entries), ", ".join(entries())
+        near = suggest(str(name), _entries)
+        known = ", ".join(n for n, e in entries().items() if e.kind != "task")
         raise UserError(f"no member is called {name!r}.{near} Known: {known}")
     return _entries[name]
 

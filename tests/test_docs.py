@@ -1,15 +1,25 @@
-"""What is generated is current, and the grid of pairs is what running them gives."""
+"""What is generated is current, the grid of pairs is what running them gives, and what documents show works."""
 
+import dataclasses
 import re
+import shlex
 
 import pytest
 import torch
 
 from pezoo import docs
 from pezoo.checks import CheckFailed
-from pezoo.registry import entry
+from pezoo.config import LANGUAGE_MODELLING, Recipe, _parse_override, load_recipe
+from pezoo.evaluation.answers import ANSWER_PROTOCOLS
+from pezoo.evaluation.protocols import PROTOCOLS
+from pezoo.experiments import recipes_dir
+from pezoo.registry import entry, list_tasks
+from pezoo.study import Study
+from pezoo.study.cells import run_cell
+from pezoo.task import make_task
 
 FAST = ("alibi", "learned", "nope", "rope")
+PAGES = sorted([*docs.ROOT.glob("*.md"), *docs.ZOO.parent.glob("*.md")])
 NAMES = [e.name for e in docs.members("encoding")]
 RENEW = "run: python -m pezoo.docs"
 
@@ -18,24 +28,102 @@ def page(path):
     return path.read_text(encoding="utf-8")
 
 
-def test_readme_is_current():
-    assert docs.renewed(page(docs.README)) == page(docs.README), RENEW
-    assert "<!-- members -->" in page(docs.README)
+@pytest.mark.parametrize("path", [docs.README, docs.TASKS, docs.RECIPES], ids=lambda path: path.stem)
+def test_blocks_are_current(path):
+    assert docs.renewed(page(path)) == page(path), RENEW
+
+
+def test_every_block_has_its_place():
+    found = [name for path in PAGES for name in re.findall(r"^<!-- (\w+) -->$", page(path), re.MULTILINE)]
+    assert sorted(found) == sorted(docs.BLOCKS)
 
 
 def test_zoo_is_current():
     assert docs.zoo() == page(docs.ZOO), RENEW
 
 
-def test_every_link_leads_somewhere():
-    headings = set(re.findall(r"^### (\S+)$", page(docs.ZOO), re.MULTILINE))
-    for path in (docs.README, docs.ZOO, docs.GRID):
-        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page(path)):
-            file, _, anchor = target.partition("#")
-            if file.startswith("experiments/"):
-                continue  # published with the results
-            assert (path.parent / file).exists(), target
-            assert not anchor or anchor in headings, target
+def anchors(text):
+    """Names of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_every_link_leads_somewhere(path):
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page(path)):
+        file, _, anchor = target.partition("#")
+        if file.startswith("experiments/results/"):
+            continue  # published with the results
+        there = path.parent / file if file else path
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(page(there)), target
+
+
+def test_every_task_is_in_the_tables():
+    tasks = [name for name in list_tasks() if entry(name).cls.__module__.startswith("pezoo.")]
+    assert tasks == sorted(re.findall(r"^\| \[`(\w+)`\]", page(docs.TASKS), re.MULTILINE), key=tasks.index)
+
+
+def test_protocols_are_told_with_their_metrics_and_settings():
+    text = page(docs.PROTOCOLS)
+    assert set(re.findall(r"^### (\w+)$", text, re.MULTILINE)) == {*PROTOCOLS, *ANSWER_PROTOCOLS}
+    named = set(re.findall(r"`([\w:]+)(?:=\w+)?`", text))
+    for name, protocol in PROTOCOLS.items():
+        metrics = {metric for metric in protocol.METRICS if "_at_" not in metric}
+        assert named >= {f"{name}:{f.name}" for f in dataclasses.fields(protocol.Settings)} | metrics
+    assert named >= {metric for metrics in ANSWER_PROTOCOLS.values() for metric in metrics}
+
+
+def test_every_key_is_in_the_tables():
+    keys = set(re.findall(r"^\| `([\w.]+)` \|", page(docs.RECIPES), re.MULTILINE))
+    every = {".".join(path) for path in paths(dataclasses.asdict(Recipe()))}
+    assert keys == every
+
+
+def paths(tree, above=()):
+    """Keys of a tree of dictionaries; an empty one is a value."""
+    for key, value in tree.items():
+        yield from paths(value, (*above, key)) if isinstance(value, dict) and value else [(*above, key)]
+
+
+def commands():
+    """What documents show as `pezoo run RECIPE key=value ...`, of recipes that come with pezoo."""
+    shipped = {path.stem for path in recipes_dir().glob("*.yaml")}
+    for path in PAGES:
+        for line in re.findall(r"pezoo run [^`\n]+", page(path)):
+            recipe, *rest = shlex.split(line, comments=True)[2:]
+            if recipe in shipped:
+                yield pytest.param(recipe, [x for x in rest if re.match(r"[\w.]+=", x)], id=f"{path.stem}: {line}")
+
+
+@pytest.mark.parametrize(("name", "overrides"), list(commands()))
+def test_commands_do_what_they_say(name, overrides):
+    parts = dict(load_recipe(name, overrides).split())
+    for key, value in map(_parse_override, overrides):
+        found = []
+        for part, one in parts.items():
+            for step in key.removeprefix(f"parts.{part}.").split("."):
+                one = getattr(one, step, None)
+            found.append(one)
+        assert value in found, f"{key} has no effect: a part sets it"
+    for task in {task for part in parts.values() for task in part.tasks} - {LANGUAGE_MODELLING, "<name>"}:
+        make_task(task)
+
+
+def test_the_recipe_of_ones_own_runs(tmp_path):
+    blocks = (re.findall(rf"```{kind}\n(.*?)```", page(docs.RECIPES), re.DOTALL) for kind in ("yaml", "python"))
+    (recipe,), (task,) = blocks
+    (tmp_path / "my_study.yaml").write_text(recipe)
+    (tmp_path / "majority.py").write_text(task)
+    plugins = [tmp_path / "majority.py"]
+    study = Study.prepare(tmp_path / "my_study.yaml", ["size=test"], tmp_path / "out", plugins)
+    for cell in study.plan.cells.values():
+        run_cell(cell, study.store, study.plan.corpora, lambda *_: None)
+    results = study.results()
+    assert {r.status for r in results} == {"ok"}
+    assert {(r.part, r.task) for r in results} == {("counting", "majority"), ("reading", "language_modelling")}
+    labels = {r.label for r in results}
+    assert {"nope", "alibi+random", "tuned YaRN, 100 steps @ 8x", "rope+random | windowed"} <= labels
 
 
 def test_every_member_has_a_small_picture_and_none_is_left_over():

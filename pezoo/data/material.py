@@ -13,6 +13,7 @@ import torch
 from pezoo.config import LANGUAGE_MODELLING, TrainConfig
 from pezoo.data.corpus import Corpus
 from pezoo.data.tokens import philox
+from pezoo.errors import UserError
 from pezoo.registry import entry
 from pezoo.task import Example, Form, Pairs, draw, make_task, parse_task
 
@@ -67,7 +68,8 @@ class Questions:
         self.vocab_size, self.name, self.causal = self.task.vocab_size, str(self.spec), form == "causal"
         self.train, self.validation = Drill(self, TRAINING), Drill(self, VALIDATION)
         self.source = f"{self.name}, {form} form"
-        self.n_tokens(train_length or 1)
+        if form not in self.task.forms:
+            raise UserError(f"{self.name} has no {form} form; form is one of {', '.join(self.task.forms)}")
 
     def facts(self) -> dict[str, Any]:
         """All that determines the batches, as plain data."""
@@ -75,11 +77,7 @@ class Questions:
         return facts | {"form": self.form, "vocab_size": self.vocab_size, "train_length": self.train_length}
 
     def n_tokens(self, length: int) -> int:
-        """Most tokens that the model reads at a task length.
-
-        Raises:
-            UserError: if the task has no such form.
-        """
+        """Most tokens that the model reads at a task length."""
         return self.task.n_tokens(length, self.form)
 
     def pairs(self, purpose: int, step: int, batch_size: int, length: int, seed: int, **place: float) -> Pairs:
