@@ -10,6 +10,7 @@ from pezoo.contract import Branch, Encoding, Extension, Positions, Shape, Traits
 from pezoo.errors import UserError
 from pezoo.registry import describe, list_encodings, list_extensions, list_tasks, load_plugin, register, setting
 from pezoo.scheme import parse
+from pezoo.task import IGNORE, Pairs, Task
 from pezoo.transformer import Transformer, TransformerConfig
 
 if TYPE_CHECKING:
@@ -18,12 +19,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "IGNORE",
     "Branch",
     "Encoding",
     "Extension",
+    "Pairs",
     "Positions",
     "Scheme",
     "Shape",
+    "Task",
     "Traits",
     "Transformer",
     "TransformerConfig",

@@ -45,8 +45,8 @@ def run(
     Args:
         recipe: path of a YAML file, bare name of one that comes with pezoo, or its keys.
         overrides: `key=value` texts, such as "train.steps=100".
-        out: folder of the study; default: runs/<study>.
-        plugins: Python files that register encodings or extensions.
+        out: folder of the study; default: runs/<study>, or runs/<study>-<size> for another size than cpu.
+        plugins: Python files that register encodings, extensions or tasks.
 
     Returns:
         What `results.jsonl` holds.
@@ -80,6 +80,7 @@ def list_members(argv: list[str]) -> int:
         "pezoo list",
         "pezoo list 'ro*'",
         "pezoo list --extensions",
+        "pezoo list --tasks",
         "pezoo list --json",
     )
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="names, as in a shell: 'ro*'")
@@ -246,7 +247,11 @@ def run_study(argv: list[str]) -> int:
         help="a YAML file, or the name of a recipe that comes with pezoo",
     )
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="sets a key of the recipe")
-    parser.add_argument("--out", metavar="DIR", help="folder of the study (default: runs/<study>)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder of the study (default: runs/<study>, with -<size> for a size other than cpu)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
     _add_plugin(parser)
     args = parser.parse_intermixed_args(argv)

@@ -106,11 +106,12 @@ class TestConfig:
     companion: bool = False
     """Test each scheme a second time with a window of L, as "... | windowed": what it gains by distant text."""
     tasks: list[str] = field(default_factory=list)
-    """Tasks to test a language model on beside its text, such as passkey_text; length in tokens."""
+    """Tasks to test a language model on beside its text, such as passkey_text; length in tokens, and "undefined" where
+    that is too short for a question."""
     last: int | None = None
     """Tokens that count for the perplexity of the last tokens; null: the training length."""
     seed: int = 0
-    """Chooses the windows; the same for every scheme and training seed."""
+    """Chooses the windows, or the questions; the same for every scheme and training seed."""
     batch_tokens: int = 16384
     """Tokens in one forward."""
 
@@ -297,6 +298,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
     result: Recipe = OmegaConf.to_object(_merged({}, tree))
     result.study = result.study or name
     _check_study(result)
+    _refuse_idle(result, [key for key, _ in pairs])
     for part, one in result.split():
         try:
             _check_values(one)
@@ -434,6 +436,27 @@ def _values(recipe: Recipe, keys: str) -> Iterator[tuple[str, Any]]:
             value = getattr(value, part)
         if value is not None:
             yield key, value
+
+
+def _refuse_idle(recipe: Recipe, keys: Iterable[str]) -> None:
+    """Refuse an override that would have no effect, since every part sets that key itself."""
+    for key in keys:
+        path = re.sub(r"\[(\d+)\]", r".\1", key).split(".")
+        setting = [name for name, given in recipe.parts.items() if _holds(given, path)]
+        if recipe.parts and len(setting) == len(recipe.parts):
+            example = f"parts.{setting[0]}.{key}"
+            raise UserError(f"{key} is set by every part of the recipe ({', '.join(setting)}); type {example}=...")
+
+
+def _holds(given: Any, path: list[str]) -> bool:
+    """Whether a tree sets what is at a dotted key, or anything above it."""
+    for name in path:
+        if not isinstance(given, Mapping):
+            return True
+        if name not in given:
+            return False
+        given = given[name]
+    return True
 
 
 def _check_study(recipe: Recipe) -> None:

@@ -139,3 +139,41 @@ def test_every_key_is_explained(cls):
         if isinstance(node, ast.AnnAssign) and not isinstance(after, ast.Expr) and node.target.id not in groups
     ]
     assert not bare
+
+
+PARTS = {
+    "train": {"steps": 100},
+    "parts": {"a": {"train": {"length": 32}}, "b": {"train": {"length": 16, "steps": 60}, "schemes": ["alibi"]}},
+}
+
+
+def test_parts_differ_in_what_they_set_and_share_the_rest():
+    made = dict(load_recipe(recipe(**PARTS), ["train.lr=0.5"]).split())
+    assert [(part.train.length, part.train.steps, part.train.lr) for part in made.values()] == [
+        (32, 100, 0.5),
+        (16, 60, 0.5),
+    ]
+    assert [part.schemes for part in made.values()] == [["rope"], ["alibi"]]
+    assert all(not part.parts for part in made.values())
+
+
+def test_an_override_that_every_part_would_undo_is_refused():
+    with pytest.raises(UserError, match=r"train.length is set by every part .*a, b.*type parts.a.train.length=..."):
+        load_recipe(recipe(**PARTS), ["train.length=8"])
+    assert load_recipe(recipe(**PARTS), ["parts.a.train.length=8"]).split()[0][1].train.length == 8
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"a": 3}, r"parts.a must be a group of keys \(schemes, grid, tasks"),
+        ({"a": {"seeds": [1]}}, "parts.a cannot set 'seeds'"),
+        ({"a": {"tran": {}}}, "parts.a cannot set 'tran'. Did you mean 'train'"),
+        ({"a": {"train": {"step": 1}}}, "parts.a: unknown key 'train.step'. Did you mean"),
+        ({"a": {"train": {"steps": 5}}}, "parts.a: train.warmup_steps=50 must be less"),
+        ({"a": {"train": {"min_length": 65}}}, "parts.a: train.min_length must be at most train.length=64"),
+    ],
+)
+def test_errors_in_a_part_name_it(parts, message):
+    with pytest.raises(UserError, match=message):
+        load_recipe(recipe(parts=parts))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from pezoo.config import TrainConfig
 from pezoo.data import Tokens, crops
 from pezoo.errors import UserError
-from pezoo.lightning import TrainingData, LanguageModel, fit, learning_rate, load, save
+from pezoo.lightning import LanguageModel, TrainingData, fit, learning_rate, load, save
 from pezoo.transformer import Transformer, TransformerConfig
 
 VOCAB, LENGTH = 19, 8
