@@ -5,6 +5,8 @@ import torch
 
 import pezoo
 from pezoo import attention
+from pezoo.data.material import Questions
+from pezoo.evaluation.answers import evaluate_answers
 from pezoo.transformer import Transformer, TransformerConfig
 
 pytestmark = [
@@ -45,3 +47,20 @@ def test_bfloat16_stays_close(scheme):
     full = built(ids)
     half = built.bfloat16()(ids).float()
     assert (full - half).abs().max() < 0.05 * full.abs().max()
+
+
+@pytest.mark.parametrize("task", ["passkey", "mqar", "reverse_string"])
+@pytest.mark.parametrize("scheme", ["rope+pi", "alibi", "rope+rerope"])
+def test_answers_are_those_of_the_cpu(task, scheme):
+    questions = Questions(task, "causal", 16)
+    config = TransformerConfig(
+        scheme=scheme, train_length=questions.n_tokens(16), vocab_size=questions.vocab_size, d_model=48, n_heads=3
+    )
+    for protocol in ["answers"] if task == "mqar" else ["answers", "generation"]:
+        on_cpu, on_gpu = (
+            evaluate_answers(Transformer(config), questions, [16, 32], protocol=protocol, count=8, device=device)
+            for device in ("cpu", "cuda")
+        )
+        for here, there in zip(on_cpu, on_gpu, strict=True):
+            assert here.status == there.status == "ok"
+            assert there.values["token_accuracy"] == pytest.approx(here.values["token_accuracy"], abs=0.1)

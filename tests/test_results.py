@@ -6,6 +6,7 @@ import math
 import os
 import re
 import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pezoo import results
+from pezoo.config import load_recipe
 from pezoo.errors import UserError
 from pezoo.results import Losses, Result
 
@@ -267,3 +269,14 @@ def test_a_losses_file_that_is_not_whole_is_refused(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(UserError, match="cannot read losses from"):
         results.read_losses(path)
+
+
+PUBLISHED = sorted((Path(__file__).parents[1] / "experiments" / "results").glob("*/results.jsonl"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_published_results_are_read_and_say_where_they_come_from(path):
+    found = results.read(path)
+    assert {r.study for r in found} == {path.parent.name}
+    assert (path.parent / "table.md").is_file()
+    assert load_recipe(path.parent / "recipe.yaml").study == path.parent.name

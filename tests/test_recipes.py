@@ -1,0 +1,131 @@
+"""Every recipe that comes with pezoo: it loads at every size, is planned, and runs to its end at the smallest."""
+
+from itertools import product
+
+import pytest
+import yaml
+
+import pezoo
+from pezoo.config import LANGUAGE_MODELLING, load_recipe
+from pezoo.evaluation import parse_protocol
+from pezoo.experiments import recipes_dir
+from pezoo.registry import entries
+from pezoo.results import read
+from pezoo.study import Study, make_plan
+from pezoo.study.cells import run_cell
+from pezoo.task import parse_task
+
+RECIPES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(recipes_dir().glob("*.yaml"))}
+SIZES = [(name, size) for name, content in RECIPES.items() for size in {"cpu": None} | content["sizes"]]
+QUICK = ("kerple", "quickstart", "randomized")
+"""Whose reports are written in the default suite as well; the others have many figures."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A recipe's study at size=test, all cells run in this process rather than in workers."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            study = made[name] = Study.prepare(name, ["size=test"], tmp_path_factory.mktemp(name))
+            for cell in study.plan.cells.values():
+                run_cell(cell, study.store, study.plan.corpora, lambda *_: None)
+            study.run()
+        return made[name]
+
+    return get
+
+
+def asked_for(recipe):
+    """What a recipe asks for, read from its keys: (part, task, label, seed, protocol, test length)."""
+    return {
+        (part, *tested, seed, protocol, length)
+        for part, one in recipe.split()
+        for task, (name, tune), seed, length in product(one.tasks, rows(one), one.seeds, one.test_lengths)
+        for label in labels(one, name, tune)
+        for *tested, protocol in tested_on(one, task, label)
+    }
+
+
+def tested_on(one, task, label):
+    """What a row is tested on, and how, by the names that results have."""
+    if task != LANGUAGE_MODELLING:
+        return [(str(parse_task(task)), label, protocol) for protocol in one.test.protocols or ["answers"]]
+    text = [(task, label, str(parse_protocol(protocol))) for protocol in one.test.protocols or ["prefix"]]
+    return text + [(str(parse_task(other)), label, "answers") for other in one.test.tasks]
+
+
+def rows(one):
+    """Names of schemes and their tuning steps; of the grid, the pairs that a model can be made of."""
+    for row in one.rows:
+        yield row.label or row.scheme, row.tune
+    grid = [matching(kind, getattr(one.grid, f"{kind}s")) for kind in ("encoding", "extension")]
+    for name in [f"{e}{x}" for e in grid[0] for x in ("", *(f"+{x}" for x in grid[1]))]:
+        try:
+            pezoo.create(name, d_model=16, n_heads=2, n_layers=2, train_length=16)
+        except pezoo.UserError:
+            continue
+        yield name, one.tune.steps
+
+
+def matching(kind, given):
+    return [n for n, e in entries().items() if e.kind == kind] if given == ["*"] else given
+
+
+def labels(one, name, tune):
+    for steps in tune:
+        label = f"{name}, {steps} steps @ {one.tune_length / one.train.length:g}x" if steps else name
+        yield label
+        if one.test.companion and not name.startswith("layers"):
+            yield f"{label} | windowed"
+
+
+@pytest.mark.parametrize(("name", "size"), SIZES)
+def test_every_size_of_every_recipe_loads(name, size):
+    recipe = load_recipe(name, [f"size={size}"])
+    assert recipe.size == size
+    assert asked_for(recipe)
+    assert recipe.study == name
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_has_the_same_four_sizes(name):
+    if name != "quickstart":
+        assert set(RECIPES[name]["sizes"]) | {"cpu"} == {"test", "cpu", "gpu", "paper"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_planned_at_the_size_of_a_cpu(name):
+    recipe = load_recipe(name)
+    found = {
+        (e.part, e.tested.name, e.label, e.seed, e.protocol, length)
+        for e in make_plan(recipe).evaluations
+        for length in e.recipe.test_lengths
+    }
+    assert found == asked_for(recipe)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_gives_the_results_that_it_asks_for(name, finished):
+    study = finished(name)
+    results = read(study.results_path)
+    assert results == study.results()
+    found = {(r.part, r.task, r.label, r.seed, r.protocol, r.test_length) for r in results}
+    assert found == asked_for(load_recipe(name, ["size=test"]))
+    assert {r.status for r in results} <= {"ok", "undefined"}
+    assert {r.study for r in results} == {name}
+    assert {r.metric for r in results} & {"perplexity", "exact_match"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else (pytest.mark.slow, pytest.mark.ci)) for n in RECIPES]
+)
+def test_every_recipe_has_a_report(name, finished):
+    study = finished(name)
+    pezoo.run(name, ["size=test"], out=study.out)
+    table = (study.out / "report" / "table.md").read_text()
+    assert all(r.label.replace("|", "\\|") in table or r.label in table for r in study.results())
+    drawn = {suffix: {p.stem for p in study.out.glob(f"report/*.{suffix}")} for suffix in ("svg", "png")}
+    assert drawn["svg"] == drawn["png"] != set()
+    assert list((study.out / "tensorboard").rglob("events.out.tfevents.*"))
