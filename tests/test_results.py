@@ -105,7 +105,7 @@ def test_the_schema_has_the_promised_fields():
         "value n_tokens n_documents train_length test_length length_ratio scale_factor seed "
         "learning_rate steps finetune_steps finetune_length params train_seconds eval_seconds "
         "tokens_per_second peak_memory_bytes threads config_hash versions device date status "
-        "reason label"
+        "reason label part"
     )
     assert {field.name for field in dataclasses.fields(Result)} == set(promised.split())
     assert typing.get_args(results.Status) == (

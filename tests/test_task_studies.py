@@ -327,6 +327,21 @@ def test_each_task_and_form_is_trained_by_itself():
     assert [e.tested.name for e in made.evaluations if e.part == "a"] == ["reverse_string", "copy:symbols=4", "copy"]
 
 
+def test_what_is_written_twice_is_tested_once(text):
+    made = plan("test.protocols=[answers,answers]", tasks=["copy:variant=random", "copy"])
+    assert kinds(made) == {"train": 1, "evaluate": 1}
+    test = {"lengths": ["1x"], "protocols": ["sliding", "prefix", "sliding"]}
+    assert kinds(plan(tasks=["language_modelling"], data=text, test=test)) == {"train": 1, "evaluate": 2}
+
+
+def test_a_tuning_length_without_questions_is_refused():
+    tuned = [{"scheme": "rope", "tune": [2]}]
+    assert plan(tasks=["lego:variables=12"], schemes=tuned)
+    with pytest.raises(UserError, match="lego has no questions of length 18; its longest have length 12"):
+        plan("tune.length=3x", tasks=["lego:variables=12"], schemes=tuned)
+    assert plan("tune.length=3x", tasks=["lego:variables=12"]), "nothing is tuned"
+
+
 CHANGES = {
     "train.lengths=uniform": (True, True),
     "train.length=7": (True, True),

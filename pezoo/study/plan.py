@@ -36,6 +36,7 @@ from pezoo.evaluation import parse_protocol
 from pezoo.evaluation.answers import check_answer_protocol
 from pezoo.registry import entries
 from pezoo.scheme import MemberSpec, Spec, parse, read_members
+from pezoo.task import parse_task
 from pezoo.transformer import Transformer, TransformerConfig
 
 VERSIONS = {"train": 2, "choose": 1, "tune": 2, "evaluate": 2}
@@ -160,7 +161,7 @@ def make_plan(recipe: Recipe) -> Plan:
     plan = Plan(recipe, load_corpora(recipe), {}, [])
     for name, part in recipe.split():
         try:
-            for task in dict.fromkeys(part.tasks):
+            for task in dict.fromkeys(t if t == LANGUAGE_MODELLING else str(parse_task(t)) for t in part.tasks):
                 _Planner(plan, name, part, task).add_all()
         except UserError as error:
             raise UserError(f"parts.{name}: {error}" if name else str(error)) from None
@@ -196,21 +197,29 @@ class _Planner:
         """Refuse a corpus that has not enough text for crops and windows."""
         corpus, recipe = self.material.corpus, self.recipe
         crops(corpus.train, recipe.train.length, 1, 0, 0)
-        tunings = [steps for row in recipe.rows for steps in row.tune]
-        if any(tunings + (recipe.tune.steps if recipe.grid.encodings else [])):
+        if self._tunes:
             crops(corpus.train, recipe.tune_length, 1, 0, 0)
         windows(corpus.test, max(recipe.test_lengths), recipe.test.windows, recipe.test.seed)
 
+    @property
+    def _tunes(self) -> bool:
+        """Whether any model is tuned."""
+        recipe = self.recipe
+        counts = [steps for row in recipe.rows for steps in row.tune]
+        return any(counts + (recipe.tune.steps if recipe.grid.encodings else []))
+
     def _check_lengths(self) -> None:
-        """Refuse lengths for which the task has no questions, in training or testing."""
+        """Refuse lengths for which the task has no questions, in training, tuning or testing."""
         train, least = self.recipe.train, self.material.task.least_length
         if (given := train.min_length or least) < least:
             raise UserError(
                 f"train.min_length={given} is too short for {self.material.name}; type train.min_length={least}"
             )
         self.recipe = dataclasses.replace(self.recipe, train=dataclasses.replace(train, min_length=given))
-        for step, length in enumerate([train.length, *self.recipe.test_lengths]):
-            self.material.pairs(TESTING if step else TRAINING, 0, 1, length, 0)
+        for length in [train.length] + [self.recipe.tune_length] * self._tunes:
+            self.material.pairs(TRAINING, 0, 1, length, 0)
+        for length in self.recipe.test_lengths:
+            self.material.pairs(TESTING, 0, 1, length, 0)
 
     def add_all(self) -> None:
         """Add cells and evaluations, ordered by scheme, then seed."""
@@ -335,11 +344,12 @@ def _protocols(material: Material, recipe: Recipe) -> list[tuple[Material, str]]
         if isinstance(material, Questions):
             for protocol in asked:
                 check_answer_protocol(protocol, material)
-            return [(material, protocol) for protocol in asked or ["answers"]]
-        tests: list[tuple[Material, str]] = [(material, str(parse_protocol(p))) for p in asked or ["prefix"]]
+            return [(material, protocol) for protocol in dict.fromkeys(asked or ["answers"])]
+        protocols = dict.fromkeys(str(parse_protocol(p)) for p in asked or ["prefix"])
     except UserError as error:
         raise UserError(f"test.protocols: {error}") from None
-    for task in recipe.test.tasks:
+    tests: list[tuple[Material, str]] = [(material, protocol) for protocol in protocols]
+    for task in dict.fromkeys(str(parse_task(task)) for task in recipe.test.tasks):
         questions = Questions(task, "causal", None)
         if questions.vocab_size != material.vocab_size:
             raise UserError(
