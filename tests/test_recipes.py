@@ -44,11 +44,11 @@ def asked_for(recipe):
         for part, one in recipe.split()
         for task, (name, tune), seed, length in product(one.tasks, rows(one), one.seeds, one.test_lengths)
         for label in labels(one, name, tune)
-        for *tested, protocol in tested_on(one, task, label)
+        for *tested, protocol in what_is_tested(one, task, label)
     }
 
 
-def tested_on(one, task, label):
+def what_is_tested(one, task, label):
     """What a row is tested on, and how, by the names that results have."""
     if task != LANGUAGE_MODELLING:
         return [(str(parse_task(task)), label, protocol) for protocol in one.test.protocols or ["answers"]]

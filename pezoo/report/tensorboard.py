@@ -115,7 +115,7 @@ def _cards(results: list[Result], cells: str | Path | None) -> Iterator[Card]:
                     picture=draw_curves(kept, metric, protocol) if shown else None,
                     text=by_length(kept, metric, protocol).markdown(),
                 )
-            losses = {} if cells is None else losses_by_label(group, cells, protocol)
+            losses = {} if cells is None or "loss" not in names else losses_by_label(group, cells, protocol)
             if losses:
                 yield Card(
                     tag=f"{_group(name, protocol, False)}/loss_by_position",
