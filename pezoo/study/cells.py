@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,10 @@ def choose_model(
     best = min(losses, key=lambda lr: math.inf if losses[lr] is None else losses[lr])
     chosen = next(k for k in cell.inputs["candidates"][best] if store.facts(k)["inputs"]["seed"] == cell.inputs["seed"])
     if (model := store.path(chosen) / "model.pt").exists():
-        (folder / "model.pt").hardlink_to(model)
+        try:
+            (folder / "model.pt").hardlink_to(model)
+        except OSError:  # not every file system has links
+            shutil.copyfile(model, folder / "model.pt")
     return {"fit": store.facts(chosen)["fit"], "learning_rate": float(best), "validation_losses": losses}
 
 
