@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A file of tests runs in one process, and as many files at a time as there are cores.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: help demo test test-ci test-all lint docs ci clean
@@ -22,13 +24,13 @@ demo: $(VENV)/.installed
 	@$(BIN)/pezoo run quickstart
 
 test: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 test-ci: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest -m "ci and not gpu"
+	@$(PYTEST) -m "ci and not gpu"
 
 test-all: $(VENV)/.installed-test
-	@$(BIN)/python -m pytest -m "not gpu"
+	@$(PYTEST) -m "not gpu"
 
 lint: $(VENV)/.installed-test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

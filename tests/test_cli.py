@@ -71,14 +71,14 @@ def test_help_has_examples_that_parse(command, capsys):
 
 def test_list_is_a_tree_by_family(capsys):
     shown = lines(capsys, "list")
-    at = [shown.index(name) for name in ("encodings", "  absolute", "  bias", "extensions")]
+    at = [shown.index(name) for name in ("encodings", "  absolute", "  bias", "extensions", "tasks", "  recall")]
     assert at == sorted(at)
     alibi = next(line for line in shown if line.split()[:1] == ["alibi"])
     assert shown.index("  bias") < shown.index(alibi) < shown.index("extensions")
     assert "2021" in alibi
     assert "shift-invariant" in alibi
     names = {line.split()[0] for line in shown if line.startswith("    ")}
-    assert names == {*pezoo.list_encodings(), *pezoo.list_extensions()}
+    assert names == {*pezoo.list_encodings(), *pezoo.list_extensions(), *pezoo.list_tasks()}
 
 
 def test_list_takes_patterns_and_kinds(capsys):
@@ -93,7 +93,8 @@ def test_list_json_is_what_describe_says(capsys):
     assert [f["name"] for f in found] == ["alibi"]
     assert found[0]["arxiv"] == pezoo.describe("alibi")["arxiv"]
     everything = json.loads("\n".join(lines(capsys, "list", "--json")))
-    assert len(everything) == len(pezoo.list_encodings()) + len(pezoo.list_extensions())
+    names = [*pezoo.list_encodings(), *pezoo.list_extensions(), *pezoo.list_tasks()]
+    assert [f["name"] for f in everything] == names
 
 
 def test_list_knows_plugins(tmp_path, capsys):
