@@ -21,11 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pezoo.data import DataConfig
 from pezoo.errors import UserError, suggest
 from pezoo.experiments import recipes_dir
+from pezoo.results import LANGUAGE_MODELLING
 from pezoo.transformer import ModelConfig
 
 Schedule = Literal["cosine", "linear", "constant"]
-LANGUAGE_MODELLING = "language_modelling"
-"""What `tasks` calls learning the text of `data`."""
 
 
 @dataclass

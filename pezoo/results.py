@@ -27,6 +27,8 @@ from pezoo.errors import UserError, suggest
 if TYPE_CHECKING:
     import pandas
 
+LANGUAGE_MODELLING = "language_modelling"
+"""The task of learning a text."""
 Status = Literal["ok", "undefined", "diverged", "out_of_memory", "failed"]
 
 

@@ -5,10 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from pezoo.errors import UserError
-from pezoo.results import Result
+from pezoo.results import LANGUAGE_MODELLING, Result
 
-LANGUAGE_MODELLING = "language_modelling"
-"""The task that names leave out."""
 HEADLINES = ("perplexity", "exact_match", "token_accuracy")
 """Metrics worth a figure, the foremost first."""
 WINDOWED = " | windowed"
