@@ -438,13 +438,22 @@ def _values(recipe: Recipe, keys: str) -> Iterator[tuple[str, Any]]:
 
 
 def _refuse_idle(recipe: Recipe, keys: Iterable[str]) -> None:
-    """Refuse an override that would have no effect, since every part sets that key itself."""
+    """Refuse what would have no effect: an override of what every part sets itself, half a grid, questions to nobody."""
     for key in keys:
         path = re.sub(r"\[(\d+)\]", r".\1", key).split(".")
         setting = [name for name, given in recipe.parts.items() if _holds(given, path)]
         if recipe.parts and len(setting) == len(recipe.parts):
             example = f"parts.{setting[0]}.{key}"
             raise UserError(f"{key} is set by every part of the recipe ({', '.join(setting)}); type {example}=...")
+    parts = [one for _, one in recipe.split()]
+    if recipe.grid.extensions and not any(one.grid.encodings for one in parts):
+        asked = recipe.grid.extensions
+        raise UserError(f"grid.extensions={asked} has nothing to extend; type grid.encodings=[rope] or ['*'] as well")
+    if recipe.test.tasks and not any(LANGUAGE_MODELLING in one.tasks for one in parts):
+        raise UserError(
+            f"test.tasks={recipe.test.tasks} are asked of language models, and tasks={recipe.tasks} trains none; "
+            f"add {LANGUAGE_MODELLING} to tasks, or what is asked"
+        )
 
 
 def _holds(given: Any, path: list[str]) -> bool:

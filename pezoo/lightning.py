@@ -98,24 +98,26 @@ class LanguageModel(pl.LightningModule):
         super().__init__()
         self.model, self.settings, self.phase, self.progress = model, settings, phase, progress
         self.perplexity, self.accuracy = Perplexity(ignore_index=IGNORE), MeanMetric()
-        self.steps, self.validated_at, self.n_tokens, self.seconds = 0, 0, 0, 0.0
+        self.steps, self.validated_at, self.seconds = 0, 0, 0.0
+        self.n_rows = self.n_tokens = 0  # of the training batches that are done
         self.final_loss = self.validation_loss = math.nan
 
-    def _logits(self, tokens: Tensor, batch_idx: int, phase: str) -> Tensor:
-        """Logits (B, L, V), float32, of the ids (B, L)."""
+    def _logits(self, tokens: Tensor, first_row: int, phase: str) -> Tensor:
+        """Logits (B, L, V), float32, of the ids (B, L), whose random draws are keyed by row from `first_row` on."""
         batch, length = tokens.shape
-        rows = tuple(range(batch_idx * batch, (batch_idx + 1) * batch))  # keys of random draws
+        rows = tuple(range(first_row, first_row + batch))
         positions = self.model.positions(batch, length, phase=phase, rows=rows)
         return self.model(tokens, positions).float()
 
     def training_step(self, batch: Example, batch_idx: int) -> Tensor:
         """Mean cross-entropy, in nats, of what is asked."""
-        logits = self._logits(batch.tokens, batch_idx, self.phase)
+        logits = self._logits(batch.tokens, self.n_rows, self.phase)
         return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Example, batch_idx: int) -> None:
         """Every `log_every` steps: curves, progress, and an end if the loss is not finite."""
         settings = self.settings
+        self.n_rows += len(batch.tokens)
         self.n_tokens += batch.tokens.numel()
         self.steps, partial = divmod(batch_idx + 1, settings.accumulate)
         if partial or (self.steps % settings.log_every and self.steps != settings.steps):
@@ -135,7 +137,7 @@ class LanguageModel(pl.LightningModule):
 
     def validation_step(self, batch: Example, batch_idx: int) -> None:
         """Count what is asked for perplexity and accuracy."""
-        logits = self._logits(batch.tokens, batch_idx, "test")
+        logits = self._logits(batch.tokens, batch_idx * len(batch.tokens), "test")
         asked = batch.targets != IGNORE
         self.perplexity.update(logits, batch.targets)
         self.accuracy.update((logits.argmax(-1) == batch.targets)[asked].float())

@@ -164,6 +164,20 @@ def test_an_override_that_every_part_would_undo_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"grid": {"extensions": ["pi"]}}, r"grid.extensions=\['pi'\] has nothing to extend; type grid.encodings="),
+        ({"tasks": ["parity"], "test": {"tasks": ["passkey_text"]}}, r"test.tasks=\['passkey_text'\] .*trains none"),
+    ],
+)
+def test_what_no_part_uses_is_refused(given, message):
+    with pytest.raises(UserError, match=message):
+        load_recipe(recipe(**given))
+    used = {"grid": {"encodings": ["rope"]}, "tasks": ["language_modelling"]}
+    load_recipe(recipe(**given, parts={"one": {}, "other": used}))
+
+
+@pytest.mark.parametrize(
     ("parts", "message"),
     [
         ({"a": 3}, r"parts.a must be a group of keys \(schemes, grid, tasks"),

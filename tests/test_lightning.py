@@ -136,6 +136,15 @@ def test_two_schemes_see_the_same_batches(text, monkeypatch):
         assert at_a.rows == at_b.rows == tuple(range(4 * step, 4 * step + 4))
 
 
+@pytest.mark.parametrize("lengths", ["fixed", "uniform", "curriculum"])
+def test_no_two_training_rows_share_their_random_draws(lengths, text, monkeypatch):
+    seen = watch(monkeypatch)
+    train(make("rope+random"), text, with_settings(lengths=lengths, accumulate=2))
+    keys = [row for _, positions in seen for row in positions.rows]
+    assert keys == list(range(len(keys)))
+    assert (len({len(tokens) for tokens, _ in seen}) > 1) == (lengths != "fixed")
+
+
 def test_the_scheme_is_told_the_phase(text, monkeypatch, tmp_path):
     seen = watch(monkeypatch)
     fit(make(), text, text, SETTINGS, seed=0, length=16, phase="tune", log_dir=tmp_path)

@@ -39,7 +39,7 @@ from pezoo.scheme import MemberSpec, Spec, parse, read_members
 from pezoo.task import parse_task
 from pezoo.transformer import Transformer, TransformerConfig
 
-VERSIONS = {"train": 2, "choose": 1, "tune": 2, "evaluate": 2}
+VERSIONS = {"train": 3, "choose": 1, "tune": 3, "evaluate": 2}
 """Raised when the code of a kind of cell changes its numbers; older cells are then not reused."""
 
 
