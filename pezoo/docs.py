@@ -1,5 +1,8 @@
 """What is generated from the code: `python -m pezoo.docs` renews it, and tests assert that it is current.
 
+`python -m pezoo.docs runs/survey runs/kerple-gpu` publishes studies first: what people read of them goes to
+`experiments/results`, whose tables are renewed as well.
+
 Two pages as a whole: `docs/zoo.md`, an account of each member, with `docs/pictures`; and `docs/grid.md`, which pairs of
 an encoding and an extension work, each of them tried. In pages that people write, the blocks between `<!-- name -->`
 and `<!-- /name -->`: README's tables of members and recipes, the tasks, the keys of a recipe.
@@ -9,6 +12,7 @@ import ast
 import dataclasses
 import inspect
 import re
+import shutil
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -29,6 +33,8 @@ from pezoo.contract import Shape
 from pezoo.errors import UserError
 from pezoo.experiments import recipes_dir
 from pezoo.registry import Entry, entries, entry, make_config
+from pezoo.report import table
+from pezoo.results import read
 from pezoo.scheme import Spec, parse
 from pezoo.task import make_task
 from pezoo.transformer import Transformer
@@ -380,9 +386,45 @@ def draw(names: Iterable[str]) -> None:
             path.unlink()
 
 
-def main() -> int:
-    """Renew README.md and docs/ in place."""
+# ---- published results --------------------------------------------------------------------------
+
+
+def publish(study: Path) -> Path:
+    """Copy recipe, results, tables and figures (as PNG) of a finished study to where published ones are.
+
+    Returns:
+        The folder, which is replaced if it was there.
+
+    Raises:
+        UserError: if there is no finished study in that folder.
+    """
+    files = [study / "recipe.yaml", study / "results.jsonl", *sorted(study.glob("report/*.png"))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise UserError(f"{study} is no finished study: it lacks {', '.join(missing)}")
+    folder = PUBLISHED / study.resolve().name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+def published() -> dict[Path, str]:
+    """The text of each published study's tables, from its results."""
+    return {path.parent / "table.md": table.markdown(read(path)) for path in sorted(PUBLISHED.glob("*/results.jsonl"))}
+
+
+def main(studies: Iterable[str] = ()) -> int:
+    """Publish studies, then renew README.md, docs/ and published tables in place."""
     torch.set_num_threads(1)
+    try:
+        for study in studies:
+            print(f"published {publish(Path(study))}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path, text in published().items():
+        path.write_text(text, encoding="utf-8")
     GRID.parent.mkdir(exist_ok=True)
     GRID.write_text(grid({e.name: column(e.name) for e in members("encoding")}), encoding="utf-8")
     for page in (README, TASKS, RECIPES):
@@ -393,4 +435,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

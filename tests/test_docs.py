@@ -10,6 +10,7 @@ import torch
 from pezoo import docs
 from pezoo.checks import CheckFailed
 from pezoo.config import LANGUAGE_MODELLING, Recipe, _parse_override, load_recipe
+from pezoo.errors import UserError
 from pezoo.evaluation.answers import ANSWER_PROTOCOLS
 from pezoo.evaluation.protocols import PROTOCOLS
 from pezoo.experiments import recipes_dir
@@ -124,6 +125,27 @@ def test_the_recipe_of_ones_own_runs(tmp_path):
     assert {(r.part, r.task) for r in results} == {("counting", "majority"), ("reading", "language_modelling")}
     labels = {r.label for r in results}
     assert {"nope", "alibi+random", "tuned YaRN, 100 steps @ 8x", "rope+random | windowed"} <= labels
+
+
+def test_published_tables_are_what_their_results_give():
+    found = docs.published()
+    assert {path.parent.name for path in found} >= {"quickstart", "interpolation"}
+    assert [path.parent.name for path, text in found.items() if text != page(path)] == [], RENEW
+
+
+def test_a_finished_study_can_be_published(tmp_path, monkeypatch):
+    monkeypatch.setattr(docs, "PUBLISHED", tmp_path / "published")
+    finished, files = tmp_path / "mine-gpu", ("recipe.yaml", "results.jsonl", "report/a.png", "report/a.svg")
+    for name in (*files, "cells/b", "report/table.md"):
+        (finished / name).parent.mkdir(parents=True, exist_ok=True)
+        (finished / name).write_text(name)
+    (tmp_path / "published" / "mine-gpu").mkdir(parents=True)
+    (tmp_path / "published" / "mine-gpu" / "of_old.png").touch()
+    folder = docs.publish(finished)
+    assert folder == tmp_path / "published" / "mine-gpu"
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {f.split("/")[-1]: f for f in files[:3]}
+    with pytest.raises(UserError, match="cells is no finished study: it lacks recipe.yaml, results.jsonl"):
+        docs.publish(finished / "cells")
 
 
 def test_every_member_has_a_small_picture_and_none_is_left_over():

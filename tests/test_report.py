@@ -481,10 +481,9 @@ def test_tables_give_the_reasons():
     assert "- nope: diverged at 16L: the loss is not finite\n" in text
 
 
-def test_the_file_has_a_table_per_metric_and_protocol(tmp_path):
-    table.write(study(protocols=("prefix", "non_overlapping")), tmp_path / "report" / "table.md")
-    headings = re.findall("^#.*", (tmp_path / "report" / "table.md").read_text(), re.M)
-    assert headings == [
+def test_the_page_has_a_table_per_metric_and_protocol():
+    page = table.markdown(study(protocols=("prefix", "non_overlapping")))
+    assert re.findall("^#.*", page, re.M) == [
         "# made_up",
         "## Loss, prefix protocol",
         "## Perplexity, prefix protocol",
@@ -492,8 +491,12 @@ def test_the_file_has_a_table_per_metric_and_protocol(tmp_path):
         "## Perplexity, non_overlapping protocol",
     ]
     with pytest.raises(UserError, match="no results yet"):
-        table.write([], tmp_path / "report" / "none.md")
-    assert not (tmp_path / "report" / "none.md").exists()
+        table.markdown([])
+
+
+def test_grids_stand_before_their_rows():
+    headings = re.findall("^## .*", table.markdown(crossing()), re.M)
+    assert [heading.split(",")[0] for heading in headings[:3]] == ["## Perplexity at 2L"] * 2 + ["## Perplexity"]
 
 
 @pytest.mark.parametrize(("width", "terminal"), [(80, True), (80, False), (150, True)])

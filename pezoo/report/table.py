@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas
 import rich.box
@@ -34,7 +33,7 @@ from pezoo.report.statistics import (
     score_frame,
     tuning_name,
 )
-from pezoo.results import Result, replacing
+from pezoo.results import Result
 
 MANY = 6
 """So many tasks of one part have tables and figures of their own; more are only shown together."""
@@ -233,7 +232,7 @@ def overview(results: Iterable[Result]) -> list[Table]:
 
 
 def every_table(results: Iterable[Result]) -> list[Table]:
-    """Return the tables of a study: those over tasks, then for each group those of each protocol and metric.
+    """Return the tables of a study: those over tasks, then for each group its grids, and each protocol and metric.
 
     Raises:
         UserError: if there are no results, or they cannot share tables.
@@ -242,30 +241,23 @@ def every_table(results: Iterable[Result]) -> list[Table]:
     found = groups(results)
     tables = [scores(by_task(tasks)) for metric in ACCURACIES for tasks in score_groups(found, metric)]
     for name, group in (found | matrices(results)).items():
-        for protocol, names in metrics(group).items():
-            for metric in names:
-                tables.append(by_length(group, metric, protocol, name))
-        tables += crossed(group, *headline(metrics(group)), name)
+        every = metrics(group)
+        tables += crossed(group, *headline(every), name)
+        tables += [by_length(group, metric, protocol, name) for protocol in every for metric in every[protocol]]
     return tables
 
 
-def write(results: Iterable[Result], path: str | Path) -> None:
-    """Write a Markdown file with all tables of a study.
-
-    Args:
-        results: results of one study.
-        path: the file to write or replace.
+def markdown(results: Iterable[Result]) -> str:
+    """Return a Markdown page with all tables of a study.
 
     Raises:
         UserError: if there are no results, or they cannot share tables.
-        OSError: if the file cannot be written.
     """
     results = list(results)
     sections = [f"# {', '.join(dict.fromkeys(r.study for r in results))}\n"]
     for table in every_table(results):
         sections += [f"## {table.heading}\n", table.markdown()]
-    with replacing(path) as file:
-        file.write("\n".join(sections).encode())
+    return "\n".join(sections)
 
 
 def _metric(result: Result) -> str:

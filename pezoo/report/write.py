@@ -9,7 +9,7 @@ from pezoo.report.figure import readable, save
 from pezoo.report.groups import HEADLINES, groups, headline, matrices, metrics, select
 from pezoo.report.names import safe_names
 from pezoo.report.statistics import ACCURACIES, grids, length_name, losses_by_label
-from pezoo.results import Result
+from pezoo.results import Result, replacing
 
 
 def write_report(results: Iterable[Result], folder: str | Path, cells: str | Path, logdir: str | Path) -> None:
@@ -31,7 +31,8 @@ def write_report(results: Iterable[Result], folder: str | Path, cells: str | Pat
         OSError: if something cannot be written.
     """
     results, folder = list(results), Path(folder)
-    table.write(results, folder / "table.md")
+    with replacing(folder / "table.md") as file:
+        file.write(table.markdown(results).encode())
     found = groups(results)
     every = found | matrices(results)
     parts = dict.fromkeys(group[0].part for group in found.values())
