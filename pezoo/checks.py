@@ -135,7 +135,8 @@ class Subject:
 class Check:
     """One property, and how it is looked at."""
 
-    function: Callable[[Subject], None]
+    function: Callable[[Any], None]
+    """Takes a `Subject`, or of `pezoo.task_checks` a task."""
     slow: bool = False
     once: bool = False
     """The property is of the member alone: one scheme is enough."""

@@ -392,17 +392,18 @@ def bench(argv: list[str]) -> int:
 
 
 def check(argv: list[str]) -> int:
-    """Hold a member, or a file of your own, to the conformance kit."""
+    """Hold a member, a task, or a file of your own, to the conformance kit."""
     parser = _parser(
         "check",
         check,
         "pezoo check rope",
         "pezoo check my_encoding.py",
+        "pezoo check mqar:n_pairs=8",
         "pezoo check yarn --only causal",
         note="A line a check: pass, known (a declared deviation), skip (nothing to look at) or FAIL.\n"
         "The exit code is 1 if a check fails. An extension is checked on one encoding of each kind.\n\n",
     )
-    parser.add_argument("target", metavar="NAME|FILE.py", help="a member, or a file that registers some")
+    parser.add_argument("target", metavar="NAME|FILE.py", help="a member, a task, or a file that registers some")
     parser.add_argument("--only", metavar="CHECK", help="run one check")
     parser.add_argument("--slow", action="store_true", help="run torch.compile's check as well")
     _add_json(parser)
@@ -420,20 +421,32 @@ def check(argv: list[str]) -> int:
 
 
 def new(argv: list[str]) -> int:
-    """Write a file to start an encoding or an extension of your own from."""
-    parser = _parser("new", new, "pezoo new my_encoding", "pezoo new my_extension --kind extension --out mine.py")
+    """Write a file to start an encoding, an extension or a task of your own from."""
+    parser = _parser(
+        "new",
+        new,
+        "pezoo new my_encoding",
+        "pezoo new my_extension --kind extension --out mine.py",
+        "pezoo new my_task --kind task",
+    )
     parser.add_argument("name", metavar="NAME", help="of the member: a-z, 0-9 and _")
-    parser.add_argument("--kind", choices=("encoding", "extension"), default="encoding", help="default: encoding")
+    kinds = ("encoding", "extension", "task")
+    parser.add_argument("--kind", choices=kinds, default="encoding", help="default: encoding")
     parser.add_argument("--out", metavar="FILE.py", help="default: NAME.py")
     args = parser.parse_args(argv)
 
     from pezoo.new import write
 
     path = write(args.name, args.kind, args.out)
-    file, scheme = shlex.quote(str(path)), args.name if args.kind == "encoding" else f"rope+{args.name}"
+    study = {
+        "encoding": f"quickstart 'schemes=[{args.name},rope]'",
+        "extension": f"quickstart 'schemes=[rope+{args.name},rope]'",
+        "task": f"length_generalization 'tasks=[{args.name}]'",
+    }
+    file = shlex.quote(str(path))
     _say(escape(f"wrote {path}; next:"))
     _say(escape(f"  pezoo check {file}"))
-    _say(escape(f"  pezoo run quickstart 'schemes=[{scheme},rope]' --plugin {file}"))
+    _say(escape(f"  pezoo run {study[args.kind]} --plugin {file}"))
     return 0
 
 
@@ -446,7 +459,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "generate": ("generate DIR SCHEME [--prompt TEXT] [--tokens N]", generate),
     "bench": ("bench [--json]", bench),
     "check": ("check NAME|FILE.py [--slow] [--json]", check),
-    "new": ("new NAME [--kind extension] [--out FILE.py]", new),
+    "new": ("new NAME [--kind extension|task] [--out FILE.py]", new),
 }
 
 

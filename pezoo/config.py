@@ -438,7 +438,7 @@ def _values(recipe: Recipe, keys: str) -> Iterator[tuple[str, Any]]:
 
 
 def _refuse_idle(recipe: Recipe, keys: Iterable[str]) -> None:
-    """Refuse what would have no effect: an override of what every part sets itself, half a grid, questions to nobody."""
+    """Refuse what would have no effect: an override of what every part sets, half a grid, questions to nobody."""
     for key in keys:
         path = re.sub(r"\[(\d+)\]", r".\1", key).split(".")
         setting = [name for name, given in recipe.parts.items() if _holds(given, path)]

@@ -1,4 +1,4 @@
-"""What `pezoo new` writes: a commented file that is a member of the zoo at once, to be changed into your own."""
+"""What `pezoo new` writes: a commented file that is a member of the zoo, or a task, at once; to be made your own."""
 
 import keyword
 import re
@@ -122,7 +122,62 @@ class $class_name(Extension):
         return positions.scaled(1 / positions.factor(self.shape.train_length, self.config.factor))
 '''
 
-TEMPLATES = {"encoding": ENCODING, "extension": EXTENSION}
+TASK = '''"""$title: one sentence on what is asked, with its source.
+
+input: n symbols; output: the same, moved round by `steps` places, n symbols
+
+0120 -> 1200        steps = 1
+
+Departures: none.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from pezoo import Pairs, Task, register, setting
+
+
+@register(
+    "$name",
+    title="$title",
+    equation="y_i = x_{(i + steps) mod n}",
+    # year=2026, authors="...", arxiv="...", family="..."
+)
+class $class_name(Task):
+    """The input, moved round; length: symbols."""
+
+    @dataclass
+    class Config:
+        """Settings, written $name:steps=2 in a recipe."""
+
+        symbols: int = setting(5, "different symbols", at_least=2)
+        steps: int = setting(1, "places", at_least=0)
+
+    # Where they differ, state as well (see pezoo.Task):
+    #   layout = "plain" or "inline"       how a question and its answer become one sequence
+    #   forms = ("causal",)                for a task without an encoder form
+    #   least_length = 3                   the shortest length with questions; `sample` refuses shorter ones
+    #   chance                             what the best constant guess gets, if that is not 1 / n_symbols
+    #   input_length(length)               most symbols of a question, if that is not the length
+    #   depths = (0.0, 0.5, 1.0)           places of a needle; `sample` then takes depth=None, or one of 0 ... 1
+
+    @property
+    def n_symbols(self) -> int:
+        """Ids 0 ... n_symbols - 1 are the task's own; marks follow."""
+        return self.config.symbols
+
+    def output_length(self, length: int) -> int:
+        """As long as the input."""
+        return length
+
+    def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
+        """Uniform symbols: (B, n) and (B, m) int64, an answer shorter than its row filled up with pezoo.IGNORE."""
+        inputs = torch.randint(self.n_symbols, (batch_size, length), generator=generator)
+        return Pairs(inputs, inputs.roll(-self.config.steps, dims=1))
+'''
+
+TEMPLATES = {"encoding": ENCODING, "extension": EXTENSION, "task": TASK}
 
 
 def write(name: str, kind: str = "encoding", out: str | Path | None = None) -> Path:
@@ -130,7 +185,7 @@ def write(name: str, kind: str = "encoding", out: str | Path | None = None) -> P
 
     Args:
         name: of the member, in lower case.
-        kind: "encoding" or "extension".
+        kind: "encoding", "extension" or "task".
         out: file to write; default: <name>.py in the current folder.
 
     Returns:

@@ -1,6 +1,7 @@
 """The conformance kit: holds a member of the zoo, or one of your own, to the properties in `pezoo.checks`.
 
     outcomes = check_encoding("alibi")          # or a class, or: pezoo check alibi, pezoo check my_encoding.py
+    outcomes = check_task("mqar:n_pairs=8")     # a task, to those in `pezoo.task_checks`
 
     @parametrize("my_encoding")                 # in a test of one's own: a case a property
     def test_my_encoding(conformance):
@@ -12,7 +13,7 @@ are shown with their reason.
 
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ from pezoo.contract import Encoding, Shape, overrides
 from pezoo.errors import UserError, suggest
 from pezoo.registry import Entry, entries, entry, list_encodings, list_extensions, load_plugin, make_config
 from pezoo.scheme import fits, parse
+from pezoo.task import make_task, parse_task
+from pezoo.task_checks import TASK_CHECKS
 
 if TYPE_CHECKING:
     import pytest
@@ -71,7 +74,7 @@ def subjects(member: str | type) -> list[Subject]:
 @cache
 def _subjects(found: Entry) -> tuple[Subject, ...]:
     if found.kind == "task":
-        raise UserError(f"{found.name} is a task; the kit checks encodings and extensions")
+        raise UserError(f"{found.name} is a task, not an encoding or an extension; use check_task")
     if found.kind == "alias":
         return (Subject(_tested(found), parse(found.name)),)
     if issubclass(found.cls, Encoding):
@@ -139,19 +142,50 @@ def check_encoding(member: str | type, *, slow: bool = False, only: str | None =
     Raises:
         UserError: if there is no such member or check.
     """
-    if only is not None and only not in CHECKS:
-        raise UserError(f"no check is called {only!r}.{suggest(only, CHECKS)} They are: {', '.join(CHECKS)}")
-    names = [n for n, c in CHECKS.items() if (n == only if only else slow or not c.slow)]
+    names = [n for n in _named(CHECKS, only) if only or slow or not CHECKS[n].slow]
     schemes = subjects(member)
     outcomes = [[run(subject, name) for subject in (schemes[:1] if CHECKS[name].once else schemes)] for name in names]
     return [o for group in outcomes for o in _overdue(group)]
 
 
+def check_task(task: str, *, only: str | None = None) -> list[Outcome]:
+    """Hold a task to the kit.
+
+    Args:
+        task: name and settings, such as mqar:n_pairs=8.
+        only: one check by name.
+
+    Returns:
+        One outcome a check, failures included.
+
+    Raises:
+        UserError: if there is no such task, setting or check.
+    """
+    spec = parse_task(task)
+    return [_run(entry(spec.name), str(spec), name, {}) for name in _named(TASK_CHECKS, only)]
+
+
+def _named(checks: Iterable[str], only: str | None) -> list[str]:
+    if only is not None and only not in checks:
+        raise UserError(f"no check is called {only!r}.{suggest(only, checks)} They are: {', '.join(checks)}")
+    return list(checks) if only is None else [only]
+
+
+def _check(target: str, *, slow: bool = False, only: str | None = None) -> list[Outcome]:
+    """Whatever kind of member it is."""
+    known = entries().get(target.partition(":")[0])
+    is_task = known is not None and known.kind == "task"
+    return check_task(target, only=only) if is_task else check_encoding(target, slow=slow, only=only)
+
+
 def run(subject: Subject, name: str) -> Outcome:
     """Run one check on one scheme."""
-    found, scheme = subject.entry, str(subject.spec)
-    outcome = partial(Outcome, found.name, scheme, name)
     reasons = {k: v for m in subject.spec.members for k, v in entry(m.name).cls.traits.deviations.items()}
+    return _run(subject.entry, str(subject.spec), name, reasons)
+
+
+def _run(found: Entry, scheme: str, name: str, reasons: Mapping[str, str]) -> Outcome:
+    outcome = partial(Outcome, found.name, scheme, name)
     try:
         reproduce(scheme, name, found.name)
     except NotApplicable as reason:
@@ -159,35 +193,37 @@ def run(subject: Subject, name: str) -> Outcome:
     except CheckFailed as error:
         if name in reasons:
             return outcome("known", reasons[name], error.expected, error.came)
-        return outcome("fail", "", error.expected, error.came, _snippet(subject, name))
+        return outcome("fail", "", error.expected, error.came, _snippet(found, scheme, name))
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         came = f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
-        return outcome("fail", "", "no exception", came, _snippet(subject, name))
+        return outcome("fail", "", "no exception", came, _snippet(found, scheme, name))
     return outcome("pass")
 
 
 def reproduce(scheme: str, check: str, member: str) -> None:
-    """Run one check on one scheme and let what it raises through, for a look at the traceback.
+    """Run one check on one scheme, or task, and let what it raises through, for a look at the traceback.
 
     Args:
-        scheme: such as "rope+pi".
-        check: a name from `pezoo.checks.CHECKS`.
-        member: which member of the scheme is under test.
+        scheme: such as "rope+pi", or a task such as "mqar:n_pairs=8".
+        check: a name from `pezoo.checks.CHECKS` or `pezoo.task_checks.TASK_CHECKS`.
+        member: which member of the scheme is under test; of a task its name.
     """
-    subject = Subject(entry(member), parse(scheme))
-    if reason := CHECKS[check].unless(subject.entry):
+    found = entry(member)
+    is_task = found.kind == "task"
+    wanted = (TASK_CHECKS if is_task else CHECKS)[check]
+    if reason := wanted.unless(found):
         raise NotApplicable(reason)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        CHECKS[check].function(subject)
+        wanted.function(make_task(scheme) if is_task else Subject(found, parse(scheme)))
 
 
-def _snippet(subject: Subject, name: str) -> str:
+def _snippet(found: Entry, scheme: str, name: str) -> str:
     lines = ["from pezoo import load_plugin, testing"]
-    module = subject.cls.__module__
+    module = found.cls.__module__
     if module.startswith("pezoo_plugin_"):
         lines.append(f"load_plugin({sys.modules[module].__file__!r})")
-    lines.append(f"testing.reproduce({str(subject.spec)!r}, {name!r}, {subject.entry.name!r})")
+    lines.append(f"testing.reproduce({scheme!r}, {name!r}, {found.name!r})")
     return "\n".join(lines)
 
 
@@ -211,7 +247,7 @@ def report(outcomes: list[Outcome], console: Console) -> None:
         console.print(f"[bold]{escape(scheme)}[/bold]")
         for o in (o for o in outcomes if o.scheme == scheme):
             status = "FAIL" if o.status == "fail" else o.status
-            about = CHECKS[o.check].summary if o.status == "fail" else o.reason
+            about = (CHECKS | TASK_CHECKS)[o.check].summary if o.status == "fail" else o.reason
             line = f"  [{STATUSES[o.status]}]{status:<5}[/] {o.check:<{width}}  {escape(about)}"
             console.print(line.rstrip(), soft_wrap=True)
             details = {"expected": o.expected, "came": o.came} if o.status in ("fail", "known") else {}
@@ -232,7 +268,7 @@ def command(target: str, *, slow: bool, only: str | None, console: Console | Non
     """What `pezoo check` does.
 
     Args:
-        target: a name, or a Python file, all of whose members are checked.
+        target: a name, of a task with settings if need be, or a Python file, all of whose members are checked.
         slow: run torch.compile's check too.
         only: one check by name.
         console: where to print; None prints nothing.
@@ -240,10 +276,9 @@ def command(target: str, *, slow: bool, only: str | None, console: Console | Non
     Returns:
         The exit code, and the outcomes as plain data.
     """
-    names = load_plugin(target) if target.endswith(".py") else [entry(target).name]
     outcomes = []
-    for name in names:
-        came = check_encoding(name, slow=slow, only=only)
+    for name in load_plugin(target) if target.endswith(".py") else [target]:
+        came = _check(name, slow=slow, only=only)
         if console is not None:
             report(came, console)
             console.print(f"{name}: {summary(came)}", soft_wrap=True)
@@ -261,27 +296,24 @@ def parametrize(*members: str, checks: Iterable[str] | None = None) -> "pytest.M
     declared deviation counts as an expected failure.
 
     Args:
-        members: names; default: every encoding and extension.
+        members: names, tasks with settings if need be; default: every encoding and extension.
         checks: names of checks; default: all but the slow ones.
     """
     import pytest
 
-    members = members or (*list_encodings(), *list_extensions())
-    names = [n for n, c in CHECKS.items() if not c.slow] if checks is None else list(checks)
-    entries_of = {m: _tested(entry(m)) for m in members}
-    cases = [
-        pytest.param(partial(_case, m, n), id=f"{m}-{n}")
-        for m in members
-        for n in names
-        if CHECKS[n].unless(entries_of[m]) is None
-    ]
-    return pytest.mark.parametrize("conformance", cases)
+    cases = []
+    for member in members or (*list_encodings(), *list_extensions()):
+        found = _tested(entry(member.partition(":")[0]))
+        kit = TASK_CHECKS if found.kind == "task" else CHECKS
+        names = [n for n, c in kit.items() if not c.slow] if checks is None else list(checks)
+        cases += [(member, name) for name in names if kit[name].unless(found) is None]
+    return pytest.mark.parametrize("conformance", [pytest.param(partial(_case, *c), id="-".join(c)) for c in cases])
 
 
 def _case(member: str, check: str) -> None:
     import pytest
 
-    outcomes = check_encoding(member, only=check)
+    outcomes = _check(member, only=check)
     failed = [f"{o.scheme}: expected {o.expected}; came {o.came}\n{o.snippet}" for o in outcomes if o.status == "fail"]
     if failed:
         pytest.fail("\n".join(failed), pytrace=False)

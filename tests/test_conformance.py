@@ -1,15 +1,26 @@
-"""Every member of the zoo, held to every property of the conformance kit."""
+"""Every member of the zoo and every task, held to every property of the conformance kit."""
 
 import pytest
 
 from pezoo import testing
 from pezoo.checks import CHECKS
+from pezoo.registry import list_tasks
 
 SLOW = [name for name, check in CHECKS.items() if check.slow]
+VARIANTS = (
+    *(f"copy:variant={variant}" for variant in ("random_twice", "repeat", "repeat_twice", "replace")),
+    *(f"reverse:variant={variant}" for variant in ("twice", "back")),
+    *("sorting:variant=multi_digit", "lego:order=shuffled", "scan:phrases=4", "mqar:vocabulary=32:n_pairs=8"),
+)
 
 
 @testing.parametrize()
 def test_conformance(conformance):
+    conformance()
+
+
+@testing.parametrize(*list_tasks(), *VARIANTS)
+def test_task_conformance(conformance):
     conformance()
 
 

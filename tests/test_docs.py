@@ -144,7 +144,7 @@ def test_a_finished_study_can_be_published(tmp_path, monkeypatch):
     folder = docs.publish(finished)
     assert folder == tmp_path / "published" / "mine-gpu"
     assert {path.name: path.read_text() for path in folder.iterdir()} == {f.split("/")[-1]: f for f in files[:3]}
-    with pytest.raises(UserError, match="cells is no finished study: it lacks recipe.yaml, results.jsonl"):
+    with pytest.raises(UserError, match=r"cells is no finished study: it lacks recipe\.yaml, results\.jsonl"):
         docs.publish(finished / "cells")
 
 

@@ -62,32 +62,6 @@ def rows(task: Task, length: int, seed: int, batch_size: int = 3) -> list[tuple[
 # All
 
 
-def longest(name: str, own: dict) -> int:
-    return 80 if name != "scan" or own else 48
-
-
-@with_tasks()
-def test_rows_fit_the_declared_sizes_and_symbols(name, own):
-    task = make(name, **own)
-
-    @settings(deadline=None, max_examples=20)
-    @given(length=st.integers(LEAST.get(name, 1), longest(name, own)), seed=seeds)
-    def check(length, seed):
-        pairs = sample(task, 5, length, seed)
-        assert pairs.inputs.dtype == pairs.outputs.dtype == torch.int64
-        assert pairs.inputs.shape[0] == pairs.outputs.shape[0] == 5
-        assert 0 < pairs.inputs.shape[1] <= task.input_length(length)
-        assert 0 < pairs.outputs.shape[1] <= task.output_length(length)
-        assert 0 <= pairs.inputs.min() <= pairs.inputs.max() < task.n_symbols
-        asked = pairs.outputs != IGNORE
-        assert 0 <= pairs.outputs[asked].min() <= pairs.outputs[asked].max() < task.n_symbols
-        assert (asked[:, 1:] <= asked[:, :-1]).all(), "padding comes after the answer"
-        for form in ("causal", "encoder"):
-            assert task.example(pairs, form).tokens.shape[1] <= task.n_tokens(length, form)
-
-    check()
-
-
 @with_tasks("scan")
 def test_the_declared_sizes_are_reached(name, own):
     task = make(name, **own)
@@ -99,16 +73,6 @@ def test_the_declared_sizes_are_reached(name, own):
             continue
         assert inputs == task.input_length(length)
         assert max(pairs.outputs.shape[1] for pairs in found) == task.output_length(length)
-
-
-@with_tasks()
-def test_a_seed_settles_the_questions(name, own):
-    task = make(name, **own)
-    first, again, other = (sample(task, 16, 20, seed) for seed in (1, 1, 2))
-    assert torch.equal(first.inputs, again.inputs)
-    assert torch.equal(first.outputs, again.outputs)
-    assert not torch.equal(first.inputs[:, :3], other.inputs[:, :3])
-    assert len({tuple(row) for row in first.inputs.tolist()}) > 8, "rows differ"
 
 
 @with_tasks()
@@ -134,17 +98,6 @@ def test_a_length_beyond_the_longest_is_refused_with_its_remedy(name, remedy):
     for ask in (lambda: sample(task, 2, most + 1, 0), lambda: task.input_length(most + 1)):
         with pytest.raises(UserError, match=f"longest have length {most}: {remedy}"):
             ask()
-
-
-@with_tasks("scan")
-def test_chance_is_the_share_of_the_commonest_answer_token(name, own):
-    own = own | ({"symbols": 4} if name in ("copy", "reverse") or own.get("variant") == "token" else {})
-    task, shares = make(name, **own), Counter()
-    for seed in range(8):
-        outputs = sample(task, 1000, 80, seed).outputs
-        shares.update(outputs[outputs != IGNORE].tolist())
-    # rows are independent, tokens of a row need not be
-    assert max(shares.values()) / shares.total() == pytest.approx(task.chance, abs=4 * (task.chance / 8000) ** 0.5)
 
 
 # Copy and reverse

@@ -199,28 +199,6 @@ def test_the_answer_is_what_a_reader_finds(name, data):
 
 
 @every_task
-def test_draws_come_from_the_generator_and_rows_differ(name):
-    task = make(name)
-    length = task.least_length + 40
-    first, again = (task.sample(20, length, generator(1)) for _ in range(2))
-    assert first.inputs.equal(again.inputs)
-    assert first.outputs.equal(again.outputs)
-    other = task.sample(20, length, generator(2))
-    assert len({tuple(x) for x, _ in rows(first) + rows(other)}) == 40
-
-
-@every_task
-def test_chance_is_the_share_of_the_commonest_answer(name):
-    task = make(name)
-    answers = task.sample(20_000, task.least_length, generator()).outputs
-    answers = answers[answers != IGNORE]
-    share = answers.bincount().max() / len(answers)
-    spread = (task.chance / len(answers)) ** 0.5
-    assert task.chance <= share + spread
-    assert share <= task.chance + 4 * spread + 1e-4
-
-
-@every_task
 def test_a_length_without_room_is_refused_and_the_least_is_named(name):
     task = make(name)
     for length in (0, task.least_length - 1):

@@ -889,12 +889,14 @@ def test_check_of_a_file_checks_all_it_registers_and_fails_with_a_snippet(in_fol
     ("argv", "message"),
     [
         (["check", "ropee"], "no member is called 'ropee'. Did you mean 'rope'"),
+        (["check", "mqar:n_pair=8"], "Did you mean 'n_pairs'"),
+        (["check", "mqar", "--only", "chanse"], "no check is called 'chanse'. Did you mean 'chance'"),
         (["check", "rope", "--only", "causality"], "no check is called 'causality'. Did you mean 'causal'"),
         (["check", "none.py"], "no such Python file"),
         (["new", "Rope"], "'Rope' is no name for a member: use a-z, 0-9 and _"),
         (["new", "class"], "'class' is no name"),
         (["new", "rope"], "the name 'rope' is taken: see pezoo show rope"),
-        (["new", "mine", "--kind", "task"], "invalid choice: 'task'"),
+        (["new", "mine", "--kind", "study"], "invalid choice: 'study'"),
         (["new", "mine", "--out", "mine.txt"], "--out names a Python file"),
         (["new", "mine", "--out", "nowhere/mine.py"], "cannot write nowhere/mine.py: No such file or directory"),
     ],
@@ -905,14 +907,21 @@ def test_mistakes_are_said(argv, message, in_folder, capsys):
     assert not list(in_folder.iterdir())
 
 
-@pytest.mark.parametrize(("kind", "scheme"), [("encoding", "brand_new"), ("extension", "rope+brand_new")])
-def test_what_new_writes_passes_at_once(kind, scheme, in_folder, capsys):
+@pytest.mark.parametrize(
+    ("kind", "study"),
+    [
+        ("encoding", "quickstart 'schemes=[brand_new,rope]'"),
+        ("extension", "quickstart 'schemes=[rope+brand_new,rope]'"),
+        ("task", "length_generalization 'tasks=[brand_new]'"),
+    ],
+)
+def test_what_new_writes_passes_at_once(kind, study, in_folder, capsys):
     assert main(["new", "brand_new", "--kind", kind]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "wrote brand_new.py; next:"
     assert lines[1:] == [
         "  pezoo check brand_new.py",
-        f"  pezoo run quickstart 'schemes=[{scheme},rope]' --plugin brand_new.py",
+        f"  pezoo run {study} --plugin brand_new.py",
     ]
     written = (in_folder / "brand_new.py").read_text()
     assert main(["check", "brand_new.py"]) == 0, capsys.readouterr().out
