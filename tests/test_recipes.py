@@ -94,9 +94,10 @@ def test_every_recipe_has_the_same_four_sizes(name):
     assert set(RECIPES[name]["sizes"]) | {"cpu"} == {"test", "cpu", "gpu", "paper"}
 
 
+@pytest.mark.parametrize("size", ["cpu", "gpu"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_planned_at_the_size_of_a_cpu(name):
-    recipe = load_recipe(name)
+def test_every_recipe_is_planned_at_the_sizes_that_need_no_download(name, size):
+    recipe = load_recipe(name, [f"size={size}"])
     found = {
         (e.part, e.tested.name, e.label, e.seed, e.protocol, length)
         for e in make_plan(recipe).evaluations
