@@ -481,6 +481,25 @@ def test_tables_give_the_reasons():
     assert "- nope: diverged at 16L: the loss is not finite\n" in text
 
 
+def test_reasons_that_differ_in_numbers_alone_are_one():
+    def undefined(length, reason, label="learned"):
+        return result(label, None, length, train_length=32, status="undefined", reason=reason)
+
+    lines = table._reasons(
+        [
+            undefined(128, "coordinate 127.5 has no row"),
+            undefined(64, "coordinate 63 has no row"),
+            undefined(256, "the model is gone"),
+            undefined(64, "coordinate 63 has no row", "tupe"),
+        ]
+    )
+    assert lines == [
+        "learned: undefined at 2L, 4L: coordinate 63 has no row",
+        "tupe: undefined at 2L: coordinate 63 has no row",
+        "learned: undefined at 8L: the model is gone",
+    ]
+
+
 def test_the_page_has_a_table_per_metric_and_protocol():
     page = table.markdown(study(protocols=("prefix", "non_overlapping")))
     assert re.findall("^#.*", page, re.M) == [

@@ -1,5 +1,6 @@
 """Tables: a row per scheme, a column per test length; schemes by tasks; encodings by extensions."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -296,15 +297,19 @@ def _caption(kept: list[Result]) -> str:
 
 
 def _reasons(kept: list[Result]) -> list[str]:
-    """Return a line for each reason why a scheme has no value, naming the lengths."""
-    found: dict[tuple[str, str, str], list[str]] = {}
+    """Return a line for each reason why a scheme has no value, naming the lengths.
+
+    Reasons that differ in numbers alone are one, told with those of the shortest length.
+    """
+    found: dict[tuple[str, str, str], tuple[str, dict[str, None]]] = {}
     for r in sorted(kept, key=lambda r: r.test_length):
         if r.status != "ok":
-            lengths = found.setdefault((r.label, r.status.replace("_", " "), r.reason), [])
-            if (name := length_name(r.test_length, r.train_length)) not in lengths:
-                lengths.append(name)
+            alike = re.sub(r"\d+(\.\d+)?", "#", r.reason)
+            _, lengths = found.setdefault((r.label, r.status.replace("_", " "), alike), (r.reason, {}))
+            lengths[length_name(r.test_length, r.train_length)] = None
     return [
-        f"{label}: {status} at {', '.join(lengths)}: {reason}" for (label, status, reason), lengths in found.items()
+        f"{label}: {status} at {', '.join(lengths)}: {reason}"
+        for (label, status, _), (reason, lengths) in found.items()
     ]
 
 
