@@ -181,7 +181,7 @@ class Recipe:
         """
         if not self.parts:
             return [("", self)]
-        whole = dataclasses.asdict(self) | {"parts": {}}
+        whole = dataclasses.asdict(self) | {"parts": {}, "sizes": {}}
         split = []
         for name, given in self.parts.items():
             _require(isinstance(given, Mapping), f"parts.{name}", given, f"a group of keys ({', '.join(_OF_A_PART)})")
@@ -297,8 +297,9 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
     result: Recipe = OmegaConf.to_object(_merged({}, tree))
     result.study = result.study or name
     _check_study(result)
-    _refuse_idle(result, [key for key, _ in pairs])
-    for part, one in result.split():
+    parts = result.split()
+    _refuse_idle(result, [one for _, one in parts], [key for key, _ in pairs])
+    for part, one in parts:
         try:
             _check_values(one)
         except UserError as error:
@@ -437,7 +438,7 @@ def _values(recipe: Recipe, keys: str) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _refuse_idle(recipe: Recipe, keys: Iterable[str]) -> None:
+def _refuse_idle(recipe: Recipe, parts: list[Recipe], keys: Iterable[str]) -> None:
     """Refuse what would have no effect: an override of what every part sets, half a grid, questions to nobody."""
     for key in keys:
         path = re.sub(r"\[(\d+)\]", r".\1", key).split(".")
@@ -445,7 +446,6 @@ def _refuse_idle(recipe: Recipe, keys: Iterable[str]) -> None:
         if recipe.parts and len(setting) == len(recipe.parts):
             example = f"parts.{setting[0]}.{key}"
             raise UserError(f"{key} is set by every part of the recipe ({', '.join(setting)}); type {example}=...")
-    parts = [one for _, one in recipe.split()]
     if recipe.grid.extensions and not any(one.grid.encodings for one in parts):
         asked = recipe.grid.extensions
         raise UserError(f"grid.extensions={asked} has nothing to extend; type grid.encodings=[rope] or ['*'] as well")

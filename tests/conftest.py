@@ -1,5 +1,6 @@
 """What all tests share: one thread, no network, a cache of their own."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -26,6 +27,19 @@ def cache_dir(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PEZOO_CACHE", str(folder))
         yield folder
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take longest come first, so that no process is left alone with one at the end."""
+    files = ("test_conformance", "test_transformer", "test_study", "test_testing", "test_recipes")
+    items.sort(key=lambda item: files.index(item.path.stem) if item.path.stem in files else len(files))
+
+
+def pytest_collection_finish():
+    """Thousands of collected tests stay to the end: the garbage collector need not look at them again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture(scope="session")

@@ -120,8 +120,9 @@ def test_nothing_in_a_recipe_runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_has_a_small_size_for_tests(name):
-    assert load_recipe(name).description
-    assert all(part.train.steps <= 50 for _, part in load_recipe(name, ["size=test"]).split())
+    recipe = load_recipe(name, ["size=test"])
+    assert recipe.description
+    assert all(part.train.steps <= 50 for _, part in recipe.split())
 
 
 @pytest.mark.parametrize("cls", [Recipe, *(type(getattr(Recipe(), n)) for n in ("model", "train", "tune", "test"))])

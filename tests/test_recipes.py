@@ -16,7 +16,6 @@ from pezoo.study.cells import run_cell
 from pezoo.task import parse_task
 
 RECIPES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(recipes_dir().glob("*.yaml"))}
-SIZES = [(name, size) for name, content in RECIPES.items() for size in {"cpu": None} | content["sizes"]]
 QUICK = ("kerple", "quickstart", "randomized")
 """Whose reports are written in the default suite as well; the others have many figures."""
 
@@ -81,23 +80,26 @@ def labels(one, name, tune):
             yield f"{label} | windowed"
 
 
-@pytest.mark.parametrize(("name", "size"), SIZES)
-def test_every_size_of_every_recipe_loads(name, size):
-    recipe = load_recipe(name, [f"size={size}"])
-    assert recipe.size == size
-    assert all(part.rows or part.grid.encodings for _, part in recipe.split())
-    assert recipe.study == name
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_has_the_same_four_sizes(name):
     assert set(RECIPES[name]["sizes"]) | {"cpu"} == {"test", "cpu", "gpu", "paper"}
 
 
-@pytest.mark.parametrize("size", ["cpu", "gpu"])
 @pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_loads_at_the_published_size(name):
+    recipe = load_recipe(name, ["size=paper"])
+    assert (recipe.study, recipe.size) == (name, "paper")
+    assert all(part.rows or part.grid.encodings for _, part in recipe.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [pytest.param(n, "cpu") for n in RECIPES]
+    + [pytest.param(n, "gpu", marks=(pytest.mark.slow, pytest.mark.ci)) for n in RECIPES],
+)
 def test_every_recipe_is_planned_at_the_sizes_that_need_no_download(name, size):
     recipe = load_recipe(name, [f"size={size}"])
+    assert (recipe.study, recipe.size) == (name, size)
     found = {
         (e.part, e.tested.name, e.label, e.seed, e.protocol, length)
         for e in make_plan(recipe).evaluations

@@ -304,6 +304,8 @@ def test_a_scheme_that_is_left_out_leaves_the_results_but_not_the_store(finished
     assert all(map(finished.store.done, finished.plan.cells))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_cell_that_fails_does_not_stop_the_others(recipe, tmp_path, capsys):
     plugin = tmp_path / "plugin.py"
     plugin.write_text(PLUGIN)
@@ -403,6 +405,8 @@ def interrupt(recipe_path, out, sign, n_cells, delay):
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
+@pytest.mark.slow
+@pytest.mark.ci
 def test_stopped_and_killed_a_study_ends_as_if_nothing_had_happened(finished, recipe, tmp_path):
     path, out = tmp_path / "tiny.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(recipe))

@@ -128,7 +128,7 @@ def attempt(function, *arguments):
 @pytest.fixture
 def small_chunks(monkeypatch):
     monkeypatch.setattr(attention, "CHUNK", 5)
-    monkeypatch.setattr(attention, "PAIRS", 60)
+    monkeypatch.setattr(attention, "PAIRS", 300)
     monkeypatch.setattr(attention, "DENSE_LIMIT", 4)
 
 
