@@ -661,6 +661,16 @@ def test_every_scheme_of_a_large_study_looks_different():
     assert len(set(looks.values())) == len(looks) == 22 * len(extensions) * 2
 
 
+def test_extensions_of_one_encoding_have_a_colour_each_and_keep_their_lines():
+    every = {r.label: r for r in study() if r.encoding == "rope"}
+    alone, beside = figure.styles(every.values()), figure.styles(study())
+    colours = {label: look.colour for label, look in alone.items()}
+    assert colours["rope"] == beside["rope"].colour
+    assert len({colours[label] for label in ("rope", "rope+pi, zero-shot", "rope+ntk")}) == 3
+    assert colours["rope+pi, zero-shot"] == colours["rope+pi, 200 steps @ 8x"]
+    assert all(alone[label].dashes == beside[label].dashes for label in every)
+
+
 def test_settings_that_differ_get_other_markers():
     made = [result(f"rope+pi:factor={n}", extensions=("pi",), scheme=f"rope+pi:factor={n}") for n in range(2, 40)]
     looks = figure.styles(made)

@@ -1,7 +1,8 @@
 """What all figures share: the looks of schemes, headings, and how they are saved.
 
 A scheme looks the same in every figure: its colour is its encoding's, its line and marker are its
-extensions', and its markers are filled once it is tuned.
+extensions', and its markers are filled once it is tuned. In figures of one encoding with several
+extensions, where that colour tells nothing, it is its extensions' as well.
 """
 
 import re
@@ -61,7 +62,7 @@ class Style:
 def style(result: Result) -> Style:
     """Return the look of the scheme that a result belongs to, whatever else is in the figure."""
     encoding = _place(result.encoding, ENCODINGS)
-    extended = _place("+".join(result.extensions), EXTENSIONS) if result.extensions else -1
+    extended = _extended(result) if result.extensions else -1
     # Markers also tell apart encodings of one colour, step counts, and settings.
     marker = extended + 1 + 3 * (encoding // len(PALETTE)) + result.finetune_steps.bit_length()
     if ":" in result.scheme:
@@ -84,9 +85,13 @@ def styles(results: Iterable[Result]) -> dict[str, Style]:
     for result in results:
         firsts.setdefault(result.label, result)
     trained = sorted({r.train_length for r in firsts.values()})
+    one = len({r.encoding for r in firsts.values()}) == 1 and len({r.extensions for r in firsts.values()} - {()}) > 1
     found: dict[str, Style] = {}
     for label, result in firsts.items():
         look = style(result)
+        if one and result.extensions:
+            others = [colour for colour in PALETTE if colour != look.colour]
+            look = replace(look, colour=others[_extended(result) % len(others)])
         if len(trained) > 1:
             look = replace(look, marker=MARKERS[trained.index(result.train_length) % len(MARKERS)])
         found[label] = next(other for other in _alternatives(look) if other not in found.values())
@@ -161,6 +166,10 @@ def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
         with replacing(png) as file:
             figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
     return svg, png
+
+
+def _extended(result: Result) -> int:
+    return _place("+".join(result.extensions), EXTENSIONS)
 
 
 def _place(name: str, known: Sequence[str]) -> int:
