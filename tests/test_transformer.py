@@ -128,7 +128,7 @@ def attempt(function, *arguments):
 @pytest.fixture
 def small_chunks(monkeypatch):
     monkeypatch.setattr(attention, "CHUNK", 5)
-    monkeypatch.setattr(attention, "PAIRS", 300)
+    monkeypatch.setattr(attention, "PAIRS", 200)  # three of LONG queries in two rows, where pairs count
     monkeypatch.setattr(attention, "DENSE_LIMIT", 4)
 
 
