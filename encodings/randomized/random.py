@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pezoo.contract import Encoding, Extension, Positions, Traits, Undefined, overrides
-from pezoo.encodings.randomized._draws import by_index, draw_table
+from pezoo.encodings.randomized._draws import by_index
+from pezoo.philox import subset
 from pezoo.registry import register, setting
 
 
@@ -73,17 +75,17 @@ class Random(Extension):
 
     def check(self, positions: Positions) -> None:
         """Raise `Undefined` for sequences longer than the range."""
-        length = int(torch.as_tensor(positions.length).max())
-        if length > self.max_length:
-            raise Undefined(f"random draws from {self.max_length} positions; {length} tokens need more")
+        if positions.longest > self.max_length:
+            raise Undefined(f"random draws from {self.max_length} positions; {positions.longest} tokens need more")
 
     def coordinates(self, positions: Positions) -> Positions:
         """The drawn positions, or distances from the first token, by index."""
         low = int(self.config.relative == "toeplitz")
 
-        def sample(length: int, generator: torch.Generator) -> Tensor:
-            drawn = torch.randperm(self.max_length - low, generator=generator)[: length - low]
-            return torch.cat((torch.zeros(low), (drawn + low).sort().values.float()))
+        def sample() -> Tensor:
+            bits = positions.bits("random", positions.longest - low, self.config.draw)
+            drawn = low + subset(bits, positions.total() - low, self.max_length - low)
+            return F.pad(drawn, (low, 0))  # token 0 to itself: 0
 
-        table = draw_table(positions, "random", sample, self.config.draw)  # (R, T)
+        table = positions.draw("random", sample).to(torch.float32)  # (R, T)
         return by_index(positions, table).replace(ruler=table if low else None)
