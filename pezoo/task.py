@@ -167,9 +167,7 @@ class Task:
             if strange.numel():
                 raise UserError(f"{type(self).__name__} has the ids 0 to {self.n_symbols - 1}, got {strange[0]}")
             found = self.solve(rows).to(inputs.device)
-            if inputs.ndim == 2:
-                return found
-            return found[0] if self.layout == "inline" else found[0][found[0] != IGNORE]
+            return found if inputs.ndim == 2 else self.ended(found[0])
         if isinstance(inputs, Sequence) and inputs:
             if all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in inputs):
                 return self.answer(np.array(inputs)).tolist()
@@ -180,6 +178,10 @@ class Task:
                 return [self.answer(question) for question in inputs]
         got = f"{inputs.dtype} of shape {tuple(inputs.shape)}" if hasattr(inputs, "dtype") else repr(inputs)[:60]
         raise UserError(f"a question is text, or integer ids of shape (n,) or (B, n), not {got}")
+
+    def ended(self, answer: Tensor) -> Tensor:
+        """One answer (m,) without what fills it up to the width of its batch."""
+        return answer if self.layout == "inline" else answer[answer != IGNORE]
 
     def text(self, ids: Iterable[int]) -> str:
         """A question's or an answer's ids (n,) as text, which `answer` reads."""

@@ -135,17 +135,13 @@ def answers(task: Task) -> None:
         for n in {pairs.inputs.shape[1] for pairs in drawn}:  # batches differ in all that a call settles
             alike = [pairs for pairs in drawn if pairs.inputs.shape[1] == n]
             inputs = torch.cat([pairs.inputs for pairs in alike])
-            outputs = [ended(task, row) for pairs in alike for row in pairs.outputs]
-            expect(task, inputs, outputs, [ended(task, row) for row in task.answer(inputs)], "among other questions")
+            outputs = [task.ended(row).tolist() for pairs in alike for row in pairs.outputs]
+            came = [task.ended(row).tolist() for row in task.answer(inputs)]
+            expect(task, inputs, outputs, came, "among other questions")
             few, wanted = inputs[::7], outputs[::7]
             expect(task, few, wanted, task.answer(few.tolist()), "alone")
             texts = [task.answer(task.text(row)) for row in few]
             expect(task, few, list(map(task.text, wanted)), texts, "as text")
-
-
-def ended(task: Task, answer: Tensor) -> list[int]:
-    """A row of `outputs` without what fills it up."""
-    return answer.tolist() if task.layout == "inline" else answer[answer != IGNORE].tolist()
 
 
 def expect(task: Task, inputs: Tensor, expected: list[Any], came: list[Any], how: str) -> None:
