@@ -125,8 +125,8 @@ class Positions:
         """
         if self.rows is None:
             raise UserError(
-                f"{name.split()[0]} draws random positions, another draw for each sequence: pass rows=, the numbers of "
-                "these sequences. In training count on from step to step: rows=range(step * B, (step + 1) * B)"
+                f"{name.split()[0]} draws for each sequence anew: pass rows=, the numbers of these sequences. In "
+                "training count on from step to step: rows=range(step * B, (step + 1) * B)"
             )
         rows = torch.tensor(self.rows[:1] if scope == "batch" else self.rows, device=self.query.device)
         return words(n, rows, self.layer if scope == "layer" else 0, f"{self.seed} {name} {self.phase}")

@@ -22,6 +22,7 @@ from pezoo.encodings.interpolation.yarn import NTKByParts, kept_share
 from pezoo.encodings.relative._rotary import turn, turns
 from pezoo.encodings.relative.rope import RoPE
 from pezoo.errors import UserError
+from pezoo.philox import whole
 from pezoo.registry import _entries, register, setting
 
 ROOT = Path(__file__).parents[1]
@@ -491,7 +492,7 @@ class Shifting(Extension):
     default_at = ("train", "tune")
 
     def start(self, positions):
-        return positions.draw("start", lambda g: torch.randint(100, (1,), generator=g))
+        return positions.draw("start", lambda: whole(positions.bits("start", 1), 0, 99))
 
     def extent(self, extent):
         return extent + 100

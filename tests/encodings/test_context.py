@@ -93,7 +93,7 @@ def test_memory_is_reading_by_segments_with_a_cache_of_hidden_states(encoding, s
                 kept[layer] = seen[:, max(0, seen.shape[1] - memory) :]
                 projected = block.attention.qkv(block.attention_norm(seen)).split(32, dim=-1)
                 q, k, v = (t.unflatten(-1, (2, 16)).transpose(1, 2) for t in projected)
-                mixed = pezoo.attend(plain.scheme, q[:, :, -piece.shape[1] :], k, v, layer=layer)
+                mixed = pezoo.attend(plain.scheme, q[:, :, -piece.shape[1] :], k, v, layer=layer, phase="test")
                 x = x + block.attention.out(mixed.transpose(1, 2).flatten(2))
                 x = x + block.feed_forward(block.feed_forward_norm(x))
             logits.append(plain.head(plain.norm(x)))
@@ -103,7 +103,7 @@ def test_memory_is_reading_by_segments_with_a_cache_of_hidden_states(encoding, s
 def test_logn_golden_values():
     built = pezoo.create("rope+logn", d_model=32, n_heads=2, n_layers=1, train_length=512)
     logn = built.parts[0].extensions[0][0]
-    sigma = logn.scale(Positions.build(4096))[0]
+    sigma = logn.scale(Positions.build(4096, phase="test"))[0]
     for n, expected in ((512, 1), (1024, 1.111111), (4096, 1.333333)):
         assert sigma[n - 1].item() == pytest.approx(expected, abs=1e-6)
     assert torch.equal(sigma[:512], torch.ones(512))
@@ -118,15 +118,15 @@ def test_logn_scales_content_and_not_the_bias():
     slopes = torch.tensor([0.0625, 0.00390625])[:, None, None]
     logits = (q @ k.transpose(-1, -2) / 4 * sigma - slopes * steps).masked_fill(steps < 0, -torch.inf)
     for backend in ("eager", "sdpa", "chunked"):
-        torch.testing.assert_close(pezoo.attend(built, q, k, v, backend=backend), logits.softmax(-1) @ v)
+        torch.testing.assert_close(pezoo.attend(built, q, k, v, backend=backend, phase="test"), logits.softmax(-1) @ v)
 
 
 def test_logn_counts_within_the_document():
     documents = torch.tensor([[0] * 9 + [1] * 20])
     built = pezoo.create("rope+logn", d_model=32, n_heads=2, n_layers=1, train_length=8)
     logn = built.parts[0].extensions[0][0]
-    packed = logn.scale(Positions.build(29, documents=documents))[0]
-    assert torch.equal(packed[9:], logn.scale(Positions.build(20))[0])
+    packed = logn.scale(Positions.build(29, documents=documents, phase="test"))[0]
+    assert torch.equal(packed[9:], logn.scale(Positions.build(20, phase="test"))[0])
 
 
 # Every new member, composed, on every back-end

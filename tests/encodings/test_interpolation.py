@@ -19,7 +19,7 @@ def build(text, head_dim=64, train_length=512):
 
 def part(scheme, declared):
     """The encoding and what it reads at a declared length."""
-    return scheme.prepare(Positions.build(1, declared=declared)).layers[0][0].composition.base[0]
+    return scheme.prepare(Positions.build(1, declared=declared, phase="test")).layers[0][0].composition.base[0]
 
 
 def frequencies(text, declared, head_dim=64, train_length=512):
@@ -61,7 +61,9 @@ def test_pi_is_linear_scaling(head_dim, base, train_length, factor):
     expected, _ = theirs("linear", head_dim, base, train_length, 4 * train_length, factor=factor)
     scheme = build(f"rope:base={base}+pi:factor={factor}", head_dim, train_length)
     rope = part(scheme, 4 * train_length)
-    turns, _ = rope.encoding.prepare(rope.positions.replace(query=Positions.build(40).scaled(1 / factor).query))
+    turns, _ = rope.encoding.prepare(
+        rope.positions.replace(query=Positions.build(40, phase="test").scaled(1 / factor).query)
+    )
     angles = torch.arange(40)[:, None] * expected
     torch.testing.assert_close(turns[0, 0], torch.polar(torch.ones_like(angles), angles), rtol=0, atol=1e-4)
 
@@ -88,7 +90,7 @@ def test_yarn_is_that_of_transformers(head_dim, base, train_length, factor, fast
     expected, m = theirs("yarn", head_dim, base, train_length, 9, partial, factor=factor, **beta)
     text = f"rope:base={base}:fraction={partial}+yarn:factor={factor}:beta_fast={fast}:beta_slow={slow}"
     torch.testing.assert_close(frequencies(text, 9, head_dim, train_length), expected, rtol=1e-4, atol=0)
-    composition = build(text, head_dim, train_length).prepare(Positions.build(9)).layers[0][0].composition
+    composition = build(text, head_dim, train_length).prepare(Positions.build(9, phase="test")).layers[0][0].composition
     assert composition.sigma() == pytest.approx(m**2, rel=1e-6)
     parts = text.replace("+yarn", "+ntk_by_parts")
     torch.testing.assert_close(frequencies(parts, 9, head_dim, train_length), expected, rtol=1e-4, atol=0)
@@ -132,13 +134,14 @@ def test_yarn_sharpens_all_of_the_product():
     for head_dim, fraction in ((16, 1), (16, 0.5)):
         text = f"rope:fraction={fraction}+"
         q, k, v = torch.randn(3, 1, 1, 9, head_dim)
-        yarn = pezoo.attend(build(f"{text}yarn:factor=8", head_dim), q, k, v)
-        parts = pezoo.attend(build(f"{text}ntk_by_parts:factor=8", head_dim), q * (0.1 * math.log(8) + 1) ** 2, k, v)
+        yarn = pezoo.attend(build(f"{text}yarn:factor=8", head_dim), q, k, v, phase="test")
+        sharp = q * (0.1 * math.log(8) + 1) ** 2
+        parts = pezoo.attend(build(f"{text}ntk_by_parts:factor=8", head_dim), sharp, k, v, phase="test")
         torch.testing.assert_close(yarn, parts)
 
 
 def test_pi_reads_every_position_at_its_share():
-    positions = build("rope+pi", 8, 16).parts[0].positions_at(Positions.build(64), 0)
+    positions = build("rope+pi", 8, 16).parts[0].positions_at(Positions.build(64, phase="test"), 0)
     assert positions.query[0].tolist() == [i / 4 for i in range(64)]
     assert positions.spacing == (0, 0.25)
 
@@ -155,7 +158,7 @@ def test_rules_leave_training_lengths_alone(rule):
 def test_an_unset_factor_is_how_far_the_length_goes(rule):
     q, k, v = torch.randn(3, 1, 1, 40, 8)
     unset, fixed = (build(f"rope+{rule}{setting}", 8, 16) for setting in ("", ":factor=2.5"))
-    torch.testing.assert_close(pezoo.attend(unset, q, k, v), pezoo.attend(fixed, q, k, v))
+    torch.testing.assert_close(pezoo.attend(unset, q, k, v, phase="test"), pezoo.attend(fixed, q, k, v, phase="test"))
 
 
 def test_rules_apply_in_the_order_they_are_written():
@@ -200,7 +203,9 @@ def test_yarn_golden_ends_of_the_ramp(width, train_length, low, high):
     ("factor", "square"), [(2, 1.143434), (4, 1.296477), (8, 1.459129), (16, 1.631390), (32, 1.813260)]
 )
 def test_yarn_golden_logit_factors(factor, square):
-    composition = build("rope+yarn").prepare(Positions.build(1, declared=512 * factor)).layers[0][0].composition
+    composition = (
+        build("rope+yarn").prepare(Positions.build(1, declared=512 * factor, phase="test")).layers[0][0].composition
+    )
     assert composition.sigma() == pytest.approx(square, rel=1e-6)
 
 

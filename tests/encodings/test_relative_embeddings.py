@@ -31,7 +31,7 @@ def vectors(*size, seed=0):
 
 def reals(p):
     """Positions at given coordinates (R, L)."""
-    return Positions.build(p.shape[1], len(p)).replace(query=p, key=p, spacing=None)
+    return Positions.build(p.shape[1], len(p), phase="test").replace(query=p, key=p, spacing=None)
 
 
 def naive(logit, q, k, v, visible):
@@ -54,18 +54,18 @@ def check(scheme, logit, positions, layer=0, atol=1e-5):
         for row in range(2):
             expected = naive(lambda *a, row=row: logit(row, *a), q[row], k[row], v[row], visible[row % len(visible)])
             for backend in ("eager", "chunked"):
-                out = pezoo.attend(scheme, q, k, v, positions, layer, backend)[row]
+                out = pezoo.attend(scheme, q, k, v, positions=positions, layer=layer, backend=backend)[row]
                 torch.testing.assert_close(out.double(), expected, atol=atol, rtol=1e-5)
 
 
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1, 1]])
 REALS = torch.tensor([[0.0, 1, 2.5, 3, 7.25, 20, 150], [3.0, 5, 6, 7, 8, 9, 30.5]])
 LAYOUTS = {
-    "plain": lambda: Positions.build(LENGTH),
-    "scaled": lambda: Positions.build(LENGTH).scaled(0.3),
-    "documents": lambda: Positions.build(LENGTH, 2, documents=DOCUMENTS),
+    "plain": lambda: Positions.build(LENGTH, phase="test"),
+    "scaled": lambda: Positions.build(LENGTH, phase="test").scaled(0.3),
+    "documents": lambda: Positions.build(LENGTH, 2, documents=DOCUMENTS, phase="test"),
     "real": lambda: reals(REALS),
-    "ruler": lambda: Positions.build(LENGTH).replace(ruler=REALS - REALS[:, :1]),
+    "ruler": lambda: Positions.build(LENGTH, phase="test").replace(ruler=REALS - REALS[:, :1]),
 }
 
 
@@ -97,14 +97,14 @@ def test_transformer_xl_is_the_papers_sum_of_four_terms(layout, untie, layer):
 
 
 def test_transformer_xl_in_an_encoder_tells_past_from_future():
-    scheme = create("transformer_xl")
+    scheme = create("transformer_xl", causal=False)
     q, k, v = vectors(3, 1, HEADS, LENGTH, HEAD)
-    positions = Positions.build(LENGTH, causal=False)
-    out = pezoo.attend(scheme, q, k, v, positions)
-    mirrored = pezoo.attend(scheme, q.flip(2), k.flip(2), v.flip(2), positions).flip(2)
+    positions = Positions.build(LENGTH, causal=False, phase="test")
+    out = pezoo.attend(scheme, q, k, v, positions=positions)
+    mirrored = pezoo.attend(scheme, q.flip(2), k.flip(2), v.flip(2), positions=positions).flip(2)
     assert (out - mirrored).abs().max() > 0.1
     ruled = positions.replace(ruler=torch.arange(float(LENGTH))[None])
-    torch.testing.assert_close(pezoo.attend(scheme, q, k, v, ruled), out, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pezoo.attend(scheme, q, k, v, positions=ruled), out, atol=1e-5, rtol=1e-5)
 
 
 # deberta
@@ -166,7 +166,7 @@ def test_deberta_released_is_that_of_transformers(length, reach, heads, seed):
             rel_embeddings=member.table,
             relative_pos=module.build_relative_position(x, x),
         )
-        out = pezoo.attend(scheme, q, k, v, layer=1).transpose(1, 2).flatten(2)
+        out = pezoo.attend(scheme, q, k, v, layer=1, phase="test").transpose(1, 2).flatten(2)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -177,7 +177,7 @@ def test_deberta_trains_every_row_that_a_longer_text_reads():
         member = create("deberta", train_length=9).members[0]
         assert member.reach == 4
         q, k = vectors(2, 1, HEADS, length, HEAD)
-        positions = Positions.build(length)
+        positions = Positions.build(length, phase="test")
         member.content(q, k, positions.replace(prepared=member.prepare(positions))).tril().sum().backward()
         return member.table.grad.abs().sum(1) > 0
 
@@ -224,7 +224,7 @@ def test_xpos_is_that_of_x_transformers(length, half, scale_base, seed):
     scheme = create(f"xpos:scale_base={scale_base!r}", width=width, heads=1)
     q, k = vectors(2, 1, 1, length, width, seed=seed)
     logits = library.apply_rotary_pos_emb(q, angles, scale) @ library.apply_rotary_pos_emb(k, angles, 1 / scale).mT
-    composition = scheme.prepare(Positions.build(length)).layers[0][0].composition
+    composition = scheme.prepare(Positions.build(length, phase="test")).layers[0][0].composition
     rotated_q, rotated_k = composition.rotate(q, k)
     torch.testing.assert_close((rotated_q @ rotated_k.mT).tril(), logits.tril(), atol=2e-4, rtol=1e-4)
 
@@ -236,11 +236,14 @@ def test_xpos_holds_65536_tokens_and_is_undefined_where_float32_ends():
     assert create("xpos+pi:factor=2").undefined(80000) is None
     p = torch.tensor([[0.0, 1, 30000, 65000, 65530, 65534, 65535]])
     q, k, v = vectors(3, 1, HEADS, LENGTH, HEAD).abs()
-    found, near = pezoo.attend(scheme, q, k, v, reals(p)), pezoo.attend(scheme, q, k, v, reals(p - 65000))
+    found, near = (
+        pezoo.attend(scheme, q, k, v, positions=reals(p)),
+        pezoo.attend(scheme, q, k, v, positions=reals(p - 65000)),
+    )
     torch.testing.assert_close(found[:, :, 4:], near[:, :, 4:], atol=1e-2, rtol=0)  # far keys count for little
     assert found.isfinite().all()
     q.requires_grad_(), k.requires_grad_()
-    pezoo.attend(scheme, q, k, v, reals(p)).sum().backward()
+    pezoo.attend(scheme, q, k, v, positions=reals(p)).sum().backward()
     assert q.grad.isfinite().all()
     assert k.grad.isfinite().all()
 
@@ -248,7 +251,7 @@ def test_xpos_holds_65536_tokens_and_is_undefined_where_float32_ends():
 def test_xpos_yarn_and_ntk_change_the_angles_and_leave_the_decay():
     for extension in ("yarn:factor=4", "ntk:factor=4"):
         plain, changed = (create(s, width=48) for s in ("xpos", f"xpos+{extension}"))
-        positions = Positions.build(30)
+        positions = Positions.build(30, phase="test")
         by_plain, by_changed = (
             s.prepare(positions).layers[0][0].composition.base[0].positions.prepared[0] for s in (plain, changed)
         )
@@ -285,12 +288,12 @@ def test_cope_counts_by_gates(layout, divide, layer):
 def test_cope_counts_what_a_mask_hides():
     plain, masked = create("cope"), create("cope+window:size=3:at=test")
     q, k, v = vectors(3, 1, HEADS, LENGTH, HEAD)
-    positions = Positions.build(LENGTH)
+    positions = Positions.build(LENGTH, phase="test")
     logits = plain.parts[0].encodings[0][0].content(q, k, positions).double() + q.double() @ k.double().mT / HEAD**0.5
     hidden = positions.steps()[:, None].abs() >= 3
     hidden = hidden | ~positions.visible()[:, None]
     expected = logits.masked_fill(hidden, -torch.inf).softmax(-1) @ v.double()
-    torch.testing.assert_close(pezoo.attend(masked, q, k, v).double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pezoo.attend(masked, q, k, v, phase="test").double(), expected, atol=1e-5, rtol=1e-5)
 
 
 @settings(deadline=None, max_examples=15)
@@ -304,7 +307,7 @@ def test_cope_is_that_of_x_transformers(length, rows, heads, seed):
     q, k = vectors(2, 2, heads, length, 4, seed=seed)
     future = torch.ones(length, length).triu(1).bool()
     expected = theirs(q, (q @ k.mT / 2).masked_fill(future, -torch.finfo(torch.float32).max))
-    found = member.content(q, k, Positions.build(length))
+    found = member.content(q, k, Positions.build(length, phase="test"))
     torch.testing.assert_close(found.tril(), expected.tril(), atol=1e-5, rtol=1e-5)
 
 

@@ -18,7 +18,7 @@ def build(text, head_dim=8, n_heads=2, train_length=16):
 
 def rotated(scheme, q, k, positions=None):
     """q and k as attention uses them."""
-    positions = positions or Positions.build(q.shape[-2])
+    positions = positions or Positions.build(q.shape[-2], phase="test")
     return scheme.prepare(positions).layers[0][0].composition.rotate(q, k)
 
 
@@ -112,7 +112,7 @@ def test_products_depend_on_distance_and_norms_stay(pairing):
 def test_one_query_turns_by_its_own_position():
     q, k = torch.randn(2, 1, 2, 30, 8)
     full_q, full_k = rotated(build("rope"), q, k)
-    last = Positions.build(30).slice(29, 30)
+    last = Positions.build(30, phase="test").slice(29, 30)
     one_q, all_k = rotated(build("rope"), q[:, :, -1:], k, last)
     torch.testing.assert_close(one_q, full_q[:, :, -1:])
     assert torch.equal(all_k, full_k)
@@ -120,7 +120,7 @@ def test_one_query_turns_by_its_own_position():
 
 def test_the_dtype_is_kept_and_the_angle_is_not_rounded():
     q = torch.randn(1, 2, 3, 8, dtype=torch.bfloat16)
-    far = Positions.build(3).map(lambda p, index: p + 65533)
+    far = Positions.build(3, phase="test").map(lambda p, index: p + 65533)
     turned, _ = rotated(build("rope"), q, q, far)
     assert turned.dtype == torch.bfloat16
     frequencies = [10000 ** (-2 * k / 8) for k in range(4)]

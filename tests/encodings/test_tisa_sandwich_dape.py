@@ -27,7 +27,7 @@ def composed(text, length, layer=0, randomise=True):
     if randomise:
         for parameter in scheme.parameters():
             parameter.data += 0.3 * torch.randn_like(parameter)
-    return scheme, scheme.prepare(Positions.build(length)).layers[layer][0].composition
+    return scheme, scheme.prepare(Positions.build(length, phase="test")).layers[layer][0].composition
 
 
 # TISA
@@ -37,7 +37,7 @@ def composed(text, length, layer=0, randomise=True):
 @pytest.mark.parametrize("causal", [True, False])
 def test_tisa_is_its_formula(offset, causal):
     ours = member("tisa", offset=offset, causal=causal)
-    bias = ours.bias(Positions.build(20, causal=causal))[0]
+    bias = ours.bias(Positions.build(20, causal=causal, phase="test"))[0]
     a, b, c = (p.detach().double() for p in (ours.amplitudes, ours.sharpnesses, ours.centres))
     for h in range(3):
         for i in (0, 7, 19):
@@ -88,7 +88,7 @@ def test_sandwich_is_the_product_of_sinusoids(width):
     angles = torch.arange(300, dtype=torch.float64)[:, None] * 10000 ** (-2 * k / width)
     table = torch.cat((angles.sin(), angles.cos()), dim=-1)
     products = table @ table.T - width / 2
-    bias = member("sandwich", n_heads=6, width=width).bias(Positions.build(300))[0]
+    bias = member("sandwich", n_heads=6, width=width).bias(Positions.build(300, phase="test"))[0]
     for h in range(6):
         torch.testing.assert_close(bias[h].double(), products / (8 * (h + 1) / 6), atol=2e-3, rtol=1e-4)
 
@@ -103,7 +103,7 @@ def test_dape_is_its_formula(base, layer):
     network = scheme.parts[0].extensions[0][layer]
     torch.manual_seed(2)
     q, k, v = torch.randn(3, 2, 3, 20, 16).unbind()
-    ours = scheme.prepare(Positions.build(20, 2)).attend(layer, q, k, v, "eager")
+    ours = scheme.prepare(Positions.build(20, 2, phase="test")).attend(layer, q, k, v, "eager")
     bias = composition.bias().detach().double()[0]
     first, last = network.first.weight.double(), network.last.weight.double()
     expected = torch.empty(2, 3, 20, 20, dtype=torch.float64)
@@ -133,7 +133,7 @@ def test_dape_gives_each_layer_its_network_and_every_parameter_a_gradient():
     assert len([n for n in parameters if "extensions" in n]) == 2 * 3
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 3, 20, 16).unbind()
-    prepared = scheme.prepare(Positions.build(20))
+    prepared = scheme.prepare(Positions.build(20, phase="test"))
     (prepared.attend(0, q, k, v) + prepared.attend(1, q, k, v)).square().sum().backward()
     for name, parameter in parameters.items():
         assert parameter.grad.abs().sum() > 0, name
@@ -143,9 +143,9 @@ def test_dape_takes_pairs_in_parts(monkeypatch):
     scheme, _ = composed("alibi+dape", 20)
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, 20, 16).unbind()
-    whole = pezoo.attend(scheme, q, k, v, backend="eager")
+    whole = pezoo.attend(scheme, q, k, v, backend="eager", phase="test")
     monkeypatch.setattr(dape, "PAIRS", 130)
-    torch.testing.assert_close(pezoo.attend(scheme, q, k, v, backend="eager"), whole)
+    torch.testing.assert_close(pezoo.attend(scheme, q, k, v, backend="eager", phase="test"), whole)
 
 
 def test_dape_adapts_a_far_region_with_its_own_bias():
@@ -160,7 +160,7 @@ def test_dape_adapts_a_far_region_with_its_own_bias():
     a = q @ k.transpose(-1, -2) / 4
     logits = a + bias + network.correction(a, bias)
     expected = logits.masked_fill(steps < 0, -torch.inf).softmax(-1) @ v
-    torch.testing.assert_close(pezoo.attend(scheme, q, k, v), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pezoo.attend(scheme, q, k, v, phase="test"), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("base", ["rope", "nope", "sinusoidal", "shaw"])
