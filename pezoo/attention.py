@@ -317,8 +317,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
 
 
 def _typed(bias: Tensor, q: Tensor) -> Tensor:
-    """A bias in the dtype that the kernels take: float32 whatever that of q on a CPU, that of q elsewhere."""
-    return bias.float() if q.device.type == "cpu" else bias.to(q.dtype)
+    """A bias in the dtype that the kernels take: that of q, but on a CPU float32 for a q of less."""
+    return bias.to(torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype)
 
 
 def _sharpen(q: Tensor, sigma: float | Tensor) -> Tensor:

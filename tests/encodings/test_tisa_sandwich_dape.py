@@ -130,7 +130,7 @@ def test_dape_starts_as_its_base_bit_for_bit(base):
 def test_dape_gives_each_layer_its_network_and_every_parameter_a_gradient():
     scheme, _ = composed("kerple+dape:width=5", 20)
     parameters = dict(scheme.named_parameters())
-    assert len([n for n in parameters if "extensions" in n]) == 2 * 3
+    assert len([n for n in parameters if ".dape." in n]) == 2 * 3
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 3, 20, 16).unbind()
     prepared = scheme.prepare(Positions.build(20, phase="test"))
