@@ -43,7 +43,10 @@ class FIRE(Encoding):
         shift_invariant=True,
         bidirectional=False,
         parameters=lambda shape, c: 2 * c.width + (c.width + 1) * shape.n_heads + 2,
-        deviations={"every_row_learns": "a ReLU may be off at every distance"},
+        deviations={
+            "every_row_learns": "a ReLU may be off at every distance",
+            "every_parameter_learns": "softmax ignores the offset of the last layer, which is the paper's",
+        },
     )
 
     @dataclass
