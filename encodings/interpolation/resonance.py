@@ -12,7 +12,6 @@ Source: Wang et al. 2024 (arXiv 2403.00071) and the authors' code, where it is a
 frequencies.
 Departures: any encoding with frequencies.
 
->>> import torch
 >>> rounded = Resonance(None, Resonance.Config()).frequencies(torch.tensor([[1.0, 0.1, 0.0]]), None)
 >>> (2 * math.pi / rounded).tolist()
 [[6.0, 63.0, inf]]
@@ -21,6 +20,7 @@ Departures: any encoding with frequencies.
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pezoo.contract import Extension, Positions, Traits
@@ -52,8 +52,9 @@ class Resonance(Extension):
         """What leaves test coordinates between whole numbers: a turn of whole tokens then ends between two of them."""
         if "test" not in self.at or "test" not in other.at:
             return None
-        beyond = Positions.build(2, declared=self.shape.train_length + 1)
-        if not other.coordinates(beyond).query.frac().any():
+        with torch.device("cpu"):  # wherever the scheme is built
+            beyond = other.coordinates(Positions.build(2, declared=self.shape.train_length + 1))
+        if not beyond.query.frac().any():
             return None
         factor = getattr(other.config, "factor", None) or 4
         return (
