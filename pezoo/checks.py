@@ -37,6 +37,8 @@ FAR = 65_536
 """How far positions must stay apart."""
 TOLERANCE = 2e-4
 """What counts as the same, relative to the largest logit."""
+ROUNDING = 1e-5
+"""What float32 may change in logits that are the same, relative to the largest."""
 HOOKS = ("embed", "rotate", "bias", "distance_bias", "content", "mix")
 """What an encoding brings positions in by."""
 
@@ -751,6 +753,35 @@ def shift_invariant_as_declared(s: Subject) -> None:
     as_declared(holds, f"shift_invariant is {holds}", pairs, "logits at coordinates moved by 5")
 
 
+@check()
+def rounding_decides_nothing(s: Subject) -> None:
+    """At coordinates between whole numbers logits are the same by whatever way their distances are computed."""
+    kept, attention.CHUNK = attention.CHUNK, 40
+    invariant = all(entry(m.name).cls.traits.shift_invariant for m in s.spec.members)
+    try:
+        for causal in s.modes:
+            models = {backend: s.model(backend=backend, causal=causal) for backend in attention.BACKENDS}
+            for phase in s.phases:
+                (length, *_) = s.lengths(6 * LENGTH, LENGTH, phase=phase)
+                for step in (0.1, 1 / 7):  # many distances lie where float32 puts them on either side of a number
+                    _same_by_any_way(models, length, step, phase, invariant)
+    finally:
+        attention.CHUNK = kept
+
+
+def _same_by_any_way(models: dict[str, Transformer], length: int, step: float, phase: str, invariant: bool) -> None:
+    model, ids = models["eager"], tokens(length)
+    steps = model.positions(2, length, phase=phase).scaled(step)
+    expected, ways = model(ids, steps), {"steps": steps, "subtraction": steps.replace(spacing=None)}
+    if invariant:
+        ways["subtraction of coordinates that lie 1/7 higher"] = steps.map(lambda p, index: p + 1 / 7)
+    for way, positions in ways.items():
+        what = f"logits with distances by {way} at coordinates {step:.3g} apart"
+        for name, other in models.items():
+            with suppress(Undefined, UserError):
+                equal(expected, other(ids, positions), f"{what} ({name})")
+
+
 @check(unless=reads_none)
 def contextual_as_declared(s: Subject) -> None:
     """Other coordinates leave the logits alone if, and only if, `contextual` is declared."""
@@ -988,11 +1019,33 @@ def _largest(model: Transformer, length: int, phase: str) -> tuple[int, tuple[in
 
 @check()
 def every_parameter_learns(s: Subject) -> None:
-    """Every gradient is finite, and no parameter's gradient is zero at every length."""
+    """Every gradient is finite, and every parameter has one, and changes the logits, at some length."""
     gradients = _gradients(s, 1, (1, 3))
     still = [name for name, total in gradients.items() if not total.any()]
     if still:
         raise CheckFailed("a gradient for every parameter", f"none for {', '.join(still)}")
+    if ignored := _ignored(s, list(gradients)):
+        raise CheckFailed("logits that each parameter changes", f"the same, whatever {', '.join(ignored)}")
+
+
+def _ignored(s: Subject, names: list[str]) -> list[str]:
+    """Parameters that may move without a change: softmax ignores them, and their gradient is rounding."""
+    model, generator = s.model(), torch.Generator().manual_seed(0)
+    for phase in dict.fromkeys(("train", *s.phases)):
+        for length in (LENGTH, 3 * LENGTH):
+            if not names or model.scheme.undefined(length, phase) is not None:
+                continue
+            ids, found = tokens(length), []
+            before = read(model, ids, phase=phase)
+            for name in names:
+                parameter = model.scheme.get_parameter(name)
+                kept = parameter.data
+                parameter.data = kept + 0.3 * torch.randn(kept.shape, generator=generator)
+                if gap(before, read(model, ids, phase=phase)) > ROUNDING:
+                    found.append(name)
+                parameter.data = kept
+            names = [name for name in names if name not in found]
+    return names
 
 
 @check(unless=has_none)

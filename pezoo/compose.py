@@ -51,12 +51,18 @@ class Plain(nn.Module):
         return [copies for copies in self._modules.values() if isinstance(copies[0], Extension)]
 
     def _refuse(self, spec: Spec) -> None:
-        """Refuse an extension that suits none of the encodings it fits, or not each whose frequencies it changes."""
+        """Refuse an extension that suits none of the encodings it fits, or not each whose frequencies it changes.
+
+        Nor may it be one that does not work beside another.
+        """
         for extension, *_ in self.extensions:
             fitting = [e for e, *_ in self.encodings if not fits(type(extension), type(e))]
             reasons = [extension.refuses(e) for e in fitting]
             if any(reasons) if overrides(extension, "frequencies") else all(reasons):
                 raise UserError(f"{spec} cannot work: {next(filter(None, reasons))}")
+            others = [e for e, *_ in self.extensions if e is not extension and set(e.at) & set(extension.at)]
+            if reason := next(filter(None, map(extension.refuses_beside, others)), None):
+                raise UserError(f"{spec} cannot work: {reason}")
 
     def copies(self) -> dict[str, nn.ModuleList]:
         """The copies of each member, by name."""

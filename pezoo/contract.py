@@ -197,6 +197,10 @@ class Extension(nn.Module):
         """Why, with these settings, it cannot act on an encoding that has what its hooks need; None if it can."""
         return None
 
+    def refuses_beside(self, other: "Extension") -> str | None:
+        """Why it cannot act together with another extension of the scheme, in some phase of both; None if it can."""
+        return None
+
     def check(self, positions: Positions) -> None:
         """Raise `Undefined` where the extension has no value for a position."""
 

@@ -32,29 +32,28 @@ def default(dtype):
         torch.set_default_dtype(before)
 
 
+class Stranger(Encoding):
+    """A bias that a small network makes of the distance, without a thought for precision."""
+
+    traits = Traits(
+        shift_invariant=True,
+        bidirectional=False,
+        parameters=lambda shape, c: 16 + 8 * shape.n_heads,
+        deviations={"every_row_learns": "a ReLU may be off at every distance"},
+    )
+
+    def __init__(self, shape, config):
+        super().__init__(shape, config)
+        self.first, self.last = nn.Linear(1, 8), nn.Linear(8, shape.n_heads, bias=False)
+
+    def distance_bias(self, distance):
+        near = distance.abs().log1p()[..., None]
+        return F.linear(F.linear(near, self.first.weight, self.first.bias).relu(), self.last.weight).movedim(-1, 0)
+
+
 @pytest.fixture(scope="module")
 def stranger():
-    """Somebody's encoding, whose bias is a network's, without a thought for precision."""
-
-    @register("stranger", title="A network of the distance", family="bias")
-    class Stranger(Encoding):
-        """A bias that a small network makes of the distance."""
-
-        traits = Traits(
-            shift_invariant=True,
-            bidirectional=False,
-            parameters=lambda shape, c: 16 + 8 * shape.n_heads,
-            deviations={"every_row_learns": "a ReLU may be off at every distance"},
-        )
-
-        def __init__(self, shape, config):
-            super().__init__(shape, config)
-            self.first, self.last = nn.Linear(1, 8), nn.Linear(8, shape.n_heads, bias=False)
-
-        def distance_bias(self, distance):
-            near = distance.abs().log1p()[..., None]
-            return F.linear(F.linear(near, self.first.weight, self.first.bias).relu(), self.last.weight).movedim(-1, 0)
-
+    register("stranger", title="A network of the distance", family="bias")(Stranger)
     return "stranger"
 
 

@@ -233,7 +233,7 @@ def test_a_task_is_no_part_of_a_scheme(monkeypatch):
         ("rope", {"d_model": 2}, "head_dim = 1 leaves none to turn"),
         ({"layers": ["rope", "nope", "nope"]}, {}, "layers lists 3 schemes, which does not divide n_layers = 2"),
         ({"heads": {"rope": 2, "alibi": 1}}, {}, "heads names 3 heads in all, but n_heads = 2"),
-        ("rope+dape", {}, r"rope\+dape cannot work: dape corrects a bias"),
+        ("rope+dape", {}, r"rope\+dape cannot work: RoPE has no bias for the network"),
         ("rope+ntk", {"d_model": 4}, "NTK scaling needs at least two frequencies; raise head_dim"),
         ("rope+dynamic_ntk", {"d_model": 4}, "NTK scaling needs at least two frequencies"),
         ("rope+random:relative=toeplitz", {}, "RoPE reads each position by itself"),

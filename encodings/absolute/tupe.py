@@ -11,9 +11,9 @@ Training and testing: the same. A coordinate outside the table raises `Undefined
 
 Source: Ke, He, Liu 2020 (arXiv 2006.15595). Initialisation N(0, 0.02^2), as in the authors' code.
 Departures: the paper resets the terms of [CLS], the first token, to a learned number for each head; `untie_first`
-does so, but is off, since a decoder has no such token (with it, a decoder never reads P(0)). The authors' code makes
-that number, too, from projected rows, gives [CLS] relative buckets of its own, and U_q and U_k a bias, of which
-softmax ignores the second.
+does so, but is off, since a decoder has no such token (with it, a decoder never reads P(0); in an encoder softmax
+ignores the number in the first token's own row, as it does the paper's). The authors' code makes that number, too, from
+projected rows, gives [CLS] relative buckets of its own, and U_q and U_k a bias, of which softmax ignores the second.
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,8 @@ the base up to T = L.
 Source: Chen, Li, Meng, Liang, Bing 2023 (arXiv 2310.16450) and the authors' code. RK4 with fixed steps, as there; x
 is integrated exactly.
 Departures: v is made from the encoding's own frequencies (the code's network always reads base 10 000); draws are per
-sequence (the code: per batch); no factor on the logits (add `logn`). t_max defaults to 16. Set `n_frequencies` for
+sequence (the code: per batch); no factor on the logits (add `logn`); the last position of tuning is (T t - 1) / m, m =
+max(1, floor(T / L)) (the code: floor(T t / m) - 1, less from T = 2 L on). t_max defaults to 16. Set `n_frequencies` for
 encodings with other than head_dim / 2 frequencies.
 """
 

@@ -11,8 +11,9 @@ Source: Ruoss et al. 2023 (arXiv 2305.16843), whose code draws once a batch and,
 apart: `draw=batch`, `draw=layer`.
 Departures: M defaults to 16 training lengths (2048 for lengths up to 500 in the paper). Encodings of pairs read
 differences of drawn positions; the authors' code draws their distances instead: `relative=toeplitz`, for which
-encodings that read each position by itself are refused. That code's ALiBi takes half a step off each drawn distance.
-A test needs T <= M only, so that the longest test may read consecutive integers.
+encodings that read each position by itself are refused. That code's ALiBi, made for encoders, takes half a step off
+the distances to earlier keys, drawn or not, by which it tells the past from the future; here both sides are alike. A
+test needs T <= M only, so that the longest test may read consecutive integers.
 """
 
 from dataclasses import dataclass

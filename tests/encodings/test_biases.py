@@ -272,13 +272,15 @@ def fire_by_hand(scheme, length, start=0):
 
     def pair(h, i, j):
         argument = psi(i - j) / (psi(max(i - start, threshold)) + 1e-6)
-        return (w2 @ torch.relu(w1[:, 0] * argument + b1) + b2)[h].item()
+        hidden = w1[:, 0] * argument + b1
+        slope = 0.01 if fire.config.activation == "leaky_relu" else 0.0
+        return (w2 @ torch.where(hidden > 0, hidden, slope * hidden) + b2)[h].item()
 
     with torch.no_grad():
         return by_pairs(length, scheme.shape.n_heads, pair)
 
 
-@pytest.mark.parametrize("text", ["fire", "fire:threshold=5:width=8", "fire_shared"])
+@pytest.mark.parametrize("text", ["fire", "fire:threshold=5:width=8", "fire_shared", "fire:activation=leaky_relu"])
 def test_fire_is_its_formula(text):
     scheme = build(text, 2)
     with torch.no_grad():

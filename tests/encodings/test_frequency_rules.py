@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 import pezoo
-from pezoo.contract import Positions, Shape
+from pezoo.contract import Extension, Positions, Shape
 from pezoo.encodings.interpolation.longrope import search_factors, seed_factors
-from pezoo.registry import entry, make_config
+from pezoo.registry import entry, make_config, register
 
 RULES = (
     "abf",
@@ -20,6 +20,7 @@ RULES = (
     "dynamic_yarn",
     "giraffe",
     "giraffe:basis=truncated",
+    "giraffe:basis=both",
     "llama3",
     "longrope",
     "ntk",
@@ -178,6 +179,17 @@ def test_giraffe_power_is_its_formula():
     torch.testing.assert_close(ours.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=0)
 
 
+def test_giraffe_can_slow_first_and_cut_then():
+    n, length, expected = 32, 512, []
+    cut = 2 * math.pi / length
+    for k in range(n):
+        w = 10000.0 ** (-k / n) / 2 * (1 - k / n) ** 0.3
+        expected.append(w if w >= cut else cut / 16 if w >= cut / 8 else 0.0)
+    assert len({w for w in expected if w in (0.0, cut / 16)}) == 2
+    ours = apply("giraffe", series(64), 5, length, basis="both", power=0.3, factor=2)
+    torch.testing.assert_close(ours.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
 def test_giraffe_truncated_golden_counts():
     ours = apply("giraffe", series(128), 5, 2048, basis="truncated")
     constant = 2 * math.pi / (16 * 2048)
@@ -198,6 +210,37 @@ def test_resonance_rounds_every_wavelength_and_turns_come_back():
             there = torch.polar(torch.ones(3, dtype=torch.float64), far * w.double())
             here = torch.polar(torch.ones(64, dtype=torch.float64), seen * w.double())
             assert (there[:, None] - here).abs().min(1).values.max() < 1e-3
+
+
+@pytest.mark.parametrize("text", ["pi", "pi:factor=3", "halved"])
+def test_resonance_is_refused_where_coordinates_are_divided(text):
+    if text == "halved":
+
+        @register("halved", title="Coordinates over 2")
+        class Halved(Extension):
+            """A stranger's interpolation."""
+
+            def coordinates(self, positions):
+                return positions.scaled(0.5)
+
+    sizes = {"d_model": 64, "n_heads": 1, "n_layers": 1, "train_length": 64}
+    factor = 3 if "3" in text else 4
+    for scheme in (f"rope+{text}+resonance", f"rope+resonance+{text}"):
+        with pytest.raises(pezoo.UserError, match=rf"giraffe:power=0:factor={factor}\+resonance"):
+            pezoo.create(scheme, **sizes)
+
+
+@pytest.mark.parametrize("text", ["pi:factor=1", "pi:at=tune", "random", "shift", "giraffe_random", "clex", "rerope"])
+def test_resonance_goes_with_whole_coordinates(text):
+    pezoo.create(f"rope+{text}+resonance", d_model=64, n_heads=1, n_layers=1, train_length=64)
+
+
+def test_what_resonance_suggests_rounds_interpolated_wavelengths():
+    scheme = pezoo.create("rope+giraffe:power=0:factor=4+resonance", d_model=64, n_heads=1, n_layers=1, train_length=64)
+    composition = scheme.prepare(Positions.build(1, declared=256, phase="test")).layers[0][0].composition
+    expected = (2 * math.pi * 4 * 10000 ** (torch.arange(32, dtype=torch.float64) / 32)).round()
+    wavelengths = 2 * math.pi / composition.base[0].positions.inv_freq.double()
+    torch.testing.assert_close(wavelengths[0], expected, rtol=1e-6, atol=0)
 
 
 def test_resonance_rounds_what_yarn_has_made():

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import pezoo
@@ -94,6 +94,53 @@ def test_yarn_is_that_of_transformers(head_dim, base, train_length, factor, fast
     assert composition.sigma() == pytest.approx(m**2, rel=1e-6)
     parts = text.replace("+yarn", "+ntk_by_parts")
     torch.testing.assert_close(frequencies(parts, 9, head_dim, train_length), expected, rtol=1e-4, atol=0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(head_dims.filter(lambda d: d >= 8), bases, train_lengths, factors, st.floats(8, 64), st.floats(0.5, 4), partials)
+@example(64, 150_000.0, 4096, 32.0, 32.0, 1.0, 1.0)  # gpt-oss
+def test_yarn_untruncated_is_that_of_transformers(head_dim, base, train_length, factor, fast, slow, partial):
+    width = int(head_dim * partial)
+    low, high = (width * math.log(train_length / (2 * math.pi * n)) / (2 * math.log(base)) for n in (fast, slow))
+    assume(width % 2 == 0 and high > max(low, 0) + 0.1)  # else their ramp ends before it begins
+    beta = {"beta_fast": fast, "beta_slow": slow}
+    expected, _ = theirs("yarn", head_dim, base, train_length, 9, partial, factor=factor, truncate=False, **beta)
+    for name in ("yarn", "ntk_by_parts"):
+        text = f"rope:base={base}:fraction={partial}+{name}:factor={factor}:beta_fast={fast}:beta_slow={slow}"
+        ours = frequencies(f"{text}:truncate=false", 9, head_dim, train_length)
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=0)
+
+
+@settings(deadline=None, max_examples=20)
+@given(factors, st.floats(0.1, 3.0))
+def test_an_attention_factor_is_that_of_transformers(factor, given_factor):
+    _, m = theirs("yarn", 64, 1e4, 512, 9, factor=factor, attention_factor=given_factor)
+    composition = build(f"rope+yarn:factor={factor}:attention_factor={given_factor}").prepare(
+        Positions.build(9, phase="test")
+    )
+    assert composition.layers[0][0].composition.sigma() == pytest.approx(m**2, rel=1e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(factors, st.floats(0.1, 2.0), st.floats(0.1, 2.0))
+@example(40.0, 1.0, 1.0)  # DeepSeek-V3
+@example(40.0, 0.707, 0.707)  # DeepSeek-V2
+def test_mscale_is_that_of_deepseek(factor, mscale, mscale_all_dim):
+    module = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3", reason="needs transformers")
+    rope = {"rope_type": "yarn", "factor": factor, "mscale": mscale, "mscale_all_dim": mscale_all_dim}
+    _, tables = theirs("yarn", 64, 1e4, 512, 9, **{k: v for k, v in rope.items() if k != "rope_type"})
+    scale = module.yarn_apply_mscale(rope, 64**-0.5)  # of the softmax; the tables multiply q and k
+    for name in (f"yarn:factor={factor}", "dynamic_yarn"):
+        scheme = build(f"rope+{name}:mscale={mscale}")
+        positions = Positions.build(1, declared=torch.tensor([512 * factor]), phase="test")
+        composition = scheme.prepare(positions).layers[0][0].composition
+        came = float(torch.as_tensor(composition.sigma())) * composition.scale
+        assert came == pytest.approx(tables**2 * scale, rel=1e-5)
+
+
+def test_two_temperatures_are_refused():
+    with pytest.raises(pezoo.UserError, match="mscale does nothing beside it"):
+        build("rope+yarn:attention_factor=1.2:mscale=0.5")
 
 
 # Formulas

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import pezoo
 from pezoo.contract import Positions
+from pezoo.encodings.relative.deberta import log_bucket
 
 WIDTH, HEADS, LENGTH = 12, 3, 7
 HEAD = WIDTH // HEADS
@@ -112,24 +113,32 @@ def test_transformer_xl_in_an_encoder_tells_past_from_future():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("convention", ["paper", "released"])
-@pytest.mark.parametrize("layer", [0, 1])
-def test_deberta_is_the_papers_sum_of_three_terms(layout, convention, layer):
-    reach = 3
-    scheme, positions = (
-        create(f"deberta:max_distance={reach}:position_to_content={convention}"),
-        LAYOUTS[layout](),
-    )
+@pytest.mark.parametrize(("terms", "layer"), [("both", 0), ("both", 1), ("c2p", 1), ("p2c", 1)])
+@pytest.mark.parametrize("buckets", [None, 4])
+def test_deberta_is_the_papers_sum_of_terms(layout, convention, terms, layer, buckets):
+    reach, far = buckets or 3, 20 if buckets else 3
+    more = f":buckets={buckets}" if buckets else ""
+    scheme = create(f"deberta:max_distance={far}:position_to_content={convention}:terms={terms}{more}")
+    positions = LAYOUTS[layout]()
     member, n = scheme.members[0], distances(positions)
     table = member.table.double()
+    assert len(table) == 2 * reach
 
     def clip(x):
-        return min(max(round(x) + reach, 0), 2 * reach - 1)
+        x = round(x)
+        if buckets and abs(x) > buckets // 2:
+            middle = buckets // 2
+            share = math.log(abs(x) / middle) / math.log((far - 1) / middle)
+            x = int(math.copysign(middle + math.ceil(share * (middle - 1)), x))
+        return min(max(x + reach, 0), 2 * reach - 1)
 
     def logit(row, h, q, k, i, j):
-        distance = float(n[row, i, j])
-        keys, queries = (table @ member.project[side, layer, h].double() for side in (0, 1))
-        back = -distance if convention == "paper" else distance
-        return (q @ k + q @ keys[clip(distance)] + k @ queries[clip(back)]) / (3 * HEAD) ** 0.5
+        distance, total, sides = float(n[row, i, j]), q @ k, iter(member.project[:, layer, h].double())
+        if terms != "p2c":
+            total = total + q @ (table @ next(sides))[clip(distance)]
+        if terms != "c2p":
+            total = total + k @ (table @ next(sides))[clip(-distance if convention == "paper" else distance)]
+        return total / ((3 if terms == "both" else 2) * HEAD) ** 0.5
 
     check(scheme, logit, positions, layer)
 
@@ -170,6 +179,74 @@ def test_deberta_released_is_that_of_transformers(length, reach, heads, seed):
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 32).map(lambda n: 2 * n), st.integers(2, 200))
+def test_deberta_buckets_are_those_of_transformers(n_buckets, more):
+    module = pytest.importorskip("transformers.models.deberta_v2.modeling_deberta_v2", reason="needs transformers")
+    middle, far = n_buckets // 2, n_buckets // 2 + more
+    distances = torch.arange(-2 * far, 2 * far + 1)
+    expected = module.make_log_bucket_position(distances, n_buckets, far).clamp(-n_buckets, n_buckets)
+    ours = log_bucket(distances.float(), n_buckets, far)
+    for n in distances[ours != expected].tolist():  # their logarithm is float32: at the end of a bucket it may err
+        real = math.log(abs(n) / middle) / math.log((far - 1) / middle) * (middle - 1)
+        assert abs(real - round(real)) < 1e-4
+    end = distances.abs() == far - 1
+    assert ours[end].abs().tolist() == [n_buckets - 1] * 2
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    st.integers(1, 12), st.integers(2, 4).map(lambda n: 2 * n), st.sampled_from([["c2p"], ["p2c"], ["c2p", "p2c"]]),
+    st.integers(1, 3), st.integers(0, 99),
+)  # fmt: skip
+def test_deberta_with_buckets_is_version_2_of_transformers(length, buckets, terms, heads, seed):
+    module = pytest.importorskip("transformers.models.deberta_v2.modeling_deberta_v2", reason="needs transformers")
+    width = 4 * heads
+    config = SimpleNamespace(
+        hidden_size=width,
+        num_attention_heads=heads,
+        pos_att_type=terms,
+        relative_attention=True,
+        position_buckets=buckets,
+        max_relative_positions=16,
+        share_att_key=False,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    name = "both" if len(terms) == 2 else terms[0]
+    text = f"deberta:max_distance=16:buckets={buckets}:position_to_content=released:terms={name}"
+    member = (scheme := create(text, width=width, heads=heads)).members[0]
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        theirs = module.DisentangledSelfAttention(config).eval()
+        for term, ours in zip(terms, member.project[:, 1], strict=True):
+            projection = theirs.pos_key_proj if term == "c2p" else theirs.pos_query_proj
+            projection.weight.copy_(ours.transpose(-1, -2).flatten(0, 1))
+            projection.bias.zero_()
+        x = torch.randn(1, length, width)
+        q, k, v = (
+            p(x).unflatten(-1, (heads, 4)).transpose(1, 2)
+            for p in (theirs.query_proj, theirs.key_proj, theirs.value_proj)
+        )
+        causal = torch.ones(1, 1, length, length).tril()
+        relative = module.build_relative_position(x, x, buckets, 16)
+        expected, _ = theirs(x, causal, rel_embeddings=member.table, relative_pos=relative)
+        out = pezoo.attend(scheme, q, k, v, layer=1, phase="test").transpose(1, 2).flatten(2)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("deberta:buckets=7", "buckets must be even, such as 8, not 7"),
+        ("deberta:buckets=32:max_distance=17", "buckets=32 needs max_distance=18 or more; it is 17"),
+    ],
+)
+def test_deberta_refuses_buckets_that_mean_nothing(text, words):
+    with pytest.raises(pezoo.UserError, match=words):
+        create(text)
+
+
 def test_deberta_trains_every_row_that_a_longer_text_reads():
     length = 9
 
@@ -189,16 +266,17 @@ def test_deberta_trains_every_row_that_a_longer_text_reads():
 
 
 @pytest.mark.parametrize("layout", ["plain", "scaled", "documents", "real"])
-@pytest.mark.parametrize("given_settings", ["", ":gamma=0.1:scale_base=16:base=100"])
+@pytest.mark.parametrize("given_settings", ["", ":gamma=0.1:scale_base=16:base=100", ":fraction=0.5:scale_base=16"])
 def test_xpos_is_rope_with_decay(layout, given_settings):
     scheme, positions = create("xpos" + given_settings), LAYOUTS[layout]()
     config, n = scheme.members[0].config, distances(positions)
+    width = int(HEAD * config.fraction)
 
     def logit(row, h, q, k, i, j):
-        total, distance = 0.0, float(n[row, i, j])
-        for m in range(HEAD // 2):
-            zeta = (2 * m / HEAD + config.gamma) / (1 + config.gamma)
-            turned = cmath.exp(1j * distance * config.base ** (-2 * m / HEAD))
+        total, distance = float(q[width:] @ k[width:]), float(n[row, i, j])
+        for m in range(width // 2):
+            zeta = (2 * m / width + config.gamma) / (1 + config.gamma)
+            turned = cmath.exp(1j * distance * config.base ** (-2 * m / width))
             a, b = (complex(*x[2 * m : 2 * m + 2].tolist()) for x in (q, k))
             total += zeta ** (distance / config.scale_base) * (a * b.conjugate() * turned).real
         return torch.tensor(total / HEAD**0.5, dtype=torch.float64)
@@ -215,13 +293,13 @@ def test_xpos_has_the_published_rates():
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.integers(1, 40), st.integers(2, 16), st.floats(32, 1024), st.integers(0, 99))
-def test_xpos_is_that_of_x_transformers(length, half, scale_base, seed):
+@given(st.integers(1, 40), st.integers(2, 16), st.sampled_from([1, 2, 4]), st.floats(32, 1024), st.integers(0, 99))
+def test_xpos_is_that_of_x_transformers(length, half, parts, scale_base, seed):
     library = pytest.importorskip("x_transformers.x_transformers", reason="parity needs x-transformers")
-    width = 2 * half
-    theirs = library.RotaryEmbedding(width, use_xpos=True, scale_base=scale_base)
+    width = 2 * half * parts
+    theirs = library.RotaryEmbedding(2 * half, use_xpos=True, scale_base=scale_base)
     angles, scale = theirs.forward_from_seq_len(length)
-    scheme = create(f"xpos:scale_base={scale_base!r}", width=width, heads=1)
+    scheme = create(f"xpos:scale_base={scale_base!r}:fraction={1 / parts}", width=width, heads=1)
     q, k = vectors(2, 1, 1, length, width, seed=seed)
     logits = library.apply_rotary_pos_emb(q, angles, scale) @ library.apply_rotary_pos_emb(k, angles, 1 / scale).mT
     composition = scheme.prepare(Positions.build(length, phase="test")).layers[0][0].composition

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import pezoo
@@ -43,7 +43,7 @@ def test_rope_is_its_formula(pairing, fraction, kept):
     scheme = build(f"rope:pairing={pairing}:fraction={fraction}:kept={kept}:base=100", 16)
     width = int(16 * fraction)
     frequencies = [100 ** (-2 * k / width) for k in range(width // 2)]
-    frequencies = [w if k < round(kept * width / 2) else 0 for k, w in enumerate(frequencies)]
+    frequencies = [w if k < kept * width / 2 else 0 for k, w in enumerate(frequencies)]  # whole numbers of pairs
     q, k = torch.randn(2, 1, 2, 40, 16)
     q_turned, k_turned = rotated(scheme, q, k)
     for ours, x in ((q_turned, q), (k_turned, k)):
@@ -75,6 +75,24 @@ def test_pairings_are_one_family_up_to_the_order_of_channels():
     half = rotated(build("rope:pairing=half"), q[..., order], k[..., order])
     for a, b in zip(interleaved, half, strict=True):
         assert torch.equal(a[..., order], b)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 20).map(lambda n: n / 20), st.sampled_from([8, 16, 24, 48, 64, 96, 128]), st.floats(10, 1e6))
+@example(0.3, 64, 1e4)
+@example(0.9, 48, 1e4)
+@example(0.9, 64, 1e4)
+def test_kept_is_the_proportional_rotation_of_transformers(kept, head_dim, base):
+    transformers = pytest.importorskip("transformers", reason="parity needs transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = {"rope_type": "proportional", "rope_theta": base, "partial_rotary_factor": kept}
+    config = transformers.LlamaConfig(
+        hidden_size=head_dim, num_attention_heads=1, head_dim=head_dim, rope_parameters=rope
+    )
+    expected, _ = ROPE_INIT_FUNCTIONS["proportional"](config, torch.device("cpu"))
+    ours = build(f"rope:kept={kept}:base={base}", head_dim).members[0].inv_freq()
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=0)
 
 
 def test_golden_frequencies():

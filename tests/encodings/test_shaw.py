@@ -27,6 +27,8 @@ def by_hand(scheme, q, k, v, layer, distance):
                 seen = range(i + 1 if scheme.shape.causal else q.shape[2])
                 rows = [max(-clip, min(clip, round(-distance(i, j)))) + clip for j in seen]
                 logits = torch.stack([q[b, h, i] @ (k[b, h, j] + keys[c]) for j, c in zip(seen, rows, strict=True)])
+                if shaw.config.by == "both":
+                    logits += torch.stack([k[b, h, j] @ keys[c] for j, c in zip(seen, rows, strict=True)])
                 weights = torch.softmax(logits / q.shape[-1] ** 0.5, 0)
                 vectors = torch.stack([v[b, h, j] + values[c] for j, c in zip(seen, rows, strict=True)])
                 out[b, h, i] = weights @ vectors
@@ -35,7 +37,7 @@ def by_hand(scheme, q, k, v, layer, distance):
 
 @pytest.mark.parametrize("backend", ["eager", "chunked"])
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("text", ["shaw:clip=4", "shaw:clip=30", "shaw:clip=1:values=false"])
+@pytest.mark.parametrize("text", ["shaw:clip=4", "shaw:clip=30", "shaw:clip=1:values=false", "shaw:clip=4:by=both"])
 def test_shaw_is_its_formula(text, causal, backend, monkeypatch):
     monkeypatch.setattr(pezoo.attention, "CHUNK", 5)
     scheme = build(text, causal)
