@@ -53,7 +53,9 @@ class Resonance(Extension):
         if "test" not in self.at or "test" not in other.at:
             return None
         with torch.device("cpu"):  # wherever the scheme is built
-            beyond = other.coordinates(Positions.build(2, declared=self.shape.train_length + 1))
+            beyond = other.coordinates(
+                Positions.build(2, declared=self.shape.train_length + 1, phase="test", rows=(0,))
+            )
         if not beyond.query.frac().any():
             return None
         factor = getattr(other.config, "factor", None) or 4

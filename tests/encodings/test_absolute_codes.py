@@ -237,7 +237,7 @@ def cape(train_length=LENGTH, **given):
 
 def test_cape_shifts_jitters_and_stretches():
     member, rows, length = cape(max_shift=4.0, max_jitter=0.5, max_scale=1.5), 4000, 50
-    positions = Positions.build(length, rows, phase="train")
+    positions = Positions.build(length, rows, phase="train", rows=range(rows))
     moved = member.coordinates(positions)
     p = moved.query.double()
     assert p.shape == (rows, length)
@@ -265,27 +265,30 @@ def test_cape_shifts_jitters_and_stretches():
 
 def test_cape_draws_for_each_sequence_the_same_again():
     member = cape()
-    four = member.coordinates(Positions.build(9, 4, phase="train")).query
+    four = member.coordinates(Positions.build(9, 4, phase="train", rows=range(4))).query
     assert torch.equal(member.coordinates(Positions.build(9, 1, rows=(2,), phase="train")).query[0], four[2])
     assert len(torch.unique(four[:, 0])) == 4
-    assert not torch.equal(member.coordinates(Positions.build(9, 4, seed=1, phase="train")).query, four)
-    decoded = member.coordinates(Positions.build(9, 4, phase="train").slice(5, 6))
+    assert not torch.equal(member.coordinates(Positions.build(9, 4, seed=1, phase="train", rows=range(4))).query, four)
+    decoded = member.coordinates(Positions.build(9, 4, phase="train", rows=range(4)).slice(5, 6))
     assert torch.equal(decoded.query, four[:, 5:6])
 
 
 def test_cape_without_ranges_changes_nothing_and_tests_plainly():
-    member, positions = cape(max_shift=0.0, max_jitter=0.0, max_scale=1.0), Positions.build(9, 4, phase="train")
+    member, positions = (
+        cape(max_shift=0.0, max_jitter=0.0, max_scale=1.0),
+        Positions.build(9, 4, phase="train", rows=range(4)),
+    )
     assert torch.equal(member.coordinates(positions).query, positions.query.expand(4, -1))
     scheme = pezoo.create("sinusoidal+cape", d_model=WIDTH, n_heads=HEADS, n_layers=1, train_length=LENGTH)
     for phase, same in (("train", False), ("tune", False), ("test", True)):
-        plain = Positions.build(9, phase=phase)
+        plain = Positions.build(9, phase=phase, rows=(0,))
         assert torch.equal(scheme.prepare(plain).input[0].positions.query, plain.query) == same
     assert scheme.prefix_stable
 
 
 def test_cape_shows_no_coordinate_beyond_its_extent():
     member = cape(train_length=20, max_shift=3.0, max_scale=1.3)
-    p = member.coordinates(Positions.build(20, 3000, phase="train")).query
+    p = member.coordinates(Positions.build(20, 3000, phase="train", rows=range(3000))).query
     assert member.extent(20) - 4 < p.max() < member.extent(20)
 
 

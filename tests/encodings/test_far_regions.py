@@ -15,7 +15,11 @@ SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 1, "train_length": 16}
 
 def compose(text, length, train_length=16, **facts):
     scheme = pezoo.create(text, **SHAPE | {"train_length": train_length, "causal": facts.get("causal", True)})
-    return scheme.prepare(Positions.build(length, **{"phase": "test", "rows": (0,)} | facts)).layers[0][0].composition
+    return (
+        scheme.prepare(Positions.build(length, **{"phase": "test", "rows": range(facts.get("batch", 1))} | facts))
+        .layers[0][0]
+        .composition
+    )
 
 
 def effective(composition, row=0):

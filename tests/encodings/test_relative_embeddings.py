@@ -17,9 +17,10 @@ WIDTH, HEADS, LENGTH = 12, 3, 7
 HEAD = WIDTH // HEADS
 
 
-def create(scheme, train_length=LENGTH, width=WIDTH, heads=HEADS):
+def create(scheme, train_length=LENGTH, width=WIDTH, heads=HEADS, causal=True):
     """A scheme whose parameters are random."""
-    scheme = pezoo.create(scheme, d_model=width, n_heads=heads, n_layers=2, train_length=train_length)
+    sizes = {"d_model": width, "n_heads": heads, "n_layers": 2, "train_length": train_length}
+    scheme = pezoo.create(scheme, **sizes, causal=causal)
     generator = torch.Generator().manual_seed(1)
     for parameter in scheme.parameters():
         torch.nn.init.normal_(parameter, std=0.5, generator=generator)
