@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pezoo.attention import Composition, Part, Region, attend
-from pezoo.contract import Encoding, Extension, Positions, Shape, Undefined, overrides
+from pezoo.contract import Encoding, Extension, Positions, Shape, Undefined, overrides, to_device
 from pezoo.errors import UserError
 from pezoo.registry import entry, make_config
 from pezoo.scheme import Spec, fits, offers, parse
@@ -74,7 +74,7 @@ class Plain(nn.Module):
             positions = far if far is not None and offers(type(encoding))["distances"] else here
             inv_freq = encoding.inv_freq()
             if inv_freq is not None:
-                inv_freq = inv_freq.to(positions.query.device)[None]
+                inv_freq = to_device(inv_freq, positions.query.device)[None]
                 for extension in self.acting(positions):
                     inv_freq = extension.frequencies(inv_freq, positions)
             own = positions.replace(inv_freq=inv_freq)

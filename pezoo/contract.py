@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from pezoo.positions import Positions
+from pezoo.positions import Positions, to_device
 
 __all__ = [
     "PHASES",
@@ -24,6 +24,7 @@ __all__ = [
     "Undefined",
     "overrides",
     "settle",
+    "to_device",
 ]
 
 PHASES = ("train", "tune", "test")

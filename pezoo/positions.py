@@ -13,6 +13,14 @@ import torch
 from torch import Tensor
 
 
+def to_device(tensor: Tensor, device: torch.device | str | None) -> Tensor:
+    """A tensor made on the host, on a device (None: where it is), without waiting for what the device is doing.
+
+    For ordinary memory, which is read before the call returns (on Apple's devices only if it waits).
+    """
+    return tensor if device is None else tensor.to(device, non_blocking=torch.device(device).type != "mps")
+
+
 @dataclass(frozen=True)
 class Facts:
     """Where the queries and keys of one forward stand. Immutable.
@@ -37,9 +45,13 @@ class Facts:
     ruler: Tensor | None = None  # (R, M) distance of tokens m = 0 ... M - 1 apart, where it is not that of coordinates
     inv_freq: Tensor | None = None  # (R, n) the encoding's frequencies as extensions left them
     prepared: Any = None  # what the encoding's `prepare` returned
+    lengths: tuple[int, ...] = ()  # `length` as the host knows it: one number, or one for each row
+    bounds: tuple[float, float] | None = None  # all coordinates lie in [low, high], as the host knows; None: unknown
 
     def replace(self, **changes: Any) -> "Positions":
-        """Return a copy with some fields changed."""
+        """Return a copy with some fields changed; bounds that are not given anew do not hold for new coordinates."""
+        if "query" in changes or "key" in changes:
+            changes.setdefault("bounds", None)
         return dataclasses.replace(self, **changes)
 
 
@@ -89,6 +101,12 @@ class Readings(Facts):
         start, step = self.spacing
         return start + step * self.offset
 
+    def within(self, low: float, high: float) -> bool:
+        """Whether low <= coordinate < high for these queries; reads the device only where the host cannot tell."""
+        if self.spacing is None and self.bounds is not None and low <= self.bounds[0] and self.bounds[1] < high:
+            return True
+        return low <= self.smallest() and self.largest() < high
+
     def factor(self, train_length: int, fixed: float | None = None) -> float | Tensor:
         """How far the declared length goes beyond training: `fixed`, else max(1, T / L); (R, 1) where rows differ."""
         if fixed is not None:
@@ -114,7 +132,7 @@ class Readings(Facts):
             key = hashlib.sha256(f"{self.seed} {salt} {row} {layer} {self.phase}".encode()).digest()
             return sample(generator.manual_seed(int.from_bytes(key[:7], "big")))
 
-        return torch.stack([one(row) for row in rows]).to(self.query.device)
+        return to_device(torch.stack([one(row) for row in rows]), self.query.device)
 
 
 class Positions(Readings):
@@ -138,7 +156,8 @@ class Positions(Readings):
         Args:
             length: tokens in a row (L).
             batch: rows (B).
-            declared: total length that length-dependent members see, if not `length`; (B,) where rows differ.
+            declared: total length that length-dependent members see, if not `length`; (B,) where rows differ, best on
+                the host, which has to know them.
             documents: (B, L) ids of packed rows; where the id changes, positions restart and attention stops.
             valid: (B, L) False for padding, which is then seen by nothing but itself.
             rows: names of the sequences, the keys of random draws; default 0 ... B - 1.
@@ -146,6 +165,7 @@ class Positions(Readings):
             facts: `causal`, `phase` and `seed`, stored as they are.
         """
         place = torch.arange(length, device=device)[None]  # (1, L)
+        documents, valid = (t if t is None else to_device(t, device) for t in (documents, valid))
         index, document = place, None
         if valid is not None:  # a padding token is a document of its own
             filled = torch.zeros_like(valid, dtype=torch.int64) if documents is None else documents
@@ -159,10 +179,13 @@ class Positions(Readings):
         spacing = (0.0, 1.0) if document is None else None
         rows = tuple(range(batch)) if rows is None else rows
         declared = length if declared is None else declared
+        lengths = (declared,)
+        if isinstance(declared, Tensor):
+            lengths, declared = tuple(declared.tolist()), to_device(declared, device)
         coordinate = index.to(torch.float32)
         return cls(
             coordinate, coordinate, index, index, document, document, declared,
-            spacing=spacing, rows=rows, **facts,
+            spacing=spacing, rows=rows, lengths=lengths, bounds=(0.0, length - 1.0), **facts,
         )  # fmt: skip
 
     def slice(self, start: int, stop: int, n_keys: int | None = None) -> "Positions":
@@ -177,20 +200,26 @@ class Positions(Readings):
             key_index=self.key_index[:, k],
             key_document=self.key_document[:, k] if documents else None,
             offset=self.offset + start,
+            bounds=self.bounds,
         )
 
     def map(
-        self, function: Callable[[Tensor, Tensor], Tensor], spacing: tuple[float, float] | None = None
+        self,
+        function: Callable[[Tensor, Tensor], Tensor],
+        spacing: tuple[float, float] | None = None,
+        bounds: tuple[float, float] | None = None,
     ) -> "Positions":
-        """New coordinates function(coordinate, index), for queries and keys alike."""
+        """New coordinates function(coordinate, index), for queries and keys alike; `spacing`, `bounds`: if known."""
         query = function(self.query, self.query_index)
         same = self.query is self.key
         key = query if same else function(self.key, self.key_index)
-        return self.replace(query=query, key=key, spacing=spacing)
+        return self.replace(query=query, key=key, spacing=spacing, bounds=bounds)
 
     def scaled(self, factor: float | Tensor) -> "Positions":
         """Coordinates, and a ruler if there is one, times `factor`, a number or (R, 1)."""
-        regular = self.spacing is not None and not isinstance(factor, Tensor)
-        spacing = (self.spacing[0] * factor, self.spacing[1] * factor) if regular else None
+        known = (
+            None if facts is None or isinstance(factor, Tensor) else tuple(f * factor for f in facts)
+            for facts in (self.spacing, self.bounds)
+        )
         ruler = None if self.ruler is None else self.ruler * factor
-        return self.map(lambda p, index: p * factor, spacing).replace(ruler=ruler)
+        return self.map(lambda p, index: p * factor, *known).replace(ruler=ruler)

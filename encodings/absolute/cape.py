@@ -63,7 +63,7 @@ class CAPE(Extension):
 
     def coordinates(self, positions: Positions) -> Positions:
         """(p + D + e) s."""
-        c, length = self.config, int(torch.as_tensor(positions.length).max())
+        c, length = self.config, max(positions.lengths)
 
         def sample(generator: torch.Generator) -> Tensor:
             return 2 * torch.rand(length + 2, generator=generator) - 1

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pezoo.contract import Encoding, Extension, Positions, Shape, Traits
+from pezoo.contract import Encoding, Extension, Positions, Shape, Traits, to_device
 from pezoo.encodings.randomized._draws import by_index, draw_table
 from pezoo.registry import register, setting
 
@@ -89,8 +89,12 @@ class CLEX(Extension):
         top = self.config.max_factor
         if positions.phase != "test":
             return positions.draw("clex", lambda g: torch.randint(1, top + 1, (), generator=g))
-        length = torch.as_tensor(positions.length, device=positions.query.device).reshape(-1)
-        return ((length - 1) // self.shape.train_length + 1).clamp(1, top)
+        return to_device(torch.tensor(self.tested(positions)), positions.query.device)
+
+    def tested(self, positions: Positions) -> list[int]:
+        """The factor t in testing, for each row."""
+        factors = (math.ceil(length / self.shape.train_length) for length in positions.lengths)
+        return [min(max(1, t), self.config.max_factor) for t in factors]
 
     def coordinates(self, positions: Positions) -> Positions:
         """Outside testing, a random subset of t times as many positions."""
@@ -106,7 +110,7 @@ class CLEX(Extension):
             drawn = torch.cat((torch.tensor([0]), inner, torch.tensor([length * t - 1])))
             return drawn / max(1, length // train_length)
 
-        return by_index(positions, draw_table(positions, "clex", sample))
+        return by_index(positions, draw_table(positions, "clex", sample), top * max(positions.lengths))
 
     def velocity(self, t: float, correction: Tensor, log: Tensor, exponents: Tensor) -> Tensor:
         """The network's part of d ln w / dt, where ln w = ln v(t) + correction."""
@@ -135,8 +139,9 @@ class CLEX(Extension):
         times = self.times(positions)  # (R,)
         log = torch.where(inv_freq > 0, inv_freq, 1.0).log()  # a frequency of zero stays zero
         exponents = torch.arange(self.n, device=inv_freq.device) / (self.n - 1)
-        path = self.path(log, exponents, int(times.max()))  # (t_max, R', n)
+        last = max(self.tested(positions)) if positions.phase == "test" else self.config.max_factor
+        path = self.path(log, exponents, last)  # (last, R', n)
         rows = torch.arange(len(times), device=times.device) % path.shape[1]
-        correction = path[times - 1, rows] if len(times) >= path.shape[1] else path[times[0] - 1]
+        correction = path[times - 1, rows] if len(times) >= path.shape[1] else path[times - 1][0]
         scaled = -exponents * (2 * times[:, None] - 1).float().log()
         return inv_freq * (scaled + correction).exp()

@@ -9,14 +9,14 @@ from torch.nn.utils.rnn import pad_sequence
 from pezoo.contract import Extension, Positions, Traits
 
 
-def by_index(positions: Positions, table: Tensor) -> Positions:
-    """The coordinates table[row, index], from a table (R, T) of all positions of a sequence."""
+def by_index(positions: Positions, table: Tensor, extent: int) -> Positions:
+    """The coordinates table[row, index], from a table (R, T) of all positions of a sequence, 0 ... extent - 1."""
 
     def read(p: Tensor, index: Tensor) -> Tensor:
         rows = max(len(table), len(index))
         return table.expand(rows, -1).gather(1, index.expand(rows, -1))
 
-    return positions.map(read)
+    return positions.map(read, bounds=(0.0, extent - 1.0))
 
 
 def draw_table(
@@ -28,7 +28,7 @@ def draw_table(
     rows = positions.rows[:1] * len(positions.rows) if scope == "batch" else positions.rows
     drawn = [
         positions.replace(rows=(row,)).draw(salt, lambda g, n=n: sample(n, g), scope)[0]
-        for row, n in zip(rows, positions.length.tolist(), strict=True)
+        for row, n in zip(rows, positions.lengths, strict=True)
     ]
     return pad_sequence(drawn, batch_first=True)
 
@@ -50,4 +50,5 @@ class Drawn(Extension):
 
     def coordinates(self, positions: Positions) -> Positions:
         """The drawn coordinates, by index."""
-        return by_index(positions, draw_table(positions, type(self).__name__, self.sample))
+        table = draw_table(positions, type(self).__name__, self.sample)
+        return by_index(positions, table, self.extent(max(positions.lengths)))

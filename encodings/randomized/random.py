@@ -73,7 +73,7 @@ class Random(Extension):
 
     def check(self, positions: Positions) -> None:
         """Raise `Undefined` for sequences longer than the range."""
-        length = int(torch.as_tensor(positions.length).max())
+        length = max(positions.lengths)
         if length > self.max_length:
             raise Undefined(f"random draws from {self.max_length} positions; {length} tokens need more")
 
@@ -86,4 +86,4 @@ class Random(Extension):
             return torch.cat((torch.zeros(low), (drawn + low).sort().values.float()))
 
         table = draw_table(positions, "random", sample, self.config.draw)  # (R, T)
-        return by_index(positions, table).replace(ruler=table if low else None)
+        return by_index(positions, table, self.max_length).replace(ruler=table if low else None)
