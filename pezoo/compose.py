@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pezoo.attention import Composition, Part, Region, attend, logits
-from pezoo.contract import PHASES, Encoding, Extension, Positions, Shape, Undefined, in_float32, overrides
+from pezoo.contract import PHASES, Encoding, Extension, Positions, Shape, Undefined, in_float32, overrides, to_device
 from pezoo.errors import UserError, suggest
 from pezoo.registry import entry, make_config
 from pezoo.scheme import Spec, fits, offers, parse
@@ -87,7 +87,7 @@ class Plain(nn.Module):
             positions = far if far is not None and offers(type(encoding))["distances"] else here
             inv_freq = encoding.inv_freq()
             if inv_freq is not None:
-                inv_freq = inv_freq.to(positions.query.device)[None]
+                inv_freq = to_device(inv_freq, positions.query.device)[None]
                 for extension in self.acting(positions):
                     inv_freq = extension.frequencies(inv_freq, positions)
             own = positions.replace(inv_freq=inv_freq)

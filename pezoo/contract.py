@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pezoo.positions import PHASES, Positions
+from pezoo.positions import PHASES, Positions, to_device
 
 __all__ = [
     "PHASES",
@@ -30,6 +30,7 @@ __all__ = [
     "in_float32",
     "overrides",
     "settle",
+    "to_device",
 ]
 
 

@@ -17,6 +17,14 @@ from pezoo.philox import words
 PHASES = ("train", "tune", "test")
 
 
+def to_device(tensor: Tensor, device: torch.device | str | None) -> Tensor:
+    """A tensor made on the host, on a device (None: where it is), without waiting for what the device is doing.
+
+    For ordinary memory, which is read before the call returns (on Apple's devices only if it waits).
+    """
+    return tensor if device is None else tensor.to(device, non_blocking=torch.device(device).type != "mps")
+
+
 @dataclass(frozen=True)
 class Positions:
     """Where the queries and keys of one forward stand: made by `build`, handed to every hook. Immutable.
@@ -31,7 +39,7 @@ class Positions:
     query_document: Tensor | None  # (R, Lq) document id; None: one document a row, no padding
     key_document: Tensor | None  # (R, Lk)
     length: int | Tensor  # declared total length; (B,) where rows differ
-    longest: int = 0  # the largest declared length
+    lengths: tuple[int, ...] = ()  # the same as the host knows it: one number, or one for each row
     offset: int = 0
     causal: bool = True
     spacing: tuple[float, float] | None = (0.0, 1.0)  # (start, step) of the coordinates by index, None if irregular
@@ -43,9 +51,12 @@ class Positions:
     ruler: Tensor | None = None  # (R, M) distance of tokens m = 0 ... M - 1 apart, where it is not that of coordinates
     inv_freq: Tensor | None = None  # (R, n) the encoding's frequencies as extensions left them
     prepared: Any = None  # what the encoding's `prepare` returned
+    bounds: tuple[float, float] | None = None  # all coordinates lie in [low, high], as the host knows; None: unknown
 
     def replace(self, **changes: Any) -> "Positions":
-        """Return a copy with some fields changed."""
+        """Return a copy with some fields changed; bounds that are not given anew do not hold for new coordinates."""
+        if "query" in changes or "key" in changes:
+            changes.setdefault("bounds", None)
         return dataclasses.replace(self, **changes)
 
     # ---- reading --------------------------------------------------------------------------------
@@ -93,6 +104,12 @@ class Positions:
         start, step = self.spacing
         return start + step * self.offset
 
+    def within(self, low: float, high: float) -> bool:
+        """Whether low <= coordinate < high for these queries; reads the device only where the host cannot tell."""
+        if self.spacing is None and self.bounds is not None and low <= self.bounds[0] and self.bounds[1] < high:
+            return True
+        return low <= self.smallest() and self.largest() < high
+
     def factor(self, train_length: int, fixed: float | None = None) -> float | Tensor:
         """How far the declared length goes beyond training: `fixed`, else max(1, T / L); (R, 1) where rows differ."""
         if fixed is not None:
@@ -100,6 +117,11 @@ class Positions:
         if isinstance(self.length, Tensor):
             return (self.length[:, None] / train_length).clamp(min=1.0)
         return max(1.0, self.length / train_length)
+
+    @property
+    def longest(self) -> int:
+        """The largest declared length."""
+        return max(self.lengths)
 
     def total(self) -> Tensor:
         """Declared lengths, (R, 1), int64."""
@@ -110,7 +132,7 @@ class Positions:
     def draw(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """A random draw: the one that was handed in under this name, else what `make` gives."""
         handed = (self.draws or {}).get(name)
-        return make() if handed is None else handed.to(self.query.device)
+        return make() if handed is None else to_device(handed, self.query.device)
 
     def bits(self, name: str, n: int, scope: str = "sequence") -> Tensor:
         """Random bits, (R, n) words of 32, int64: a function of (seed, name, phase, row, layer, place) alone.
@@ -128,8 +150,13 @@ class Positions:
                 f"{name.split()[0]} draws for each sequence anew: pass rows=, the numbers of these sequences. In "
                 "training count on from step to step: rows=range(step * B, (step + 1) * B)"
             )
-        rows = torch.tensor(self.rows[:1] if scope == "batch" else self.rows, device=self.query.device)
-        return words(n, rows, self.layer if scope == "layer" else 0, f"{self.seed} {name} {self.phase}")
+        rows = torch.tensor(self.rows[:1] if scope == "batch" else self.rows)
+        return words(
+            n,
+            to_device(rows, self.query.device),
+            self.layer if scope == "layer" else 0,
+            f"{self.seed} {name} {self.phase}",
+        )
 
     # ---- making ---------------------------------------------------------------------------------
 
@@ -151,7 +178,8 @@ class Positions:
         Args:
             length: tokens in a row (L).
             batch: rows (B).
-            declared: total length that length-dependent members see, if not `length`; (B,) where rows differ.
+            declared: total length that length-dependent members see, if not `length`; (B,) where rows differ, best on
+                the host, which has to know them.
             documents: (B, L) ids of packed rows; where the id changes, positions restart and attention stops.
             valid: (B, L) False for padding, which is then seen by nothing but itself.
             rows: numbers of the sequences, the keys of random draws; schemes that draw demand them.
@@ -169,26 +197,26 @@ class Positions:
         if rows is not None and len(rows) != batch:
             raise UserError(f"rows numbers {len(rows)} sequences, but the batch has {batch}")
         place = torch.arange(length, device=device)[None]  # (1, L)
+        documents, valid = (t if t is None else to_device(t, place.device) for t in (documents, valid))
         index, document = place, None
         if valid is not None:  # a padding token is a document of its own, with an id that no other has
-            valid = valid.to(place.device)
-            filled = torch.zeros_like(valid, dtype=torch.int64) if documents is None else documents.to(place.device)
+            filled = torch.zeros_like(valid, dtype=torch.int64) if documents is None else documents
             documents = torch.where(valid, filled, filled.amin().clamp(max=0) - 1 - place)
         if documents is not None:
-            document = documents.to(place.device, torch.int64)
+            document = documents.to(torch.int64)
             starts = torch.ones_like(document, dtype=torch.bool)
             starts[:, 1:] = document[:, 1:] != document[:, :-1]
             index = place - torch.where(starts, place, 0).cummax(dim=1).values
             document = starts.cumsum(dim=1)  # an id that comes back later is another document
         spacing = (0.0, 1.0) if document is None else None
         declared = length if declared is None else declared
-        longest = declared
+        lengths = (declared,)
         if isinstance(declared, Tensor):
-            longest, declared = int(declared.max()), declared.to(place.device)
+            lengths, declared = tuple(declared.tolist()), to_device(declared, place.device)
         coordinate = index.to(torch.float32)
         return cls(
-            coordinate, coordinate, index, index, document, document, declared, longest,
-            spacing=spacing, rows=None if rows is None else tuple(rows), **facts,
+            coordinate, coordinate, index, index, document, document, declared, lengths,
+            spacing=spacing, bounds=(0.0, length - 1.0), rows=None if rows is None else tuple(rows), **facts,
         )  # fmt: skip
 
     def slice(self, start: int, stop: int, n_keys: int | None = None) -> "Positions":
@@ -203,20 +231,26 @@ class Positions:
             key_index=self.key_index[:, k],
             key_document=self.key_document[:, k] if documents else None,
             offset=self.offset + start,
+            bounds=self.bounds,
         )
 
     def map(
-        self, function: Callable[[Tensor, Tensor], Tensor], spacing: tuple[float, float] | None = None
+        self,
+        function: Callable[[Tensor, Tensor], Tensor],
+        spacing: tuple[float, float] | None = None,
+        bounds: tuple[float, float] | None = None,
     ) -> "Positions":
-        """New coordinates function(coordinate, index), for queries and keys alike."""
+        """New coordinates function(coordinate, index), for queries and keys alike; `spacing`, `bounds`: if known."""
         query = function(self.query, self.query_index)
         same = self.query is self.key
         key = query if same else function(self.key, self.key_index)
-        return self.replace(query=query, key=key, spacing=spacing)
+        return self.replace(query=query, key=key, spacing=spacing, bounds=bounds)
 
     def scaled(self, factor: float | Tensor) -> "Positions":
         """Coordinates, and a ruler if there is one, times `factor`, a number or (R, 1)."""
-        regular = self.spacing is not None and not isinstance(factor, Tensor)
-        spacing = (self.spacing[0] * factor, self.spacing[1] * factor) if regular else None
+        known = (
+            None if facts is None or isinstance(factor, Tensor) else tuple(f * factor for f in facts)
+            for facts in (self.spacing, self.bounds)
+        )
         ruler = None if self.ruler is None else self.ruler * factor
-        return self.map(lambda p, index: p * factor, spacing).replace(ruler=ruler)
+        return self.map(lambda p, index: p * factor, *known).replace(ruler=ruler)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pezoo.contract import Encoding, Positions, Shape, Traits
+from pezoo.contract import Encoding, Positions, Shape, Traits, to_device
 from pezoo.encodings.relative._rotary import rotary_frequencies, turn, turns
 from pezoo.errors import UserError
 from pezoo.registry import register, setting
@@ -54,7 +54,7 @@ class ComplexOrder(Encoding):
     def inv_freq(self) -> Tensor:
         """Frequencies w_k, (D // 2,)."""
         start = rotary_frequencies(2 * len(self.log_ratio), self.config.base)
-        return start.to(self.log_ratio.device) * self.log_ratio.float().exp()
+        return to_device(start, self.log_ratio.device) * self.log_ratio.float().exp()
 
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
         """sqrt(D) x, turned."""

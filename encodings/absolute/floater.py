@@ -67,14 +67,17 @@ class Floater(Encoding):
 
     def check(self, positions: Positions) -> None:
         """Raise `Undefined` for coordinates before the start of the trajectory."""
-        if positions.smallest() < 0:
+        if not positions.within(0, math.inf):
             raise Undefined(f"floater starts at 0; coordinate {positions.smallest():g} has no value")
 
     def prepare(self, positions: Positions) -> Tensor:
         """States and slopes (a node apart) at 0, span, 2 span ... past the largest coordinate, float32."""
-        largest = positions.largest()
-        if positions.spacing is None:  # keys of other documents may lie further
-            largest = max(largest, float(positions.key.max()))
+        if positions.spacing is not None:
+            largest = positions.largest()
+        elif positions.bounds is not None:
+            largest = positions.bounds[1]
+        else:  # keys of other documents may lie further than queries
+            largest = max(positions.largest(), float(positions.key.max()))
         (a, a_bias), (b, b_bias) = ((m.weight.float(), m.bias.float()) for m in (self.hidden, self.out))
 
         def slope(t: float, c: Tensor) -> Tensor:

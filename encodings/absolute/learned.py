@@ -22,9 +22,9 @@ from pezoo.registry import register, setting
 
 def check_rows(name: str, rows: int, positions: Positions) -> None:
     """Raise `Undefined` for coordinates outside the `rows` positions that an encoding has."""
-    for coordinate in (positions.smallest(), positions.largest()):
-        if not 0 <= coordinate < rows:
-            raise Undefined(f"{name} has {rows} positions; coordinate {coordinate:g} has none")
+    if not positions.within(0, rows):
+        outside = min(positions.smallest(), 0) or positions.largest()
+        raise Undefined(f"{name} has {rows} positions; coordinate {outside:g} has none")
 
 
 def read_rows(table: Tensor, coordinates: Tensor) -> Tensor:

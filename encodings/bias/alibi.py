@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pezoo.contract import Encoding, Shape, Traits
+from pezoo.contract import Encoding, Shape, Traits, to_device
 from pezoo.registry import register, setting
 
 
@@ -64,6 +64,6 @@ class ALiBi(Encoding):
 
     def distance_bias(self, distance: Tensor) -> Tensor:
         """-m_h |distance|, (H, ...)."""
-        fixed = self.slopes is None
-        m = torch.tensor(slopes(self.shape.n_heads), device=distance.device) if fixed else self.slopes.float()
+        fixed = torch.tensor(slopes(self.shape.n_heads), dtype=torch.float32) if self.slopes is None else None
+        m = self.slopes.float() if fixed is None else to_device(fixed, distance.device)
         return -m.view(-1, *(1,) * distance.ndim) * distance.abs()

@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pezoo.contract import Encoding, Shape, Traits, settle
+from pezoo.contract import Encoding, Shape, Traits, settle, to_device
 from pezoo.errors import UserError
 from pezoo.registry import register, setting
 
@@ -41,8 +41,8 @@ def bucket_starts(n_buckets: int, max_distance: int) -> list[int]:
 
 def bucket(distance: Tensor, n_buckets: int, max_distance: int) -> Tensor:
     """Bucket of each distance >= 0, int64; those below zero go to bucket 0."""
-    starts = torch.tensor(bucket_starts(n_buckets, max_distance), device=distance.device, dtype=distance.dtype)
-    return torch.bucketize(distance, starts, right=True)
+    starts = torch.tensor(bucket_starts(n_buckets, max_distance), dtype=distance.dtype)
+    return torch.bucketize(distance, to_device(starts, distance.device), right=True)
 
 
 @register(

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pezoo.contract import Encoding, Extension, Positions, Shape, Traits
+from pezoo.contract import Encoding, Extension, Positions, Shape, Traits, to_device
 from pezoo.encodings.randomized._draws import by_index, places
 from pezoo.philox import subset, whole
 from pezoo.registry import register, setting
@@ -92,8 +92,12 @@ class CLEX(Extension):
         top = self.config.max_factor
         if positions.phase != "test":
             return positions.draw("clex", lambda: whole(positions.bits("clex", 1), 1, top))[:, 0]
-        length = torch.as_tensor(positions.length, device=positions.query.device).reshape(-1)
-        return ((length - 1) // self.shape.train_length + 1).clamp(1, top)
+        return to_device(torch.tensor(self.tested(positions)), positions.query.device)
+
+    def tested(self, positions: Positions) -> list[int]:
+        """The factor t in testing, for each row."""
+        factors = (math.ceil(length / self.shape.train_length) for length in positions.lengths)
+        return [min(max(1, t), self.config.max_factor) for t in factors]
 
     def same_in(self, phases: Sequence[str]) -> bool:
         """Draws outside testing only."""
@@ -109,7 +113,8 @@ class CLEX(Extension):
         inner = F.pad(subset(bits, (total - 2).clamp(min=1), (last - 1).clamp(min=1)) + 1, (1, 1))[:, : place.shape[1]]
         drawn = torch.where(place == 0, 0, torch.where(place == total - 1, last, inner))
         drawn = torch.where(total < 3, place, drawn)
-        return by_index(positions, drawn / (total // self.shape.train_length).clamp(min=1))
+        extent = self.config.max_factor * positions.longest
+        return by_index(positions, drawn / (total // self.shape.train_length).clamp(min=1), extent)
 
     def velocity(self, t: float, correction: Tensor, log: Tensor, exponents: Tensor) -> Tensor:
         """The network's part of d ln w / dt, where ln w = ln v(t) + correction."""
@@ -138,8 +143,9 @@ class CLEX(Extension):
         times = self.times(positions)  # (R,)
         log = torch.where(inv_freq > 0, inv_freq, 1.0).log()  # a frequency of zero stays zero
         exponents = torch.arange(self.n, device=inv_freq.device) / (self.n - 1)
-        path = self.path(log, exponents, int(times.max()))  # (t_max, R', n)
+        last = max(self.tested(positions)) if positions.phase == "test" else self.config.max_factor
+        path = self.path(log, exponents, last)  # (last, R', n)
         rows = torch.arange(len(times), device=times.device) % path.shape[1]
-        correction = path[times - 1, rows] if len(times) >= path.shape[1] else path[times[0] - 1]
+        correction = path[times - 1, rows] if len(times) >= path.shape[1] else path[times - 1][0]
         scaled = -exponents * (2 * times[:, None] - 1).float().log()
         return inv_freq * (scaled + correction).exp()

@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pezoo.contract import Encoding, Extension, Positions, Traits
+from pezoo.contract import Encoding, Extension, Positions, Traits, to_device
 from pezoo.encodings.interpolation.ntk import slow_base
 from pezoo.encodings.interpolation.yarn import blend
 from pezoo.registry import register, setting
@@ -141,15 +141,17 @@ class LongRoPE(Extension):
     def frequencies(self, inv_freq: Tensor, positions: Positions) -> Tensor:
         """Divided frequencies, each row by its own length."""
         c, train_length = self.config, self.shape.train_length
-        short = inv_freq / inv_freq.new_tensor(c.short) if c.short else inv_freq
+        device = inv_freq.device
+        short = inv_freq / to_device(inv_freq.new_tensor(c.short, device="cpu"), device) if c.short else inv_freq
         if c.long:
-            long = inv_freq / inv_freq.new_tensor(c.long)
+            long = inv_freq / to_device(inv_freq.new_tensor(c.long, device="cpu"), device)
         else:
             long = blend(inv_freq, self.factor(positions), train_length, 1.0, 32.0, "index")
         if c.table != "switch":
             return short if c.table == "short" else long
-        beyond = torch.as_tensor(positions.length, device=inv_freq.device) > train_length
-        return torch.where(beyond[:, None] if beyond.ndim else beyond, long, short)
+        if isinstance(positions.length, Tensor):
+            return torch.where((positions.length > train_length)[:, None], long, short)
+        return long if positions.length > train_length else short
 
     def scale(self, positions: Positions) -> float | Tensor:
         """m^2."""

@@ -56,4 +56,4 @@ class MixedNTK(Extension):
         n = inv_freq.shape[-1]
         share = (torch.arange(1, n + 1, device=inv_freq.device) / n) ** self.config.power
         factor = positions.factor(self.shape.train_length, self.config.factor)
-        return inv_freq * torch.as_tensor(factor, device=inv_freq.device) ** -share
+        return inv_freq * factor**-share

@@ -25,7 +25,7 @@ def slow_base(inv_freq: Tensor, factor: float | Tensor) -> Tensor:
     """Frequencies (R, n) of the base that slows the lowest of them by `factor`, a number or (R, 1)."""
     n = inv_freq.shape[-1]
     exponent = torch.arange(n, dtype=torch.float64, device=inv_freq.device) / (n - 1)
-    factor = torch.as_tensor(factor, dtype=torch.float64, device=inv_freq.device)
+    factor = factor.double() if isinstance(factor, Tensor) else factor
     return (inv_freq.double() * factor**-exponent).float()
 
 

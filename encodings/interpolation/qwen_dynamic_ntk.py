@@ -12,6 +12,7 @@ frequencies and attention agree. Qwen adds `logn` and windows.
 Departures: none.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,8 @@ class QwenDynamicNTK(SlowedBase):
 
     def frequencies(self, inv_freq: Tensor, positions: Positions) -> Tensor:
         """Frequencies of the base for this length."""
-        ratio = torch.as_tensor(positions.length, device=inv_freq.device).double() / self.shape.train_length
-        alpha = (2 ** torch.ceil(ratio.log2() + 1) - 1).clamp(min=1)
-        return slow_base(inv_freq, alpha[:, None] if alpha.ndim else alpha)
+        length, train_length = positions.length, self.shape.train_length
+        if not isinstance(length, Tensor):
+            return slow_base(inv_freq, max(1.0, 2.0 ** math.ceil(math.log2(length / train_length) + 1) - 1))
+        ratio = length[:, None].double() / train_length
+        return slow_base(inv_freq, (2 ** torch.ceil(ratio.log2() + 1) - 1).clamp(min=1))

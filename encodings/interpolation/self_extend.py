@@ -15,13 +15,14 @@ quarter of the training length L, made a multiple of G. G defaults to the least 
 declared length T below L, ceil((T - w) / (L - w)) where it divides w, so it is then not prefix-stable.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from pezoo.contract import Branch, Extension, Positions, Traits, settle
+from pezoo.contract import Branch, Extension, Positions, Traits, settle, to_device
 from pezoo.encodings.interpolation.rerope import far_regions
 from pezoo.registry import register, setting
 
@@ -53,32 +54,29 @@ class SelfExtend(Extension):
         """Only with a fixed G."""
         return self.config.group is not None
 
-    def sizes(self, positions: Positions) -> tuple[Tensor, Tensor]:
-        """The window w and the group G, int64, () or (R, 1)."""
+    def sizes(self, total: int) -> tuple[int, int]:
+        """The window w and the group G for a declared length."""
         length = self.shape.train_length
-        window = torch.tensor(self.config.window or max(1, length // 4), device=positions.query.device)
-        total = torch.as_tensor(positions.length, device=window.device)
-        total = total[:, None] if total.ndim else total
-        room = max(1, length - int(window))
-        fitted = self.config.group is None
-        if fitted:
-            group = torch.ceil((total - window) / room).clamp(min=1).long()
-        else:
-            group = torch.tensor(self.config.group, device=window.device)
+        window = self.config.window or max(1, length // 4)
+        room = max(1, length - window)
+        group = self.config.group or max(1, math.ceil((total - window) / room))
         if self.config.window is None:
-            multiple = window // group * group
-            window = torch.where(multiple > 0, multiple, window)
-        if fitted:  # the seam costs a step where the group does not divide the window
-            group = torch.where(window % group == 0, group, torch.ceil(total / room).long())
+            window = window // group * group or window
+        if self.config.group is None and window % group:  # then the seam costs a step
+            group = math.ceil(total / room)
         return window, group
 
     def branches(self, positions: Positions) -> tuple[Branch, ...]:
         """Pairs at least w apart, read in groups."""
-        window, group = self.sizes(positions)
+        sizes = [self.sizes(total) for total in positions.lengths]
+        window, group = sizes[0]
+        if len(sizes) > 1:
+            window, group = to_device(torch.tensor(sizes), positions.query.device).T[..., None]  # (R, 1) each
         shift = window / group if self.config.shift == "exact" else window // group
 
         def grouped(p: Tensor) -> Tensor:
-            return torch.where(group > 1, (settle(p) / group).floor(), p)
+            in_groups = (settle(p) / group).floor()
+            return torch.where(group > 1, in_groups, p) if isinstance(group, Tensor) else in_groups if group > 1 else p
 
         query, key = grouped(positions.query), grouped(positions.key)
         return far_regions(positions, query, key, window - shift, window)

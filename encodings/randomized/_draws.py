@@ -6,14 +6,14 @@ from torch import Tensor
 from pezoo.contract import Extension, Positions, Traits
 
 
-def by_index(positions: Positions, table: Tensor) -> Positions:
-    """The coordinates table[row, index], from a table (R, T) of all positions of a sequence."""
+def by_index(positions: Positions, table: Tensor, extent: int | None) -> Positions:
+    """The coordinates table[row, index], from a table (R, T) of whole sequences; below `extent`, if that is known."""
 
     def read(p: Tensor, index: Tensor) -> Tensor:
         rows = max(len(table), len(index))
         return table.expand(rows, -1).gather(1, index.expand(rows, -1))
 
-    return positions.map(read)
+    return positions.map(read, bounds=None if extent is None else (0.0, extent - 1.0))
 
 
 def places(positions: Positions) -> Tensor:
@@ -35,4 +35,5 @@ class Drawn(Extension):
 
     def coordinates(self, positions: Positions) -> Positions:
         """The drawn coordinates, by index."""
-        return by_index(positions, positions.draw(self.name, lambda: self.sample(positions)).to(torch.float32))
+        table = positions.draw(self.name, lambda: self.sample(positions)).to(torch.float32)
+        return by_index(positions, table, None if positions.draws else self.extent(positions.longest))

@@ -89,4 +89,5 @@ class Random(Extension):
             return F.pad(drawn, (low, 0))  # token 0 to itself: 0
 
         table = positions.draw("random", sample).to(torch.float32)  # (R, T)
-        return by_index(positions, table).replace(ruler=table if low else None)
+        extent = None if positions.draws else self.max_length
+        return by_index(positions, table, extent).replace(ruler=table if low else None)

@@ -59,6 +59,9 @@ class Shift(Extension):
         if positions.phase == "test":
             offset, spacing = float(self.config.test_offset), positions.spacing
             spacing = spacing and (spacing[0] + offset, spacing[1])
-            return positions.map(lambda p, index: p + offset, spacing)
+            bounds = positions.bounds and (positions.bounds[0] + offset, positions.bounds[1] + offset)
+            return positions.map(lambda p, index: p + offset, spacing, bounds)
         offsets = positions.draw("shift", lambda: whole(positions.bits("shift", 1), 0, self.max_shift - 1))  # (R, 1)
-        return positions.map(lambda p, index: p + offsets)
+        known = positions.bounds is not None and not positions.draws
+        bounds = (positions.bounds[0], positions.bounds[1] + self.max_shift - 1) if known else None
+        return positions.map(lambda p, index: p + offsets, bounds=bounds)

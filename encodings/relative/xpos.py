@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pezoo.contract import Encoding, Positions, Shape, Traits, Undefined
+from pezoo.contract import Encoding, Positions, Shape, Traits, Undefined, to_device
 from pezoo.encodings.relative._rotary import rotary_frequencies, turn
 from pezoo.errors import UserError
 from pezoo.registry import register, setting
@@ -79,17 +79,20 @@ class XPos(Encoding):
 
     def check(self, positions: Positions) -> None:
         """Raise `Undefined` where the factors leave float32's range."""
+        longest = -2 * LARGEST / float(self.rates()[0])
         if positions.spacing is not None:
             span = positions.largest() - positions.spacing[0]
+        elif positions.bounds is not None and positions.bounds[1] - positions.bounds[0] <= longest:
+            return
         else:
             low, high = _range(positions)
             span = float((high - low).max())
-        if -span / 2 * float(self.rates()[0]) > LARGEST:
+        if span > longest:
             raise Undefined(f"xpos cannot hold factors over {span:g} positions; raise scale_base or use pi")
 
     def prepare(self, positions: Positions) -> tuple[Tensor, Tensor]:
         """z^((p - m) / S) exp(i p w) of queries, and the same with z^-1 of keys, (R, 1, L, r / 2); m: middle of all."""
-        middle, rates = sum(_range(positions)) / 2, self.rates().to(positions.query.device)
+        middle, rates = sum(_range(positions)) / 2, to_device(self.rates(), positions.query.device)
 
         def factors(p: Tensor, sign: int) -> Tensor:
             size = (sign * (p - middle)[..., None] * rates).exp()
