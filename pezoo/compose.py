@@ -233,10 +233,10 @@ class Scheme(nn.Module):
                 row.append((list(counts).index(group), slice(start, start + group[1]), place))
                 start += group[1]
             self.plan.append(row)
-        self.parts = nn.ModuleList(
-            Plain(part, replace(shape, n_heads=n, d_model=n * shape.head_dim, n_layers=count))
-            for (part, n), count in counts.items()
-        )
+        self.parts = nn.ModuleList()
+        for (part, n), count in counts.items():
+            width = shape.d_model if n == shape.n_heads else n * shape.head_dim
+            self.parts.append(Plain(part, replace(shape, n_heads=n, d_model=width, n_layers=count)))
         self.layer_counts = list(counts.values())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Scheme":
