@@ -527,9 +527,7 @@ def create(
         if size < 1:
             raise UserError(f"{name} must be positive, got {size}")
     if head_dim is None and d_model % n_heads:
-        raise UserError(
-            f"d_model = {d_model} is not divisible by n_heads = {n_heads}; pass head_dim= for another width"
-        )
+        raise UserError(f"d_model = {d_model} is not divisible by n_heads = {n_heads}; or pass head_dim=")
     return build(parse(scheme), Shape(**sizes, causal=causal), seed)
 
 

@@ -237,7 +237,8 @@ class Transformer(nn.Module):
         Args:
             tokens: (B, L) ids.
             positions: of these tokens, or with a cache of its whole length, from `self.positions`; default: one
-                document a row, unpadded. Schemes that draw random positions need them, with the numbers of the rows.
+                document a row, unpadded. In training, schemes that draw random positions demand them, with rows; in
+                evaluation mode rows are 0 ... B - 1.
             cache: continue from it, and add these tokens to it.
 
         Returns:
@@ -250,7 +251,8 @@ class Transformer(nn.Module):
         batch, length = tokens.shape
         start = cache.filled if cache else 0
         if positions is None:
-            positions = self.positions(batch, cache.length if cache else length)
+            rows = None if self.training else range(batch)
+            positions = self.positions(batch, cache.length if cache else length, rows=rows)
         if cache is not None:
             if start + length > cache.length:
                 raise UserError(f"the cache was made for {cache.length} tokens, not {start + length}")

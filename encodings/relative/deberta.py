@@ -64,7 +64,8 @@ def _reach(shape: Shape, config: "DeBERTa.Config") -> int:
 
 def _count(shape: Shape, config: "DeBERTa.Config") -> int:
     sides = 2 if config.terms == "both" else 1
-    return shape.d_model * (2 * _reach(shape, config) + sides * shape.n_layers * shape.d_model)
+    heads = shape.n_layers * shape.n_heads * shape.head_dim
+    return shape.d_model * (2 * _reach(shape, config) + sides * heads)
 
 
 @register(
