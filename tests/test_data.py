@@ -90,7 +90,7 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
 
 @pytest.fixture(scope="module")
 def python() -> Corpus:
-    return load(DataConfig())
+    return load(DataConfig("python"))
 
 
 def test_python_is_the_source_of_the_standard_library(python):
