@@ -111,23 +111,31 @@ class Encoder:
         for i, text in enumerate(texts):
             if found[i] is None:
                 found[i] = np.concatenate(list(self._pieces(text, advance)))
-            if np.isin(found[i], self.special).any():  # a model of words may know the mark as one: spell it
-                ids = np.concatenate(
-                    [ids for ids, _ in self._encode([part for part in self.spelled.split(text) if part])]
-                )
-                found[i] = ids[~np.isin(ids, self.special)]
         return found
 
-    def _encode(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """Ids of each text, and (n_tokens, 2) where each token begins and ends, if the tokenizer says so."""
+    def _encode(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids of each text, (n_tokens, 2) where each token begins and ends (nothing if the tokenizer does not say)."""
+        found = self._as_it_is(texts)
+        for i, (ids, _) in enumerate(found):
+            if np.isin(ids, self.special).any():  # a vocabulary of words may hold the mark as one: spell it
+                parts = [part for part in self.spelled.split(texts[i]) if part]
+                starts = np.cumsum([0, *map(len, parts[:-1])])
+                ids, places = zip(*self._as_it_is(parts), strict=True)
+                places = np.concatenate([place + start for place, start in zip(places, starts, strict=True)])
+                ids = np.concatenate(ids)
+                kept = ~np.isin(ids, self.special)
+                found[i] = ids[kept], places[kept[: len(places)]]
+        return found
+
+    def _as_it_is(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         if not texts:
             return []
         done = self.tokenizer(
             texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
         )
         ids = [np.array(ids, self.dtype) for ids in done["input_ids"]]
-        places = [np.array(e.offsets, np.int64).reshape(-1, 2) for e in done.encodings or []] or [None] * len(ids)
-        return list(zip(ids, places, strict=True))
+        offsets = [encoding.offsets for encoding in done.encodings] if done.encodings else [[]] * len(ids)
+        return [(i, np.array(o, np.int64).reshape(-1, 2)) for i, o in zip(ids, offsets, strict=True)]
 
     def _pieces(self, text: str, advance: Callable[[int], Any]) -> Iterator[np.ndarray]:
         if not self.tokenizer.is_fast:
