@@ -82,7 +82,7 @@ def load(config: DataConfig, cache_dir: Path | None = None) -> Corpus:
         _build(folder, source, tokenizer, config)
     facts = json.loads((folder / "corpus.json").read_text("utf-8"))
     return Corpus(
-        **{name: _open(folder, name, facts) for name in SPLITS},
+        **{name: _open(folder, name, facts, 1.0 if tokenizer.name == "bytes" else None) for name in SPLITS},
         vocab_size=tokenizer.vocab_size,
         name=source.name,
         hash=facts["hash"],
@@ -99,10 +99,10 @@ def _complete(folder: Path) -> bool:
     return os.path.isfile(folder / "corpus.json")
 
 
-def _open(folder: Path, name: str, facts: dict[str, Any]) -> Tokens:
+def _open(folder: Path, name: str, facts: dict[str, Any], bytes_per_token: float | None) -> Tokens:
     names = json.loads((folder / f"{name}.names.json").read_text("utf-8"))
     ids = np.memmap(folder / f"{name}.ids", dtype=facts["dtype"], mode="r")
-    return Tokens(ids, np.load(folder / f"{name}.offsets.npy"), names)
+    return Tokens(ids, np.load(folder / f"{name}.offsets.npy"), names, bytes_per_token)
 
 
 def _build(folder: Path, source: Source, tokenizer: Tokenizer, config: DataConfig) -> None:

@@ -27,11 +27,13 @@ class Tokens:
         ids: (n_tokens,) uint8, uint16 or uint32, usually memory-mapped.
         offsets: (n_documents + 1,) int64; document i is `ids[offsets[i]:offsets[i + 1]]`.
         names: of the documents.
+        bytes_per_token: bytes of the documents' UTF-8 over their tokens; None: not known.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
     names: list[str]
+    bytes_per_token: float | None = None
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -65,6 +67,14 @@ class Windows:
     ids: LongTensor
     document: np.ndarray
     offset: np.ndarray
+
+    @property
+    def overlap(self) -> float:
+        """In how many windows each token of them is, on average; 1.0: they do not overlap."""
+        order = np.lexsort((self.offset, self.document))
+        document, offset, width = self.document[order], self.offset[order], self.ids.shape[1]
+        new = np.where(np.diff(document) == 0, np.minimum(np.diff(offset), width), width)
+        return len(order) * width / (width + int(new.sum()))
 
 
 def crops(tokens: Tokens, length: int, batch_size: int, step: int, seed: int) -> LongTensor:
