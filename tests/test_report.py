@@ -599,16 +599,16 @@ def with_bits(made, tokenizer="bytes"):
     return [replace(r, tokenizer=tokenizer) for r in (*made, *bits)]
 
 
-def test_perplexity_tables_have_bits_per_byte_at_the_training_length():
+def test_loss_tables_have_bits_per_byte_at_the_training_length():
     made = with_bits(study())
-    lines = table.by_length(made).markdown().splitlines()
-    assert lines[2].endswith("| effective | bits/byte at L |")
+    lines = table.by_length(made, "loss").markdown().splitlines()
+    assert lines[2] == "| scheme | L | 2L | 4L | 8L | 16L | bits/byte at L |"
     [rope] = [line for line in lines if line.startswith("| rope |")]
     bits = [math.log(5.7 * (1 + 0.01 * seed)) / math.log(2) for seed in (0, 1)]
     assert rope.endswith(f"| {np.mean(bits):.2f} ± {np.std(bits, ddof=1):.2f} |")
     assert lines[-1].startswith("- bits/byte at L: loss / ln 2 per byte of text")
-    assert "bits/byte" not in table.by_length(made, "loss").markdown()
-    assert "bits/byte" not in table.by_length(study()).markdown()
+    assert "bits/byte" not in table.by_length(made).markdown()
+    assert "bits/byte" not in table.by_length(study(), "loss").markdown()
 
 
 def test_bits_per_byte_have_a_table_where_tokens_are_more_than_bytes(tmp_path):

@@ -132,7 +132,7 @@ def by_length(results: Iterable[Result], metric: str = "perplexity", protocol: s
     """Return a table with a row per label and a column per test length.
 
     Perplexities have two more: how far the scheme works, and how it stands beside its windowed companion if it has one.
-    That of all scored tokens has the bits per byte at L as well, where the bytes are known.
+    Losses have the bits per byte at L, where the bytes are known.
 
     Args:
         results: results of one group.
@@ -150,7 +150,7 @@ def by_length(results: Iterable[Result], metric: str = "perplexity", protocol: s
     notes = [*_reasons(kept), *_rates(kept), *_overlap(kept)]
     if metric in PERPLEXITIES:
         notes += _add_verdicts(frame, kept)
-    if metric == "perplexity":
+    if metric == "loss":
         notes += _add_bits(frame, [r for r in results if (r.metric, r.protocol) == (BITS_PER_BYTE, protocol)])
     return Table(_heading(name, metric, f"{protocol} protocol"), _caption(kept), frame, tuple(notes))
 
