@@ -228,11 +228,14 @@ def _ask(
         hidden = model.hidden(tokens, model.positions(n, length, phase="test", rows=keys))
         _check_finite(hidden)
         asked = targets != IGNORE
-        said, losses, read = targets.clone(), torch.zeros(targets.shape, device=device), []
-        for logits, right in read_out(model, hidden[asked], targets[asked]):
-            read.append((logits.argmax(-1), F.cross_entropy(logits, right, reduction="none")))
-        said[asked], losses[asked] = (torch.cat(parts) for parts in zip(*read, strict=True))
-        _check_finite(losses)
+        right, hidden = targets[asked], hidden[asked]
+        likeliest, of_right = torch.empty_like(right), torch.empty(len(right), device=device)
+        for some, logits in read_out(model, hidden):
+            likeliest[some] = logits.argmax(-1)
+            of_right[some] = F.cross_entropy(logits, right[some], reduction="none")
+        _check_finite(of_right)
+        said, losses = targets.masked_scatter(asked, likeliest), of_right.new_zeros(targets.shape)
+        losses[asked] = of_right
         tally.add(said.cpu(), targets.cpu(), losses.cpu())
     else:
         asked = int((targets != IGNORE).any(0).nonzero()[0])

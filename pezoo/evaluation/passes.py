@@ -200,25 +200,31 @@ def token_losses(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
     Returns:
         (B, L).
     """
-    read = read_out(model, hidden.flatten(0, 1), targets.flatten())
-    return torch.cat([F.cross_entropy(logits, y, reduction="none") for logits, y in read]).view_as(targets)
+    hidden, asked = hidden.flatten(0, 1), targets.flatten()
+    losses = torch.empty(len(asked), device=hidden.device)
+    for some, logits in read_out(model, hidden):
+        losses[some] = F.cross_entropy(logits, asked[some], reduction="none")
+    return losses.view_as(targets)
 
 
-def read_out(model: Transformer, hidden: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def read_out(model: Transformer, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Logits of tokens, a chunk at a time.
+
+    Write what is made of them into a tensor that is there already: on a CPU, small ones that stay, made between large
+    ones that go, leave holes that no large one fits into.
 
     Args:
         model: whose output layer reads `hidden`.
         hidden: (n, D), of `Transformer.hidden`.
-        targets: (n,).
 
     Yields:
-        Float32 logits (some, V) and targets (some,), in order.
+        Which tokens, and their logits, (some, V) float32, in order.
     """
     at_once = CPU_LOGITS if hidden.device.type == "cpu" else GPU_LOGITS
     size = max(TOKENS, at_once // model.config.vocab_size)
-    for x, y in zip(hidden.split(size), targets.split(size), strict=True):
-        yield model.head(x).float(), y
+    for start in range(0, len(hidden), size):
+        some = slice(start, start + size)
+        yield some, model.head(hidden[some]).float()
 
 
 def outcome(error: Exception) -> tuple[Status, str]:
