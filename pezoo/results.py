@@ -66,7 +66,7 @@ class Result:
     corpus: str
     """The text or the generator it was tested on."""
     corpus_digest: str = ""
-    """Hash of the tokens of the text it was trained on; empty without a text, and in earlier results."""
+    """SHA-256 of the text it was trained on; empty without a text, and in earlier results."""
     tokenizer: str = ""
     """How that text became tokens, "bytes" or a name; empty likewise."""
     protocol: str

@@ -265,7 +265,7 @@ def test_results_have_bits_per_byte_and_what_the_text_was(finished):
             assert by[*row, "bits_per_byte"].value == pytest.approx(r.value / math.log(2))
     assert by["learned", 0, 64, "bits_per_byte"].status == "undefined"
     results = finished.results()
-    assert {(r.corpus_digest, r.tokenizer) for r in results} == {(corpus.hash, "bytes")}
+    assert {(r.corpus_digest, r.tokenizer) for r in results} == {(corpus.digest, "bytes")}
     assert {(r.test_precision, r.window_overlap) for r in results} == {("float32", 1.0)}
 
 

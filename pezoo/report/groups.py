@@ -40,7 +40,7 @@ def groups(results: Iterable[Result]) -> dict[str, list[Result]]:
     digests: dict[tuple[str, str, str], set[str]] = {}
     for r in results:
         corpora.setdefault((r.part, r.task), set()).add(r.corpus)
-        digests.setdefault((r.part, r.task, r.corpus), set()).add(r.corpus_digest)
+        digests.setdefault((r.part, r.task, r.corpus), set()).add(_digest(r))
     found: dict[str, list[Result]] = {}
     for r in results:
         other_texts = len(digests[r.part, r.task, r.corpus]) > 1
@@ -63,7 +63,7 @@ def matrices(results: Iterable[Result]) -> dict[str, list[Result]]:
     by_task: dict[tuple[str, str, str], list[Result]] = {}
     for r in results:
         if r.metric in HEADLINES and r.depth is None:
-            by_task.setdefault((r.task, r.corpus, r.corpus_digest), []).append(r)
+            by_task.setdefault((r.task, r.corpus, _digest(r)), []).append(r)
     together = [replace(r, part=TOGETHER) for every in by_task.values() for r in _of_several_parts(every)]
     return groups(together) if together else {}
 
@@ -177,7 +177,9 @@ def chance(result: Result) -> float | None:
 
 
 def _digest(result: Result) -> str:
-    return result.corpus_digest[:8] or "unknown"
+    """What tells texts apart as models read them: the beginning of the digest, and a tokenizer that is not bytes."""
+    tokenizer = "" if result.tokenizer == "bytes" else result.tokenizer
+    return " ".join(filter(None, (result.corpus_digest[:8] or "unknown", tokenizer)))
 
 
 def _of_several_parts(results: list[Result]) -> list[Result]:

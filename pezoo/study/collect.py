@@ -72,7 +72,7 @@ def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, An
         "part": evaluation.part,
         "task": tested.name,
         "corpus": tested.source,
-        "corpus_digest": inputs["data"].get("hash", ""),
+        "corpus_digest": inputs["data"].get("digest", ""),
         "tokenizer": inputs["data"].get("tokenizer", ""),
         "protocol": evaluation.protocol,
         "train_length": recipe.train.length,
