@@ -260,7 +260,7 @@ def test_perplexities_are_averaged_as_their_losses_are(values, shown):
 
 
 @given(
-    st.lists(st.floats(1, 1e100), min_size=2, max_size=8),
+    st.lists(st.floats(1, 1e20), min_size=2, max_size=8),
     st.sampled_from(["perplexity", "last_perplexity", "loss", "exact_match"]),
     st.sampled_from(["spread", "interval"]),
 )
