@@ -250,7 +250,7 @@ def run_study(argv: list[str]) -> int:
         run_study,
         "pezoo run quickstart",
         "pezoo run quickstart --dry-run",
-        "pezoo run quickstart schemes=[rope,alibi] seeds=[0] train.steps=200 --out runs/mine",
+        "pezoo run quickstart 'schemes=[rope, alibi]' 'seeds=[0]' train.steps=200 --out runs/mine",
         "pezoo run my_recipe.yaml data.corpus=text data.path=~/books --plugin my_encoding.py",
         note="Any key of the recipe can be set: dotted, list items by number (schemes.0=alibi).\n"
         "What is finished is not done again, and what is added to a recipe is done alone.\n\n",

@@ -1,0 +1,195 @@
+"""What the documents show, run: Python gives what the text says, and every command line does something."""
+
+import ast
+import contextlib
+import math
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import pezoo
+from pezoo import cli, docs, testing
+from pezoo.experiments import recipes_dir
+
+PAGES = sorted([*docs.ROOT.glob("*.md"), *docs.ZOO.parent.glob("*.md")])
+SHIPPED = {path.stem for path in recipes_dir().glob("*.yaml")}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(path, language):
+    return [code for kind, code in FENCE.findall(path.read_text(encoding="utf-8")) if kind == language]
+
+
+def run(code, known=()):
+    """Run a block; a line `expression  # value` must give that value. Returns its names."""
+    names = dict(known)
+    exec(compile(code, "<document>", "exec"), names)
+    for line in code.splitlines():
+        expression, _, comment = line.partition("  # ")
+        with contextlib.suppress(SyntaxError, ValueError):
+            said = ast.literal_eval(comment.split(";")[0].strip())
+            came = eval(expression, names)
+            came = came.tolist() if isinstance(came, torch.Tensor) else came
+            assert came == said, line
+    return names
+
+
+PYTHON = [(path, i) for path in PAGES for i in range(len(blocks(path, "python")))]
+
+
+def test_every_block_of_python_is_looked_at():
+    """Each has a test of its own in this file or, for the recipe of one's own, in test_docs.py."""
+    assert [(path.name, i) for path, i in PYTHON] == [
+        *(("README.md", i) for i in range(4)),
+        ("recipes.md", 0),
+        ("tasks.md", 0),
+    ]
+
+
+def test_a_value_that_the_text_states_wrongly_is_seen():
+    with pytest.raises(AssertionError):
+        run("1 + 1  # 3")
+
+
+@pytest.fixture
+def in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "books").mkdir()
+    for name in "abcdefghijkl":
+        (tmp_path / "books" / f"{name}.txt").write_text("One fine day, or so they say, it rained. " * 4000)
+    (tmp_path / "stories.txt").write_text(
+        "\n<|endoftext|>\n".join(f"Story {i}. " + "It rained. " * 4000 for i in range(30))
+    )
+    return tmp_path
+
+
+def test_readme_runs_a_study(in_a_folder, monkeypatch):
+    asked, whole = [], pezoo.run
+
+    def small(recipe, overrides=(), **rest):
+        asked.append((recipe, list(overrides)))
+        return whole(recipe, [*overrides, "size=test", "schemes=[nope]"], **rest)
+
+    monkeypatch.setattr(pezoo, "run", small)
+    results = run(blocks(docs.README, "python")[0])["results"]
+    assert asked == [("quickstart", ["seeds=[0]"])]
+    assert {r.seed for r in results} == {0}
+    assert all(r.status == "ok" for r in results)
+
+
+def test_readme_in_a_model_of_ones_own_is_position_interpolation():
+    torch.manual_seed(0)
+    names = run(blocks(docs.README, "python")[1])
+    q, k, v, out = (names[name].double() for name in ("q", "k", "v", "out"))
+    assert torch.equal(names["out"], names["same"])
+    angles = torch.arange(512)[:, None] / 4 * 10000.0 ** (-torch.arange(0, 32, 2, dtype=torch.float64) / 32)
+    turn = torch.polar(torch.ones_like(angles), angles)
+    q, k = (torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (16, 2))) * turn).flatten(-2) for x in (q, k))
+    logits = (q @ k.mT / 32**0.5).masked_fill(torch.ones(512, 512).triu(1).bool(), -torch.inf)
+    torch.testing.assert_close(out, logits.softmax(-1) @ v, atol=1e-5, rtol=1e-4)
+    rope = pezoo.create("rope", d_model=256, n_heads=8, n_layers=4, train_length=128)
+    assert not torch.allclose(pezoo.attend(rope, names["q"], names["k"], names["v"]), names["out"])
+
+
+def test_readme_shows_the_numbers_of_a_scheme():
+    q, k = torch.randn(2, 1, 8, 512, 32)
+    code = blocks(docs.README, "python")[2]
+    names = run(code, {"pezoo": pezoo, "q": q, "k": k})
+    came = [eval(line.partition("  # ")[0], names) for line in code.splitlines()[1:]]
+    assert [tuple(t.shape) for t in came] == [(16,), (512,), (8, 512, 512), (1, 8, 512, 512)]
+    assert came[1][0] == pytest.approx((0.1 * math.log(4) + 1) ** 2)
+    assert came[0][-1] == pytest.approx(10000 ** (-15 / 16) / 4, rel=1e-5)
+
+
+def test_readme_adds_an_encoding_that_halves_its_odds():
+    run(blocks(docs.README, "python")[3])
+    scheme = pezoo.create("half_life", d_model=16, n_heads=2, n_layers=1, train_length=16)
+    assert scheme.bias(33)[:, 32, 0].exp().tolist() == pytest.approx([0.5, 0.5], rel=1e-3)
+    failed = [o for o in testing.check_encoding("half_life") if o.status == "fail"]
+    assert [o.check for o in failed] == ["saves_and_loads"]  # a class of `exec`, which no pickle finds
+
+
+def test_answers_of_tasks_are_those_of_the_page():
+    (code,) = blocks(docs.ROOT / "docs" / "tasks.md", "python")
+    run(code)
+
+
+# Command lines
+
+
+def lines():
+    """Command lines of all pages and of each command's help."""
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        shown = [line for _, code in FENCE.findall(text) for line in code.splitlines()]
+        shown += re.findall(r"`(pezoo [^`]*)`", FENCE.sub("", text))
+        yield from ((path.stem, line.strip()) for line in shown if re.match(r"\s*pezoo \w", line))
+
+
+LINES = list(dict.fromkeys(lines()))
+HELP = ("list", "show", "run", "generate", "check", "new")
+
+
+@pytest.mark.parametrize(("page", "line"), LINES, ids=lambda value: value)
+def test_brackets_and_marks_are_quoted_for_every_shell(page, line):
+    """zsh takes unquoted brackets, braces, stars and question marks for names of files, and refuses."""
+    bare = re.sub(r"'[^']*'|\"[^\"]*\"|#.*", "", line)
+    assert not re.search(r"[\[\]*?{}]", bare), line
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_quotes_its_examples(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    examples = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("pezoo ")]
+    for line in examples:
+        test_brackets_and_marks_are_quoted_for_every_shell(command, line)
+    assert examples
+
+
+def words(line):
+    return shlex.split(line, comments=True)[1:]
+
+
+OFFLINE = [(page, line) for page, line in LINES if "corpus=hub" not in line]  # a hub needs the network
+STUDIES = [
+    (p, line) for p, line in OFFLINE if words(line)[0] == "run" and words(line)[1:2] and words(line)[1] in SHIPPED
+]
+OTHERS = [(p, line) for p, line in OFFLINE if words(line)[0] in ("list", "show", "check", "new")]
+NAMES = {"NAME": "alibi", "SCHEME": "rope+pi", "TASK": "addition"}
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize(("page", "line"), STUDIES, ids=lambda value: value)
+def test_every_study_that_is_shown_can_be_planned(page, line, in_a_folder, capsys):
+    (in_a_folder / "my_bias.py").write_text(blocks(docs.README, "python")[3])
+    given = [word.replace("NAME", "addition" if "tasks=" in word else "alibi") for word in words(line)]
+    given = [word for word in given if word != "--dry-run"]
+    assert cli.main([*given, "--dry-run"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize(("page", "line"), OTHERS, ids=lambda value: value)
+def test_every_other_command_that_is_shown_runs(page, line, in_a_folder, capsys):
+    command, *given = words(line)
+    given = [NAMES.get(word, word) if command != "new" else word for word in given]
+    for name in ("my_bias.py", "my_encoding.py"):
+        Path(name).write_text(blocks(docs.README, "python")[3])
+    Path("majority.py").write_text(blocks(docs.RECIPES, "python")[0])
+    assert cli.main([command, *given]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_a_trained_model_writes_as_shown(in_a_folder, capsys):
+    shown = [line for _, line in OFFLINE if words(line)[:1] == ["generate"] and "runs/" in line]
+    assert shown
+    assert cli.main(["run", "quickstart", "size=test", "seeds=[0]", "--out", "runs/quickstart"]) == 0
+    for line in shown:
+        assert cli.main([*words(line), "--tokens", "20"]) == 0, capsys.readouterr().err
