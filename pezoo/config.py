@@ -451,9 +451,8 @@ def _refuse_idle(recipe: Recipe, parts: list[Recipe], keys: Iterable[str]) -> No
             raise UserError(f"{key} is set by every part of the recipe ({', '.join(setting)}); type {example}=...")
     if recipe.grid.extensions and not any(one.grid.encodings for one in parts):
         asked = recipe.grid.extensions
-        raise UserError(
-            f"grid.extensions={asked} has nothing to extend; type 'grid.encodings=[rope]' or 'grid.encodings=[\"*\"]' as well"
-        )
+        typed = "'grid.encodings=[rope]' or 'grid.encodings=[\"*\"]'"
+        raise UserError(f"grid.extensions={asked} has nothing to extend; type {typed} as well")
     if recipe.test.tasks and not any(LANGUAGE_MODELLING in one.tasks for one in parts):
         raise UserError(
             f"test.tasks={recipe.test.tasks} are asked of language models, and tasks={recipe.tasks} trains none; "

@@ -59,11 +59,11 @@ def in_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "books").mkdir()
-    for name in "abcdefghijkl":
-        (tmp_path / "books" / f"{name}.txt").write_text("One fine day, or so they say, it rained. " * 4000)
-    (tmp_path / "stories.txt").write_text(
-        "\n<|endoftext|>\n".join(f"Story {i}. " + "It rained. " * 4000 for i in range(30))
-    )
+    for i in range(60):
+        text = " ".join(f"On day {n * (i + 7) % 9973} it rained, or so they say." for n in range(4000))
+        (tmp_path / "books" / f"{i}.txt").write_text(text)
+    stories = (f"Story {i}. " + "It rained. " * 4000 for i in range(60))
+    (tmp_path / "stories.txt").write_text("\n<|endoftext|>\n".join(stories))
     return tmp_path
 
 
@@ -156,11 +156,9 @@ def words(line):
 
 
 OFFLINE = [(page, line) for page, line in LINES if "corpus=hub" not in line]  # a hub needs the network
-STUDIES = [
-    (p, line) for p, line in OFFLINE if words(line)[0] == "run" and words(line)[1:2] and words(line)[1] in SHIPPED
-]
-OTHERS = [(p, line) for p, line in OFFLINE if words(line)[0] in ("list", "show", "check", "new")]
-NAMES = {"NAME": "alibi", "SCHEME": "rope+pi", "TASK": "addition"}
+STUDIES = [(p, line) for p, line in OFFLINE if words(line)[0] == "run" and SHIPPED & set(words(line)[1:2])]
+OTHERS = [(p, line) for p, line in OFFLINE if words(line)[0] in ("show", "check", "new") and words(line)[1:]]
+NAMES = {"NAME": "alibi", "SCHEME": "rope+pi", "TASK": "addition", "FILE": "picture.svg"}
 
 
 @pytest.mark.slow
@@ -178,10 +176,10 @@ def test_every_study_that_is_shown_can_be_planned(page, line, in_a_folder, capsy
 @pytest.mark.parametrize(("page", "line"), OTHERS, ids=lambda value: value)
 def test_every_other_command_that_is_shown_runs(page, line, in_a_folder, capsys):
     command, *given = words(line)
-    given = [NAMES.get(word, word) if command != "new" else word for word in given]
-    for name in ("my_bias.py", "my_encoding.py"):
-        Path(name).write_text(blocks(docs.README, "python")[3])
-    Path("majority.py").write_text(blocks(docs.RECIPES, "python")[0])
+    given = ["mine" if command == "new" and word == "NAME" else NAMES.get(word, word) for word in given]
+    if command == "check":
+        Path("my_bias.py").write_text(blocks(docs.README, "python")[3])
+        Path("majority.py").write_text(blocks(docs.RECIPES, "python")[0])
     assert cli.main([command, *given]) == 0, capsys.readouterr().err
 
 
@@ -190,6 +188,7 @@ def test_every_other_command_that_is_shown_runs(page, line, in_a_folder, capsys)
 def test_a_trained_model_writes_as_shown(in_a_folder, capsys):
     shown = [line for _, line in OFFLINE if words(line)[:1] == ["generate"] and "runs/" in line]
     assert shown
-    assert cli.main(["run", "quickstart", "size=test", "seeds=[0]", "--out", "runs/quickstart"]) == 0
+    schemes = f"schemes=[{', '.join(words(line)[2] for line in shown)}]"
+    assert cli.main(["run", "quickstart", "size=test", "seeds=[0]", schemes, "--out", "runs/quickstart"]) == 0
     for line in shown:
         assert cli.main([*words(line), "--tokens", "20"]) == 0, capsys.readouterr().err
