@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pezoo.contract import Branch, Encoding, Extension, Positions, overrides
+from pezoo.contract import Branch, Encoding, Extension, Positions, in_float32, overrides
 from pezoo.errors import UserError, suggest
 
 DENSE_LIMIT = 256
@@ -125,7 +125,7 @@ class Composition:
         steps = torch.arange(n_queries + n_keys - 1, device=positions.query.device)
         steps = positions.offset + n_queries - 1 - steps  # largest index distance first
         biased = [p for p in self.base if overrides(p.encoding, "distance_bias")]
-        tables = [p.encoding.distance_bias(steps * p.positions.spacing[1]) for p in biased]
+        tables = [p.encoding.distance_bias(steps.to(torch.float32) * p.positions.spacing[1]) for p in biased]
         table = _reduce(torch.add, tables)
         if table is not None and positions.causal:
             table = table.masked_fill(steps < 0, -torch.inf)
@@ -188,7 +188,31 @@ def attend(q: Tensor, k: Tensor, v: Tensor, composition: Composition, backend: s
     reason = refusal(backend, composition)
     if reason:
         raise UserError(f"back-end {backend!r} cannot run this scheme: {reason}; use backend=auto")
-    return BACKENDS[backend](q, k, v, composition)
+    q, k, v = _autocast(q, k, v)
+    with in_float32(q.device):
+        return BACKENDS[backend](q, k, v, composition)
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors as autocast would hand them to a product, since hooks run without it."""
+    kind = tensors[0].device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def logits(q: Tensor, k: Tensor, composition: Composition) -> Tensor:
+    """What the softmax of the definition sees: (B, H, Lq, Lk), float32, -inf where a query does not see a key.
+
+    Args:
+        q: queries, (B, H, Lq, d), not rotated.
+        k: keys, (B, H, Lk, d), not rotated.
+        composition: what the scheme adds at this layer.
+    """
+    q, k = _autocast(q, k)
+    with in_float32(q.device):
+        return _logits(q, k, composition, _rotated(q, k, composition))[0]
 
 
 def refusal(backend: str, composition: Composition) -> str | None:
@@ -221,11 +245,17 @@ def _is_bare(composition: Composition) -> bool:
 
 def eager(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
     """The definition: plain, quadratic in memory, softmax in float32."""
-    rotated = [composition.rotate(q, k, r) for r in range(len(composition.regions))]
-    return _eager(q, k, v, composition, rotated)
+    return _eager(q, k, v, composition, _rotated(q, k, composition))
 
 
-def _eager(q: Tensor, k: Tensor, v: Tensor, composition: Composition, rotated: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _rotated(q: Tensor, k: Tensor, composition: Composition) -> list[tuple[Tensor, Tensor]]:
+    return [composition.rotate(q, k, r) for r in range(len(composition.regions))]
+
+
+def _logits(
+    q: Tensor, k: Tensor, composition: Composition, rotated: list[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, list[Tensor]]:
+    """The logits, and where each region counts, (R, Lq, Lk)."""
     sigma, logits, where = composition.sigma(), None, []
     for r, region in enumerate(composition.regions):
         rotated_q, rotated_k = rotated[r]
@@ -245,7 +275,11 @@ def _eager(q: Tensor, k: Tensor, v: Tensor, composition: Composition, rotated: l
             logits = torch.where(inside[:, None], here, logits)
             where = [w & ~inside for w in where]
         where.append(inside)
-    logits = logits.masked_fill(~composition.visible()[:, None], -torch.inf)
+    return logits.masked_fill(~composition.visible()[:, None], -torch.inf), where
+
+
+def _eager(q: Tensor, k: Tensor, v: Tensor, composition: Composition, rotated: list[tuple[Tensor, Tensor]]) -> Tensor:
+    logits, where = _logits(q, k, composition, rotated)
     weights = torch.softmax(logits, dim=-1)
     if _observer is not None:
         _observer(logits, weights, composition)
@@ -283,8 +317,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
 
 
 def _typed(bias: Tensor, q: Tensor) -> Tensor:
-    """A bias in the dtype that the kernels take: float32 whatever that of q on a CPU, that of q elsewhere."""
-    return bias.float() if q.device.type == "cpu" else bias.to(q.dtype)
+    """A bias in the dtype that the kernels take: that of q, but on a CPU float32 for a q of less."""
+    return bias.to(torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype)
 
 
 def _sharpen(q: Tensor, sigma: float | Tensor) -> Tensor:
@@ -298,7 +332,7 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
     runs eagerly, a chunk at a time. While gradients are kept, each chunk is computed again in the backward pass
     instead of being stored.
     """
-    rotated = [composition.rotate(q, k, r) for r in range(len(composition.regions))]
+    rotated = _rotated(q, k, composition)
     fused = _observer is None and refusal("sdpa", composition) is None
     table = composition.distance_table() if fused else None
     single = composition.positions.key_document is None
@@ -316,9 +350,13 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
             return _sdpa(*some[0], v[..., :seen, :], part)
         return _eager(q[..., start:stop, :], k[..., :seen, :], v[..., :seen, :], part, some)
 
+    def again(start: int) -> Tensor:  # the backward pass runs where the caller's default dtype holds
+        with in_float32(q.device):
+            return chunk(start)
+
     starts = range(0, n_queries, size)
     if torch.is_grad_enabled() and len(starts) > 1:
-        return torch.cat([checkpoint(chunk, s, use_reentrant=False) for s in starts], dim=-2)
+        return torch.cat([checkpoint(again, s, use_reentrant=False) for s in starts], dim=-2)
     # Into one tensor: small outputs left between large temporaries keep these from being given back to the system.
     out = v.new_empty(*q.shape[:-1], v.shape[-1])
     for start in starts:

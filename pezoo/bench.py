@@ -163,11 +163,10 @@ def _measure(scheme: str, length: int, device: str, backend: str) -> float | Non
         model = build(scheme, device, train_length=length, backend=backend, n_layers=2).eval()
     tokens = torch.randint(256, (1, length), device=where)
     try:
-        model.scheme.prepare(model.positions(1, 2))
-        model(tokens[:, :2])  # libraries load what they need
+        model(tokens[:, :2], model.positions(1, 2, rows=(0,)))  # libraries load what they need
         reset_peak_memory(where)
         before = peak_memory(where)
-        model(tokens)
+        model(tokens, model.positions(1, length, rows=(0,)))
     except Undefined:
         return None
     return (peak_memory(where) - before) / 2**20
@@ -179,7 +178,10 @@ def encodings(device: str, extent: Extent) -> list[dict[str, Any]]:
     batch = torch.randint(256, (32, 64), generator=torch.Generator().manual_seed(0)).to(device)
 
     def step(model: Transformer) -> Callable[[], None]:
-        return lambda: model(batch).logsumexp(-1).mean().backward()
+        rows = range(len(batch))
+        return lambda: (
+            model(batch, model.positions(*batch.shape, phase="train", rows=rows)).logsumexp(-1).mean().backward()
+        )
 
     everything = [n for n in pezoo.list_encodings() if pezoo.describe(n)["kind"] == "encoding"]
     for scheme in extent.encodings or everything:
@@ -211,10 +213,10 @@ def forward(scheme: str, device: str, length: int, backend: str = "auto") -> Cal
     model = build(scheme, device, train_length=length // 2, backend=backend).eval()
     if model.scheme.undefined(length):
         model = build(scheme, device, train_length=length, backend=backend).eval()
-    composition = model.scheme.prepare(model.positions(1, 2)).layers[0][0].composition
+    composition = model.scheme.prepare(model.positions(1, 2, rows=(0,))).layers[0][0].composition
     if backend != "auto" and refusal(backend, composition):
         return None
-    return torch.inference_mode()(lambda: model(ids))
+    return torch.inference_mode()(lambda: model(ids, model.positions(1, length, rows=(0,))))
 
 
 def long_memory(device: str, extent: Extent) -> list[dict[str, Any]]:

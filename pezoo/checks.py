@@ -12,7 +12,7 @@ import pickle
 import typing
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_iter
 
 from pezoo import attention
 from pezoo.attention import Composition
-from pezoo.contract import Encoding, Extension, Positions, Shape, Undefined, overrides
+from pezoo.contract import PHASES, Encoding, Extension, Positions, Shape, Undefined, overrides
 from pezoo.errors import UserError
 from pezoo.registry import Entry, entry, make_config
 from pezoo.scheme import MemberSpec, Spec, parse
@@ -37,6 +37,8 @@ FAR = 65_536
 """How far positions must stay apart."""
 TOLERANCE = 2e-4
 """What counts as the same, relative to the largest logit."""
+ROUNDING = 1e-5
+"""What float32 may change in logits that are the same, relative to the largest."""
 HOOKS = ("embed", "rotate", "bias", "distance_bias", "content", "mix")
 """What an encoding brings positions in by."""
 
@@ -194,7 +196,12 @@ def tokens(length: int, batch: int = 2, seed: int = 0) -> Tensor:
 
 def read(model: Transformer, ids: Tensor, **facts: Any) -> Tensor:
     """Logits of ids at positions with given facts (phase, declared, documents, valid, rows)."""
-    return model(ids, model.positions(*ids.shape, **facts))
+    return model(ids, positions_of(model, *ids.shape, **facts))
+
+
+def positions_of(model: Transformer, batch: int, length: int, **facts: Any) -> Positions:
+    """Positions of rows 0 ... B - 1, or with other facts."""
+    return model.positions(batch, length, **{"rows": range(batch)} | facts)
 
 
 def gap(a: Tensor, b: Tensor) -> float:
@@ -255,7 +262,7 @@ def builds_from_name_yaml_and_saved_settings(s: Subject) -> None:
         if again != s.spec:
             raise CheckFailed(f"{form!r} to mean {s.spec}", str(again))
     ids = tokens(LENGTH)
-    equal(s.model()(ids), s.model(parse(yaml.safe_load(text)))(ids), "logits", 0.0)
+    equal(read(s.model(), ids), read(s.model(parse(yaml.safe_load(text))), ids), "logits", 0.0)
 
 
 @check()
@@ -387,7 +394,7 @@ def saves_and_loads(s: Subject) -> None:
     fresh.load_state_dict(model.state_dict())
     fresh.config = model.config  # the seed of random positions is not a weight
     for copied in (fresh, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
-        equal(model(ids), copied(ids), "logits of the copy", 0.0)
+        equal(read(model, ids), read(copied, ids), "logits of the copy", 0.0)
 
 
 # ---- precision ----------------------------------------------------------------------------------
@@ -412,9 +419,63 @@ def low_precision_leaves_no_trace(s: Subject) -> None:
     model, again = s.model(**sizes), s.model(**sizes)
     (length, *_) = s.lengths(3 * LENGTH, LENGTH)
     ids = tokens(length)
-    model.bfloat16()(ids)
+    read(model.bfloat16(), ids)
     model.float().load_state_dict(again.state_dict())
-    equal(again(ids), model(ids), "logits after a call in bfloat16", 0.0)
+    equal(read(again, ids), read(model, ids), "logits after a call in bfloat16", 0.0)
+
+
+@check()
+def same_numbers_in_any_precision(s: Subject) -> None:
+    """Coordinates, frequencies, biases, embeddings and draws are float32's under autocast and any default dtype."""
+    for phase, length in s.cases(3 * LENGTH, LENGTH):
+        model = s.model()
+        expected = _numbers(model, phase, length)
+        for what, precision in PRECISIONS.items():
+            with precision():
+                came = _numbers(model, phase, length)
+            for name, tensor in came.items():
+                if tensor.dtype != torch.float32:
+                    raise CheckFailed(f"{name} in float32 under {what}, at {length} tokens", str(tensor.dtype))
+                # What is added to q and k has their dtype, as their product has.
+                exact = not (name.startswith("logits") and any(overrides(e, "rotate") for e in _encodings(model)))
+                equal(expected[name], tensor, f"{name} under {what}, at {length} tokens", 0.0 if exact else 0.01)
+
+
+@contextmanager
+def _default(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+PRECISIONS: dict[str, Callable[[], Any]] = {
+    "autocast to bfloat16": lambda: torch.autocast("cpu", torch.bfloat16),
+    "a default dtype of bfloat16": lambda: _default(torch.bfloat16),
+    "a default dtype of float64": lambda: _default(torch.float64),
+}
+
+
+def _encodings(model: Transformer) -> list[Encoding]:
+    return [member for member in model.scheme.members if isinstance(member, Encoding)]
+
+
+def _numbers(model: Transformer, phase: str, length: int) -> dict[str, Tensor]:
+    """What a scheme makes of positions alone, in both layers."""
+    config, scheme = model.config, model.scheme
+    prepared = scheme.prepare(positions_of(model, 2, length, phase=phase))
+    x = torch.zeros(2, length, config.d_model, dtype=torch.float32)
+    q = torch.zeros(2, config.n_heads, length, config.d_model // config.n_heads, dtype=torch.float32)
+    found = {"embeddings": prepared.embed(x)}
+    for layer, (group,) in enumerate(prepared.layers):
+        positions = group.composition.base[0].positions
+        given = {"coordinates": positions.query, "distances": positions.ruler, "frequencies": positions.inv_freq}
+        logits = prepared.logits(layer, q, q)
+        given["logits without content"] = logits.masked_fill(logits == -torch.inf, 0.0)
+        found |= {f"{name} of layer {layer}": tensor for name, tensor in given.items() if tensor is not None}
+    return found
 
 
 @check()
@@ -454,7 +515,7 @@ def _far(s: Subject, model: Transformer, *wanted: int) -> tuple[int, Composition
     """The first of the wanted lengths at which the scheme is defined, and its first layer there."""
     for length in wanted:
         with suppress(Undefined):
-            return length, model.scheme.prepare(model.positions(1, length)).layers[0][0].composition
+            return length, model.scheme.prepare(positions_of(model, 1, length)).layers[0][0].composition
     raise NotApplicable(f"undefined at {', '.join(map(str, wanted))} tokens")
 
 
@@ -559,9 +620,11 @@ def growing_generation_as_declared(s: Subject) -> None:
     model, ids = s.model(), tokens(length)
     start = length // 2
     cache = model.cache(2, length)
-    model(ids[:, :start], model.positions(2, length, declared=start), cache)
-    grown = [model(ids[:, t : t + 1], model.positions(2, length, declared=t + 1), cache) for t in range(start, length)]
-    pairs = [(model(ids)[:, start:], torch.cat(grown, dim=1))]
+    model(ids[:, :start], positions_of(model, 2, length, declared=start), cache)
+    grown = [
+        model(ids[:, t : t + 1], positions_of(model, 2, length, declared=t + 1), cache) for t in range(start, length)
+    ]
+    pairs = [(read(model, ids)[:, start:], torch.cat(grown, dim=1))]
     holds = model.scheme.prefix_stable
     as_declared(holds, f"prefix_stable is {holds}", pairs, "logits of growing generation")
 
@@ -624,7 +687,7 @@ def decodes_like_the_full_pass(s: Subject) -> None:
     """Through the cache, token by token and in uneven pieces: the logits of a full pass at that declared length."""
     for phase, length in s.cases(LENGTH, 2 * LENGTH + 1):
         model, ids = s.model(), tokens(length)
-        full, positions = read(model, ids, phase=phase), model.positions(2, length, phase=phase)
+        full, positions = read(model, ids, phase=phase), positions_of(model, 2, length, phase=phase)
         for pieces in ([1] * length, [length // 3, 1, length - length // 3 - 1]):
             cache = model.cache(2, length)
             came = torch.cat([model(piece, positions, cache) for piece in ids.split(pieces, dim=1)], dim=1)
@@ -640,7 +703,7 @@ def decodes_padded_and_packed_rows(s: Subject) -> None:
         place = torch.arange(length)
         valid = torch.stack((place >= 3, place >= 0))
         documents = torch.stack((torch.zeros_like(place), (place > length // 2).long()))
-        positions = model.positions(2, length, valid=valid, documents=documents, phase=phase)
+        positions = positions_of(model, 2, length, valid=valid, documents=documents, phase=phase)
         cache = model.cache(2, length)
         came = torch.cat([model(piece, positions, cache) for piece in ids.split(1, dim=1)], dim=1)
         equal(model(ids, positions)[valid], came[valid], "logits of padded and packed rows, decoded,")
@@ -660,14 +723,14 @@ def tells_order_in_an_encoder_as_declared(s: Subject) -> None:
             raise CheckFailed("an encoder, for bidirectional is True", str(reason)) from None
         return
     ids = torch.arange(LENGTH)[None]
-    there, reversed_ = model(ids), model(ids.flip(1)).flip(1)
+    there, reversed_ = read(model, ids), read(model, ids.flip(1)).flip(1)
     if not bidirectional:
         equal(there, reversed_, "logits of the reversed sequence (bidirectional is False)")
         return
     differs(there, reversed_, "logits of the reversed sequence (bidirectional is True)")
     swapped = ids.clone()
     swapped[:, [6, 10]] = ids[:, [10, 6]]
-    back = model(swapped)
+    back = read(model, swapped)
     for side, at in (("ahead of the first token", 0), ("behind the last", -1)):
         differs(there[:, at], back[:, at], f"logits when two tokens {side} change places (bidirectional is True)")
 
@@ -681,7 +744,7 @@ def shift_invariant_as_declared(s: Subject) -> None:
     model, holds, pairs = s.model(), s.cls.traits.shift_invariant, []
     for phase, length in s.cases(3 * LENGTH, LENGTH // 2):
         ids = tokens(length)
-        positions = model.positions(2, length, phase=phase)
+        positions = positions_of(model, 2, length, phase=phase)
         try:
             moved = model(ids, positions.map(lambda p, index: p + 5.0, (5.0, 1.0)))
         except Undefined:
@@ -690,11 +753,40 @@ def shift_invariant_as_declared(s: Subject) -> None:
     as_declared(holds, f"shift_invariant is {holds}", pairs, "logits at coordinates moved by 5")
 
 
+@check()
+def rounding_decides_nothing(s: Subject) -> None:
+    """At coordinates between whole numbers logits are the same by whatever way their distances are computed."""
+    kept, attention.CHUNK = attention.CHUNK, 40
+    invariant = all(entry(m.name).cls.traits.shift_invariant for m in s.spec.members)
+    try:
+        for causal in s.modes:
+            models = {backend: s.model(backend=backend, causal=causal) for backend in attention.BACKENDS}
+            for phase in s.phases:
+                (length, *_) = s.lengths(6 * LENGTH, LENGTH, phase=phase)
+                for step in (0.1, 1 / 7):  # many distances lie where float32 puts them on either side of a number
+                    _same_by_any_way(models, length, step, phase, invariant)
+    finally:
+        attention.CHUNK = kept
+
+
+def _same_by_any_way(models: dict[str, Transformer], length: int, step: float, phase: str, invariant: bool) -> None:
+    model, ids = models["eager"], tokens(length)
+    steps = model.positions(2, length, phase=phase).scaled(step)
+    expected, ways = model(ids, steps), {"steps": steps, "subtraction": steps.replace(spacing=None)}
+    if invariant:
+        ways["subtraction of coordinates that lie 1/7 higher"] = steps.map(lambda p, index: p + 1 / 7)
+    for way, positions in ways.items():
+        what = f"logits with distances by {way} at coordinates {step:.3g} apart"
+        for name, other in models.items():
+            with suppress(Undefined, UserError):
+                equal(expected, other(ids, positions), f"{what} ({name})")
+
+
 @check(unless=reads_none)
 def contextual_as_declared(s: Subject) -> None:
     """Other coordinates leave the logits alone if, and only if, `contextual` is declared."""
     model, ids, holds = s.model(), tokens(LENGTH), s.cls.traits.contextual
-    positions = model.positions(2, LENGTH)
+    positions = positions_of(model, 2, LENGTH)
     bent = positions.map(lambda p, index: p**2 / LENGTH)
     pairs = [(model(ids, positions), model(ids, bent))]
     as_declared(holds, f"contextual is {holds}", pairs, "logits at bent coordinates")
@@ -740,12 +832,26 @@ def training_stays_in_its_extent(s: Subject) -> None:
     scheme = s.model().scheme
     (plain,) = scheme.parts
     extent = plain.encodings[0][0].shape.extent
-    positions = Positions.build(LENGTH, 64, phase="train")
+    positions = Positions.build(LENGTH, 64, phase="train", rows=range(64))
     for layer in range(2):
         here = plain.positions_at(positions, layer)
         largest = max(float(t.max()) for t in (here.query, here.key, here.ruler) if t is not None)
         if largest >= extent:
             raise CheckFailed(f"coordinates of training below the extent {extent}", f"{largest:g}")
+
+
+@check(unless=of_extensions)
+def phases_alike_as_declared(s: Subject) -> None:
+    """An extension for which nobody has to say the phase gives the same logits in training, tuning and testing."""
+    model = s.model()
+    if model.scheme.differs_by_phase(PHASES):
+        raise NotApplicable("its phase must be said")
+    if s.cls.traits.random:
+        raise NotApplicable("each phase draws anew")
+    for length in s.lengths(LENGTH, 3 * LENGTH):
+        there, *others = (read(model, tokens(length), phase=phase) for phase in PHASES)
+        for phase, here in zip(PHASES[1:], others, strict=True):
+            equal(there, here, f"logits in phase {phase}, which {s.entry.name}.same_in says are those of training", 0.0)
 
 
 # ---- what an extension may change ---------------------------------------------------------------
@@ -819,7 +925,7 @@ def positions_matter(s: Subject) -> None:
     model, ids = s.model(n_layers=1), torch.arange(LENGTH)[None]
     swapped = ids.clone()
     swapped[:, [2, 9]] = ids[:, [9, 2]]
-    differs(model(ids)[:, -1], model(swapped)[:, -1], "the last logits after two tokens change places")
+    differs(read(model, ids)[:, -1], read(model, swapped)[:, -1], "the last logits after two tokens change places")
 
 
 def acts(s: Subject) -> bool | None:
@@ -913,11 +1019,33 @@ def _largest(model: Transformer, length: int, phase: str) -> tuple[int, tuple[in
 
 @check()
 def every_parameter_learns(s: Subject) -> None:
-    """Every gradient is finite, and no parameter's gradient is zero at every length."""
+    """Every gradient is finite, and every parameter has one, and changes the logits, at some length."""
     gradients = _gradients(s, 1, (1, 3))
     still = [name for name, total in gradients.items() if not total.any()]
     if still:
         raise CheckFailed("a gradient for every parameter", f"none for {', '.join(still)}")
+    if ignored := _ignored(s, list(gradients)):
+        raise CheckFailed("logits that each parameter changes", f"the same, whatever {', '.join(ignored)}")
+
+
+def _ignored(s: Subject, names: list[str]) -> list[str]:
+    """Parameters that may move without a change: softmax ignores them, and their gradient is rounding."""
+    model, generator = s.model(), torch.Generator().manual_seed(0)
+    for phase in dict.fromkeys(("train", *s.phases)):
+        for length in (LENGTH, 3 * LENGTH):
+            if not names or model.scheme.undefined(length, phase) is not None:
+                continue
+            ids, found = tokens(length), []
+            before = read(model, ids, phase=phase)
+            for name in names:
+                parameter = model.scheme.get_parameter(name)
+                kept = parameter.data
+                parameter.data = kept + 0.3 * torch.randn(kept.shape, generator=generator)
+                if gap(before, read(model, ids, phase=phase)) > ROUNDING:
+                    found.append(name)
+                parameter.data = kept
+            names = [name for name in names if name not in found]
+    return names
 
 
 @check(unless=has_none)
@@ -956,7 +1084,7 @@ def no_bias(found: Entry) -> str | None:
 def bias_is_not_constant(s: Subject) -> None:
     """A bias differs from pair to pair, in every head."""
     model = s.model()
-    composition = model.scheme.prepare(model.positions(1, LENGTH)).layers[0][0].composition
+    composition = model.scheme.prepare(positions_of(model, 1, LENGTH)).layers[0][0].composition
     bias, visible = composition.bias(), composition.positions.visible()
     spread = bias.masked_select(visible[:, None]).view(*bias.shape[:2], -1).std(dim=-1)
     if (spread < 1e-6).any():
@@ -968,7 +1096,7 @@ def bias_is_not_constant(s: Subject) -> None:
 def compiles(s: Subject) -> None:
     """torch.compile leaves the logits unchanged."""
     model, ids = s.model(), tokens(LENGTH)
-    expected = model(ids)
+    expected = read(model, ids)
     torch._dynamo.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about itself

@@ -204,8 +204,22 @@ def _member(entry: "Entry") -> Table:
         "equation": entry.equation,
         "traits": ", ".join(_marks(entry)),
     }
+    if entry.kind == "task":
+        facts["example"] = _example(entry.name)
     facts |= {f":{name}": f"{_plain(p['default'])}  {p['help']}" for name, p in entry.parameters.items()}
     return _facts(entry.name, facts)
+
+
+def _example(name: str) -> str:
+    """A short question of a task with its answer, as text."""
+    import torch
+
+    from pezoo.task import make_task
+
+    task = make_task(name)
+    pairs = task.sample(1, task.least_length + 5, torch.Generator().manual_seed(0))
+    question, answer = (task.text(ids) for ids in (pairs.inputs[0], task.ended(pairs.outputs[0])))
+    return f"{' '.join(question.split())}  ->  {answer}"
 
 
 def _plain(value: Any) -> str:

@@ -5,55 +5,68 @@ gives each layer the `Composition` that attention works from.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pezoo.attention import Composition, Part, Region, attend
-from pezoo.contract import Encoding, Extension, Positions, Shape, Undefined, overrides, to_device
-from pezoo.errors import UserError
+from pezoo.attention import Composition, Part, Region, attend, logits
+from pezoo.contract import PHASES, Encoding, Extension, Positions, Shape, Undefined, in_float32, overrides, to_device
+from pezoo.errors import UserError, suggest
 from pezoo.registry import entry, make_config
 from pezoo.scheme import Spec, fits, offers, parse
 
 
 class Plain(nn.Module):
-    """Encodings and extensions of one plain scheme, built for a model."""
+    """Encodings and extensions of one plain scheme, built for a model: a list of copies of each member, by its name."""
 
     def __init__(self, spec: Spec, shape: Shape) -> None:
         super().__init__()
         self.spec = spec
+        members = {m.name: (entry(m.name).cls, *make_config(m.name, dict(m.settings))) for m in spec.members}
+        made: dict[str, nn.ModuleList] = {}
         extent = shape.train_length
-        members = [(m, entry(m.name).cls, make_config(m.name, dict(m.settings))) for m in spec.members]
-        # A list of copies a member: one, or one a layer.
-        self.encodings, self.extensions = nn.ModuleList(), nn.ModuleList()
-        for _, cls, (config, at) in members:
+        for name, (cls, config, at) in members.items():
             if issubclass(cls, Extension):
-                copies = shape.n_layers if cls.per_layer(config) else 1
-                self.extensions.append(nn.ModuleList(cls(shape, config, at) for _ in range(copies)))
-                extent = self.extensions[-1][0].extent(extent) if "train" in at else extent
+                made[name] = _copies(cls, shape, config, lambda cls=cls, c=config, at=at: cls(shape, c, at))
+                extent = made[name][0].extent(extent) if "train" in at else extent
         shape = replace(shape, extent=extent)
-        for _, cls, (config, _) in members:
+        for name, (cls, config, _) in members.items():
             if issubclass(cls, Encoding):
-                copies = shape.n_layers if cls.per_layer(config) else 1
-                self.encodings.append(nn.ModuleList(cls(shape, config) for _ in range(copies)))
+                made[name] = _copies(cls, shape, config, lambda cls=cls, c=config: cls(shape, c))
+        # Not `add_module`, which refuses a member named like an attribute, such as `half`.
+        self._modules.update({name: made[name] for name in members})
         self._refuse(spec)
 
+    @property
+    def encodings(self) -> list[nn.ModuleList]:
+        """The copies of each encoding: one, or one per layer."""
+        return [copies for copies in self._modules.values() if isinstance(copies[0], Encoding)]
+
+    @property
+    def extensions(self) -> list[nn.ModuleList]:
+        """The copies of each extension: one, or one per layer."""
+        return [copies for copies in self._modules.values() if isinstance(copies[0], Extension)]
+
     def _refuse(self, spec: Spec) -> None:
-        """Refuse an extension that suits none of the encodings it fits, or not each whose frequencies it changes."""
+        """Refuse an extension that suits none of the encodings it fits, or not each whose frequencies it changes.
+
+        Nor may it be one that does not work beside another.
+        """
         for extension, *_ in self.extensions:
             fitting = [e for e, *_ in self.encodings if not fits(type(extension), type(e))]
             reasons = [extension.refuses(e) for e in fitting]
             if any(reasons) if overrides(extension, "frequencies") else all(reasons):
                 raise UserError(f"{spec} cannot work: {next(filter(None, reasons))}")
+            others = [e for e, *_ in self.extensions if e is not extension and set(e.at) & set(extension.at)]
+            if reason := next(filter(None, map(extension.refuses_beside, others)), None):
+                raise UserError(f"{spec} cannot work: {reason}")
 
     def copies(self) -> dict[str, nn.ModuleList]:
         """The copies of each member, by name."""
-        encodings, extensions = iter(self.encodings), iter(self.extensions)
-        names = [m.name for m in self.spec.members]
-        return {n: next(encodings if entry(n).kind == "encoding" else extensions) for n in names}
+        return dict(self._modules)
 
     def acting(self, positions: Positions, layer: int = 0) -> list[Extension]:
         """The extensions that act in this phase, in order."""
@@ -109,6 +122,10 @@ class Plain(nn.Module):
         return made[0][1][0].parts, [at_layer(i) for i in range(n_layers)]
 
 
+def _copies(cls: type, shape: Shape, config: Any, make: Callable[[], nn.Module]) -> nn.ModuleList:
+    return nn.ModuleList(make() for _ in range(shape.n_layers if cls.per_layer(config) else 1))
+
+
 @dataclass(frozen=True)
 class Group:
     """Some heads of one layer, and what the scheme adds to their attention."""
@@ -121,18 +138,24 @@ class Group:
 class Prepared:
     """A scheme made ready for one forward."""
 
+    shape: Shape
     input: tuple[Part, ...]
     layers: tuple[tuple[Group, ...], ...]
 
     def embed(self, x: Tensor) -> Tensor:
         """Token embeddings (B, Lq, D) with positions."""
-        for part in self.input:
-            x = part.encoding.embed(x, part.positions)
+        with in_float32(x.device):
+            for part in self.input:
+                x = part.encoding.embed(x, part.positions)
         return x
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
-        """Attention of one layer: q (B, H, Lq, d), k and v (B, Hkv, Lk, d) -> (B, H, Lq, d)."""
-        groups = self.layers[layer]
+        """Attention of one layer: q (B, H, Lq, d), k and v (B, Hkv, Lk, d) -> (B, H, Lq, d).
+
+        Raises:
+            UserError: if sizes are not those of the scheme and its positions, or the back-end cannot run it.
+        """
+        groups = self.groups(layer, q, k, v)
         if len(groups) == 1:
             return attend(q, k, v, groups[0].composition, backend)
         repeat = q.shape[1] // k.shape[1]
@@ -140,17 +163,56 @@ class Prepared:
         outputs = [attend(q[:, g.heads], k[:, g.heads], v[:, g.heads], g.composition, backend) for g in groups]
         return torch.cat(outputs, dim=1)
 
+    def logits(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
+        """What the softmax of one layer sees, (B, H, Lq, Lk), float32; -inf where a query does not see a key."""
+        groups = self.groups(layer, q, k, k)
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        return torch.cat([logits(q[:, g.heads], k[:, g.heads], g.composition) for g in groups], dim=1)
+
+    def groups(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Group, ...]:
+        """The groups of heads of a layer, after a look at what they are asked to work on."""
+        shape = self.shape
+        if not 0 <= layer < len(self.layers):
+            raise UserError(f"layer = {layer}, but the scheme has layers 0 ... {len(self.layers) - 1}")
+        if any(t.ndim != 4 for t in (q, k, v)) or k.shape[:3] != v.shape[:3] or len(q) != len(k):
+            shapes = ", ".join(str(tuple(t.shape)) for t in (q, k, v))
+            raise UserError(f"q is (B, H, Lq, d), k and v are (B, Hkv, Lk, d) with Hkv a divisor of H, not {shapes}")
+        if (q.shape[1], q.shape[3], k.shape[3]) != (shape.n_heads, shape.head_dim, shape.head_dim):
+            raise UserError(
+                f"q has {q.shape[1]} heads of width {q.shape[3]} and k heads of width {k.shape[3]}, but the scheme was "
+                f"created for {shape.n_heads} heads of width {shape.head_dim}; for the heads of q create it with "
+                f"n_heads={q.shape[1]}, head_dim={q.shape[3]}"
+            )
+        if q.shape[1] % k.shape[1]:
+            raise UserError(f"{k.shape[1]} key/value heads do not divide {q.shape[1]} query heads")
+        positions = self.layers[layer][0].composition.positions
+        n_queries, n_keys, rows = positions.query.shape[1], positions.key.shape[1], len(positions.key)
+        if (q.shape[2], k.shape[2]) != (n_queries, n_keys) or rows not in (1, len(q)):
+            raise UserError(
+                f"positions are of {n_queries} queries and {n_keys} keys in {rows} rows, but q and k have {q.shape[2]} "
+                f"and {k.shape[2]} in {len(q)}; positions.slice(start, stop, n_keys) cuts them"
+            )
+        return self.layers[layer]
+
 
 class Scheme(nn.Module):
     """A scheme built for a model: the module that holds its parameters and composes it for each forward.
+
+    In a model of one's own:
+
+        prepared = scheme.prepare(scheme.positions(batch, length, phase="train", rows=rows))
+        x = prepared.embed(x)                   # (B, L, D), once
+        out = prepared.attend(layer, q, k, v)   # (B, H, L, d), in each layer
+
+    Its parameters stay float32 when the model around it is cast to another precision.
 
     Raises:
         UserError: if a mixture does not match the model's layers or heads.
     """
 
-    def __init__(self, spec: Spec, shape: Shape) -> None:
+    def __init__(self, spec: Spec, shape: Shape, seed: int = 0) -> None:
         super().__init__()
-        self.spec, self.shape = spec, shape
+        self.spec, self.shape, self.seed = spec, shape, seed
         layers = spec.layers or (spec,)
         if shape.n_layers % len(layers):
             raise UserError(f"layers lists {len(layers)} schemes, which does not divide n_layers = {shape.n_layers}")
@@ -171,21 +233,200 @@ class Scheme(nn.Module):
                 row.append((list(counts).index(group), slice(start, start + group[1]), place))
                 start += group[1]
             self.plan.append(row)
-        self.parts = nn.ModuleList(
-            Plain(part, replace(shape, n_heads=n, d_model=n * shape.head_dim, n_layers=count))
-            for (part, n), count in counts.items()
-        )
+        self.parts = nn.ModuleList()
+        for (part, n), count in counts.items():
+            width = shape.d_model if n == shape.n_heads else n * shape.head_dim
+            self.parts.append(Plain(part, replace(shape, n_heads=n, d_model=width, n_layers=count)))
         self.layer_counts = list(counts.values())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Scheme":
+        """Let `model.to(...)`, `.bfloat16()` and `.double()` move the parameters, and not cast them."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+    def positions(
+        self, batch: int, length: int, *, phase: str | None = None, rows: Sequence[int] | None = None, **facts: Any
+    ) -> Positions:
+        """Positions for `batch` rows of `length` tokens, for `prepare`.
+
+        Args:
+            batch: rows (B).
+            length: tokens of a row (L).
+            phase: "train", "tune" or "test"; may be left out where the scheme acts alike in all of them.
+            rows: numbers of these sequences, for schemes that draw random positions. In training count on from step to
+                step: range(step * B, (step + 1) * B).
+            facts: declared, documents, valid, device, seed and draws, as in `Positions.build`.
+        """
+        facts = {"causal": self.shape.causal, "seed": self.seed} | facts
+        return Positions.build(length, batch, phase=phase, rows=rows, **facts)
 
     def prepare(self, positions: Positions) -> Prepared:
         """Make ready for one forward over these positions.
 
         Raises:
             Undefined: if a member has no value for a position.
+            UserError: if the positions leave open what the scheme must know: the phase, or which sequences these are.
         """
-        made = [p.compose(positions, n) for p, n in zip(self.parts, self.layer_counts, strict=True)]
+        positions = self._settled(positions)
+        with in_float32(positions.query.device):
+            made = [p.compose(positions, n) for p, n in zip(self.parts, self.layer_counts, strict=True)]
         layers = tuple(tuple(Group(heads, made[part][1][place]) for part, heads, place in row) for row in self.plan)
-        return Prepared(made[0][0], layers)
+        return Prepared(self.shape, made[0][0], layers)
+
+    def _settled(self, positions: Positions) -> Positions:
+        """The positions with a phase; refused if they do not go with the scheme."""
+        if positions.causal != self.shape.causal:
+            kinds = {True: "a decoder (causal=True)", False: "an encoder (causal=False)"}
+            raise UserError(
+                f"these positions are those of {kinds[positions.causal]}, but the scheme was created for "
+                f"{kinds[self.shape.causal]}; scheme.positions(...) makes fitting ones"
+            )
+        names = {m.name for m in self.spec.all_members()}
+        unknown = next((name for name in positions.draws or {} if name not in names), None)
+        if unknown is not None:
+            raise UserError(f"draws are given for {unknown!r}, which {self.spec} has not.{suggest(unknown, names)}")
+        if positions.phase is not None:
+            return positions
+        if differing := self.differs_by_phase(PHASES):
+            raise UserError(
+                f"{', '.join(differing)} acts differently in training, tuning and testing: "
+                "pass phase='train', phase='tune' or phase='test'"
+            )
+        return positions.replace(phase="test")
+
+    def differs_by_phase(self, phases: Sequence[str]) -> list[str]:
+        """Names of the extensions that do not act alike in all of these phases."""
+        found = {}
+        for part in self.parts:
+            for name, copies in part.copies().items():
+                acting = [phase in copies[0].at for phase in phases] if isinstance(copies[0], Extension) else []
+                if any(acting) and not (all(acting) and copies[0].same_in(phases)):
+                    found[name] = None
+        return list(found)
+
+    # ---- its numbers ----------------------------------------------------------------------------
+
+    def logits(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        layer: int = 0,
+        phase: str | None = None,
+        rows: Sequence[int] | None = None,
+        positions: Positions | None = None,
+    ) -> Tensor:
+        """What the softmax of a layer sees: scaled products, biases and all that the scheme adds.
+
+        Args:
+            q: queries, (B, H, Lq, d), not rotated; the last Lq of Lk tokens.
+            k: keys, (B, Hkv, Lk, d), not rotated.
+            layer: whose part of the scheme.
+            phase: as in `positions`.
+            rows: as in `positions`.
+            positions: instead of phase and rows.
+
+        Returns:
+            (B, H, Lq, Lk), float32; -inf where a query does not see a key.
+
+        Raises:
+            UserError: if sizes are not those of the scheme, or phase or rows are missing.
+        """
+        return self.prepare(_positions_of(self, q, k, phase, rows, positions)).logits(layer, q, k)
+
+    def bias(
+        self, length: int, *, layer: int = 0, phase: str = "test", row: int = 0, positions: Positions | None = None
+    ) -> Tensor:
+        """What the encodings add to the logits of a layer whatever the tokens say; zero where they add nothing.
+
+        Args:
+            length: tokens of the sequence (L).
+            layer: whose part of the scheme.
+            phase: "train", "tune" or "test".
+            row: number of the sequence, where positions are random.
+            positions: of one row, instead of length, phase and row.
+
+        Returns:
+            (H, L, L) for queries and keys, float32; causality and masks are not in it.
+        """
+        groups = self._layer(length, layer, phase, row, positions)
+        with in_float32(groups[0].composition.positions.query.device):
+            return torch.cat([_bias(g) for g in groups])
+
+    def frequencies(
+        self,
+        length: int,
+        *,
+        layer: int = 0,
+        head: int = 0,
+        phase: str = "test",
+        row: int = 0,
+        positions: Positions | None = None,
+    ) -> Tensor:
+        """Frequencies in radians a position, as the extensions leave them at a declared length of `length` tokens.
+
+        Args:
+            length: tokens of the sequence.
+            layer: whose part of the scheme.
+            head: whose part of a mixture of heads.
+            phase: "train", "tune" or "test".
+            row: number of the sequence, where they are random.
+            positions: of one row, instead of length, phase and row.
+
+        Returns:
+            (n,), float32, in the encoding's order, fastest first. Of several encodings the first that has frequencies.
+
+        Raises:
+            UserError: if the scheme has none.
+        """
+        parts = self._group(length, layer, head, phase, row, positions).composition.base
+        found = next((p.positions.inv_freq for p in parts if p.positions.inv_freq is not None), None)
+        if found is None:
+            raise UserError(f"{self.spec} has no frequencies")
+        return found[0]
+
+    def temperature(
+        self,
+        length: int,
+        *,
+        layer: int = 0,
+        head: int = 0,
+        phase: str = "test",
+        row: int = 0,
+        positions: Positions | None = None,
+    ) -> Tensor:
+        """The factor that extensions put on each query's products with keys, beside the encoding's own scale.
+
+        Arguments as in `frequencies`. Returns (L,), float32, 1 where no extension changes it.
+        """
+        composition = self._group(length, layer, head, phase, row, positions).composition
+        query = composition.positions.query
+        with in_float32(query.device):
+            sigma = torch.as_tensor(composition.sigma(), device=query.device)
+            return sigma.flatten()[: query.shape[1]].expand(query.shape[1]).clone()
+
+    def _layer(self, length: int, layer: int, phase: str, row: int, positions: Positions | None) -> tuple[Group, ...]:
+        if positions is None:
+            device = next((p.device for p in self.parameters()), None)
+            positions = self.positions(1, length, phase=phase, rows=(row,), device=device)
+        if len(positions.key) > 1:
+            raise UserError(f"one row is looked at, not {len(positions.key)}")
+        layers = self.prepare(positions).layers
+        if not 0 <= layer < len(layers):
+            raise UserError(f"layer = {layer}, but the scheme has layers 0 ... {len(layers) - 1}")
+        return layers[layer]
+
+    def _group(self, length: int, layer: int, head: int, phase: str, row: int, positions: Positions | None) -> Group:
+        if not 0 <= head < self.shape.n_heads:
+            raise UserError(f"head = {head}, but the scheme has heads 0 ... {self.shape.n_heads - 1}")
+        groups = self._layer(length, layer, phase, row, positions)
+        return next(g for g in groups if g.heads.start <= head < g.heads.stop)
+
+    # ---- its members ----------------------------------------------------------------------------
 
     def load_from(self, trained: "Scheme") -> None:
         """Take over the parameters of a scheme with the same encodings and perhaps other extensions, layer by layer.
@@ -215,7 +456,7 @@ class Scheme(nn.Module):
         """Why the scheme has no value at a length, or None if it has."""
         device = next((p.device for p in self.parameters()), None)
         try:
-            self.prepare(Positions.build(length, causal=self.shape.causal, phase=phase, device=device))
+            self.prepare(self.positions(1, length, phase=phase, rows=(0,), device=device))
         except Undefined as reason:
             return str(reason)
         return None
@@ -236,9 +477,22 @@ def build(spec: Spec, shape: Shape, seed: int = 0) -> Scheme:
     """Build a scheme; its own parameters are drawn from `seed`, apart from torch's global generator."""
     # Not by `seed` itself: a body drawn from that begins with the same numbers.
     own = random.Random(f"scheme {seed}").getrandbits(32)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), in_float32(torch.get_default_device()):
         torch.default_generator.manual_seed(own)
-        return Scheme(spec, shape)
+        return Scheme(spec, shape, seed)
+
+
+def _bias(group: Group) -> Tensor:
+    """The bias of some heads, (H, Lq, Lk), far regions included."""
+    composition, total = group.composition, None
+    for r, region in enumerate(composition.regions):
+        bias = composition.bias(r)
+        if bias is None:
+            n_heads = group.heads.stop - group.heads.start
+            bias = torch.zeros_like(composition.positions.distance())[:, None].expand(-1, n_heads, -1, -1)
+        inside = None if region.branch is None else region.branch.region(composition.positions)[:, None]
+        total = bias if inside is None else torch.where(inside, bias, total)
+    return total[0]
 
 
 def create(
@@ -248,6 +502,7 @@ def create(
     n_heads: int,
     n_layers: int,
     train_length: int,
+    head_dim: int | None = None,
     causal: bool = True,
     seed: int = 0,
 ) -> Scheme:
@@ -256,21 +511,24 @@ def create(
     Args:
         scheme: such as "rope+pi:factor=4", or a mapping.
         d_model: model width.
-        n_heads: heads of each layer; must divide d_model.
+        n_heads: heads of each layer.
         n_layers: layers.
         train_length: tokens of a training sequence (L).
+        head_dim: width of one head; default: d_model / n_heads, which must then be whole.
         causal: decoder (True) or encoder.
-        seed: of the scheme's own parameters.
+        seed: of the scheme's own parameters, and of its random positions.
 
     Raises:
         UserError: if the scheme is malformed or cannot work.
     """
-    if d_model < 1 or n_heads < 1 or d_model % n_heads:
-        raise UserError(f"d_model = {d_model} is not divisible by n_heads = {n_heads}")
-    if n_layers < 1 or train_length < 1:
-        raise UserError(f"n_layers and train_length must be positive, got {n_layers} and {train_length}")
-    shape = Shape(d_model, n_heads, n_layers, train_length, causal=causal)
-    return build(parse(scheme), shape, seed)
+    sizes = {"d_model": d_model, "n_heads": n_heads, "n_layers": n_layers, "train_length": train_length}
+    sizes |= {} if head_dim is None else {"head_dim": head_dim}
+    for name, size in sizes.items():
+        if size < 1:
+            raise UserError(f"{name} must be positive, got {size}")
+    if head_dim is None and d_model % n_heads:
+        raise UserError(f"d_model = {d_model} is not divisible by n_heads = {n_heads}; or pass head_dim=")
+    return build(parse(scheme), Shape(**sizes, causal=causal), seed)
 
 
 def attend_with(
@@ -278,28 +536,64 @@ def attend_with(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    positions: Positions | None = None,
+    *,
     layer: int = 0,
+    phase: str | None = None,
+    rows: Sequence[int] | None = None,
+    positions: Positions | None = None,
+    embedded: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """Attention under a scheme, for people's own models (`pezoo.attend`).
 
+    Each call makes the whole scheme ready anew. In a model of several layers, do so once: see `Scheme`.
+
     Args:
         scheme: from `pezoo.create`.
-        q: queries, (B, H, Lq, d), not rotated.
+        q: queries, (B, H, Lq, d), not rotated; the last Lq of Lk tokens.
         k: keys, (B, Hkv, Lk, d), not rotated.
         v: values, (B, Hkv, Lk, d).
-        positions: default: one document a row, the queries being the last Lq of Lk tokens.
         layer: which layer's part of the scheme to use.
+        phase: "train", "tune" or "test"; may be left out where the scheme acts alike in all of them.
+        rows: numbers of these sequences, for schemes that draw random positions. In training count on from step to
+            step, range(step * B, (step + 1) * B), or each step draws the same.
+        positions: of these queries and keys, instead of the above; default: one document a row, without padding.
+        embedded: say True for a scheme that changes the token embeddings, once `scheme.prepare(...).embed(x)` has.
         backend: "auto", "eager", "sdpa" or "chunked".
 
     Returns:
         (B, H, Lq, d).
+
+    Raises:
+        UserError: if sizes are not those of the scheme, or phase or rows are missing.
+        Undefined: if the scheme has no value for a position.
     """
+    changing = [m.name for m in scheme.spec.all_members() if _embeds(entry(m.name).cls)]
+    if changing and not embedded:
+        raise UserError(
+            f"{', '.join(changing)} changes the token embeddings, which attend never sees. Call "
+            "x = scheme.prepare(scheme.positions(batch, length)).embed(x) first, then attend(..., embedded=True)"
+        )
+    return scheme.prepare(_positions_of(scheme, q, k, phase, rows, positions)).attend(layer, q, k, v, backend)
+
+
+def _embeds(cls: type) -> bool:
+    return issubclass(cls, Encoding) and overrides(cls, "embed")
+
+
+def _positions_of(
+    scheme: Scheme,
+    q: Tensor,
+    k: Tensor,
+    phase: str | None,
+    rows: Sequence[int] | None,
+    positions: Positions | None,
+) -> Positions:
+    """Positions for these queries and keys: those given, or plain ones for the last Lq of Lk tokens."""
     if positions is None:
         n_queries, n_keys = q.shape[-2], k.shape[-2]
-        phase = "train" if scheme.training else "test"
-        positions = Positions.build(n_keys, q.shape[0], causal=scheme.shape.causal, phase=phase, device=q.device).slice(
-            n_keys - n_queries, n_keys
-        )
-    return scheme.prepare(positions).attend(layer, q, k, v, backend)
+        whole = scheme.positions(len(q), n_keys, phase=phase, rows=rows, device=q.device)
+        return whole.slice(n_keys - n_queries, n_keys)
+    if phase is not None or rows is not None:
+        raise UserError("phase and rows are part of positions: pass either these, or positions=")
+    return positions

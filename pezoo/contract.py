@@ -3,15 +3,20 @@
 Legend: B batch, R rows (1 when all rows of the batch agree, else B), H heads, Lq queries, Lk keys, L length, D
 d_model, d head_dim, n frequencies. Every hook has an identity default, so a member overrides only what its paper
 changes. No member remembers a length: what it needs arrives in `Positions`.
+
+Precision: hooks run under `in_float32`. Tensors made in them, from integers too, are float32, and so are a scheme's
+parameters, whatever the model's precision. q, k, v and x come in the model's dtype, and go back in it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from pezoo.positions import Positions, to_device
+from pezoo.positions import PHASES, Positions, to_device
 
 __all__ = [
     "PHASES",
@@ -22,12 +27,11 @@ __all__ = [
     "Shape",
     "Traits",
     "Undefined",
+    "in_float32",
     "overrides",
     "settle",
     "to_device",
 ]
-
-PHASES = ("train", "tune", "test")
 
 
 class Undefined(ValueError):
@@ -45,11 +49,12 @@ class Shape:
     extent: int = 0
     """Training shows coordinates in [0, extent); filled in by the scheme (0: train_length)."""
     causal: bool = True
+    head_dim: int = 0
+    """Width of one head (0: d_model / n_heads)."""
 
-    @property
-    def head_dim(self) -> int:
-        """Width of one head."""
-        return self.d_model // self.n_heads
+    def __post_init__(self) -> None:
+        if not self.head_dim:
+            object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,10 @@ class Extension(nn.Module):
         """Whether each layer gets an instance, with parameters, of its own; only `adapt` is asked of each."""
         return False
 
+    def same_in(self, phases: Sequence[str]) -> bool:
+        """Whether it acts alike in these phases, all of which it acts in."""
+        return True
+
     @property
     def draws_per_layer(self) -> bool:
         """Whether coordinates differ from layer to layer."""
@@ -187,6 +196,10 @@ class Extension(nn.Module):
 
     def refuses(self, encoding: Encoding) -> str | None:
         """Why, with these settings, it cannot act on an encoding that has what its hooks need; None if it can."""
+        return None
+
+    def refuses_beside(self, other: "Extension") -> str | None:
+        """Why it cannot act together with another extension of the scheme, in some phase of both; None if it can."""
         return None
 
     def check(self, positions: Positions) -> None:
@@ -215,6 +228,23 @@ class Extension(nn.Module):
     def adapt(self, logits: Tensor, bias: Tensor | None, positions: Positions) -> Tensor:
         """Logits (B, H, Lq, Lk) without and with the bias (R, H, Lq, Lk) still to add: the sum, changed."""
         return logits if bias is None else logits + bias
+
+
+@contextmanager
+def in_float32(device: torch.device) -> Iterator[None]:
+    """Hooks run in here: without autocast, and with float32 for what is made of integers or plain numbers."""
+    before = torch.get_default_dtype()
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        with torch.autocast(device.type, enabled=False), in_float32(device):
+            yield
+    elif before == torch.float32:
+        yield
+    else:
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def settle(distance: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def _steps(
     training = model.training
     model.eval()
     try:
-        positions = model.positions(batch, length, rows=rows)
+        positions = model.positions(batch, length, rows=rows or range(batch))
         cache = model.cache(batch, n + n_new)
         unread = prompt.to(positions.query.device)
         for _ in range(n_new):

@@ -134,6 +134,7 @@ Departures: none.
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from pezoo import Pairs, Task, register, setting
 
@@ -161,6 +162,7 @@ class $class_name(Task):
     #   chance                             what the best constant guess gets, if that is not 1 / n_symbols
     #   input_length(length)               most symbols of a question, if that is not the length
     #   depths = (0.0, 0.5, 1.0)           places of a needle; `sample` then takes depth=None, or one of 0 ... 1
+    #   symbols = "012+-"                  what the ids are called in text, if not by their numbers
 
     @property
     def n_symbols(self) -> int:
@@ -171,10 +173,15 @@ class $class_name(Task):
         """As long as the input."""
         return length
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """(B, n) -> (B, m) int64, read from the question alone; a shorter answer is filled up with pezoo.IGNORE."""
+        # Questions can come from a user too: refuse what is none by self.require(good, inputs, "what questions are").
+        return inputs.roll(-self.config.steps, dims=1)
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
-        """Uniform symbols: (B, n) and (B, m) int64, an answer shorter than its row filled up with pezoo.IGNORE."""
+        """Uniform symbols, (B, n) int64, and the answers; all draws are from the generator."""
         inputs = torch.randint(self.n_symbols, (batch_size, length), generator=generator)
-        return Pairs(inputs, inputs.roll(-self.config.steps, dims=1))
+        return Pairs(inputs, self.solve(inputs))
 '''
 
 TEMPLATES = {"encoding": ENCODING, "extension": EXTENSION, "task": TASK}

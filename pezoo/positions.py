@@ -4,13 +4,17 @@ Legend: B batch, R rows (1 when all rows of the batch agree, else B), Lq queries
 """
 
 import dataclasses
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pezoo.errors import UserError
+from pezoo.philox import words
+
+PHASES = ("train", "tune", "test")
 
 
 def to_device(tensor: Tensor, device: torch.device | str | None) -> Tensor:
@@ -22,8 +26,8 @@ def to_device(tensor: Tensor, device: torch.device | str | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Where the queries and keys of one forward stand. Immutable.
+class Positions:
+    """Where the queries and keys of one forward stand: made by `build`, handed to every hook. Immutable.
 
     Queries are the tokens offset ... offset + Lq - 1 of the keys' rows.
     """
@@ -35,17 +39,18 @@ class Facts:
     query_document: Tensor | None  # (R, Lq) document id; None: one document a row, no padding
     key_document: Tensor | None  # (R, Lk)
     length: int | Tensor  # declared total length; (B,) where rows differ
+    lengths: tuple[int, ...] = ()  # the same as the host knows it: one number, or one for each row
     offset: int = 0
     causal: bool = True
     spacing: tuple[float, float] | None = (0.0, 1.0)  # (start, step) of the coordinates by index, None if irregular
-    phase: str = "test"
+    phase: str | None = None  # "train", "tune" or "test"; None: not said, which is enough where all act alike
     seed: int = 0
-    rows: tuple[int, ...] = (0,)  # names of the sequences: what random draws are keyed by
+    rows: tuple[int, ...] | None = None  # numbers of the sequences: what random draws are keyed by
+    draws: Mapping[str, Tensor] | None = None  # random draws that were handed in, by member
     layer: int = 0
     ruler: Tensor | None = None  # (R, M) distance of tokens m = 0 ... M - 1 apart, where it is not that of coordinates
     inv_freq: Tensor | None = None  # (R, n) the encoding's frequencies as extensions left them
     prepared: Any = None  # what the encoding's `prepare` returned
-    lengths: tuple[int, ...] = ()  # `length` as the host knows it: one number, or one for each row
     bounds: tuple[float, float] | None = None  # all coordinates lie in [low, high], as the host knows; None: unknown
 
     def replace(self, **changes: Any) -> "Positions":
@@ -54,9 +59,7 @@ class Facts:
             changes.setdefault("bounds", None)
         return dataclasses.replace(self, **changes)
 
-
-class Readings(Facts):
-    """What members ask of positions."""
+    # ---- reading --------------------------------------------------------------------------------
 
     def distance(self) -> Tensor:
         """Query coordinate minus key coordinate, (R, Lq, Lk); exactly a multiple of the step where spacing is known."""
@@ -66,7 +69,7 @@ class Readings(Facts):
             read = self.ruler.expand(rows, -1).gather(1, steps.abs().expand(rows, -1, -1).flatten(1))
             return read.view(rows, *steps.shape[1:]) * steps.sign()
         if self.spacing is not None:
-            return self.steps() * self.spacing[1]
+            return self.steps().to(torch.float32) * self.spacing[1]
         return self.query[:, :, None] - self.key[:, None, :]
 
     def steps(self) -> Tensor:
@@ -115,28 +118,47 @@ class Readings(Facts):
             return (self.length[:, None] / train_length).clamp(min=1.0)
         return max(1.0, self.length / train_length)
 
-    def draw(self, salt: str, sample: Callable[[torch.Generator], Tensor], scope: str = "sequence") -> Tensor:
-        """One sample a row, (R, ...), from (seed, salt, row, layer): the same again for the same sequence.
+    @property
+    def longest(self) -> int:
+        """The largest declared length."""
+        return max(self.lengths)
+
+    def total(self) -> Tensor:
+        """Declared lengths, (R, 1), int64."""
+        if isinstance(self.length, Tensor):
+            return self.length[:, None]
+        return torch.full((1, 1), self.length, device=self.query.device)
+
+    def draw(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """A random draw: the one that was handed in under this name, else what `make` gives."""
+        handed = (self.draws or {}).get(name)
+        return make() if handed is None else to_device(handed, self.query.device)
+
+    def bits(self, name: str, n: int, scope: str = "sequence") -> Tensor:
+        """Random bits, (R, n) words of 32, int64: a function of (seed, name, phase, row, layer, place) alone.
 
         Args:
-            salt: name of the draw, so that two members draw apart.
-            sample: makes one row's tensor from a generator.
+            name: of the draw, so that two members draw apart; a member's own name, and what tells its draws apart.
+            n: words for each row.
             scope: "sequence" (rows apart), "layer" (rows and layers apart) or "batch" (all rows together).
+
+        Raises:
+            UserError: if nothing says which sequences these are.
         """
-        rows = self.rows[:1] if scope == "batch" else self.rows
-        layer = self.layer if scope == "layer" else 0
+        if self.rows is None:
+            raise UserError(
+                f"{name.split()[0]} draws for each sequence anew: pass rows=, the numbers of these sequences. In "
+                "training count on from step to step: rows=range(step * B, (step + 1) * B)"
+            )
+        rows = torch.tensor(self.rows[:1] if scope == "batch" else self.rows)
+        return words(
+            n,
+            to_device(rows, self.query.device),
+            self.layer if scope == "layer" else 0,
+            f"{self.seed} {name} {self.phase}",
+        )
 
-        generator = torch.Generator()
-
-        def one(row: int) -> Tensor:
-            key = hashlib.sha256(f"{self.seed} {salt} {row} {layer} {self.phase}".encode()).digest()
-            return sample(generator.manual_seed(int.from_bytes(key[:7], "big")))
-
-        return to_device(torch.stack([one(row) for row in rows]), self.query.device)
-
-
-class Positions(Readings):
-    """Where the queries and keys of one forward stand: made by `build`, handed to every hook."""
+    # ---- making ---------------------------------------------------------------------------------
 
     @classmethod
     def build(
@@ -147,7 +169,7 @@ class Positions(Readings):
         declared: int | Tensor | None = None,
         documents: Tensor | None = None,
         valid: Tensor | None = None,
-        rows: tuple[int, ...] | None = None,
+        rows: Sequence[int] | None = None,
         device: torch.device | str | None = None,
         **facts: Any,
     ) -> "Positions":
@@ -160,16 +182,26 @@ class Positions(Readings):
                 the host, which has to know them.
             documents: (B, L) ids of packed rows; where the id changes, positions restart and attention stops.
             valid: (B, L) False for padding, which is then seen by nothing but itself.
-            rows: names of the sequences, the keys of random draws; default 0 ... B - 1.
-            device: where the tensors live.
-            facts: `causal`, `phase` and `seed`, stored as they are.
+            rows: numbers of the sequences, the keys of random draws; schemes that draw demand them.
+            device: where the tensors live; tensors that are given move there.
+            facts: `causal`, `phase`, `seed` and `draws`, stored as they are.
+
+        Raises:
+            UserError: if sizes do not agree.
         """
+        for name, given in (("documents", documents), ("valid", valid)):
+            if given is not None and given.shape[1] != length:
+                raise UserError(f"{name} has {given.shape[1]} tokens a row, not {length}")
+        if facts.get("phase") not in (None, *PHASES):
+            raise UserError(f"phase is one of {', '.join(PHASES)}, not {facts['phase']!r}")
+        if rows is not None and len(rows) != batch:
+            raise UserError(f"rows numbers {len(rows)} sequences, but the batch has {batch}")
         place = torch.arange(length, device=device)[None]  # (1, L)
-        documents, valid = (t if t is None else to_device(t, device) for t in (documents, valid))
+        documents, valid = (t if t is None else to_device(t, place.device) for t in (documents, valid))
         index, document = place, None
-        if valid is not None:  # a padding token is a document of its own
+        if valid is not None:  # a padding token is a document of its own, with an id that no other has
             filled = torch.zeros_like(valid, dtype=torch.int64) if documents is None else documents
-            documents = torch.where(valid, filled, -1 - place)
+            documents = torch.where(valid, filled, filled.amin().clamp(max=0) - 1 - place)
         if documents is not None:
             document = documents.to(torch.int64)
             starts = torch.ones_like(document, dtype=torch.bool)
@@ -177,15 +209,14 @@ class Positions(Readings):
             index = place - torch.where(starts, place, 0).cummax(dim=1).values
             document = starts.cumsum(dim=1)  # an id that comes back later is another document
         spacing = (0.0, 1.0) if document is None else None
-        rows = tuple(range(batch)) if rows is None else rows
         declared = length if declared is None else declared
         lengths = (declared,)
         if isinstance(declared, Tensor):
-            lengths, declared = tuple(declared.tolist()), to_device(declared, device)
+            lengths, declared = tuple(declared.tolist()), to_device(declared, place.device)
         coordinate = index.to(torch.float32)
         return cls(
-            coordinate, coordinate, index, index, document, document, declared,
-            spacing=spacing, rows=rows, lengths=lengths, bounds=(0.0, length - 1.0), **facts,
+            coordinate, coordinate, index, index, document, document, declared, lengths,
+            spacing=spacing, bounds=(0.0, length - 1.0), rows=None if rows is None else tuple(rows), **facts,
         )  # fmt: skip
 
     def slice(self, start: int, stop: int, n_keys: int | None = None) -> "Positions":

@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import math
 import pkgutil
 import re
 import sys
@@ -17,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -264,7 +267,22 @@ def make_config(name: str, settings: Mapping[str, Any]) -> tuple[Any, tuple[str,
         return checked_settings(name, found.cls.Config, settings), None
     others = {key: value for key, value in settings.items() if key != "at"}
     config = checked_settings(name, found.cls.Config, others, also=("at",))
-    return config, _phases(name, settings.get("at", found.cls.default_at))
+    return config, _phases(name, plain(settings.get("at", found.cls.default_at)))
+
+
+def plain(value: Any) -> Any:
+    """The same value without NumPy and PyTorch: their numbers become Python's, arrays and tensors become lists.
+
+    A number of less than 64 bits becomes the shortest decimal one that it stands for, so that `np.float32(0.1)` is 0.1.
+    """
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if isinstance(value, np.ndarray):
+        value = list(value) if value.ndim else value[()]
+    if isinstance(value, np.generic):
+        return float(str(value)) if isinstance(value, np.floating) else value.item()
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def checked_settings(name: str, cls: type, settings: Mapping[str, Any], also: Sequence[str] = ()) -> Any:
@@ -273,7 +291,7 @@ def checked_settings(name: str, cls: type, settings: Mapping[str, Any], also: Se
     Args:
         name: whose settings they are, for messages.
         cls: the dataclass.
-        settings: what differs from the defaults.
+        settings: what differs from the defaults; numbers and lists may be NumPy's or PyTorch's.
         also: names of settings that are checked elsewhere, for messages.
 
     Raises:
@@ -287,8 +305,12 @@ def checked_settings(name: str, cls: type, settings: Mapping[str, Any], also: Se
             raise UserError(f"{name} has no setting {key!r}.{near} Its settings: {names}")
     if not settings:
         return cls()
+    settings = {key: plain(value) for key, value in settings.items()}
+    for f in dataclasses.fields(cls):  # as text, a list of one number is that number
+        if f.default_factory is not dataclasses.MISSING and not isinstance(settings.get(f.name, []), list):
+            settings[f.name] = [settings[f.name]]
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), dict(settings)))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), settings))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", "") or ""
         raise UserError(f"{name}:{key}: {str(error).splitlines()[0]}") from None
@@ -302,6 +324,8 @@ def checked_settings(name: str, cls: type, settings: Mapping[str, Any], also: Se
 def _check_range(key: str, value: Any, limits: Mapping[str, Any]) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key} must be a finite number, got {value}")
     tests = (
         ("above", "above", lambda v, limit: v > limit),
         ("at_least", "at least", lambda v, limit: v >= limit),

@@ -14,7 +14,7 @@ import yaml
 
 from pezoo.contract import Encoding, Extension, overrides
 from pezoo.errors import UserError
-from pezoo.registry import entries, entry, make_config
+from pezoo.registry import entries, entry, make_config, plain
 
 _JOIN = re.compile(r"\+(?=[A-Za-z_])")  # not the sign in 1e+5
 
@@ -222,7 +222,8 @@ def _parse_mapping(mapping: Mapping[str, Any]) -> Spec:
         pairs = list(heads.items()) if isinstance(heads, Mapping) else heads
         good = isinstance(pairs, Sequence) and not isinstance(pairs, str) and pairs
         good = good and all(isinstance(p, Sequence) and len(p) == 2 for p in pairs)
-        if not good or any(type(n) is not int or n < 1 for _, n in pairs):
+        pairs = [(part, plain(n)) for part, n in pairs] if good else []
+        if not pairs or any(type(n) is not int or n < 1 for _, n in pairs):
             raise UserError("heads takes schemes and their numbers of heads, such as {heads: {rope: 4, alibi: 4}}")
         return _check_mixture(Spec(heads=tuple((parse(part), n) for part, n in pairs)))
     if not mapping:

@@ -3,9 +3,13 @@
 Legend: B rows, n input symbols, m output symbols, L tokens that the model reads.
 """
 
+import numbers
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +19,8 @@ from pezoo.scheme import MemberSpec, read_members
 
 IGNORE = -100
 """Target of a place at which nothing is asked; PyTorch's own."""
+NOTHING = "_"
+"""The same in text."""
 Form = Literal["causal", "encoder"]
 SHARE = 8
 """One question in so many is kept for testing."""
@@ -50,8 +56,9 @@ class NoSettings:
 class Task:
     """A task: what a question and its answer are at each length.
 
-    A subclass states `n_symbols`, `sample`, `input_length` and `output_length`. Its own symbols are the ids
-    0 ... n_symbols - 1; the three marks `sep`, `eos` and `empty` follow, unless neither layout nor forms use them.
+    A subclass states `n_symbols`, `sample`, `input_length` and `output_length`, and `solve`, from which `answer` and
+    best `sample` too take the answers. Its own symbols are the ids 0 ... n_symbols - 1; the three marks `sep`, `eos`
+    and `empty` follow, unless neither layout nor forms use them.
 
     How a pair becomes a sequence is its layout, and how a model reads it its form:
 
@@ -83,6 +90,11 @@ class Task:
         raise NotImplementedError
 
     @property
+    def symbols(self) -> Sequence[str]:
+        """What the ids 0 ... n_symbols - 1 are called in text, all different; here: by their numbers."""
+        return [str(i) for i in range(self.n_symbols)]
+
+    @property
     def chance(self) -> float:
         """Share of answer tokens that the best guess of one symbol for all of them gets right."""
         return 1 / self.n_symbols
@@ -105,6 +117,20 @@ class Task:
         """
         raise NotImplementedError
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """The answers to questions, each read from the question alone; a task that has none only gets no `answer`.
+
+        Args:
+            inputs: (B, n) int64, ids of the task's symbols; to be left as they are. Rows may differ in all but n.
+
+        Returns:
+            (B, m) int64, as in `Pairs.outputs`.
+
+        Raises:
+            UserError: if a question is none; see `require`.
+        """
+        raise UserError(f"{type(self).__name__} answers no given questions: its class has no `solve`")
+
     def distance(self, length: int, depth: float) -> int:
         """Tokens from the needle to the end of the question, for a task that has depths."""
         raise NotImplementedError
@@ -114,6 +140,75 @@ class Task:
     sep = property(lambda self: self.n_symbols)
     eos = property(lambda self: self.n_symbols + 1)
     empty = property(lambda self: self.n_symbols + 2)
+
+    def answer(self, inputs: Any) -> Any:
+        """The answer to a question, or the answers to several, in the form in which they are asked.
+
+        - Ids: a tensor or a NumPy array of integers, (n,) for one question or (B, n) for several; or a list of them.
+          `pairs.inputs` give `pairs.outputs`.
+        - Text: the names of `symbols`, with spaces between them or without, such as "95+7". Spaces are needed where
+          a name of several characters could be read as several names.
+        - A list of symbols is one question; any other list is one of questions, each in a form and length of its own.
+
+        Returns:
+            In a tensor or an array of several rows, (B, m) int64, shorter answers are filled up with `IGNORE`. Other
+            answers end where they end. In an inline task `IGNORE`, in text "_", stands where nothing is asked.
+
+        Raises:
+            UserError: if a question is none, or the task has no `solve`.
+        """
+        if isinstance(inputs, str):
+            return self.text(self.answer(_read(inputs, self.symbols)))
+        if isinstance(inputs, np.ndarray) and inputs.dtype.kind in "iu":
+            return self.answer(torch.from_numpy(inputs.astype(np.int64, order="C"))).numpy()
+        if isinstance(inputs, Tensor) and inputs.ndim in (1, 2) and inputs.numel() and _whole(inputs):
+            rows = inputs.to("cpu", torch.int64).reshape(-1, inputs.shape[-1]).contiguous()
+            strange = rows[(rows < 0) | (rows >= self.n_symbols)]
+            if strange.numel():
+                raise UserError(f"{type(self).__name__} has the ids 0 to {self.n_symbols - 1}, got {strange[0]}")
+            found = self.solve(rows).to(inputs.device)
+            return found if inputs.ndim == 2 else self.ended(found[0])
+        if isinstance(inputs, Sequence) and inputs:
+            if all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in inputs):
+                return self.answer(np.array(inputs)).tolist()
+            if all(isinstance(i, str) for i in inputs) and set(inputs) <= set(self.symbols):
+                ids = self.answer([self.symbols.index(i) for i in inputs])
+                return [NOTHING if i == IGNORE else self.symbols[i] for i in ids]
+            if all(isinstance(i, str | Sequence | Tensor | np.ndarray) for i in inputs):
+                return [self.answer(question) for question in inputs]
+        got = f"{inputs.dtype} of shape {tuple(inputs.shape)}" if hasattr(inputs, "dtype") else repr(inputs)[:60]
+        raise UserError(f"a question is text, or integer ids of shape (n,) or (B, n), not {got}")
+
+    def ended(self, answer: Tensor) -> Tensor:
+        """One answer (m,) without what fills it up to the width of its batch."""
+        return answer if self.layout == "inline" else answer[answer != IGNORE]
+
+    def text(self, ids: Iterable[int]) -> str:
+        """A question's or an answer's ids (n,) as text, which `answer` reads."""
+        symbols = self.symbols
+        names = [NOTHING if i == IGNORE else symbols[i] for i in map(int, ids)]
+        if _needs_spaces(symbols):
+            return " ".join(names)
+        runs = groupby(names, lambda name: len(name) == 1)
+        return " ".join(part for short, run in runs for part in (["".join(run)] if short else run))
+
+    def require(self, good: Tensor | bool, inputs: Tensor, what: str) -> None:
+        """Refuse questions that are none.
+
+        Args:
+            good: whether each question is one, (B,), or each of their places is right, (B, ...); or a bool for all.
+            inputs: the questions, (B, n).
+            what: what a question is, to go on from "its questions are".
+
+        Raises:
+            UserError: that shows the first that is none.
+        """
+        good = torch.as_tensor(good)
+        good = good.flatten(1).all(1) if good.ndim > 1 else good.expand(len(inputs))
+        if not good.all():
+            question = self.text(inputs[~good][0])
+            question = question if len(question) <= 60 else question[:60] + "..."
+            raise UserError(f"{question!r} is no question of {type(self).__name__}: its questions are {what}")
 
     @property
     def vocab_size(self) -> int:
@@ -150,6 +245,35 @@ class Task:
         ends = torch.cat([outputs, torch.full_like(column, IGNORE)], 1)
         ends.scatter_(1, answered.sum(1, keepdim=True), column)
         return Example(torch.cat([inputs, column - 1, shown], 1), torch.cat([nothing, ends], 1))
+
+
+def _whole(ids: Tensor) -> bool:
+    """Whether a tensor holds integers."""
+    return not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+
+
+def _needs_spaces(symbols: Sequence[str]) -> bool:
+    """Whether a symbol of several characters could be read as several symbols."""
+    single = {name for name in symbols if len(name) == 1}
+    return any(len(name) > 1 and single.issuperset(name) for name in symbols)
+
+
+def _read(text: str, symbols: Sequence[str]) -> list[int]:
+    """The ids of a text's symbols.
+
+    Raises:
+        UserError: if it has none, or others.
+    """
+    ids = {name: i for i, name in enumerate(symbols)}
+    whole = _needs_spaces(symbols)
+    words = [text] if " " in ids else text.split()
+    names = [name for word in words for name in ([word] if whole or word in ids else word)]
+    strange = next((name for name in names if name not in ids), None)
+    if strange is not None or not names:
+        known = " ".join(symbols if len(symbols) <= 40 else [*symbols[:20], "...", *symbols[-20:]])
+        what = "a question is empty" if strange is None else f"{strange!r} is no symbol"
+        raise UserError(f"{what}; symbols are: {known}")
+    return [ids[name] for name in names]
 
 
 def is_test(inputs: Tensor) -> Tensor:

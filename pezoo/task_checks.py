@@ -1,10 +1,12 @@
 """The properties that make a task, each a small function named after it: `pezoo check` runs them on tasks.
 
 As in `pezoo.checks`, a check raises `CheckFailed` with what was expected and what came, or `NotApplicable`. It holds
-what is drawn against what is declared. Whether answers are right is for each task's tests, by a solution of their own.
+what is drawn against what is declared, and against what the task answers. Whether answers are right is for each task's
+tests, by a solution of their own.
 """
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,6 +121,36 @@ def one_answer(task: Task) -> None:
                 raise CheckFailed(f"one answer to {question} at length {length}", f"{other} and {answer}")
 
 
+def answers(task: Task) -> None:
+    """A drawn question, asked again, gets the drawn answer: in its batch, among others, alone, and as text."""
+    if not len(task.symbols) == len(set(task.symbols)) == task.n_symbols:
+        raise CheckFailed(f"{task.n_symbols} different symbols", f"{len(set(task.symbols))} among {len(task.symbols)}")
+    for length in lengths(task):
+        drawn = [questions(task, 7, length, seed) for seed in range(5)]
+        for pairs in drawn:
+            asked = pairs.inputs.clone()
+            expect(task, asked, pairs.outputs.tolist(), task.answer(pairs.inputs).tolist(), "in its batch")
+            if not torch.equal(asked, pairs.inputs):
+                raise CheckFailed(f"questions of length {length} that stay as they are", "others, once answered")
+        for n in {pairs.inputs.shape[1] for pairs in drawn}:  # batches differ in all that a call settles
+            alike = [pairs for pairs in drawn if pairs.inputs.shape[1] == n]
+            inputs = torch.cat([pairs.inputs for pairs in alike])
+            outputs = [task.ended(row).tolist() for pairs in alike for row in pairs.outputs]
+            came = [task.ended(row).tolist() for row in task.answer(inputs)]
+            expect(task, inputs, outputs, came, "among other questions")
+            few, wanted = inputs[::7], outputs[::7]
+            expect(task, few, wanted, task.answer(few.tolist()), "alone")
+            texts = [task.answer(task.text(row)) for row in few]
+            expect(task, few, list(map(task.text, wanted)), texts, "as text")
+
+
+def expect(task: Task, inputs: Tensor, expected: list[Any], came: list[Any], how: str) -> None:
+    """Raise unless each question is answered as expected."""
+    for question, wanted, got in zip(inputs, expected, came, strict=True):
+        if wanted != got:
+            raise CheckFailed(f"the drawn answer {wanted} to {task.text(question)!r} {how}", str(got))
+
+
 def chance(task: Task) -> None:
     """`chance` is the share of answer symbols that the best guess of one symbol for all of them gets right."""
     pairs = [questions(task, 1000, task.least_length + FARTHEST, seed) for seed in range(4)]
@@ -180,6 +212,11 @@ def depths(task: Task) -> None:
         raise CheckFailed(f"a UserError for depth {depth}, outside 0 ... 1", "questions")
 
 
+def has_answers(found: Entry) -> str | None:
+    """Reason for tasks that answer no given questions."""
+    return "no `solve`" if found.cls.solve is Task.solve else None
+
+
 def has_least(found: Entry) -> str | None:
     """Reason for tasks that have questions of every length."""
     return None if make_task(found.name).least_length > 1 else "all lengths have questions"
@@ -192,6 +229,7 @@ def has_depths(found: Entry) -> str | None:
 
 EVERY = (rows, forms, declared_length, draws, one_answer, chance, split, long_lengths)
 TASK_CHECKS = {check.__name__: Check(check) for check in EVERY} | {
+    "answers": Check(answers, unless=has_answers),
     "short_lengths": Check(short_lengths, unless=has_least),
     "depths": Check(depths, unless=has_depths),
 }

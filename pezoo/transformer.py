@@ -156,6 +156,15 @@ class Block(nn.Module):
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
+def _config(given: Mapping[str, Any]) -> TransformerConfig:
+    known = [option.name for option in fields(TransformerConfig)]
+    unknown = next((name for name in given if name not in known), None)
+    if unknown is not None:
+        near = suggest(str(unknown), known)
+        raise UserError(f"a Transformer has no setting {unknown!r}.{near} It has: {', '.join(known)}")
+    return TransformerConfig(**given)
+
+
 class Transformer(nn.Module):
     """Token ids to logits, under a scheme.
 
@@ -168,7 +177,7 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig | Mapping[str, Any]) -> None:
         super().__init__()
-        self.config = config = config if isinstance(config, TransformerConfig) else TransformerConfig(**config)
+        self.config = config = config if isinstance(config, TransformerConfig) else _config(config)
         sizes = {name: getattr(config, name) for name in ("d_model", "n_heads", "n_layers", "train_length")}
         self.scheme = create(config.scheme, **sizes, causal=config.causal, seed=config.seed)
         norm = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
@@ -196,17 +205,26 @@ class Transformer(nn.Module):
             nn.init.normal_(weight, std=std, generator=generator)
 
     def positions(self, batch: int, length: int, *, phase: str | None = None, **facts: Any) -> Positions:
-        """Positions for `batch` rows of `length` tokens; `facts` as in `Positions.build`.
+        """Positions for `batch` rows of `length` tokens.
 
         Args:
             batch: rows (B).
             length: tokens in a row (L).
-            phase: "train", "tune" or "test"; default: "train" while the module trains, else "test".
-            facts: declared, documents, valid, rows.
+            phase: "train", "tune" or "test"; default: "test" in evaluation mode. While the module trains it may be
+                left out if the scheme acts alike in training and in tuning.
+            facts: rows, declared, documents and valid, as in `Scheme.positions`.
+
+        Raises:
+            UserError: if the phase must be said.
         """
+        if phase is None and self.training and (names := self.scheme.differs_by_phase(("train", "tune"))):
+            raise UserError(
+                f"{', '.join(names)} acts differently in training and in tuning: pass phase='train' or phase='tune' to "
+                "model.positions(batch, length, phase=...), and these positions to the model"
+            )
         phase = phase or ("train" if self.training else "test")
-        facts = {"device": self.embedding.weight.device, "causal": self.config.causal} | facts
-        return Positions.build(length, batch, phase=phase, seed=self.config.seed, **facts)
+        facts = {"device": self.embedding.weight.device, "seed": self.config.seed} | facts
+        return self.scheme.positions(batch, length, phase=phase, **facts)
 
     def cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows, whose sequences will be `length` tokens long."""
@@ -218,7 +236,9 @@ class Transformer(nn.Module):
 
         Args:
             tokens: (B, L) ids.
-            positions: of these tokens, or with a cache of its whole length; default: one document a row, unpadded.
+            positions: of these tokens, or with a cache of its whole length, from `self.positions`; default: one
+                document a row, unpadded. In training, schemes that draw random positions demand them, with rows; in
+                evaluation mode rows are 0 ... B - 1.
             cache: continue from it, and add these tokens to it.
 
         Returns:
@@ -226,11 +246,13 @@ class Transformer(nn.Module):
 
         Raises:
             Undefined: if the scheme has no value for a position.
+            UserError: if positions are missing, or do not fit.
         """
         batch, length = tokens.shape
         start = cache.filled if cache else 0
         if positions is None:
-            positions = self.positions(batch, cache.length if cache else length)
+            rows = None if self.training else range(batch)
+            positions = self.positions(batch, cache.length if cache else length, rows=rows)
         if cache is not None:
             if start + length > cache.length:
                 raise UserError(f"the cache was made for {cache.length} tokens, not {start + length}")

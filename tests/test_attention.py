@@ -88,7 +88,9 @@ def by_pairs(q, k, v, visible):
 def test_all_hooks_at_once_are_the_formula(causal, backend, monkeypatch):
     monkeypatch.setattr(attention, "CHUNK", 3)
     q, k, v = torch.randn(3, B, H, L, D)
-    composition = compose([Everything(SHAPE, None)], [FarAway(SHAPE, None)], Positions.build(L, B, causal=causal))
+    composition = compose(
+        [Everything(SHAPE, None)], [FarAway(SHAPE, None)], Positions.build(L, B, causal=causal, phase="test")
+    )
     ours = attention.attend(q, k, v, composition, backend)
     expected = by_pairs(q, k, v, lambda i, j: j <= i or not causal)
     torch.testing.assert_close(ours.double(), expected, rtol=0, atol=2e-5)
@@ -99,7 +101,7 @@ def test_adapting_sees_logits_and_bias_apart(backend, monkeypatch):
     monkeypatch.setattr(attention, "CHUNK", 3)
     q, k, v = torch.randn(3, B, H, L, D)
     encoding = Everything(SHAPE, None)
-    positions = Positions.build(L, B)
+    positions = Positions.build(L, B, phase="test")
     composition = compose([encoding], [Squared(SHAPE, None)], positions)
     n = positions.distance()[0]
     rotated_q, rotated_k = encoding.rotate(q, k, positions)
@@ -112,13 +114,13 @@ def test_adapting_sees_logits_and_bias_apart(backend, monkeypatch):
 def test_two_encodings_add_up():
     q, k = torch.randn(2, B, H, L, D)
     scheme = pezoo.create("alibi+kerple+rope", d_model=8, n_heads=2, n_layers=1, train_length=8)
-    composition = scheme.prepare(Positions.build(L)).layers[0][0].composition
+    composition = scheme.prepare(Positions.build(L, phase="test")).layers[0][0].composition
     alone = [
-        pezoo.create(name, d_model=8, n_heads=2, n_layers=1, train_length=8).prepare(Positions.build(L))
+        pezoo.create(name, d_model=8, n_heads=2, n_layers=1, train_length=8).prepare(Positions.build(L, phase="test"))
         for name in ("alibi", "rope")
     ]
     alibi, rope = (p.layers[0][0].composition for p in alone)
-    kerple = scheme.parts[0].encodings[1][0].bias(Positions.build(L))
+    kerple = scheme.parts[0].encodings[1][0].bias(Positions.build(L, phase="test"))
     assert torch.equal(composition.bias(), alibi.bias() + kerple)
     for ours, theirs in zip(composition.rotate(q, k), rope.rotate(q, k), strict=True):
         assert torch.equal(ours, theirs)
@@ -137,7 +139,9 @@ def make(text, train_length=64, n_heads=3):
 
 def run(scheme, q, k, v, backend, **facts):
     n_keys = k.shape[-2]
-    positions = Positions.build(n_keys, q.shape[0], **facts).slice(n_keys - q.shape[-2], n_keys)
+    positions = Positions.build(n_keys, q.shape[0], phase="test", rows=range(len(q)), **facts).slice(
+        n_keys - q.shape[-2], n_keys
+    )
     return scheme.prepare(positions).attend(0, q, k, v, backend)
 
 
@@ -186,7 +190,7 @@ def test_chunks_of_pairs_are_bounded(monkeypatch):
 
 def test_a_bias_of_distance_is_never_built_for_pairs():
     scheme = make("alibi+kerple")
-    composition = scheme.prepare(Positions.build(2000)).layers[0][0].composition
+    composition = scheme.prepare(Positions.build(2000, phase="test")).layers[0][0].composition
     assert composition.distance_table().shape == (3, 3999)
     assert attention.choose(composition) == "chunked"
 
@@ -253,7 +257,9 @@ def test_the_dtype_of_values_is_kept():
 
 def composition(text, n_queries=300, n_keys=300, causal=True, **facts):
     sizes = {"d_model": 8, "n_heads": 1, "n_layers": 1, "train_length": 64}
-    positions = Positions.build(n_keys, causal=causal, **facts).slice(n_keys - n_queries, n_keys)
+    positions = Positions.build(n_keys, causal=causal, **{"phase": "test", "rows": (0,)} | facts).slice(
+        n_keys - n_queries, n_keys
+    )
     return pezoo.create(text, **sizes, causal=causal).eval().prepare(positions).layers[0][0].composition
 
 
@@ -299,7 +305,7 @@ def test_sdpa_refuses_relative_values():
         def mix(self, weights, v, positions):
             return weights @ v + 1
 
-    mixed = compose([Values(SHAPE, None)], [], Positions.build(L))
+    mixed = compose([Values(SHAPE, None)], [], Positions.build(L, phase="test"))
     with pytest.raises(UserError, match="no place for mix"):
         attention.attend(*torch.randn(3, B, H, L, D), mixed, "sdpa")
 

@@ -10,6 +10,7 @@ import pytest
 import pezoo
 from pezoo.cli import COMMANDS, main
 from pezoo.results import read
+from pezoo.task import make_task
 
 ROOT = Path(__file__).parents[1]
 PLUGIN = '''
@@ -111,6 +112,16 @@ def test_show_states_the_facts_of_every_member(name, capsys, monkeypatch):
     assert " ".join(facts["title"].split()) in shown
     assert " ".join(facts["equation"].split()) in shown
     assert all(f":{setting}" in shown for setting in facts["parameters"])
+
+
+@pytest.mark.parametrize("name", pezoo.list_tasks())
+def test_show_has_an_example_of_every_task(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "600")
+    line = next(line for line in lines(capsys, "show", name) if line.split()[0] == "example")
+    question, answer = line.split("example", 1)[1].strip().split("  ->  ")
+    if name != "passkey_text":  # of several lines
+        assert make_task(name).answer(question) == answer
+    assert answer
 
 
 def test_show_says_in_which_phase_what_acts(capsys, monkeypatch):

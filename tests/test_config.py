@@ -20,7 +20,7 @@ def test_defaults_are_the_documented_ones():
     assert made.test_lengths == [64, 128, 256, 512, 1024]
     assert made.tune_length == 512
     assert made.tasks == ["language_modelling"]
-    assert made.data.corpus == "python"
+    assert made.data.corpus == "package"
 
 
 def test_later_sources_win():

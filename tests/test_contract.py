@@ -15,7 +15,7 @@ def test_plain_positions_count_from_zero():
     assert positions.query.dtype == torch.float32
     assert positions.query_index.dtype == torch.int64
     assert positions.spacing == (0.0, 1.0)
-    assert positions.rows == (0, 1)
+    assert positions.rows is None
     assert positions.length == 5
     assert positions.key_document is None
 
@@ -123,7 +123,7 @@ def test_factor_is_how_far_the_length_goes_beyond_training():
 def test_draws_are_keyed_by_seed_name_row_phase_and_layer():
     def draw(rows=(3,), salt="a", scope="sequence", seed=0, **facts):
         positions = Positions.build(1, len(rows), rows=rows, seed=seed).replace(**facts)
-        return positions.draw(salt, lambda g: torch.rand(4, generator=g), scope)
+        return positions.bits(salt, 4, scope)
 
     torch.manual_seed(0)
     first = draw()

@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from pezoo.data import Corpus, DataConfig, Tokens, crops, load, windows
+from pezoo.data import Corpus, DataConfig, Tokens, Windows, crops, load, windows
 from pezoo.data import corpus as corpus_module
+from pezoo.data import tokens as tokens_module
+from pezoo.data.tokenizer import Encoder
 from pezoo.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -57,6 +59,7 @@ def test_config_is_a_structured_config():
     schema = OmegaConf.structured(DataConfig)
     merged = OmegaConf.merge(schema, {"corpus": "text", "path": "a", "max_bytes": "1000"})
     assert OmegaConf.to_object(merged) == DataConfig("text", path="a", max_bytes=1000)
+    assert OmegaConf.to_object(OmegaConf.merge(schema, {"version": 1.14})).version == "1.14"
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,11 @@ def test_config_is_a_structured_config():
             r"data\.subset=b is read by data\.corpus=hub",
         ),
         ({"corpus": "text", "path": "a", "pattern": ""}, r"data\.pattern is empty"),
+        ({"corpus": "text", "path": "a", "delimiter": ""}, r"data\.delimiter is empty"),
+        ({"corpus": "python", "version": "3"}, r"data\.version=3 is read by data\.corpus=package alone"),
+        ({"corpus": "text", "path": "a", "name": "b"}, r"read by data\.corpus=package or hub alone"),
+        ({"delimiter": "#"}, r"read by data\.corpus=text or hub alone"),
+        ({"corpus": "hub", "name": "a", "document_start": "("}, r"data\.document_start=\( is no regular expression"),
         ({"max_bytes": 0}, r"data\.max_bytes=0 must be at least 1"),
         ({"test_fraction": 0.0}, r"data\.test_fraction=0\.0 must lie between 0 and 1"),
         ({"validation_fraction": 1.5}, r"data\.validation_fraction=1\.5"),
@@ -85,12 +93,86 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
         DataConfig(**settings)
 
 
+# An installed package
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Lay a package out as pip does: its files, and the list that names them."""
+
+    def install(files: dict[str, str], name="fake", folder="site", listed=None, version="1.0") -> Path:
+        site = write(tmp_path / folder, files)
+        info = {"METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"}
+        info["RECORD"] = "".join(f"{file},,\n" for file in listed or files)
+        write(site / f"{name}-{version}.dist-info", info)
+        monkeypatch.setattr(sys, "path", [str(site), *(p for p in sys.path if not p.startswith(str(tmp_path)))])
+        return site
+
+    return install
+
+
+SOURCES = {f"fake/part{i % 3}/module_{i}.py": f"def function_{i}():\n    return {i}\n" for i in range(40)}
+
+
+def test_the_default_is_the_source_of_sympy():
+    from importlib import metadata
+
+    corpus = load(DataConfig())
+    root = Path(metadata.distribution("sympy").locate_file(""))
+    found = all_texts(corpus)
+    assert corpus.name == f"sympy {metadata.version('sympy')}"
+    assert found["sympy/core/add.py"] == (root / "sympy/core/add.py").read_bytes()
+    parts = {part for name in found for part in Path(name).parts}
+    assert not parts & {"..", "test", "tests", "benchmarks", "_antlr", "isympy.py", "__pycache__"}
+    assert sum(map(len, found.values())) > 15_000_000
+    assert (corpus.test.lengths > 16_384).sum() >= 20
+    assert load(DataConfig(version=metadata.version("sympy"))).hash == corpus.hash
+
+
+def test_a_package_is_the_same_on_every_machine(install):
+    """Other line ends, order, compiled files, tests and strangers' files change nothing."""
+    install(SOURCES)
+    config = DataConfig(name="fake")
+    here = load(config)
+    assert {k: v.decode() for k, v in all_texts(here).items()} == SOURCES
+    others = {
+        "fake/part0/__pycache__/module_0.cpython-311.pyc": "compiled",
+        "fake/tests/test_it.py": "assert True\n",
+        "fake/part1/data.txt": "no source",
+        "../../bin/fake.py": "a script",
+        "alone.py": "a module beside the package",
+    }
+    away = {k: v.replace("\n", "\r\n") for k, v in reversed(SOURCES.items())} | others
+    site = install(away, folder="other/lib/site")
+    write(site, {"fake/part0/stray.py": "of nobody's list"})
+    there = load(config)
+    assert (there.hash, there.digest, there.name) == (here.hash, here.digest, "fake 1.0")
+    assert [getattr(there, split).names for split in SPLITS] == [getattr(here, split).names for split in SPLITS]
+    install({k: v.replace("return 7", "return 8") for k, v in SOURCES.items()}, folder="third")
+    assert load(config).digest != here.digest
+
+
+def test_a_package_that_is_not_what_was_asked_for_is_refused(install):
+    site = install(SOURCES | {"fake/latin.py": b"# \xe9"})
+    assert load(DataConfig(name="fake", version="1.0")).name == "fake 1.0"  # and no file that is not UTF-8
+    with pytest.raises(UserError, match=r"data\.version=2\.0, but fake 1\.0 is installed: .*`pip install fake==2\.0`"):
+        load(DataConfig(name="fake", version="2.0"))
+    with pytest.raises(UserError, match=r"data\.name=nobody/none is not installed: .*pip install.*data\.corpus=hub"):
+        load(DataConfig(name="nobody/none"))
+    (site / "fake/part0/module_0.py").unlink()
+    with pytest.raises(UserError, match=r"module_0\.py cannot be read: .*Install fake 1\.0 again"):
+        load(DataConfig(name="fake"))
+    install({"empty/a.txt": "no source"}, name="empty")
+    with pytest.raises(UserError, match=r"the installed package empty.*holds no source text"):
+        load(DataConfig(name="empty"))
+
+
 # The standard library
 
 
 @pytest.fixture(scope="module")
 def python() -> Corpus:
-    return load(DataConfig())
+    return load(DataConfig("python"))
 
 
 def test_python_is_the_source_of_the_standard_library(python):
@@ -252,6 +334,40 @@ def test_max_bytes_keeps_a_sample_of_whole_documents_but_the_last(tmp_path):
         assert [len(text) for text in found.values()] == [90, 90, 90, 90, 40]
         assert all(files[name].encode().startswith(text) for name, text in found.items())
     assert max(corpus.train.names) > "050.txt"  # not the first files of the folder
+
+
+def test_max_bytes_cuts_no_character_in_two(tmp_path):
+    corpus = load(text_config(write(tmp_path, {f"{i}.txt": "ä" * (50 + i) for i in range(9)}), max_bytes=31))
+    for split in SPLITS:
+        assert list(texts_of(getattr(corpus, split)).values()) == [("ä" * 15).encode()]
+        assert getattr(corpus, split).n_bytes == 30
+
+
+def test_a_delimiter_stands_between_documents(tmp_path):
+    stories = [f"  Story {i}.\n\nIt ends.  " for i in range(40)]
+    config = text_config(write(tmp_path, {"a.txt": "\n<|end|>\n".join([*stories, "", "\n"])}), delimiter="<|end|>")
+    corpus = load(config)
+    assert sorted(all_texts(corpus).values()) == sorted(story.encode() for story in stories)
+    assert [len(getattr(corpus, split)) for split in SPLITS] == [34, 2, 4]
+    names = {f"a.txt[{i}]": story.encode() for i, story in enumerate(stories)}
+    assert all_texts(corpus) == names
+    assert load(text_config(tmp_path)).hash != corpus.hash
+    with pytest.raises(UserError, match=r"data\.delimiter='##' stands between no two documents"):
+        load(text_config(tmp_path, delimiter="##"))
+
+
+def test_bytes_and_digest_are_those_of_the_text_and_kept(tmp_path):
+    files = {f"{i}.txt": f"text {i} äöü" for i in range(30)} | {"again.txt": "text 3 äöü"}
+    config = text_config(write(tmp_path, files))
+    for corpus in (load(config), load(config)):
+        for split in SPLITS:
+            tokens = getattr(corpus, split)
+            assert tokens.n_bytes == len(tokens.ids)
+            assert tokens.bytes_per_token == 1.0
+    assert len(corpus.digest) == 64
+    assert tokens_of([3]).bytes_per_token is None
+    write(tmp_path, {"3.txt": "TEXT"})
+    assert load(config).digest != corpus.digest
 
 
 @pytest.mark.parametrize(
@@ -445,6 +561,89 @@ def test_a_broken_data_set_says_what_is_broken(hub):
         load(DataConfig("hub", name=str(hub)))
 
 
+def test_columns_of_lists_and_structs_stand_beside_the_text(hub):
+    row = {"tags": ["a", "b"], "of": {"author": "x", "pages": [1, 2]}}
+    rows = [{"text": f"text {i} " * 9} | row for i in range(20)]
+    write(hub, {"train.jsonl": "\n".join(map(json.dumps, rows)), "test.jsonl": json.dumps(rows[0] | {"text": "b"})})
+    for max_bytes in (None, 10**6):
+        corpus = load(DataConfig("hub", name=str(hub), max_bytes=max_bytes))
+        assert len(corpus.train) == 19
+        with pytest.raises(UserError, match=r"data\.text_column=tags is no column of text.*text: text\."):
+            load(DataConfig("hub", name=str(hub), text_column="tags", max_bytes=max_bytes))
+
+
+def test_a_loading_script_is_refused_in_a_sentence(tmp_path):
+    write(tmp_path, {"speech/speech.py": "raise SystemExit('this was run')"})
+    with pytest.raises(UserError, match=r"speech is a loading script.*not run\..*data\.revision=refs/convert/parquet"):
+        load(DataConfig("hub", name=str(tmp_path / "speech")))
+
+
+def test_several_configurations_are_named(hub):
+    folder = hub.parent / "several"
+    configs = "".join(f"- config_name: {n}\n  data_files: {n}.jsonl\n" for n in ("alpha", "beta"))
+    rows = {n: "\n".join(json.dumps({"text": f"{n} {i}"}) for i in range(20)) for n in ("alpha", "beta")}
+    write(folder, {f"{n}.jsonl": text for n, text in rows.items()} | {"README.md": f"---\nconfigs:\n{configs}---\n"})
+    with pytest.raises(UserError, match=r"several configurations: add data\.subset=NAME, one of alpha, beta\.$"):
+        load(DataConfig("hub", name=str(folder)))
+    found = all_texts(load(DataConfig("hub", name=str(folder), subset="beta")))
+    assert all(text.startswith(b"beta") for text in found.values())
+
+
+WIKI = r"^ = [^=].* = $"
+"""Where an article of WikiText begins."""
+
+
+def test_paragraphs_are_joined_into_documents(hub):
+    article = ["", " = Title {} = \n", "", " A paragraph , \n", " = = Section = = \n", "", " another = 3 . \n"]
+    rows = [{"text": line.format(i)} for i in range(30) for line in article]
+    write(hub, {"train.jsonl": "\n".join(map(json.dumps, rows)), "test.jsonl": "\n".join(map(json.dumps, rows[:7]))})
+    whole = "".join(line or "\n" for line in article[1:])
+    corpus = load(DataConfig("hub", name=str(hub), document_start=WIKI))
+    # The blank row before the first title is a document of its own, the others end the article before them.
+    expected = {"test[0]": "\n", "test[1]": whole.format(0)}
+    assert texts_of(corpus.test) == {name: text.encode() for name, text in expected.items()}
+    found = texts_of(corpus.train)
+    assert len(found) + len(corpus.validation) == 30
+    for name, text in found.items():
+        i = int(name.removeprefix("train[").removesuffix("]"))
+        assert text.decode() == whole.format(i // 7) + "\n" * (i // 7 < 29)
+    assert load(DataConfig("hub", name=str(hub))).hash != corpus.hash
+
+
+def test_recipes_join_the_paragraphs_of_wikitext():
+    for path in (Path(__file__).parents[1] / "experiments").glob("*.yaml"):
+        for size in OmegaConf.to_container(OmegaConf.load(path)).get("sizes", {}).values():
+            data = size.get("data", {})
+            assert "wikitext" not in data.get("name", "") or data["document_start"] == WIKI, path
+
+
+def test_a_delimiter_cuts_rows(hub):
+    rows = [{"text": f"one {i}<end>\ntwo {i}\n"} for i in range(20)]
+    write(hub, {"train.jsonl": "\n".join(map(json.dumps, rows)), "test.jsonl": json.dumps({"text": "a<end>b"})})
+    corpus = load(DataConfig("hub", name=str(hub), delimiter="<end>"))
+    assert sorted(texts_of(corpus.test).items()) == [("test[0][0]", b"a"), ("test[0][1]", b"b")]
+    assert len(corpus.train) + len(corpus.validation) == 40
+
+
+def test_with_max_bytes_no_more_of_the_hub_is_read(tmp_path, monkeypatch):
+    """The beginning of the data set alone: the file behind it is not opened. What is on disk is the same beginning."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    rows = [{"text": f"{i:03} " * 25} for i in range(200)]
+    write(tmp_path / "set", {"train-0.jsonl": "\n".join(map(json.dumps, rows)), "train-1.jsonl": "this is no JSON"})
+    config = DataConfig("hub", name=str(tmp_path / "set"), max_bytes=5000)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load(DataConfig("hub", name=str(tmp_path / "set")))
+    corpus = load(config)
+    rows_read = [int(name[6:-1]) for split in SPLITS for name in getattr(corpus, split).names]
+    assert 50 <= max(rows_read) < 59  # 85% of 5,900 bytes are trained on
+    assert corpus.train.n_bytes == 5000
+    write(tmp_path / "set", {"train-1.jsonl": json.dumps({"text": "sound"})})
+    assert len(all_texts(load(DataConfig("hub", name=str(tmp_path / "set"))))) == 201  # is on disk now
+    assert load(config).hash == corpus.hash
+
+
 @pytest.fixture
 def tokenizer(tmp_path) -> Path:
     """A small tokenizer in a folder."""
@@ -487,6 +686,87 @@ def test_a_tokenizer_by_name(hub, tokenizer):
     assert 1 not in corpus.train.ids
     assert load(config).hash == corpus.hash
     assert load(DataConfig("hub", name=str(hub))).hash != corpus.hash
+
+
+def unigram(texts, special):
+    """A tokenizer whose vocabulary of words holds its marks, as that of T5 does."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    built = Tokenizer(models.Unigram())
+    built.pre_tokenizer, built.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=90, special_tokens=special, unk_token="<unk>", show_progress=False)
+    built.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=built, bos_token="<s>", unk_token="<unk>")
+
+
+def test_no_id_is_special_whatever_a_text_says(tmp_path, tokenizer):
+    text = "a text <s> of <unk> marks</s> <s>"
+    write(tmp_path / "data", {f"{i}.txt": f"{text} {i}" for i in range(20)})
+    corpus = load(text_config(tmp_path / "data", tokenizer=str(tokenizer)))
+    assert all(corpus.bos not in getattr(corpus, split).ids for split in SPLITS)
+    words = unigram([f"{text} < > / s un k " * 20], ["<unk>", "<s>", "</s>"])
+    assert 1 in words(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    (ids,) = Encoder(words, np.dtype("<u2"))([text])
+    assert not np.isin(ids, [1, 2]).any()
+    assert "".join(words.decode(ids.tolist()).split()) == "".join(text.split())
+    assert np.array_equal(np.concatenate(list(Encoder(words, np.dtype("<u2"), 9, 40)._pieces(text, print))), ids)
+
+
+PROSE = "".join(f"Line {i}: the {'quick ' * (i % 5)}text of äöü, document {i * i} 中文字 🙂🙂!\n\n" for i in range(400))
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "unigram", "python"])
+def test_a_long_text_is_encoded_in_pieces_to_the_same_ids(kind, tokenizer):
+    from transformers import AutoTokenizer, ByT5Tokenizer
+
+    if kind == "unigram":
+        loaded = unigram([PROSE], ["<unk>", "<s>"])
+    else:
+        loaded = AutoTokenizer.from_pretrained(tokenizer) if kind == "byte-level" else ByT5Tokenizer()
+    given, longest = [], 0
+
+    def watched(texts, **options):
+        nonlocal longest
+        longest = max(longest, *map(len, texts))
+        return loaded(texts, **options)
+
+    encoder = Encoder(loaded, np.dtype("<u2"), piece=700, margin=200)
+    (whole,) = Encoder(loaded, np.dtype("<u2"))([PROSE])
+    encoder.tokenizer = type("Watched", (), {"__call__": staticmethod(watched), "is_fast": loaded.is_fast})()
+    found, short = encoder([PROSE, "the text"], given.append)
+    assert found.dtype == np.uint16
+    assert np.array_equal(found, whole)
+    assert loaded.decode(short.tolist()) == "the text"
+    assert longest <= 700 + 2 * 200  # memory is that of a piece
+    assert sum(given) == len(PROSE.encode()) + 8
+    assert len(given) > len(PROSE) // 800  # the bar moves
+
+
+def test_pieces_that_never_agree_are_joined_where_they_meet():
+    """A tokenizer that counts from the beginning of what it is given."""
+
+    class Counting:
+        is_fast, added_tokens_decoder, unk_token_id, bos_token_id = True, {}, None, None
+
+        def __call__(self, texts, **options):
+            spans = [[(i, min(i + 3, len(text))) for i in range(0, len(text), 3)] for text in texts]
+            encodings = [type("Encoding", (), {"offsets": span})() for span in spans]
+            ids = [[i % 7 for i in range(len(span))] for span in spans]
+            return type("Batch", (dict,), {"encodings": encodings})(input_ids=ids)
+
+    (ids,) = Encoder(Counting(), np.dtype("<u2"), piece=100, margin=31)(["x" * 1000])
+    assert abs(len(ids) - 334) <= 10
+
+
+def test_bits_per_byte_are_comparable_between_tokenizers(hub, tokenizer):
+    ours, theirs = (load(DataConfig("hub", name=str(hub), tokenizer=name)) for name in (None, str(tokenizer)))
+    assert theirs.digest == ours.digest
+    assert theirs.hash != ours.hash
+    for split in SPLITS:
+        one, other = getattr(ours, split), getattr(theirs, split)
+        assert other.n_bytes == one.n_bytes == len(one.ids)
+        assert other.bytes_per_token == len(one.ids) / len(other.ids) > 1
 
 
 def test_a_tokenizer_that_has_changed_is_another(tmp_path, tokenizer):
@@ -575,6 +855,35 @@ def test_text_that_is_passed_over_is_told(caplog):
     ]
 
 
+def test_shorter_crops_come_from_the_documents_of_the_longest():
+    tokens = tokens_of([20, 8, 31])
+    for length in (3, 9, 10):
+        starts = torch.cat([crops(tokens, length, 100, step, 0, longest=10)[:, 0] for step in range(200)])
+        places = [*range(20 - length), *range(28, 59 - length)]
+        counts = np.bincount(starts, minlength=59)
+        assert counts.sum() == counts[places].sum() == 20_000
+        expected = 20_000 / len(places)
+        assert ((counts[places] - expected) ** 2 / expected).sum() < 90  # at most 45 degrees of freedom: p = 0.0001
+    assert torch.equal(crops(tokens, 10, 8, 3, 1, longest=10), crops(tokens, 10, 8, 3, 1))
+
+
+def test_drawn_lengths_find_the_starts_once(caplog):
+    tokens = tokens_of([40] * 3 + [10] * 50)
+    tokens_module._starts.cache_clear()
+    for step, length in enumerate(range(1, 31)):
+        batch = tokens.batch(step, 4, length, seed=0, longest=30)
+        assert batch.tokens.shape == (4, length)
+        assert batch.targets.max() < 120
+    assert tokens_module._starts.cache_info().misses == 1
+    assert len(caplog.records) == 1
+
+
+def test_shorter_crops_run_across_documents_where_the_longest_do():
+    batch = crops(tokens_of([10] * 10), 5, 64, 0, 0, longest=30)
+    assert (batch.diff(dim=1) == 1).all()
+    assert (batch[:, 0] // 10 != batch[:, -1] // 10).any()
+
+
 def test_too_little_text_to_crop_is_refused():
     with pytest.raises(UserError, match=r"the corpus has 60 tokens.*train\.length"):
         crops(tokens_of([30, 30]), 60, 4, 0, 0)
@@ -629,6 +938,21 @@ def test_windows_are_fixed_fair_and_distinct(lengths, length, count, seed):
 def test_windows_spread_over_documents():
     cut = windows(tokens_of([5000, 100, 90, 20]), 30, 9, 0)
     assert np.bincount(cut.document, minlength=4).tolist() == [4, 3, 2, 0]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=8),
+    length=st.integers(1, 30),
+    count=st.integers(1, 90),
+)
+def test_overlap_is_how_often_a_token_is_read(lengths, length, count):
+    tokens = tokens_of(lengths)
+    if max(lengths) <= length:
+        return
+    cut = windows(tokens, length, count, 0)
+    assert cut.overlap == pytest.approx(cut.ids.numel() / len(cut.ids.unique()))
+    mixed = Windows(cut.ids.flip(0), cut.document[::-1], cut.offset[::-1])
+    assert mixed.overlap == cut.overlap
 
 
 def test_other_seeds_cut_other_windows():

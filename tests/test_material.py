@@ -29,7 +29,7 @@ def make_tokens(seed, n_tokens=900):
 @pytest.fixture(scope="module")
 def corpus():
     splits = {name: make_tokens(i) for i, name in enumerate(("train", "validation", "test"))}
-    return Corpus(**splits, vocab_size=256, name="random", hash="0123", tokenizer="bytes", bos=None)
+    return Corpus(**splits, vocab_size=256, name="random", hash="0123", digest="4567", tokenizer="bytes", bos=None)
 
 
 @pytest.fixture(scope="module")

@@ -101,9 +101,9 @@ def facts():
     """What positions may be told beside the length, all of it on the host, as a data loader has it."""
     place = torch.arange(LENGTH).expand(2, -1)
     return {
-        "plain": {},
+        "plain": {"rows": (3, 9)},
         "packed": {"documents": place // 9, "valid": place > 2, "rows": (3, 9)},
-        "declared": {"declared": torch.tensor([LENGTH, 2 * LENGTH])},
+        "declared": {"declared": torch.tensor([LENGTH, 2 * LENGTH]), "rows": (3, 9)},
     }
 
 
@@ -118,7 +118,7 @@ def step(built, phase, known):
 
 @torch.inference_mode()
 def continued(built, pieces, **known):
-    cache, positions = built.cache(2, LENGTH), built.positions(2, LENGTH, **known)
+    cache, positions = built.cache(2, LENGTH), built.positions(2, LENGTH, **{"rows": (3, 9)} | known)
     for piece in ids().split(pieces, dim=1):
         built(piece, positions, cache)
 
@@ -224,7 +224,7 @@ def test_bounds_that_the_host_knows_hold(name):
         built = Transformer(TransformerConfig(scheme=scheme, train_length=LENGTH, d_model=48, n_heads=3, n_layers=2))
         for phase in PHASES:
             for more in known:
-                whole = built.positions(2, LENGTH, phase=phase, **more)
+                whole = built.positions(2, LENGTH, phase=phase, **{"rows": (3, 9)} | more)
                 for positions in (whole, whole.slice(9, 12, 12)):
                     prepared = built.scheme.prepare(positions)
                     regions = [r for groups in prepared.layers for r in groups[0].composition.regions]

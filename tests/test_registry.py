@@ -8,8 +8,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 import pezoo
 from pezoo import registry
@@ -187,7 +189,16 @@ def test_a_name_like_no_other_gets_the_list():
         ("window", {"size": 3.5}, "window:size: .* could not be converted to Integer"),
         ("alibi", {"slopes": "stolen"}, r"alibi:slopes: .*'stolen', expected one of \['fixed', 'learned'\]"),
         ("pi", {"factor": 0.5}, "pi:factor must be at least 1, got 0.5"),
-        ("pi", {"factor": float("nan")}, "pi:factor must be at least 1, got nan"),
+        ("pi", {"factor": float("nan")}, "pi:factor must be a finite number, got nan"),
+        ("pi", {"factor": float("inf")}, "pi:factor must be a finite number, got inf"),
+        ("pi", {"factor": "inf"}, "pi:factor must be a finite number, got inf"),
+        ("pi", {"factor": np.float32("nan")}, "pi:factor must be a finite number, got nan"),
+        ("pi", {"factor": torch.tensor(torch.inf)}, "pi:factor must be a finite number, got inf"),
+        ("longrope", {"long": np.array([1, np.nan])}, "longrope:long must be a finite number, got nan"),
+        ("longrope", {"long": torch.tensor([1, -1])}, "longrope:long must be above 0, got -1"),
+        ("pi", {"factor": torch.tensor([2.0, 3.0])}, r"pi:factor: Value '\[2.0, 3.0\]' .*could not be converted"),
+        ("window", {"size": np.float64(3.5)}, "window:size: .* could not be converted to Integer"),
+        ("window", {"size": np.True_}, "window:size: .* could not be converted to Integer"),
         ("rope", {"base": 1}, "rope:base must be above 1, got 1"),
         ("rope", {"fraction": 1.5}, "rope:fraction must be at most 1, got 1.5"),
         ("window", {"size": -1}, "window:size must be at least 1, got -1"),
@@ -206,6 +217,76 @@ def test_settings_in_range_make_a_config():
     assert (config.size, at) == (3, ("train", "test"))
     assert make_config("window", {"at": ["tune"]})[1] == ("tune",)
     assert make_config("alibi", {})[1] is None
+
+
+FOUR = (
+    np.float64(4),
+    np.float32(4),
+    np.int64(4),
+    np.array(4),
+    torch.tensor(4.0),
+    torch.tensor(4),
+    torch.tensor(4).half(),
+)
+
+
+@pytest.mark.parametrize("four", FOUR, ids=lambda four: f"{type(four).__name__}-{four.dtype}")
+def test_numpy_and_torch_numbers_are_settings(four):
+    spec = pezoo.parse({"rope": None, "pi": {"factor": four}})
+    written = pezoo.parse("rope+pi:factor=4")
+    assert spec == written
+    assert hash(spec) == hash(written)
+    assert str(spec) == "rope+pi:factor=4"
+    assert spec.canonical == written.canonical
+    assert type(spec.members[1].full["factor"]) is float
+    assert pezoo.parse(yaml.safe_load(yaml.safe_dump(spec.data))) == spec
+
+
+@pytest.mark.parametrize("tenth", [np.float32(0.1), np.float16(0.1), torch.tensor(0.1), torch.tensor(0.1).half()])
+def test_a_short_float_is_the_decimal_number_that_it_stands_for(tenth):
+    assert str(pezoo.parse({"rope": {"fraction": tenth}})) == "rope:fraction=0.1"
+
+
+def test_a_bfloat16_number_is_a_setting():
+    spec = pezoo.parse({"rope": {"fraction": torch.tensor(0.75, dtype=torch.bfloat16, requires_grad=True)}})
+    assert str(spec) == "rope:fraction=0.75"
+
+
+def test_numpy_and_torch_values_of_every_type_are_settings():
+    for size in (np.int32(8), np.uint8(8), torch.tensor(8), torch.tensor([8])[0]):
+        config, _ = make_config("window", {"size": size})
+        assert (config.size, type(config.size)) == (8, int)
+    for on in (np.True_, torch.tensor(True)):
+        config, _ = make_config("fire", {"shared": on})
+        assert config.shared is True
+    assert make_config("alibi", {"slopes": np.str_("learned")})[0].slopes == "learned"
+    assert make_config("pi", {"at": np.array(["test", "train"])})[1] == ("train", "test")
+
+
+@pytest.mark.parametrize(
+    "kind", [np.array, torch.tensor, tuple, lambda x: [np.float64(v) for v in x], lambda x: [*map(torch.tensor, x)]]
+)
+def test_numpy_and_torch_lists_are_settings(kind):
+    factors = [1.0, 1.5, 2.0, 4.0]
+    scheme = pezoo.create(
+        {"rope": None, "longrope": {"long": kind(factors)}}, d_model=16, n_heads=2, n_layers=1, train_length=8
+    )
+    assert str(scheme.spec) == "rope+longrope:long=1,1.5,2,4"
+    config, _ = make_config("longrope", {"long": kind(factors)})
+    assert config.long == factors
+    assert {type(f) for f in config.long} == {float}
+
+
+def test_a_list_of_one_number_reads_back():
+    spec = pezoo.parse({"rope": None, "longrope": {"long": np.array([3.0])}})
+    assert spec.members[1].full["long"] == [3.0]
+    assert pezoo.parse(str(spec)) == spec
+
+
+def test_numbers_of_heads_may_be_numpys():
+    assert pezoo.parse({"heads": {"rope": np.int64(2), "alibi": torch.tensor(1)}}) == pezoo.parse(
+        {"heads": {"rope": 2, "alibi": 1}}
+    )
 
 
 def test_limits_hold_for_each_number_of_a_list():

@@ -64,7 +64,30 @@ class Needle(Sound):
     chance = 1.0
 
 
-BROKEN["sound"], BROKEN["needle"] = (Sound, set()), (Needle, set())
+class Solved(Sound):
+    """Answers given questions."""
+
+    def solve(self, inputs):
+        return inputs.clone()
+
+
+class Counted(Sound):
+    """How often the first symbol comes, as ones; so that rows of one shape have answers of their own length."""
+
+    chance = 1.0
+
+    def solve(self, inputs):
+        ones = (inputs == inputs[:, :1]).long().sort(descending=True).values
+        return ones.where(ones > 0, IGNORE)
+
+    def sample(self, batch_size, length, generator):
+        inputs = self.inputs(batch_size, length, generator)
+        return Pairs(inputs, self.solve(inputs))
+
+
+BROKEN |= {
+    name: (cls, set()) for name, cls in (("sound", Sound), ("needle", Needle), ("solved", Solved), ("counted", Counted))
+}
 
 
 @fails("rows", "forms", "long_lengths")
@@ -169,6 +192,69 @@ class Whim(Sound):
     def sample(self, batch_size, length, generator):
         inputs, outputs = (self.inputs(batch_size, length, generator) for _ in range(2))
         return Pairs(inputs, outputs)
+
+
+@fails("answers")
+class Other(Sound):
+    """Answers in another way than it draws."""
+
+    def solve(self, inputs):
+        return inputs.flip(1)
+
+
+@fails("answers")
+class Short(Sound):
+    """Answers in another width than it draws."""
+
+    def solve(self, inputs):
+        return torch.nn.functional.pad(inputs, (0, 1), value=IGNORE)
+
+
+@fails("answers")
+class FirstRow(Sound):
+    """Turns the symbols by a step that it draws for all rows, and reads off the first alone."""
+
+    def sample(self, batch_size, length, generator):
+        step = torch.randint(4, (batch_size, 1), generator=generator)[:1]
+        rest = self.inputs(batch_size, length, generator)[:, 1:]
+        inputs = torch.cat([step.expand(batch_size, 1), rest], 1)
+        return Pairs(inputs, self.solve(inputs))
+
+    def solve(self, inputs):
+        return (inputs + inputs[0, 0]) % 4
+
+
+@fails("answers")
+class Clumsy(Sound):
+    """Changes the question."""
+
+    def solve(self, inputs):
+        answers = inputs.clone()
+        inputs[:] = 0
+        return answers
+
+
+@fails("answers")
+class Picky(Sound):
+    """Refuses some of its questions."""
+
+    def solve(self, inputs):
+        self.require(inputs < 3, inputs, "free of threes")
+        return inputs.clone()
+
+
+@fails("answers")
+class Twins(Solved):
+    """Calls two symbols by one name."""
+
+    symbols = ("a", "b", "c", "c")
+
+
+@fails("answers")
+class Muddled(Solved):
+    """Has names that are read as others."""
+
+    symbols = ("a", "b c", "b", "c")
 
 
 @fails("chance")

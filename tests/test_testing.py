@@ -17,11 +17,12 @@ from torch import nn
 from pezoo import testing
 from pezoo.checks import CHECKS, CheckFailed
 from pezoo.cli import main
-from pezoo.contract import Encoding, Extension, Traits, Undefined
+from pezoo.contract import Encoding, Extension, Traits, Undefined, settle
 from pezoo.encodings.interpolation.yarn import NTKByParts, kept_share
 from pezoo.encodings.relative._rotary import turn, turns
 from pezoo.encodings.relative.rope import RoPE
 from pezoo.errors import UserError
+from pezoo.philox import whole
 from pezoo.registry import _entries, register, setting
 
 ROOT = Path(__file__).parents[1]
@@ -219,7 +220,7 @@ class RoundedConstants(Sound):
         self.register_buffer("slopes", 1 / torch.arange(1.0, shape.n_heads + 1), persistent=False)
 
 
-@fails("low_precision_leaves_no_trace")
+@fails("low_precision_leaves_no_trace", "every_parameter_learns")
 class StaleCache(Sound):
     """Keeps what it computed from parameters that have changed since."""
 
@@ -460,7 +461,7 @@ class TellsTheSides(Sound):
         return self.log_distance(distance) * (1 + (distance < 0))
 
 
-@fails("shift_invariant_as_declared")
+@fails("shift_invariant_as_declared", "rounding_decides_nothing")
 class HiddenAbsolute(Sound):
     """Declares shift invariance, and reads a position by itself."""
 
@@ -477,6 +478,20 @@ class HiddenRelative(Sound):
     traits = Traits(bidirectional=False, parameters=lambda shape, c: shape.n_heads)
 
 
+@fails("rounding_decides_nothing")
+class FloorsRoundedDistances(Sound):
+    """A table of distances, whose row rounding decides where coordinates are no whole numbers."""
+
+    traits = Traits(shift_invariant=True, bidirectional=False, parameters=lambda shape, c: 16 * shape.n_heads)
+
+    def __init__(self, shape, config):
+        Encoding.__init__(self, shape, config)
+        self.table = nn.Parameter(torch.randn(16, shape.n_heads))
+
+    def distance_bias(self, distance):
+        return self.table.float()[distance.abs().floor().clamp(max=15).long()].movedim(-1, 0)
+
+
 @fails("contextual_as_declared")
 class SaysContextual(Sound):
     """Claims to count by content, and reads coordinates."""
@@ -491,7 +506,7 @@ class Shifting(Extension):
     default_at = ("train", "tune")
 
     def start(self, positions):
-        return positions.draw("start", lambda g: torch.randint(100, (1,), generator=g))
+        return positions.draw("start", lambda: whole(positions.bits("start", 1), 0, 99))
 
     def extent(self, extent):
         return extent + 100
@@ -576,7 +591,7 @@ class InvertedRamp(NTKByParts):
 
     def frequencies(self, inv_freq, positions):
         c = self.config
-        kept = 1 - kept_share(inv_freq, self.shape.train_length, c.beta_slow, c.beta_fast, c.ramp)
+        kept = 1 - kept_share(inv_freq, self.shape.train_length, c.beta_slow, c.beta_fast, c.ramp, c.truncate)
         return torch.lerp(inv_freq / self.factor(positions), inv_freq, kept)
 
 
@@ -617,6 +632,7 @@ class DroppedGradient(Sound):
     "packed_documents_do_not_leak",
     "padding_does_not_leak",
     "positions_matter",
+    "rounding_decides_nothing",
     "every_parameter_learns",
 )
 class DroppedBias(Sound):
@@ -649,6 +665,20 @@ class UnusedParameter(Sound):
         self.unused = nn.Parameter(torch.zeros(1))
 
 
+@fails("every_parameter_learns")
+class IgnoredBySoftmax(Sound):
+    """Adds a number to the logits of all keys of a head: its gradient is rounding, not zero."""
+
+    traits = Traits(shift_invariant=True, bidirectional=False, parameters=lambda shape, c: 2 * shape.n_heads)
+
+    def __init__(self, shape, config):
+        super().__init__(shape, config)
+        self.offsets = nn.Parameter(torch.randn(shape.n_heads))
+
+    def distance_bias(self, distance):
+        return self.log_distance(distance) + self.offsets.float().view(-1, *(1,) * distance.ndim)
+
+
 @fails("every_parameter_learns", "every_row_learns", "back_ends_equal_eager")
 class NaNGradient(Sound):
     """A root whose slope at distance 0 is infinite."""
@@ -668,7 +698,7 @@ class IdleRows(Sound):
         self.table = nn.Parameter(torch.randn(32, shape.n_heads))
 
     def distance_bias(self, distance):
-        rows = distance.abs().clamp(max=15).long() * 2
+        rows = settle(distance).abs().clamp(max=15).long() * 2
         return self.table.float()[rows].movedim(-1, 0)
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import pezoo
 from pezoo import attention
+from pezoo.checks import positions_of, read
 from pezoo.contract import Positions, Undefined, overrides
 from pezoo.errors import UserError
 from pezoo.registry import entry
@@ -104,7 +105,7 @@ def outcome(model, tokens, backend, **facts):
     for block in model.blocks:
         block.attention.backend = backend
     model.zero_grad()
-    logits = model(tokens, model.positions(*tokens.shape, **facts))
+    logits = model(tokens, positions_of(model, *tokens.shape, **facts))
     (logits.log_softmax(-1)[..., 3].sum() / tokens.numel()).backward()
     return logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
@@ -112,7 +113,7 @@ def outcome(model, tokens, backend, **facts):
 def decode(model, tokens, pieces, **facts):
     """Logits by way of the cache, some tokens at a time."""
     cache = model.cache(*tokens.shape)
-    positions = model.positions(*tokens.shape, **facts)
+    positions = positions_of(model, *tokens.shape, **facts)
     with torch.no_grad():
         return torch.cat([model(piece, positions, cache) for piece in tokens.split(pieces, dim=1)], dim=1)
 
@@ -197,7 +198,7 @@ def test_decoding_token_by_token_equals_the_full_pass(scheme):
     model = build(scheme)
     length = longest(model)
     tokens = ids(length)
-    same(decode(model, tokens, 1), model(tokens))
+    same(decode(model, tokens, 1), read(model, tokens))
 
 
 @each_scheme
@@ -207,10 +208,10 @@ def test_packed_documents_are_as_if_alone(scheme):
     tokens = ids(length, 1)
     sizes = [length // 3, length // 4, length - length // 3 - length // 4]
     documents = torch.repeat_interleave(torch.tensor([4, 9, 4]), torch.tensor(sizes))[None]
-    positions = model.positions(1, length, documents=documents)
+    positions = positions_of(model, 1, length, documents=documents)
     together = model(tokens, positions)
     for part, logits in zip(tokens.split(sizes, 1), together.split(sizes, 1), strict=True):
-        same(logits, model(part, model.positions(*part.shape, declared=length)))
+        same(logits, model(part, positions_of(model, *part.shape, declared=length)))
     edited = tokens.clone()
     edited[:, : sizes[0]] = (tokens[:, : sizes[0]] + 1) % 11
     assert torch.equal(model(edited, positions)[:, sizes[0] :], together[:, sizes[0] :])
@@ -222,11 +223,11 @@ def test_padding_on_either_side_changes_nothing(scheme):
     model = build(scheme)
     length = longest(model)
     tokens, pad = ids(length - 3), ids(3, seed=1)
-    expected = model(tokens, model.positions(*tokens.shape, declared=length))
+    expected = model(tokens, positions_of(model, *tokens.shape, declared=length))
     for parts in ((pad, tokens), (tokens, pad)):
         valid = torch.cat([torch.full_like(part, part is tokens) for part in parts], 1).bool()
         padded = torch.cat(parts, 1)
-        logits = model(padded, model.positions(2, length, valid=valid))
+        logits = model(padded, positions_of(model, 2, length, valid=valid))
         assert logits.isfinite().all()
         same(logits[valid].view_as(expected), expected)
         same(decode(model, padded, 1, valid=valid)[valid].view_as(expected), expected)
@@ -236,8 +237,8 @@ def test_padding_on_either_side_changes_nothing(scheme):
 def test_nothing_is_remembered_from_one_length_to_the_next(scheme):
     model = build(scheme)
     lengths = [TRAIN // 2, TRAIN] if longest(model) == TRAIN else [TRAIN // 2, TRAIN, TRAIN + 1, LONG]
-    up = {n: model(ids(n)) for n in lengths}
-    down = {n: model(ids(n)) for n in reversed(lengths)}
+    up = {n: read(model, ids(n)) for n in lengths}
+    down = {n: read(model, ids(n)) for n in reversed(lengths)}
     for n in lengths:
         assert torch.equal(up[n], down[n])
 
@@ -248,19 +249,19 @@ def test_prefixes_are_stable_as_declared(scheme):
     length = longest(model)
     short = 2 * length // 3
     tokens = ids(length)
-    whole, prefix = model(tokens)[:, :short], model(tokens[:, :short])
+    whole, prefix = read(model, tokens)[:, :short], read(model, tokens[:, :short])
     if model.scheme.prefix_stable:
         same(prefix, whole)
     else:
         differ(prefix, whole)
-        same(model(tokens[:, :short], model.positions(2, short, declared=length)), whole)
+        same(model(tokens[:, :short], positions_of(model, 2, short, declared=length)), whole)
 
 
 @each_scheme
 def test_shifted_coordinates_matter_as_declared(scheme):
     model = build(scheme)
     members = [entry(m.name).cls for m in pezoo.parse(scheme).all_members()]
-    positions = model.positions(2, TRAIN - 3)
+    positions = positions_of(model, 2, TRAIN - 3)
     tokens = ids(TRAIN - 3)
     expected = model(tokens, positions)
     try:
@@ -283,10 +284,10 @@ def test_sixteen_training_lengths_are_finite_or_declared_undefined(scheme):
     reason = model.scheme.undefined(16 * TRAIN)
     if reason is None:
         with torch.no_grad():
-            assert model(tokens).isfinite().all()
+            assert read(model, tokens).isfinite().all()
     else:
         with pytest.raises(Undefined) as raised:
-            model(tokens)
+            read(model, tokens)
         assert str(raised.value) == reason
 
 
@@ -295,9 +296,9 @@ def test_rows_of_different_declared_lengths_are_as_if_alone(scheme):
     model = build(scheme)
     declared = [TRAIN, 2 * TRAIN, 3 * TRAIN + 1]
     tokens = ids(TRAIN, 3)
-    together = model(tokens, model.positions(3, TRAIN, declared=torch.tensor(declared)))
+    together = model(tokens, positions_of(model, 3, TRAIN, declared=torch.tensor(declared)))
     for row, length in enumerate(declared):
-        alone = model(tokens[row : row + 1], model.positions(1, TRAIN, declared=length, rows=(row,)))
+        alone = model(tokens[row : row + 1], positions_of(model, 1, TRAIN, declared=length, rows=(row,)))
         same(together[row : row + 1], alone)
 
 
@@ -313,8 +314,8 @@ def test_encoders(scheme):
     logits, gradients = outcome(model, tokens, "eager")
     edited = tokens.clone()
     edited[:, -1] = (tokens[:, -1] + 1) % 11
-    differ(model(edited)[:, :-1], logits[:, :-1])
-    backwards = model(tokens.flip(1)).flip(1)
+    differ(read(model, edited)[:, :-1], logits[:, :-1])
+    backwards = read(model, tokens.flip(1)).flip(1)
     if members[0].traits.bidirectional:
         differ(backwards, logits)
     if scheme in ("nope", "alibi", "kerple", "kerple_power", "fire"):  # both directions alike
@@ -334,18 +335,20 @@ def test_random_draws_belong_to_the_sequence(scheme):
     )
     for phase in ("train", "test"):
         torch.manual_seed(0)
-        together = model(tokens, model.positions(3, TRAIN, phase=phase, rows=(6, 7, 8)))
+        together = model(tokens, positions_of(model, 3, TRAIN, phase=phase, rows=(6, 7, 8)))
         torch.manual_seed(1)
-        again = build(scheme)(tokens, model.positions(3, TRAIN, phase=phase, rows=(6, 7, 8)))
+        again = build(scheme)(tokens, positions_of(model, 3, TRAIN, phase=phase, rows=(6, 7, 8)))
         assert torch.equal(again, together)
-        one = model(tokens[1:2], model.positions(1, TRAIN, phase=phase, rows=(7,)))
+        one = model(tokens[1:2], positions_of(model, 1, TRAIN, phase=phase, rows=(7,)))
         same(one, together[1:2])
-        other = model(tokens, model.positions(3, TRAIN, phase=phase, rows=(9, 7, 10)))
+        other = model(tokens, positions_of(model, 3, TRAIN, phase=phase, rows=(9, 7, 10)))
         same(other[1], together[1])
         if not random:
             same(other, together)
     if random:
-        train = [model(tokens, model.positions(3, TRAIN, phase="train", rows=rows)) for rows in ((6, 7, 8), (9, 7, 10))]
+        train = [
+            model(tokens, positions_of(model, 3, TRAIN, phase="train", rows=rows)) for rows in ((6, 7, 8), (9, 7, 10))
+        ]
         differ(train[0][0], train[1][0])
 
 
@@ -355,15 +358,15 @@ def test_half_precision_stays_close(scheme):
     model = build(scheme)
     length = longest(model)
     tokens = ids(length)
-    expected = model(tokens)
+    expected = read(model, tokens)
     half = copy.deepcopy(model).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = model(tokens)
+        mixed = read(model, tokens)
         cached = decode(model, tokens, [3, length - 3])
     mixed.float().log_softmax(-1).sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     scale = expected.abs().max()
-    for logits in (half(tokens), decode(half, tokens, [3, length - 3]), mixed, cached):
+    for logits in (read(half, tokens), decode(half, tokens, [3, length - 3]), mixed, cached):
         assert logits.dtype == torch.bfloat16
         assert (logits.float() - expected).abs().mean() < 0.1 * scale
 
@@ -381,7 +384,7 @@ def test_fewer_heads_of_keys_and_values_are_repeated(scheme):
             b.feed_forward.load_state_dict(a.feed_forward.state_dict())
         full.embedding.load_state_dict(shared.embedding.state_dict())
         full.head.load_state_dict(shared.head.state_dict())
-    same(shared(ids(TRAIN)), full(ids(TRAIN)))
+    same(read(shared, ids(TRAIN)), read(full, ids(TRAIN)))
 
 
 # Far positions
@@ -389,7 +392,7 @@ def test_fewer_heads_of_keys_and_values_are_repeated(scheme):
 
 def test_far_angles_and_distances_stay_apart_in_bfloat16():
     far = 65536
-    positions = Positions.build(far)
+    positions = Positions.build(far, phase="test")
     assert positions.query[0].diff().min() == 1
     for name in ENCODINGS:
         model = Transformer(TransformerConfig(scheme=name, **SIZES | {"n_heads": 1})).bfloat16()
@@ -410,10 +413,10 @@ def test_far_angles_and_distances_stay_apart_in_bfloat16():
 def test_half_precision_does_not_round_angles(scheme):
     """Far positions give what float32 gives, to the precision of the logits."""
     model, tokens = build(scheme), ids(TRAIN)
-    far = model.positions(2, TRAIN).map(lambda p, index: p + 65521.0)
+    far = positions_of(model, 2, TRAIN).map(lambda p, index: p + 65521.0)
     expected = model(tokens, far)
     off = (copy.deepcopy(model).bfloat16()(tokens, far).float() - expected).abs().mean()
-    near = (copy.deepcopy(model).bfloat16()(tokens).float() - model(tokens)).abs().mean()
+    near = (read(copy.deepcopy(model).bfloat16(), tokens).float() - read(model, tokens)).abs().mean()
     assert off < 3 * near
 
 
@@ -451,7 +454,7 @@ def test_initial_weights_have_their_sizes():
 def test_absolute_codes_add_to_tokens_of_their_own_size():
     model = Transformer(TransformerConfig(scheme="sinusoidal", d_model=128, vocab_size=500))
     x = model.embedding(torch.arange(64)[None])
-    embedded = model.scheme.prepare(model.positions(1, 64)).embed(x)
+    embedded = model.scheme.prepare(positions_of(model, 1, 64)).embed(x)
     codes = embedded - x * 128**0.5
     assert (embedded - codes).std().item() == pytest.approx(1, rel=0.1)
     assert codes.square().mean().sqrt().item() == pytest.approx(0.7, rel=0.05)
@@ -516,7 +519,7 @@ def test_the_body_is_a_plain_pre_norm_transformer(config):
             if "norm" in name:
                 p.add_(0.1 * torch.randn_like(p))
     tokens = ids(9)
-    same(model(tokens), by_hand(model, tokens))
+    same(read(model, tokens), by_hand(model, tokens))
 
 
 def test_width_of_the_feed_forward_block():
@@ -527,16 +530,16 @@ def test_width_of_the_feed_forward_block():
 
 def test_dropout_acts_in_training_only():
     model = build("nope", dropout=0.5)
-    assert torch.equal(model(ids(5)), model(ids(5)))
+    assert torch.equal(read(model, ids(5)), read(model, ids(5)))
     model.train()
-    assert not torch.equal(model(ids(5)), model(ids(5)))
+    assert not torch.equal(read(model, ids(5)), read(model, ids(5)))
 
 
 def test_the_phase_follows_the_module():
     model = build("rope+pi")
-    assert model.positions(1, 4).phase == "test"
-    assert model.train().positions(1, 4).phase == "train"
-    assert model.positions(1, 4, phase="tune").phase == "tune"
+    assert positions_of(model, 1, 4).phase == "test"
+    assert build("rope").train().positions(1, 4).phase == "train"
+    assert positions_of(model, 1, 4, phase="tune").phase == "tune"
 
 
 # Cache

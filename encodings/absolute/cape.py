@@ -15,10 +15,10 @@ Departures: positions are not centred on their mean, which is off for text in th
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from pezoo.contract import Encoding, Extension, Positions, Traits, Undefined
+from pezoo.philox import uniform
 from pezoo.registry import register, setting
 
 
@@ -63,12 +63,8 @@ class CAPE(Extension):
 
     def coordinates(self, positions: Positions) -> Positions:
         """(p + D + e) s."""
-        c, length = self.config, max(positions.lengths)
-
-        def sample(generator: torch.Generator) -> Tensor:
-            return 2 * torch.rand(length + 2, generator=generator) - 1
-
-        drawn = positions.draw("cape", sample)
+        c, n = self.config, positions.key.shape[1] + 2
+        drawn = positions.draw("cape", lambda: 2 * uniform(positions.bits("cape", n)) - 1)  # (R, n), in [-1, 1)
         shift, scale = drawn[:, :1] * c.max_shift, (drawn[:, 1:2] * math.log(c.max_scale)).exp()
         jitter = drawn[:, 2:] * c.max_jitter
 

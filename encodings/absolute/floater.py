@@ -6,8 +6,8 @@
 dt is the time between two tokens. Every layer, and q, k and v in it, has a start c(0) of its own; g is shared by all.
 The authors' code keeps the sinusoid at the input besides: `sinusoidal+floater`.
 
-Shapes: nodes (M, 2, 3, layers, D), states and slopes, at fixed times: one Runge-Kutta step of order 4 every 0.1, which
-is 10 tokens, and the cubic through states and slopes between them, for any real coordinate.
+Shapes: nodes (M, 2, 3, layers, H d), states and slopes, at fixed times: one Runge-Kutta step of order 4 every 0.1,
+which is 10 tokens, and the cubic through states and slopes between them, for any real coordinate.
 Training and testing: the same. Fixed steps make it prefix-stable. Sequential in the length.
 
 Source: Liu, Yu, Dhillon, Hsieh 2020 (arXiv 2003.09229). dt = 0.01, Xavier-normal weights and Xavier-uniform starts as
@@ -30,6 +30,10 @@ STEP = 0.1
 """Time that one step of the solver covers, or one token where that is more."""
 
 
+def _width(shape: Shape) -> int:
+    return shape.n_heads * shape.head_dim
+
+
 @register(
     "floater",
     title="Flow-based position codes (FLOATER)",
@@ -42,7 +46,7 @@ class Floater(Encoding):
     """Points of a learned trajectory, added to queries, keys and values."""
 
     traits = Traits(
-        parameters=lambda shape, c: 3 * shape.n_layers * shape.d_model + 2 * shape.d_model * (shape.d_model + 2)
+        parameters=lambda shape, c: 3 * shape.n_layers * _width(shape) + 2 * _width(shape) * (_width(shape) + 2)
     )
 
     @dataclass
@@ -53,7 +57,7 @@ class Floater(Encoding):
 
     def __init__(self, shape: Shape, config: Config) -> None:
         super().__init__(shape, config)
-        width = shape.d_model
+        width = _width(shape)
         self.start = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3, shape.n_layers, width)))
         self.hidden, self.out = nn.Linear(width + 1, width), nn.Linear(width + 1, width)
         for linear in (self.hidden, self.out):

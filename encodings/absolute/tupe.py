@@ -5,15 +5,15 @@
 P: table of learned positions, N: layer normalisation, U_q and U_k: projections of each head; nothing is added to the
 input. One table and one pair of projections serve all layers. b is the bias of `t5`.
 
-Shapes: bias (R, H, Lq, Lk) from tables (N, D) of projected rows; a real coordinate reads between its two rows,
+Shapes: bias (R, H, Lq, Lk) from tables (N, H d) of projected rows; a real coordinate reads between its two rows,
 linearly.
 Training and testing: the same. A coordinate outside the table raises `Undefined`, as for `learned`.
 
 Source: Ke, He, Liu 2020 (arXiv 2006.15595). Initialisation N(0, 0.02^2), as in the authors' code.
 Departures: the paper resets the terms of [CLS], the first token, to a learned number for each head; `untie_first`
-does so, but is off, since a decoder has no such token (with it, a decoder never reads P(0)). The authors' code makes
-that number, too, from projected rows, gives [CLS] relative buckets of its own, and U_q and U_k a bias, of which
-softmax ignores the second.
+does so, but is off, since a decoder has no such token (with it, a decoder never reads P(0); in an encoder softmax
+ignores the number in the first token's own row, as it does the paper's). The authors' code makes that number, too, from
+projected rows, gives [CLS] relative buckets of its own, and U_q and U_k a bias, of which softmax ignores the second.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def _count(shape: Shape, config: "TUPE.Config") -> int:
     rows, width = config.max_position or shape.extent or shape.train_length, shape.d_model
     relative = T5.Config().n_buckets * shape.n_heads if config.relative else 0
     first = (1 if shape.causal else 2) * shape.n_heads if config.untie_first else 0
-    return rows * width + 2 * width + 2 * width * width + relative + first
+    return rows * width + 2 * width + 2 * width * shape.n_heads * shape.head_dim + relative + first
 
 
 @register(
@@ -59,8 +59,9 @@ class TUPE(Encoding):
     def __init__(self, shape: Shape, config: Config) -> None:
         super().__init__(shape, config)
         rows, width = config.max_position or shape.extent or shape.train_length, shape.d_model
+        heads = shape.n_heads * shape.head_dim
         self.table = nn.Parameter(torch.randn(rows, width) * 0.02)
-        self.norm, self.project = nn.LayerNorm(width), nn.Linear(width, 2 * width, bias=False)
+        self.norm, self.project = nn.LayerNorm(width), nn.Linear(width, 2 * heads, bias=False)
         nn.init.normal_(self.project.weight, std=0.02)
         self.first = self.relative = None
         if config.untie_first:  # seen by others; seeing others, which a causal first token does not
@@ -77,7 +78,7 @@ class TUPE(Encoding):
         check_rows("tupe", len(self.table), positions)
 
     def prepare(self, positions: Positions) -> tuple[Tensor, Tensor]:
-        """U_q N(P) and U_k N(P) of every row of the table, (N, D) each."""
+        """U_q N(P) and U_k N(P) of every row of the table, (N, H d) each."""
         return self.project(self.norm(self.table)).chunk(2, dim=-1)
 
     def bias(self, positions: Positions) -> Tensor:

@@ -1,20 +1,23 @@
-"""DAPE: a small network corrects the bias of another encoding by the logits that the content gives.
+"""DAPE: a small network corrects the logits of all heads of a pair, bias and content together.
 
     l_ij = A_ij + B_ij + f([A_ij ; B_ij]),   A_ij = q_i . k_j / sqrt(d),   B_ij: the base encoding's bias
 
 A and B hold all heads of a pair (i, j). f: 2H -> width -> H with one leaky ReLU mixes them; pairs do not see each
-other. Each layer has a network of its own.
+other. Each layer has a network of its own. `reads=sum`: f(A + B) for f([A ; B]), f: H -> width -> H, which needs no
+bias: over RoPE, A is the product of turned q and k, over NoPE the plain one.
 
 Shapes: logits (B, H, Lq, Lk), bias (R, H, Lq, Lk) -> (B, H, Lq, Lk). Training and testing: the same. No fused
 attention: the logits must be built.
 
 Source: Zheng et al. 2024 (arXiv 2405.14722), over ALiBi, KERPLE and FIRE; first released as "CAPE", which is not the
-CAPE of 2021. Width 32.
+CAPE of 2021. Width 32. The authors' code has it over RoPE and over no encoding too. Its FIRE has a leaky ReLU:
+`fire:activation=leaky_relu+dape`.
 Departures: the last layer starts at zero, so that training starts from the base encoding (the authors' code keeps the
 usual initial values), and has no offset, which softmax would ignore.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +30,10 @@ PAIRS = 2**19
 """Pairs (i, j) that the network takes at a time, to bound the memory of its hidden units."""
 
 
+def _inputs(shape: Shape, config: "DAPE.Config") -> int:
+    return shape.n_heads * (1 if config.reads == "sum" else 2)
+
+
 @register(
     "dape",
     title="Data-adaptive positional encoding (DAPE)",
@@ -36,9 +43,13 @@ PAIRS = 2**19
     equation="l = A + B + f([A ; B]),  A = q.k / sqrt(d),  B: the base encoding's bias",
 )
 class DAPE(Extension):
-    """A correction to a bias by a small network over the heads' logits."""
+    """A correction to the logits by a small network over those of all heads."""
 
-    traits = Traits(shift_invariant=True, parameters=lambda shape, c: (3 * shape.n_heads + 1) * c.width, neutral={})
+    traits = Traits(
+        shift_invariant=True,
+        parameters=lambda shape, c: (_inputs(shape, c) + 1 + shape.n_heads) * c.width,
+        neutral={},
+    )
     default_at = ("train", "tune", "test")
 
     @dataclass
@@ -46,12 +57,17 @@ class DAPE(Extension):
         """Settings of the network."""
 
         width: int = setting(32, "hidden units", at_least=1)
+        reads: Literal["both", "sum"] = setting("both", "q.k and bias apart, or their sum, which needs no bias")
 
     def __init__(self, shape: Shape, config: Config, at: tuple[str, ...] | None = None) -> None:
         super().__init__(shape, config, at)
-        self.first = nn.Linear(2 * shape.n_heads, config.width)
-        self.last = nn.Linear(config.width, shape.n_heads, bias=False)
+        self.first = self.layer(_inputs(shape, config), config.width, bias=True)
+        self.last = self.layer(config.width, shape.n_heads, bias=False)
         nn.init.zeros_(self.last.weight)
+
+    def layer(self, inputs: int, outputs: int, bias: bool) -> nn.Module:
+        """One layer of the network."""
+        return nn.Linear(inputs, outputs, bias=bias)
 
     @classmethod
     def per_layer(cls, config: Config) -> bool:
@@ -59,24 +75,31 @@ class DAPE(Extension):
         return True
 
     def refuses(self, encoding: Encoding) -> str | None:
-        """Encodings without a bias."""
-        if overrides(encoding, "bias") or overrides(encoding, "distance_bias"):
+        """Encodings without a bias, unless the network reads sums."""
+        if self.config.reads == "sum" or overrides(encoding, "bias") or overrides(encoding, "distance_bias"):
             return None
         name = type(encoding).__name__
-        return f"dape corrects a bias on the logits, and {name} has none; it works with alibi, kerple, fire, t5"
+        return f"{name} has no bias for the network to read beside q.k; add the setting reads=sum, which needs none"
 
-    def correction(self, logits: Tensor, bias: Tensor) -> Tensor:
-        """f([A ; B]) for (B, H, Lq, Lk) and (R, H, Lq, Lk)."""
-        weight = self.first.weight.float().split(logits.shape[1], dim=1)
-        hidden = F.linear(logits.movedim(1, -1), weight[0], self.first.bias.float())
-        hidden = hidden + F.linear(bias.movedim(1, -1), weight[1])  # (B, Lq, Lk, width)
+    def correction(self, inputs: list[Tensor], positions: Positions) -> Tensor:
+        """What the network makes of tensors (B or R, H, Lq, Lk) side by side, (B, H, Lq, Lk)."""
+        weights = self.first.weight.float().split(self.shape.n_heads, dim=1)
+        hidden = F.linear(inputs[0].movedim(1, -1), weights[0], self.first.bias.float())
+        for tensor, weight in zip(inputs[1:], weights[1:], strict=True):
+            hidden = hidden + F.linear(tensor.movedim(1, -1), weight)  # (B, Lq, Lk, width)
         hidden = F.leaky_relu(hidden, inplace=True)
         return F.linear(hidden, self.last.weight.float()).movedim(-1, 1)
 
     def adapt(self, logits: Tensor, bias: Tensor | None, positions: Positions) -> Tensor:
-        """A + B + f([A ; B])."""
-        if bias is None:
-            return logits
-        rows = max(1, PAIRS // (logits.shape[0] * logits.shape[-1]))
-        parts = zip(logits.split(rows, dim=2), bias.split(rows, dim=2), strict=True)
-        return torch.cat([a + b + self.correction(a, b) for a, b in parts], dim=2)
+        """A + B + f([A ; B]), or A + B + f(A + B)."""
+        total = super().adapt(logits, bias, positions)
+        if self.config.reads == "both" and bias is None:
+            return total
+        inputs = [total] if self.config.reads == "sum" else [logits, bias]
+        rows, n_queries, n_keys = max(1, PAIRS // (logits.shape[0] * logits.shape[-1])), *logits.shape[2:]
+        changed = []
+        for start in range(0, n_queries, rows):
+            stop = min(start + rows, n_queries)
+            here = positions.slice(start, stop, n_keys)
+            changed.append(total[:, :, start:stop] + self.correction([t[:, :, start:stop] for t in inputs], here))
+        return torch.cat(changed, dim=2)

@@ -4,7 +4,7 @@
     psi(x) = ln(|c| x + 1),   T = |m T_0|
 
 p_0 is the coordinate of the document's first token, MLP: 1 -> width -> H with one ReLU; c and m are learned. The
-argument stays in [0, 1].
+argument stays in [0, 1]. The released DAPE has a leaky ReLU (slope 0.01) in its FIRE: `activation=leaky_relu`.
 
 Shapes: bias (R, H, Lq, Lk), of position pairs: of distance alone only while p_i - p_0 <= T. Each layer has a network
 of its own; `shared` is FIRE-S.
@@ -16,6 +16,7 @@ to the training length (512 in the paper). In an encoder the distance is taken w
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,10 @@ class FIRE(Encoding):
         shift_invariant=True,
         bidirectional=False,
         parameters=lambda shape, c: 2 * c.width + (c.width + 1) * shape.n_heads + 2,
-        deviations={"every_row_learns": "a ReLU may be off at every distance"},
+        deviations={
+            "every_row_learns": "a ReLU may be off at every distance",
+            "every_parameter_learns": "softmax ignores the offset of the last layer, which is the paper's",
+        },
     )
 
     @dataclass
@@ -52,10 +56,12 @@ class FIRE(Encoding):
         width: int = setting(32, "hidden units", at_least=1)
         threshold: float | None = setting(None, "T_0; unset: the training length", above=0)
         shared: bool = setting(False, "one network for all layers")
+        activation: Literal["relu", "leaky_relu"] = setting("relu", "leaky_relu: as in the released DAPE")
 
     def __init__(self, shape: Shape, config: Config) -> None:
         super().__init__(shape, config)
-        self.network = nn.Sequential(nn.Linear(1, config.width), nn.ReLU(), nn.Linear(config.width, shape.n_heads))
+        act = nn.ReLU() if config.activation == "relu" else nn.LeakyReLU(0.01)
+        self.network = nn.Sequential(nn.Linear(1, config.width), act, nn.Linear(config.width, shape.n_heads))
         self.c = nn.Parameter(torch.tensor([0.1]))
         self.m = nn.Parameter(torch.tensor([1.0]))
 
@@ -75,6 +81,7 @@ class FIRE(Encoding):
         threshold = (self.m * (self.config.threshold or self.shape.train_length)).abs()
         reach = torch.maximum(positions.query - positions.origin(), threshold)  # (R, Lq)
         argument = self.psi(distance) / (self.psi(reach)[..., None] + 1e-6)
-        first, _, last = self.network  # in float32: near distances far from the start are a small part of the argument
-        hidden = F.linear(argument[..., None], first.weight.float(), first.bias.float()).relu()
+        # In float32: near distances far from the start are a small part of the argument.
+        first, act, last = self.network
+        hidden = act(F.linear(argument[..., None], first.weight.float(), first.bias.float()))
         return F.linear(hidden, last.weight.float(), last.bias.float()).movedim(-1, 1)

@@ -15,6 +15,7 @@ training length, M to N, and a document begins with an empty memory, so that tra
 distance that training has not.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -44,6 +45,10 @@ class Memory(Extension):
         segment: int | None = setting(None, "N; unset: half the training length", at_least=1)
         memory: int | None = setting(None, "M; unset: one segment", at_least=0)
         test_memory: int | None = setting(None, "M in testing; unset: as in training", at_least=0)
+
+    def same_in(self, phases: Sequence[str]) -> bool:
+        """Unless testing has a memory of its own."""
+        return self.config.test_memory is None or "test" not in phases or len(phases) == 1
 
     def mask(self, positions: Positions) -> Tensor:
         """True in the segment and the memory."""

@@ -16,11 +16,13 @@ the base up to T = L.
 Source: Chen, Li, Meng, Liang, Bing 2023 (arXiv 2310.16450) and the authors' code. RK4 with fixed steps, as there; x
 is integrated exactly.
 Departures: v is made from the encoding's own frequencies (the code's network always reads base 10 000); draws are per
-sequence (the code: per batch); no factor on the logits (add `logn`). t_max defaults to 16. Set `n_frequencies` for
+sequence (the code: per batch); no factor on the logits (add `logn`); the last position of tuning is (T t - 1) / m, m =
+max(1, floor(T / L)) (the code: floor(T t / m) - 1, less from T = 2 L on). t_max defaults to 16. Set `n_frequencies` for
 encodings with other than head_dim / 2 frequencies.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pezoo.contract import Encoding, Extension, Positions, Shape, Traits, to_device
-from pezoo.encodings.randomized._draws import by_index, draw_table
+from pezoo.encodings.randomized._draws import by_index, places
+from pezoo.philox import subset, whole
 from pezoo.registry import register, setting
 
 
@@ -88,7 +91,7 @@ class CLEX(Extension):
         """t, int64, (R,)."""
         top = self.config.max_factor
         if positions.phase != "test":
-            return positions.draw("clex", lambda g: torch.randint(1, top + 1, (), generator=g))
+            return positions.draw("clex", lambda: whole(positions.bits("clex", 1), 1, top))[:, 0]
         return to_device(torch.tensor(self.tested(positions)), positions.query.device)
 
     def tested(self, positions: Positions) -> list[int]:
@@ -96,21 +99,22 @@ class CLEX(Extension):
         factors = (math.ceil(length / self.shape.train_length) for length in positions.lengths)
         return [min(max(1, t), self.config.max_factor) for t in factors]
 
+    def same_in(self, phases: Sequence[str]) -> bool:
+        """Draws outside testing only."""
+        return "test" not in phases or len(phases) == 1
+
     def coordinates(self, positions: Positions) -> Positions:
         """Outside testing, a random subset of t times as many positions."""
         if positions.phase == "test":
             return positions
-        top, train_length = self.config.max_factor, self.shape.train_length
-
-        def sample(length: int, generator: torch.Generator) -> Tensor:
-            if length < 3:
-                return torch.arange(float(length))
-            t = int(torch.randint(1, top + 1, (), generator=generator))  # the number that `times` draws
-            inner = torch.randperm(length * t - 2, generator=generator)[: length - 2].sort().values + 1
-            drawn = torch.cat((torch.tensor([0]), inner, torch.tensor([length * t - 1])))
-            return drawn / max(1, length // train_length)
-
-        return by_index(positions, draw_table(positions, "clex", sample), top * max(positions.lengths))
+        total, place = positions.total(), places(positions)
+        last = total * self.times(positions)[:, None] - 1
+        bits = positions.bits("clex inner", max(1, positions.longest - 2))
+        inner = F.pad(subset(bits, (total - 2).clamp(min=1), (last - 1).clamp(min=1)) + 1, (1, 1))[:, : place.shape[1]]
+        drawn = torch.where(place == 0, 0, torch.where(place == total - 1, last, inner))
+        drawn = torch.where(total < 3, place, drawn)
+        extent = self.config.max_factor * positions.longest
+        return by_index(positions, drawn / (total // self.shape.train_length).clamp(min=1), extent)
 
     def velocity(self, t: float, correction: Tensor, log: Tensor, exponents: Tensor) -> Tensor:
         """The network's part of d ln w / dt, where ln w = ln v(t) + correction."""

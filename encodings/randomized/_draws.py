@@ -1,41 +1,24 @@
 """Coordinates read from a table of drawn values: what members of this family share."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from pezoo.contract import Extension, Positions, Traits
 
 
-def by_index(positions: Positions, table: Tensor, extent: int) -> Positions:
-    """The coordinates table[row, index], from a table (R, T) of all positions of a sequence, 0 ... extent - 1."""
+def by_index(positions: Positions, table: Tensor, extent: int | None) -> Positions:
+    """The coordinates table[row, index], from a table (R, T) of whole sequences; below `extent`, if that is known."""
 
     def read(p: Tensor, index: Tensor) -> Tensor:
         rows = max(len(table), len(index))
         return table.expand(rows, -1).gather(1, index.expand(rows, -1))
 
-    return positions.map(read, bounds=(0.0, extent - 1.0))
+    return positions.map(read, bounds=None if extent is None else (0.0, extent - 1.0))
 
 
-def draw_table(
-    positions: Positions, salt: str, sample: Callable[[int, torch.Generator], Tensor], scope: str = "sequence"
-) -> Tensor:
-    """What `sample(length, generator)` gives for each row and its declared length, (R, T), padded with zeros."""
-    if not isinstance(positions.length, Tensor):
-        return positions.draw(salt, lambda g: sample(positions.length, g), scope)
-    rows = positions.rows[:1] * len(positions.rows) if scope == "batch" else positions.rows
-    drawn = [
-        positions.replace(rows=(row,)).draw(salt, lambda g, n=n: sample(n, g), scope)[0]
-        for row, n in zip(rows, positions.lengths, strict=True)
-    ]
-    return pad_sequence(drawn, batch_first=True)
-
-
-def whole(low: int, high: int, generator: torch.Generator) -> int:
-    """A number from U{low ... high}; `low` where there is none."""
-    return int(torch.randint(low, max(low, high) + 1, (), generator=generator))
+def places(positions: Positions) -> Tensor:
+    """0 ... T - 1 for the longest declared length T, (1, T)."""
+    return torch.arange(positions.longest, device=positions.query.device)[None]
 
 
 class Drawn(Extension):
@@ -43,12 +26,14 @@ class Drawn(Extension):
 
     traits = Traits(shift_invariant=True, prefix_stable=False, random=True)
     default_at = ("train", "tune")
+    name: str
+    """As registered: what the draw is known by."""
 
-    def sample(self, length: int, generator: torch.Generator) -> Tensor:
-        """Coordinates of one sequence, (T,), float32."""
+    def sample(self, positions: Positions) -> Tensor:
+        """Coordinates of whole sequences, (R, T)."""
         raise NotImplementedError
 
     def coordinates(self, positions: Positions) -> Positions:
         """The drawn coordinates, by index."""
-        table = draw_table(positions, type(self).__name__, self.sample)
-        return by_index(positions, table, self.extent(max(positions.lengths)))
+        table = positions.draw(self.name, lambda: self.sample(positions)).to(torch.float32)
+        return by_index(positions, table, None if positions.draws else self.extent(positions.longest))

@@ -16,13 +16,15 @@ for each sequence (the code: once for thousands); 4 s is kept below T / 3, which
 training lengths.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pezoo.contract import Traits
-from pezoo.encodings.randomized._draws import Drawn, whole
+from pezoo.contract import Positions, Traits
+from pezoo.encodings.randomized._draws import Drawn, places
+from pezoo.philox import uniform, whole
 from pezoo.registry import register, setting
 
 
@@ -37,6 +39,7 @@ from pezoo.registry import register, setting
 class CREAM(Drawn):
     """Head, middle and tail positions of a longer text."""
 
+    name = "cream"
     traits = Traits(shift_invariant=True, prefix_stable=False, random=True, neutral={"max_length": 1})
 
     @dataclass
@@ -55,18 +58,19 @@ class CREAM(Drawn):
         """M."""
         return max(extent, self.max_length)
 
-    def sample(self, length: int, generator: torch.Generator) -> Tensor:
+    def sample(self, positions: Positions) -> Tensor:
         """The three parts."""
-        s = max(1, self.max_length // length)
-        third = length // 3
-        head = third if whole(0, 1, generator) else min(4 * s, third)
-        middle = length - 2 * head
-        a = 1 + s + self.config.sigma * float(torch.randn((), generator=generator))
-        a = int(min(max(a, 2), 2 * s))
-        end = whole(head + (middle - 1) * a // 2, length * a // 2 - head - 1, generator)
-        parts = (
-            torch.arange(head),
-            torch.arange(end - middle + 1, end + 1),
-            torch.arange(s * length - head, s * length),
-        )
-        return torch.cat(parts).float()
+        total, place = positions.total(), places(positions)
+        coin, end, *normal = positions.bits(self.name, 4).split(1, dim=1)  # (R, 1) each
+        s = (self.max_length // total).clamp(min=1)
+        third = total // 3
+        head = torch.where(whole(coin, 0, 1) > 0, third, torch.minimum(4 * s, third))
+        middle = total - 2 * head
+        u, v = (uniform(bits) for bits in normal)
+        gauss = (-2 * (1 - u).log()).sqrt() * (2 * math.pi * v).cos()  # Box and Muller
+        a = (1 + s + self.config.sigma * gauss).clamp(min=2)
+        a = torch.minimum(a, 2 * s).floor().long()
+        end = whole(end, head + (middle - 1) * a // 2, total * a // 2 - head - 1)
+        inner = end - middle + 1 + place - head
+        tail = (s - 1) * total + place
+        return torch.where(place < head, place, torch.where(place < total - head, inner, tail))

@@ -12,10 +12,11 @@ Departures: none.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from pezoo.contract import Positions
 from pezoo.encodings.randomized._draws import Drawn
+from pezoo.philox import uniform
 from pezoo.registry import register
 
 
@@ -30,6 +31,8 @@ from pezoo.registry import register
 class GiraffeRandom(Drawn):
     """Random real steps between positions."""
 
+    name = "giraffe_random"
+
     @dataclass
     class Config:
         """Settings: none."""
@@ -38,7 +41,11 @@ class GiraffeRandom(Drawn):
         """One more: the last position may be T itself."""
         return extent + 1
 
-    def sample(self, length: int, generator: torch.Generator) -> Tensor:
+    def sample(self, positions: Positions) -> Tensor:
         """Sums of steps."""
-        sums = (2 * torch.rand(length, generator=generator)).cumsum(0)
-        return sums * (length / sums[-1]).clamp(max=1.0)
+        total = positions.total()
+        steps = 2 * uniform(positions.bits(self.name, positions.longest))
+        sums = steps.cumsum(1)
+        rows = max(len(sums), len(total))
+        last = sums.expand(rows, -1).gather(1, total.expand(rows, -1) - 1)
+        return sums * (total / last).clamp(max=1.0)

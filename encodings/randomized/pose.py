@@ -18,8 +18,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pezoo.contract import Traits
-from pezoo.encodings.randomized._draws import Drawn, whole
+from pezoo.contract import Positions, Traits
+from pezoo.encodings.randomized._draws import Drawn, places
+from pezoo.philox import whole
 from pezoo.registry import register, setting
 
 
@@ -34,6 +35,7 @@ from pezoo.registry import register, setting
 class PoSE(Drawn):
     """Two chunks of positions with a random gap between."""
 
+    name = "pose"
     traits = Traits(shift_invariant=True, prefix_stable=False, random=True, neutral={"max_length": 1})
 
     @dataclass
@@ -52,11 +54,12 @@ class PoSE(Drawn):
         """M."""
         return max(extent, self.max_length)
 
-    def sample(self, length: int, generator: torch.Generator) -> Tensor:
+    def sample(self, positions: Positions) -> Tensor:
         """Both chunks."""
-        room = max(0, self.max_length - length)
-        first = whole(0, room, generator) if self.config.start == "random" else 0
-        second = whole(first, room, generator)
-        cut = whole(1, (length + 1) // 2, generator)
-        index = torch.arange(length, dtype=torch.float32)
-        return index + torch.where(index < cut, first, second)
+        total, place = positions.total(), places(positions)
+        bits = positions.bits(self.name, 3).split(1, dim=1)  # (R, 1) each
+        room = (self.max_length - total).clamp(min=0)
+        first = whole(bits[0], 0, room) if self.config.start == "random" else torch.zeros_like(total)
+        second = whole(bits[1], first, room)
+        cut = whole(bits[2], 1, (total + 1) // 2)
+        return place + torch.where(place < cut, first, second)

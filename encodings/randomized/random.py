@@ -11,18 +11,21 @@ Source: Ruoss et al. 2023 (arXiv 2305.16843), whose code draws once a batch and,
 apart: `draw=batch`, `draw=layer`.
 Departures: M defaults to 16 training lengths (2048 for lengths up to 500 in the paper). Encodings of pairs read
 differences of drawn positions; the authors' code draws their distances instead: `relative=toeplitz`, for which
-encodings that read each position by itself are refused. That code's ALiBi takes half a step off each drawn distance.
-A test needs T <= M only, so that the longest test may read consecutive integers.
+encodings that read each position by itself are refused. That code's ALiBi, made for encoders, takes half a step off
+the distances to earlier keys, drawn or not, by which it tells the past from the future; here both sides are alike. A
+test needs T <= M only, so that the longest test may read consecutive integers.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pezoo.contract import Encoding, Extension, Positions, Traits, Undefined, overrides
-from pezoo.encodings.randomized._draws import by_index, draw_table
+from pezoo.encodings.randomized._draws import by_index
+from pezoo.philox import subset
 from pezoo.registry import register, setting
 
 
@@ -73,17 +76,18 @@ class Random(Extension):
 
     def check(self, positions: Positions) -> None:
         """Raise `Undefined` for sequences longer than the range."""
-        length = max(positions.lengths)
-        if length > self.max_length:
-            raise Undefined(f"random draws from {self.max_length} positions; {length} tokens need more")
+        if positions.longest > self.max_length:
+            raise Undefined(f"random draws from {self.max_length} positions; {positions.longest} tokens need more")
 
     def coordinates(self, positions: Positions) -> Positions:
         """The drawn positions, or distances from the first token, by index."""
         low = int(self.config.relative == "toeplitz")
 
-        def sample(length: int, generator: torch.Generator) -> Tensor:
-            drawn = torch.randperm(self.max_length - low, generator=generator)[: length - low]
-            return torch.cat((torch.zeros(low), (drawn + low).sort().values.float()))
+        def sample() -> Tensor:
+            bits = positions.bits("random", positions.longest - low, self.config.draw)
+            drawn = low + subset(bits, positions.total() - low, self.max_length - low)
+            return F.pad(drawn, (low, 0))  # token 0 to itself: 0
 
-        table = draw_table(positions, "random", sample, self.config.draw)  # (R, T)
-        return by_index(positions, table, self.max_length).replace(ruler=table if low else None)
+        table = positions.draw("random", sample).to(torch.float32)  # (R, T)
+        extent = None if positions.draws else self.max_length
+        return by_index(positions, table, extent).replace(ruler=table if low else None)

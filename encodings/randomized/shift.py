@@ -11,11 +11,11 @@ Departures: K defaults to four training lengths. The released code tests at offs
 shows, which leaves nothing for longer sequences; the default here is 0, and `test_offset` gives any other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from pezoo.contract import Extension, Positions, Traits
+from pezoo.philox import whole
 from pezoo.registry import register, setting
 
 
@@ -50,6 +50,10 @@ class Shift(Extension):
         """L + K - 1."""
         return extent + self.max_shift - 1
 
+    def same_in(self, phases: Sequence[str]) -> bool:
+        """Draws outside testing only."""
+        return "test" not in phases or len(phases) == 1
+
     def coordinates(self, positions: Positions) -> Positions:
         """Coordinates p + k."""
         if positions.phase == "test":
@@ -57,6 +61,7 @@ class Shift(Extension):
             spacing = spacing and (spacing[0] + offset, spacing[1])
             bounds = positions.bounds and (positions.bounds[0] + offset, positions.bounds[1] + offset)
             return positions.map(lambda p, index: p + offset, spacing, bounds)
-        offsets = positions.draw("shift", lambda g: torch.randint(self.max_shift, (1,), generator=g))
-        bounds = positions.bounds and (positions.bounds[0], positions.bounds[1] + self.max_shift - 1)
+        offsets = positions.draw("shift", lambda: whole(positions.bits("shift", 1), 0, self.max_shift - 1))  # (R, 1)
+        known = positions.bounds is not None and not positions.draws
+        bounds = (positions.bounds[0], positions.bounds[1] + self.max_shift - 1) if known else None
         return positions.map(lambda p, index: p + offsets, bounds=bounds)

@@ -8,7 +8,7 @@ Shapes: q (B, H, Lq, d), k (B, H, Lk, d) -> the same. Training and testing: the 
 
 Source: Su et al. 2021 (arXiv 2104.09864). Partial rotation (the first r of d channels, exponent over r): GPT-J and
 GPT-NeoX; 25 % in Kazemnejad et al. 2023. p-RoPE (only the fastest share of the frequencies turns, the rest are zero):
-Barbero et al. 2024 (arXiv 2410.06205).
+Barbero et al. 2024 (arXiv 2410.06205); of a share p, int(p r // 2) pairs turn, as in transformers' `proportional`.
 Departures: none. Pairs are interleaved as in the paper; `pairing=half` is LLaMA's layout, the same family up to a
 permutation of channels.
 """
@@ -59,7 +59,7 @@ class RoPE(Encoding):
     def inv_freq(self) -> Tensor:
         """Frequencies w_k, (r / 2,)."""
         frequencies = rotary_frequencies(self.width, self.config.base)
-        frequencies[round(self.config.kept * len(frequencies)) :] = 0.0
+        frequencies[int(self.config.kept * self.width // 2) :] = 0.0
         return frequencies
 
     def prepare(self, positions: Positions) -> tuple[Tensor, Tensor]:

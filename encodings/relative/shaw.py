@@ -2,16 +2,20 @@
 
     l_ij = q_i . (k_j + aK[c]) / sqrt(d),   o_i = sum_j alpha_ij (v_j + aV[c]),   c = clip(j - i, -K, K) + K
 
+`by=both` adds k_j . aK[c] / sqrt(d) to l_ij: the key's view of the same vector.
+
 Shapes: content (B, H, Lq, Lk) from a product of q with the (2K + 1, d) table, gathered; the L x L x d tensor is never
 built. Tables are shared by heads and separate for each layer. Training and testing: the same. All distances beyond K
 share one vector.
 
-Source: Shaw, Uszkoreit, Vaswani 2018 (arXiv 1803.02155). Glorot initialisation.
+Source: Shaw, Uszkoreit, Vaswani 2018 (arXiv 1803.02155). Glorot initialisation. `by=both:values=false` is method 4 of
+Huang, Liang, Xu, Xiang 2020 (arXiv 2009.13658), in BERT's code `relative_key_query`; without `by` it is `relative_key`.
 Departures: a real distance is rounded. Under causality only rows 0 ... K are ever read; the others stay at their
 initial values.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +47,7 @@ class Shaw(Encoding):
 
         clip: int = setting(16, "distances beyond this share one vector (K)", at_least=1)
         values: bool = setting(True, "whether values get relative vectors too")
+        by: Literal["query", "both"] = setting("query", "what meets a relative vector: the query, or the key as well")
 
     def __init__(self, shape: Shape, config: Config) -> None:
         super().__init__(shape, config)
@@ -61,9 +66,14 @@ class Shaw(Encoding):
         return ((-settle(positions.distance())).round().clamp(-clip, clip) + clip).long()[:, None]
 
     def content(self, q: Tensor, k: Tensor, positions: Positions) -> Tensor:
-        """q_i . aK[c_ij] / sqrt(d)."""
-        products = (q @ self.keys.T.to(q.dtype)).float() * self.scale()  # (B, H, Lq, 2K + 1)
+        """q_i . aK[c_ij] / sqrt(d), and the same of k_j."""
         rows = self.rows(positions)
+        logits = self.meet(q, rows)
+        return logits + self.meet(k, rows.mT).mT if self.config.by == "both" else logits
+
+    def meet(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Products of x (B, H, L, d) with the vectors at rows (R, 1, L, L'), over sqrt(d): (B, H, L, L')."""
+        products = (x @ self.keys.T.to(x.dtype)).float() * self.scale()  # (B, H, L, 2K + 1)
         return products.gather(-1, rows.expand(*products.shape[:-1], rows.shape[-1]))
 
     def mix(self, weights: Tensor, v: Tensor, positions: Positions) -> Tensor:

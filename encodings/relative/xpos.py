@@ -3,14 +3,14 @@
     q -> z_k^(p_i / S) R(p_i) q,   k -> z_k^(-p_j / S) R(p_j) k,   z_k = (2k/r + g) / (1 + g),   k = 0 ... r/2 - 1
 
 R(p) turns pair k by p base^(-2k/r) as in `rope`; the product shrinks pair k by z_k^((p_i - p_j) / S) <= 1 for j
-before i.
+before i. r is the rotated width of a head: the other channels neither turn nor shrink.
 
 Shapes: q (B, H, Lq, d), k (B, H, Lk, d) -> the same.
 Training and testing: the same; no parameters. The decay reads the same coordinates as the angle. Extrapolation in the
 paper is with blockwise attention at test.
 
 Source: Sun, Dong, Patra, Ma, Huang, Benhaim, Chaudhary, Song, Wei 2022 (arXiv 2212.10554). g = 0.4, S = 512. An
-encoder is refused: towards later tokens the product grows.
+encoder is refused: towards later tokens the product grows. Partial rotation as in the library x-transformers.
 Departures: none in the product. Exponents are counted from the middle of the coordinates of a call, in float32, so
 that both factors stay in range; beyond that range (about 69,000 tokens at S = 512) it raises `Undefined`. Not for
 float16.
@@ -57,6 +57,7 @@ class XPos(Encoding):
         """Settings of rotation and decay."""
 
         base: float = setting(10000.0, "wavelengths grow from 2 pi to 2 pi base", above=1)
+        fraction: float = setting(1.0, "share of a head's channels that turn and shrink", above=0, at_most=1)
         gamma: float = setting(0.4, "less makes fast pairs decay faster (g)", above=0)
         scale_base: float = setting(512.0, "tokens over which pair k decays to z_k (S)", above=0)
 
@@ -64,9 +65,9 @@ class XPos(Encoding):
         super().__init__(shape, config)
         if not shape.causal:
             raise UserError("xpos is for decoders only: its factors grow towards later tokens")
-        self.width = shape.head_dim // 2 * 2
+        self.width = int(config.fraction * shape.head_dim) // 2 * 2
         if self.width < 2:
-            raise UserError("xpos turns pairs of channels; head_dim = 1 leaves none to turn")
+            raise UserError(f"xpos turns pairs of channels; head_dim = {shape.head_dim} leaves none to turn")
 
     def inv_freq(self) -> Tensor:
         """Frequencies base^(-2k/r), (r / 2,)."""

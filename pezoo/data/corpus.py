@@ -28,7 +28,10 @@ from pezoo.errors import UserError
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_BATCH = 1 << 20
+"""Bytes of text that are tokenised together, where documents are short."""
+
+_FORMAT = 2
 """Raised whenever the same documents would give other tokens or other files."""
 
 
@@ -41,8 +44,9 @@ class Corpus:
         validation: what is looked at during training.
         test: what is tested on. None of its documents is in the other two.
         vocab_size: ids are below this.
-        name: `python`, the name of a file or folder, or of a data set.
+        name: `python`, a package and its version, the name of a file or folder, or of a data set.
         hash: of the tokens of all splits; equal hashes are equal data.
+        digest: of the text of all splits, whatever it is tokenised by; equal digests are equal texts.
         tokenizer: `bytes`, or the tokenizer's name.
         bos: id of the tokenizer's begin-of-sequence token, if it has one. No document holds it.
     """
@@ -53,6 +57,7 @@ class Corpus:
     vocab_size: int
     name: str
     hash: str
+    digest: str
     tokenizer: str
     bos: int | None
 
@@ -75,6 +80,8 @@ def load(config: DataConfig, cache_dir: Path | None = None) -> Corpus:
         config.max_bytes,
         config.validation_fraction,
         config.test_fraction,
+        config.document_start,
+        config.delimiter,
     ]
     key = hashlib.sha256(json.dumps(determined_by).encode()).hexdigest()[:20]
     folder = (cache_dir or _default_cache()) / "corpora" / f"{config.corpus}-{key}"
@@ -86,6 +93,7 @@ def load(config: DataConfig, cache_dir: Path | None = None) -> Corpus:
         vocab_size=tokenizer.vocab_size,
         name=source.name,
         hash=facts["hash"],
+        digest=facts["digest"],
         tokenizer=tokenizer.name,
         bos=tokenizer.bos,
     )
@@ -102,7 +110,7 @@ def _complete(folder: Path) -> bool:
 def _open(folder: Path, name: str, facts: dict[str, Any]) -> Tokens:
     names = json.loads((folder / f"{name}.names.json").read_text("utf-8"))
     ids = np.memmap(folder / f"{name}.ids", dtype=facts["dtype"], mode="r")
-    return Tokens(ids, np.load(folder / f"{name}.offsets.npy"), names)
+    return Tokens(ids, np.load(folder / f"{name}.offsets.npy"), names, facts["bytes"][name])
 
 
 def _build(folder: Path, source: Source, tokenizer: Tokenizer, config: DataConfig) -> None:
@@ -118,13 +126,12 @@ def _build(folder: Path, source: Source, tokenizer: Tokenizer, config: DataConfi
     try:
         built = scratch / "built"
         built.mkdir()
-        fractions = config.validation_fraction, config.test_fraction
-        splits = split(source.read(scratch), *fractions, scratch)
-        total, held_out = hashlib.sha256(), set()
+        splits = split(source.read(scratch), config.validation_fraction, config.test_fraction)
+        facts = {"hash": hashlib.sha256(), "digest": hashlib.sha256(), "dtype": tokenizer.dtype.str, "bytes": {}}
+        held_out: set[bytes] = set()
         for name in reversed(SPLITS):  # the test first: what it holds is kept out of the others
-            seen = _write(built, name, splits[name], tokenizer, config.max_bytes, held_out, total)
-            held_out |= seen
-        facts = {"hash": total.hexdigest(), "dtype": tokenizer.dtype.str}
+            held_out |= _write(built, name, splits[name], tokenizer, config.max_bytes, held_out, facts)
+        facts |= {kind: facts[kind].hexdigest() for kind in ("hash", "digest")}
         (built / "corpus.json").write_text(json.dumps(facts), "utf-8")
         try:
             os.replace(built, folder)
@@ -151,54 +158,56 @@ def _write(
     tokenizer: Tokenizer,
     max_bytes: int | None,
     held_out: set[bytes],
-    total: Any,
+    facts: dict[str, Any],
 ) -> set[bytes]:
-    """Tokenise one split into `folder` and add it to the hash `total`.
+    """Tokenise one split into `folder` and add it to the hashes and bytes of `facts`.
 
     Returns:
         Hashes of the documents, none for `train`, from which nothing is kept out.
     """
-
-    def tokenise(batch: dict[str, list[str | None]]) -> dict[str, list[Any]]:
-        texts = [text or "" for text in batch["text"]]
-        contents = [text.encode() for text in texts]
-        return {
-            "ids": [ids.astype(tokenizer.dtype) for ids in tokenizer.encode(texts)],
-            "digest": [hashlib.sha256(content).digest() for content in contents],
-            "size": [len(content) for content in contents],
-        }
-
-    rows = documents.texts.to_iterable_dataset().map(tokenise, batched=True, batch_size=16, remove_columns=["text"])
-    progress = tqdm(rows, f"tokenising {name}", len(documents.names), delay=5, leave=False)
-    names, offsets, seen = [], [0], set()
-    left, repeated = max_bytes, 0
-    with (folder / f"{name}.ids").open("wb") as file:
-        for document, row in zip(documents.names, progress, strict=True):
-            ids = row["ids"]
-            if row["digest"] in held_out:
-                repeated += 1
-                continue
-            if left is not None and row["size"] > left:
-                ids = ids[: len(ids) * left // row["size"]]
-            if len(ids):
-                file.write(ids.tobytes())
-                total.update(ids.tobytes())
-                names.append(document)
-                offsets.append(offsets[-1] + len(ids))
-                if name != "train":
-                    seen.add(row["digest"])
-            if left is not None:
-                left -= row["size"]
-                if left <= 0:
-                    break
+    names, offsets, seen, repeated = [], [0], set[bytes](), 0
+    left = documents.size if max_bytes is None else max_bytes
+    total = min(left, documents.size)
+    bar = tqdm(desc=f"tokenising {name}", total=total, unit="B", unit_scale=True, delay=5, leave=False)
+    facts["bytes"][name] = 0
+    with bar, (folder / f"{name}.ids").open("wb") as file:
+        for batch in documents.batches(_BATCH):
+            chosen = []
+            for document, text in batch:
+                content = text.encode()
+                digest = hashlib.sha256(content).digest()
+                if digest in held_out:
+                    repeated += 1
+                    continue
+                cut = max_bytes is not None and len(content) > left
+                if cut:
+                    text = content[:left].decode(errors="ignore")  # not half a character
+                    content = text.encode()
+                left = 0 if cut else left - len(content)
+                if content:
+                    chosen.append((document, text))
+                    facts["digest"].update(hashlib.sha256(content).digest())
+                    facts["bytes"][name] += len(content)
+                    if name != "train":
+                        seen.add(digest)
+            for (document, _), ids in zip(
+                chosen, tokenizer.encode([text for _, text in chosen], bar.update), strict=True
+            ):
+                if len(ids):
+                    file.write(ids.tobytes())
+                    facts["hash"].update(ids.tobytes())
+                    names.append(document)
+                    offsets.append(offsets[-1] + len(ids))
+            if max_bytes is not None and left <= 0:
+                break
     if not names:
         raise UserError(
-            f"the {name} split of the corpus is empty: {len(documents.names)} documents, no text "
+            f"the {name} split of the corpus is empty: {len(documents)} documents, no text "
             "but what other splits hold. Give a corpus with more text (data.corpus, data.path)."
         )
     if repeated:
         _log.info("%d documents of the %s split are held out elsewhere: left out", repeated, name)
-    total.update(np.array(offsets, "<i8").tobytes())
+    facts["hash"].update(np.array(offsets, "<i8").tobytes())
     np.save(folder / f"{name}.offsets.npy", np.array(offsets, np.int64))
     (folder / f"{name}.names.json").write_text(json.dumps(names), "utf-8")
     return seen

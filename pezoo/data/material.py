@@ -23,8 +23,11 @@ TRAINING, VALIDATION, TESTING = range(3)
 class Batched(Protocol):
     """Gives batches: `Tokens` of a split, or `Drill` of a task."""
 
-    def batch(self, step: int, batch_size: int, length: int, seed: int) -> Example:
-        """(B, L) tokens and targets of a step, for one seed and step always the same."""
+    def batch(self, step: int, batch_size: int, length: int, seed: int, longest: int | None = None) -> Example:
+        """(B, L) tokens and targets of a step, for one seed and step always the same.
+
+        `longest` is the length of the longest batches: shorter text is cut from the same documents.
+        """
 
     def rows(self, batch_size: int, longest: int, length: int) -> int:
         """Rows of a batch of `length` where one of `longest` has `batch_size`."""
@@ -43,7 +46,8 @@ class Text:
     def facts(self) -> dict[str, Any]:
         """All that determines the batches, as plain data."""
         corpus = self.corpus
-        facts = {"hash": corpus.hash, "tokenizer": corpus.tokenizer, "vocab_size": corpus.vocab_size}
+        facts = {"hash": corpus.hash, "digest": corpus.digest}
+        facts |= {"tokenizer": corpus.tokenizer, "vocab_size": corpus.vocab_size}
         return {"task": self.name, "form": "causal"} | facts
 
     def n_tokens(self, length: int) -> int:
@@ -101,7 +105,7 @@ class Drill:
     questions: Questions
     purpose: int
 
-    def batch(self, step: int, batch_size: int, length: int, seed: int) -> Example:
+    def batch(self, step: int, batch_size: int, length: int, seed: int, longest: int | None = None) -> Example:
         """See `Batched`."""
         pairs = self.questions.pairs(self.purpose, step, batch_size, length, seed)
         return self.questions.task.example(pairs, self.questions.form)
@@ -135,7 +139,7 @@ class Batches:
         for step in range(self.count):
             length = self.length if self.fixed else length_at(step, self.count, self.length, self.settings, self.seed)
             rows = self.material.rows(self.settings.batch_size, self.length, length)
-            yield self.material.batch(step, rows, length, self.seed)
+            yield self.material.batch(step, rows, length, self.seed, self.length)
 
 
 def length_at(step: int, count: int, longest: int, settings: TrainConfig, seed: int) -> int:

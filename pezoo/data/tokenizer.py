@@ -2,8 +2,9 @@
 
 import codecs
 import hashlib
+import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ class Tokenizer:
         vocab_size: ids are below this.
         bos: id of the begin-of-sequence token, if it has one. `encode` never adds it.
         fingerprint: hash of all that determines the ids.
-        encode: texts -> ids of each text, (n_tokens,).
+        encode: texts -> ids of each text, (n_tokens,) of `dtype`. No id is special, whatever a text says. A second
+            argument, if given, is called as `advance(n)` whenever n more bytes of text are done.
         decoder: makes a function that is called as `decode(ids)` as tokens come, and once as `decode([], final=True)`;
             it returns the text that they complete. What is no text becomes U+FFFD.
     """
@@ -31,13 +33,13 @@ class Tokenizer:
     vocab_size: int
     bos: int | None
     fingerprint: str
-    encode: Callable[[list[str]], list[np.ndarray]]
+    encode: Callable[..., list[np.ndarray]]
     decoder: Callable[[], Callable[..., str]]
 
     @property
     def dtype(self) -> np.dtype:
         """The smallest unsigned type that holds every id, little-endian."""
-        return np.min_scalar_type(self.vocab_size - 1).newbyteorder("<")
+        return _dtype(self.vocab_size)
 
 
 def load_tokenizer(name: str | None) -> Tokenizer:
@@ -63,19 +65,132 @@ def load_tokenizer(name: str | None) -> Tokenizer:
             "tokenizer on the hub or a folder that holds one, or leave it out to read bytes."
         ) from None
 
-    def encode(texts: list[str]) -> list[np.ndarray]:
-        options: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False}
-        return [np.array(ids) for ids in tokenizer(texts, verbose=False, **options)["input_ids"]]
-
     def decoder() -> Callable[..., str]:
         return _incremental(lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
     vocab_size = max(tokenizer.get_vocab().values()) + 1
+    encode = Encoder(tokenizer, _dtype(vocab_size))
     return Tokenizer(name, vocab_size, tokenizer.bos_token_id, _fingerprint(tokenizer), encode, decoder)
 
 
-def _utf8(texts: list[str]) -> list[np.ndarray]:
-    return [np.frombuffer(text.encode(), np.uint8) for text in texts]
+def _dtype(vocab_size: int) -> np.dtype:
+    return np.min_scalar_type(vocab_size - 1).newbyteorder("<")
+
+
+class Encoder:
+    """Texts to ids by a tokenizer of `transformers`.
+
+    What it holds of each token while it works takes some hundred bytes, so long texts are encoded in pieces. Each piece
+    reads on into the next, and the ids change over where both have had the same tokens for a while: they are those of
+    the whole text, unless a token depends on text further off than `margin`. A tokenizer written in Python does not say
+    where its tokens stand; its pieces end at white space, and there the ids may differ.
+
+    Args:
+        tokenizer: of `transformers`.
+        dtype: of the ids.
+        piece: characters in a piece.
+        margin: characters that a piece reads beyond its ends.
+    """
+
+    def __init__(self, tokenizer: Any, dtype: np.dtype, piece: int = 1 << 16, margin: int = 1 << 10) -> None:
+        self.tokenizer, self.dtype, self.piece, self.margin = tokenizer, dtype, piece, margin
+        special = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        if tokenizer.unk_token_id != tokenizer.bos_token_id:  # any text may have characters that are unknown
+            special.pop(tokenizer.unk_token_id, None)
+        self.special = np.array(list(special), np.int64)
+        # Behind the first character of each mark.
+        self.spelled = re.compile("|".join(f"(?<={re.escape(m[:1])})(?={re.escape(m[1:])})" for m in special.values()))
+
+    def __call__(self, texts: list[str], advance: Callable[[int], Any] = lambda n: None) -> list[np.ndarray]:
+        """Ids of each text; see `Tokenizer.encode`."""
+        found: list[Any] = [None] * len(texts)
+        short = [i for i, text in enumerate(texts) if len(text) <= self.piece]
+        for i, (ids, _) in zip(short, self._encode([texts[i] for i in short]), strict=True):
+            found[i] = ids
+            advance(len(texts[i].encode()))
+        for i, text in enumerate(texts):
+            if found[i] is None:
+                found[i] = np.concatenate(list(self._pieces(text, advance)))
+        return found
+
+    def _encode(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Ids of each text, (n_tokens, 2) where each token begins and ends (nothing if the tokenizer does not say)."""
+        found = self._as_it_is(texts)
+        for i, (ids, _) in enumerate(found):
+            if np.isin(ids, self.special).any():  # a vocabulary of words may hold the mark as one: spell it
+                parts = [part for part in self.spelled.split(texts[i]) if part]
+                starts = np.cumsum([0, *map(len, parts[:-1])])
+                ids, places = zip(*self._as_it_is(parts), strict=True)
+                places = np.concatenate([place + start for place, start in zip(places, starts, strict=True)])
+                ids = np.concatenate(ids)
+                kept = ~np.isin(ids, self.special)
+                found[i] = ids[kept], places[kept[: len(places)]]
+        return found
+
+    def _as_it_is(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        if not texts:
+            return []
+        done = self.tokenizer(
+            texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
+        )
+        ids = [np.array(ids, self.dtype) for ids in done["input_ids"]]
+        offsets = [encoding.offsets for encoding in done.encodings] if done.encodings else [[]] * len(ids)
+        return [(i, np.array(o, np.int64).reshape(-1, 2)) for i, o in zip(ids, offsets, strict=True)]
+
+    def _pieces(self, text: str, advance: Callable[[int], Any]) -> Iterator[np.ndarray]:
+        if not self.tokenizer.is_fast:
+            for part in self._words(text):
+                yield self._encode([part])[0][0]
+                advance(len(part.encode()))
+            return
+        starts = range(0, len(text), self.piece)
+        before, begin = None, 0
+        for few in (starts[i : i + 8] for i in range(0, len(starts), 8)):
+            origins = [max(0, start - self.margin) for start in few]
+            stops = [start + self.piece + self.margin for start in few]
+            pieces = self._encode([text[a:b] for a, b in zip(origins, stops, strict=True)])
+            for start, origin, (ids, places) in zip(few, origins, pieces, strict=True):
+                piece = ids, places + origin
+                if before is not None:
+                    end, next_begin = self._meet(before, piece, start)
+                    yield before[0][begin:end]
+                    begin = next_begin
+                before = piece
+                advance(len(text[start : start + self.piece].encode()))
+        yield before[0][begin:]
+
+    def _meet(self, left: tuple, right: tuple, cut: int, alike: int = 8) -> tuple[int, int]:
+        """The number in each piece of a token near `cut` with the same tokens on both sides of it."""
+        near, tokens = [], []
+        for ids, places in (left, right):
+            first, last = np.searchsorted(places[:, 0], [cut - self.margin, cut + self.margin])
+            near.append(int(first))
+            rows = slice(first, last)
+            tokens.append(list(zip(*places[rows].T.tolist(), ids[rows].tolist(), strict=True)))
+        lefts, rights = tokens
+        where = {token: i for i, token in enumerate(rights)}
+        for i in sorted(range(alike, len(lefts) - alike), key=lambda i: abs(lefts[i][0] - cut)):
+            j = where.get(lefts[i], 0)
+            if j >= alike and lefts[i - alike : i + alike] == rights[j - alike : j + alike]:
+                return near[0] + i, near[1] + j
+        return tuple(int(np.searchsorted(places[:, 0], cut)) for _, places in (left, right))
+
+    def _words(self, text: str) -> Iterator[str]:
+        """Parts of a text that end at white space, if there is any."""
+        start = 0
+        while start < len(text):
+            stop = start + self.piece
+            if stop < len(text):
+                stop = max(text.rfind(space, start + 1, stop) for space in " \n")
+                stop = stop if stop > start else start + self.piece
+            yield text[start:stop]
+            start = stop
+
+
+def _utf8(texts: list[str], advance: Callable[[int], Any] = lambda n: None) -> list[np.ndarray]:
+    found = [np.frombuffer(text.encode(), np.uint8) for text in texts]
+    advance(sum(map(len, found)))
+    return found
 
 
 def _utf8_decoder() -> Callable[..., str]:

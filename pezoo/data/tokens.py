@@ -27,11 +27,13 @@ class Tokens:
         ids: (n_tokens,) uint8, uint16 or uint32, usually memory-mapped.
         offsets: (n_documents + 1,) int64; document i is `ids[offsets[i]:offsets[i + 1]]`.
         names: of the documents.
+        n_bytes: bytes of UTF-8 that the ids stand for; None: unknown.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
     names: list[str]
+    n_bytes: int | None = None
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -42,9 +44,14 @@ class Tokens:
         """(n_documents,) int64: tokens in each document."""
         return np.diff(self.offsets)
 
-    def batch(self, step: int, batch_size: int, length: int, seed: int) -> Example:
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Bytes of text over tokens, None where unknown: a loss in nats is loss / ln 2 / this in bits per byte."""
+        return self.n_bytes / len(self.ids) if self.n_bytes and len(self.ids) else None
+
+    def batch(self, step: int, batch_size: int, length: int, seed: int, longest: int | None = None) -> Example:
         """A batch of `crops`, each token's target being the next one."""
-        ids = crops(self, length, batch_size, step, seed)
+        ids = crops(self, length, batch_size, step, seed, longest)
         return Example(ids[:, :-1], ids[:, 1:])
 
     def rows(self, batch_size: int, longest: int, length: int) -> int:
@@ -66,12 +73,22 @@ class Windows:
     document: np.ndarray
     offset: np.ndarray
 
+    @property
+    def overlap(self) -> float:
+        """Tokens of all windows over different tokens of the text: 1 where none is read twice."""
+        order = np.lexsort((self.offset, self.document))
+        document, offset, width = self.document[order], self.offset[order], self.ids.shape[1]
+        alike = document[1:] == document[:-1]
+        new = np.where(alike, np.minimum(np.diff(offset), width), width).sum() + width * min(1, len(offset))
+        return len(offset) * width / max(1, int(new))
 
-def crops(tokens: Tokens, length: int, batch_size: int, step: int, seed: int) -> LongTensor:
+
+def crops(tokens: Tokens, length: int, batch_size: int, step: int, seed: int, longest: int | None = None) -> LongTensor:
     """Cut a training batch.
 
-    Every place where `length + 1` tokens fit inside a document is equally likely. Shorter documents
-    are passed over; if all are shorter, crops are cut from the documents laid end to end.
+    Every place where `length + 1` tokens fit inside a document is equally likely. Documents shorter than
+    `longest + 1` are passed over, so that batches of other lengths are cut from the same ones; if all are shorter,
+    crops are cut from the documents laid end to end.
 
     Args:
         tokens: what is cropped.
@@ -79,19 +96,28 @@ def crops(tokens: Tokens, length: int, batch_size: int, step: int, seed: int) ->
         batch_size: sequences.
         step: number of the batch.
         seed: of the draws.
+        longest: length of the longest batches of a training; None: `length`.
 
     Returns:
         (B, L + 1) int64, for one `seed` and `step` always the same; a smaller batch is the
         beginning of a larger one.
 
     Raises:
-        UserError: if the whole split is shorter than `length + 1` tokens.
+        UserError: if the whole split is shorter than `longest + 1` tokens.
     """
-    first, upto = _starts(tokens, length)
-    draw = philox(seed, step).random_raw(batch_size) % np.uint64(upto[-1])
+    longest = longest or length
+    first, upto = _starts(tokens, longest)
+    more = longest - length  # places in each document, beside those of the longest
+    draw = philox(seed, step).random_raw(batch_size) % np.uint64(upto[-1] + more * len(upto))
     draw = draw.astype(np.int64)
-    document = np.searchsorted(upto, draw, side="right")
-    return _cut(tokens, length, first[document] + draw)
+    # The number of documents all of whose places are below the draw, by bisection: `upto + more * (1, 2, ...)` would
+    # be as long as the corpus has documents.
+    document, end = np.zeros_like(draw), np.full_like(draw, len(upto) - 1)
+    while (document < end).any():
+        middle = (document + end) // 2
+        below = upto[middle] + more * (middle + 1) <= draw
+        document, end = np.where(below, middle + 1, document), np.where(below, end, middle)
+    return _cut(tokens, length, first[document] + draw - more * document)
 
 
 def windows(tokens: Tokens, length: int, count: int, seed: int) -> Windows:
@@ -141,12 +167,14 @@ def philox(seed: int, stream: int) -> np.random.Philox:
 def _starts(tokens: Tokens, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Where crops may start.
 
-    The places are numbered through all documents; document i has those below `upto[i]`, and adding
-    `first[i]` to the number of a place gives its index in `tokens.ids`.
+    The places are numbered through all documents that are long enough; number i of them has those below `upto[i]`, and
+    adding `first[i]` to the number of a place gives its index in `tokens.ids`.
     """
-    places = np.maximum(tokens.lengths - length, 0)
-    inside = tokens.lengths[places > 0].sum() / max(1, len(tokens.ids))
+    lengths, starts = tokens.lengths, tokens.offsets[:-1]
+    read = lengths > length
+    inside = lengths[read].sum() / max(1, len(tokens.ids))
     if inside > 0:
+        places = lengths[read] - length
         upto = np.cumsum(places)
         if inside < 0.5:
             _log.warning(
@@ -154,7 +182,7 @@ def _starts(tokens: Tokens, length: int) -> tuple[np.ndarray, np.ndarray]:
                 100 * inside,
                 length,
             )
-        return tokens.offsets[:-1] - (upto - places), upto
+        return starts[read] - (upto - places), upto
     if len(tokens.ids) <= length:
         raise UserError(
             f"the corpus has {len(tokens.ids)} tokens to crop, too few for sequences of {length}: "

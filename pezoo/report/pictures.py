@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pezoo.attention import Composition
 from pezoo.compose import Scheme, build
-from pezoo.contract import Encoding, Extension, Positions, Shape, overrides
+from pezoo.contract import Encoding, Extension, Shape, overrides
 from pezoo.errors import UserError
 from pezoo.registry import entries, entry
 from pezoo.report.figure import PALETTE, SAVING
@@ -166,7 +166,7 @@ class _View:
     @torch.no_grad()
     def at(self, length: int, phase: str = "test", rows: int = 1, last: bool = False) -> Composition:
         """What the scheme adds at a length; `last`: for the last query only."""
-        positions = Positions.build(length, rows, phase=phase)
+        positions = self.scheme.positions(rows, length, rows=range(rows)).replace(phase=phase)
         positions = positions.slice(length - 1, length) if last else positions
         return self.scheme.prepare(positions).layers[0][0].composition
 

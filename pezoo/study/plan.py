@@ -26,9 +26,9 @@ from typing import Any
 
 import torch
 
-from pezoo.compose import attend_with, build
+from pezoo.compose import build
 from pezoo.config import LANGUAGE_MODELLING, Recipe, Row, TrainConfig
-from pezoo.contract import Positions, Shape, Undefined
+from pezoo.contract import Shape, Undefined
 from pezoo.data import Corpus, crops, load, windows
 from pezoo.data.material import TESTING, TRAINING, Material, Questions, Text
 from pezoo.errors import UserError, suggest
@@ -400,11 +400,11 @@ def _checked(recipe: Recipe, row: Row, key: str, material: Material, train_token
         shape = Shape(model.d_model, model.n_heads, model.n_layers, train_tokens, causal=material.causal)
         scheme = build(spec, shape)
         q = torch.zeros(1, model.n_heads, 2, shape.head_dim)
-        for training in (True, False):
-            positions = Positions.build(2, causal=material.causal, phase="train" if training else "test")
-            for layer in range(model.n_layers):
-                with torch.no_grad():
-                    attend_with(scheme.train(training), q, q, q, positions, layer=layer, backend=recipe.backend)
+        for phase in ("train", "test"):
+            with torch.no_grad():
+                prepared = scheme.prepare(scheme.positions(1, 2, phase=phase, rows=(0,)))
+                for layer in range(model.n_layers):
+                    prepared.attend(layer, q, q, q, recipe.backend)
     except Undefined:
         return spec
     except UserError as error:

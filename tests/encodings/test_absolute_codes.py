@@ -38,7 +38,7 @@ def vectors(*size, seed=0):
 
 def reals(p):
     """Positions at given coordinates (R, L)."""
-    return Positions.build(p.shape[1], len(p)).replace(query=p, key=p, spacing=None)
+    return Positions.build(p.shape[1], len(p), phase="test").replace(query=p, key=p, spacing=None)
 
 
 def attention(logits, v):
@@ -65,7 +65,7 @@ def test_hierarchical_reads_two_digits():
 def test_hierarchical_is_learned_within_its_table():
     member, learned = build("hierarchical"), build("learned")
     assert torch.equal(member.table, learned.table)
-    x, positions = vectors(2, LENGTH, WIDTH), Positions.build(LENGTH)
+    x, positions = vectors(2, LENGTH, WIDTH), Positions.build(LENGTH, phase="test")
     assert torch.equal(embed(member, x, positions), embed(learned, x, positions))
 
 
@@ -108,7 +108,7 @@ def test_complex_order_turns_pairs_of_channels(width):
 
 def test_complex_order_frequencies_are_open_to_extensions_and_to_gradients():
     scheme = pezoo.create("complex_order+ntk:factor=4", d_model=8, n_heads=2, n_layers=1, train_length=8)
-    part = scheme.prepare(Positions.build(4)).input[0]
+    part = scheme.prepare(Positions.build(4, phase="test")).input[0]
     ratio = part.positions.inv_freq[0] / part.encoding.inv_freq()
     torch.testing.assert_close(ratio[[0, -1]], torch.tensor([1.0, 0.25]))
     part.positions.inv_freq.sum().backward()
@@ -143,7 +143,7 @@ def test_floater_integrates_its_network(step, tolerance):
 
 def test_floater_trajectory_does_not_depend_on_the_length_and_stays_bounded():
     member = build("floater", step=0.1)
-    short, long = member.prepare(Positions.build(9)), member.prepare(Positions.build(200))
+    short, long = member.prepare(Positions.build(9, phase="test")), member.prepare(Positions.build(200, phase="test"))
     assert torch.equal(short, long[:9])
     reach = member.start.abs() + 0.1 * torch.arange(len(long))[:, None, None, None]
     assert bool((long[:, 0].abs() <= reach + 1e-4).all())
@@ -159,7 +159,7 @@ def test_floater_adds_its_codes_to_queries_keys_and_values():
         c = [member._code(which, own.query, own.replace(layer=layer)) for which in range(3)]
         assert (c[0] - c[1]).abs().max() > 0.05
         logits = (q + c[0]).double() @ (k + c[1]).double().mT / (WIDTH // HEADS) ** 0.5
-        out = pezoo.attend(scheme, q, k, v, positions, layer)
+        out = pezoo.attend(scheme, q, k, v, positions=positions, layer=layer)
         torch.testing.assert_close(out.double(), attention(logits, v + c[2]), atol=1e-5, rtol=1e-5)
 
 
@@ -182,7 +182,7 @@ def naive_tupe(member, i, j):
 @pytest.mark.parametrize("untie", [True, False])
 def test_tupe_is_a_product_of_projected_positions(untie, causal):
     member = build("tupe", untie_first=untie, causal=causal)
-    positions = Positions.build(LENGTH, causal=causal)
+    positions = Positions.build(LENGTH, causal=causal, phase="test")
     bias = member.bias(positions.replace(prepared=member.prepare(positions)))[0]
     for i in range(LENGTH):
         for j in range(LENGTH):
@@ -197,7 +197,7 @@ def test_tupe_is_a_product_of_projected_positions(untie, causal):
 def test_tupe_r_adds_the_bias_of_t5():
     member, plain = build("tupe", relative=True), build("tupe")
     plain.load_state_dict({name: member.state_dict()[name] for name in plain.state_dict()})
-    positions = Positions.build(LENGTH)
+    positions = Positions.build(LENGTH, phase="test")
     own = positions.replace(prepared=member.prepare(positions))
     difference = member.bias(own) - plain.bias(own)
     for i in range(LENGTH):
@@ -215,7 +215,7 @@ def test_tupe_scales_content_and_positions_alike():
     )
     logits = q.double() @ k.double().mT / (2 * WIDTH / HEADS) ** 0.5 + positional
     for layer in range(3):  # one table serves all layers
-        out = pezoo.attend(scheme, q, k, v, layer=layer)
+        out = pezoo.attend(scheme, q, k, v, layer=layer, phase="test")
         torch.testing.assert_close(out.double(), attention(logits, v), atol=1e-5, rtol=1e-5)
 
 
@@ -237,7 +237,7 @@ def cape(train_length=LENGTH, **given):
 
 def test_cape_shifts_jitters_and_stretches():
     member, rows, length = cape(max_shift=4.0, max_jitter=0.5, max_scale=1.5), 4000, 50
-    positions = Positions.build(length, rows, phase="train")
+    positions = Positions.build(length, rows, phase="train", rows=range(rows))
     moved = member.coordinates(positions)
     p = moved.query.double()
     assert p.shape == (rows, length)
@@ -265,27 +265,30 @@ def test_cape_shifts_jitters_and_stretches():
 
 def test_cape_draws_for_each_sequence_the_same_again():
     member = cape()
-    four = member.coordinates(Positions.build(9, 4, phase="train")).query
+    four = member.coordinates(Positions.build(9, 4, phase="train", rows=range(4))).query
     assert torch.equal(member.coordinates(Positions.build(9, 1, rows=(2,), phase="train")).query[0], four[2])
     assert len(torch.unique(four[:, 0])) == 4
-    assert not torch.equal(member.coordinates(Positions.build(9, 4, seed=1, phase="train")).query, four)
-    decoded = member.coordinates(Positions.build(9, 4, phase="train").slice(5, 6))
+    assert not torch.equal(member.coordinates(Positions.build(9, 4, seed=1, phase="train", rows=range(4))).query, four)
+    decoded = member.coordinates(Positions.build(9, 4, phase="train", rows=range(4)).slice(5, 6))
     assert torch.equal(decoded.query, four[:, 5:6])
 
 
 def test_cape_without_ranges_changes_nothing_and_tests_plainly():
-    member, positions = cape(max_shift=0.0, max_jitter=0.0, max_scale=1.0), Positions.build(9, 4, phase="train")
+    member, positions = (
+        cape(max_shift=0.0, max_jitter=0.0, max_scale=1.0),
+        Positions.build(9, 4, phase="train", rows=range(4)),
+    )
     assert torch.equal(member.coordinates(positions).query, positions.query.expand(4, -1))
     scheme = pezoo.create("sinusoidal+cape", d_model=WIDTH, n_heads=HEADS, n_layers=1, train_length=LENGTH)
     for phase, same in (("train", False), ("tune", False), ("test", True)):
-        plain = Positions.build(9, phase=phase)
+        plain = Positions.build(9, phase=phase, rows=(0,))
         assert torch.equal(scheme.prepare(plain).input[0].positions.query, plain.query) == same
     assert scheme.prefix_stable
 
 
 def test_cape_shows_no_coordinate_beyond_its_extent():
     member = cape(train_length=20, max_shift=3.0, max_scale=1.3)
-    p = member.coordinates(Positions.build(20, 3000, phase="train")).query
+    p = member.coordinates(Positions.build(20, 3000, phase="train", rows=range(3000))).query
     assert member.extent(20) - 4 < p.max() < member.extent(20)
 
 

@@ -20,7 +20,7 @@ def build(scheme, n_heads=4, train_length=16, causal=True):
 
 def bias(scheme, length, **facts):
     """The bias of a built scheme, (H, L, L)."""
-    positions = Positions.build(length, causal=scheme.shape.causal, **facts)
+    positions = Positions.build(length, causal=scheme.shape.causal, **{"phase": "test", "rows": (0,)} | facts)
     return scheme.prepare(positions).layers[0][0].composition.bias()[0].detach()
 
 
@@ -183,8 +183,10 @@ def test_t5_starts_as_no_bias_and_has_its_own_scale():
     assert not bias(build("t5"), 9).any()
     q, k, v = torch.randn(3, 1, 4, 9, 8)
     expected = torch.softmax((q @ k.mT).masked_fill(torch.ones(9, 9).triu(1).bool(), -torch.inf), -1) @ v
-    torch.testing.assert_close(pezoo.attend(build("t5"), q, k, v), expected)
-    torch.testing.assert_close(pezoo.attend(build("t5:scale=sqrt"), q, k, v), pezoo.attend(build("nope"), q, k, v))
+    torch.testing.assert_close(pezoo.attend(build("t5"), q, k, v, phase="test"), expected)
+    torch.testing.assert_close(
+        pezoo.attend(build("t5:scale=sqrt"), q, k, v, phase="test"), pezoo.attend(build("nope"), q, k, v, phase="test")
+    )
 
 
 def test_t5_rounds_interpolated_distances_down():
@@ -252,7 +254,7 @@ def test_kerple_parameters_start_uniform_and_are_held_in_range(kernel, r2):
 def test_kerple_power_has_finite_gradients():
     scheme = build("kerple_power", 2)
     q, k, v = torch.randn(3, 1, 2, 9, 8)
-    pezoo.attend(scheme, q, k, v).sum().backward()
+    pezoo.attend(scheme, q, k, v, phase="test").sum().backward()
     assert all(p.grad.isfinite().all() and p.grad.all() for p in scheme.parameters())
 
 
@@ -270,13 +272,15 @@ def fire_by_hand(scheme, length, start=0):
 
     def pair(h, i, j):
         argument = psi(i - j) / (psi(max(i - start, threshold)) + 1e-6)
-        return (w2 @ torch.relu(w1[:, 0] * argument + b1) + b2)[h].item()
+        hidden = w1[:, 0] * argument + b1
+        slope = 0.01 if fire.config.activation == "leaky_relu" else 0.0
+        return (w2 @ torch.where(hidden > 0, hidden, slope * hidden) + b2)[h].item()
 
     with torch.no_grad():
         return by_pairs(length, scheme.shape.n_heads, pair)
 
 
-@pytest.mark.parametrize("text", ["fire", "fire:threshold=5:width=8", "fire_shared"])
+@pytest.mark.parametrize("text", ["fire", "fire:threshold=5:width=8", "fire_shared", "fire:activation=leaky_relu"])
 def test_fire_is_its_formula(text):
     scheme = build(text, 2)
     with torch.no_grad():
@@ -298,7 +302,7 @@ def test_fire_golden_arguments():
 
 def test_fire_argument_stays_in_range_wherever_the_document_begins():
     scheme = build("fire", 1)
-    moved = Positions.build(40).map(lambda p, index: p + 500)
+    moved = Positions.build(40, phase="test").map(lambda p, index: p + 500)
     with torch.no_grad():
         shifted = member(scheme).bias(moved)[0]
     assert_same_where_seen(shifted, fire_by_hand(scheme, 40), atol=1e-5)

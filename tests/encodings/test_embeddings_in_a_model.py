@@ -6,6 +6,7 @@ import torch
 import pezoo
 import pezoo.attention
 from pezoo import UserError
+from pezoo.checks import positions_of, read
 from pezoo.transformer import Transformer, TransformerConfig
 
 LENGTH, TRAIN_LENGTH = 40, 16
@@ -73,7 +74,7 @@ def test_backends_agree_forward_and_backward(scheme, monkeypatch):
         use(built, backend)
         built.zero_grad()
         try:
-            logits = built(tokens())
+            logits = read(built, tokens())
         except UserError:
             assert backend == "sdpa"
             continue
@@ -90,10 +91,10 @@ def test_backends_agree_forward_and_backward(scheme, monkeypatch):
 def test_decoding_is_the_full_pass(scheme):
     built = model(scheme)
     with torch.no_grad():
-        full = built(tokens())
+        full = read(built, tokens())
         for sizes in ([1] * LENGTH, [11, 19, 10]):
             cache = built.cache(2, LENGTH)
-            parts = [built(part, cache=cache) for part in tokens().split(sizes, dim=1)]
+            parts = [built(part, positions_of(built, 2, LENGTH), cache) for part in tokens().split(sizes, dim=1)]
             torch.testing.assert_close(torch.cat(parts, 1), full, atol=2e-4, rtol=1e-4)
 
 
@@ -103,14 +104,14 @@ def test_no_token_sees_later_ones_or_other_documents(scheme):
     changed[:, 25] = (changed[:, 25] + 1) % 32
     documents = torch.tensor([[0] * 25 + [1] * 15, [0] * 12 + [1] * 28])
     with torch.no_grad():
-        one, other = built(tokens()), built(changed)
+        one, other = read(built, tokens()), read(built, changed)
         assert torch.equal(one[:, :25], other[:, :25])
         assert not torch.equal(one[:, 25:], other[:, 25:])
-        packed = built.positions(2, LENGTH, documents=documents)
+        packed = positions_of(built, 2, LENGTH, documents=documents)
         one, other = built(tokens(), packed), built(changed, packed)
         assert torch.equal(one[0, :25], other[0, :25])
         assert torch.equal(one[1, :12], other[1, :12])
-        alone = built(tokens()[1:, :12], built.positions(1, 12, declared=LENGTH, rows=(1,)))
+        alone = built(tokens()[1:, :12], positions_of(built, 1, 12, declared=LENGTH, rows=(1,)))
         torch.testing.assert_close(one[1:, :12], alone, atol=2e-4, rtol=1e-4)
 
 
@@ -119,7 +120,7 @@ def test_every_parameter_is_trained(scheme):
     built = model(scheme)
     for phase in ("train", "tune"):
         built.zero_grad()
-        out = built(tokens(TRAIN_LENGTH), built.positions(2, TRAIN_LENGTH, phase=phase))
+        out = built(tokens(TRAIN_LENGTH), positions_of(built, 2, TRAIN_LENGTH, phase=phase))
         (out * torch.randn(out.shape, generator=torch.Generator().manual_seed(7))).sum().backward()
         for name, parameter in built.scheme.named_parameters():
             assert parameter.grad.isfinite().all()
@@ -142,7 +143,7 @@ def test_sixteen_training_lengths_are_finite(scheme):
         return
     with torch.no_grad():
         for length in (1, 3, 16 * TRAIN_LENGTH):
-            assert built(tokens(length)).isfinite().all()
+            assert read(built, tokens(length)).isfinite().all()
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -159,7 +160,7 @@ def test_parameters_are_as_many_as_declared(scheme):
 )
 def test_shift_invariance_is_as_declared(scheme):
     built, positions = model(scheme), None
-    positions = built.positions(2, LENGTH)
+    positions = positions_of(built, 2, LENGTH)
     moved = positions.map(lambda p, index: p + 11.0)
     with torch.no_grad():
         difference = (built(tokens(), moved) - built(tokens(), positions)).abs().max()
@@ -198,8 +199,8 @@ def test_mixtures_of_layers_and_heads():
     ):
         built = model(scheme)
         with torch.no_grad():
-            full, cache = built(tokens()), built.cache(2, LENGTH)
-            parts = [built(part, cache=cache) for part in tokens().split([15, 25], dim=1)]
+            full, cache = read(built, tokens()), built.cache(2, LENGTH)
+            parts = [built(part, positions_of(built, 2, LENGTH), cache) for part in tokens().split([15, 25], dim=1)]
         torch.testing.assert_close(torch.cat(parts, 1), full, atol=2e-4, rtol=1e-4)
 
 

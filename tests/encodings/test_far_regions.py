@@ -15,7 +15,11 @@ SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 1, "train_length": 16}
 
 def compose(text, length, train_length=16, **facts):
     scheme = pezoo.create(text, **SHAPE | {"train_length": train_length, "causal": facts.get("causal", True)})
-    return scheme.prepare(Positions.build(length, **facts)).layers[0][0].composition
+    return (
+        scheme.prepare(Positions.build(length, **{"phase": "test", "rows": range(facts.get("batch", 1))} | facts))
+        .layers[0][0]
+        .composition
+    )
 
 
 def effective(composition, row=0):
@@ -103,7 +107,7 @@ def test_defaults_keep_every_distance_within_training(train_length, length):
 
 @pytest.mark.parametrize("name", ["leaky_rerope", "self_extend"])
 def test_unset_sizes_change_nothing_within_training(name):
-    positions = Positions.build(16)
+    positions = Positions.build(16, phase="test")
     same(effective(compose(f"rope+{name}", 16)), table(16, lambda i, j: i - j))
     assert not pezoo.create(f"rope+{name}", **SHAPE).prefix_stable
     fixed = {"leaky_rerope": "shrink", "self_extend": "group"}[name]
@@ -213,13 +217,13 @@ def test_rope_turns_each_pair_by_its_distance(text):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, 37, 16).unbind()
     scheme = pezoo.create(f"rope+{text}", **SHAPE).eval()
-    n = effective(scheme.prepare(Positions.build(37)).layers[0][0].composition).double()
+    n = effective(scheme.prepare(Positions.build(37, phase="test")).layers[0][0].composition).double()
     pairs_q, pairs_k = (torch.view_as_complex(x[0].double().unflatten(-1, (8, 2))) for x in (q, k))
     w = 10000 ** (-torch.arange(8, dtype=torch.float64) / 8)
     turns = torch.polar(torch.ones(37, 37, 8, dtype=torch.float64), n.nan_to_num()[..., None] * w)
     logits = torch.einsum("hik,hjk,ijk->hij", pairs_q, pairs_k.conj(), turns).real / 4
     weights = logits.masked_fill(n.isnan(), -torch.inf).softmax(-1)
-    ours = pezoo.attend(scheme, q, k, v)[0]
+    ours = pezoo.attend(scheme, q, k, v, phase="test")[0]
     torch.testing.assert_close(ours.double(), weights @ v[0].double(), atol=1e-5, rtol=1e-5)
 
 
@@ -228,11 +232,11 @@ def test_alibi_penalises_each_pair_by_its_distance(text):
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, 37, 16).unbind()
     scheme = pezoo.create(f"alibi+{text}", **SHAPE).eval()
-    n = effective(scheme.prepare(Positions.build(37)).layers[0][0].composition).double()
+    n = effective(scheme.prepare(Positions.build(37, phase="test")).layers[0][0].composition).double()
     slopes = torch.tensor([0.0625, 0.00390625], dtype=torch.float64)[:, None, None]
     logits = (q[0] @ k[0].transpose(-1, -2)).double() / 4 - slopes * n
     weights = logits.masked_fill(n.isnan(), -torch.inf).softmax(-1)
-    ours = pezoo.attend(scheme, q, k, v)[0]
+    ours = pezoo.attend(scheme, q, k, v, phase="test")[0]
     torch.testing.assert_close(ours.double(), weights @ v[0].double(), atol=1e-5, rtol=1e-5)
 
 
@@ -248,4 +252,4 @@ def test_without_positions_the_mask_is_all_of_it(name):
     scheme = pezoo.create(f"nope+{name}", **SHAPE).eval()
     x = torch.randn(1, 2, 40, 16)
     bare = pezoo.create("nope", **SHAPE)
-    assert not torch.equal(pezoo.attend(scheme, x, x, x), pezoo.attend(bare, x, x, x))
+    assert not torch.equal(pezoo.attend(scheme, x, x, x, phase="test"), pezoo.attend(bare, x, x, x, phase="test"))

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 import pezoo
-from pezoo.contract import Positions, Shape
+from pezoo.contract import Extension, Positions, Shape
 from pezoo.encodings.interpolation.longrope import search_factors, seed_factors
-from pezoo.registry import entry, make_config
+from pezoo.registry import entry, make_config, register
 
 RULES = (
     "abf",
@@ -20,6 +20,7 @@ RULES = (
     "dynamic_yarn",
     "giraffe",
     "giraffe:basis=truncated",
+    "giraffe:basis=both",
     "llama3",
     "longrope",
     "ntk",
@@ -43,7 +44,7 @@ def build(name, train_length, width=64, **given):
 def apply(name, inv_freq, length, train_length, **given):
     """Frequencies (n,) that a rule makes at a declared length."""
     extension = build(name, train_length, 2 * inv_freq.shape[-1], **given)
-    return extension.frequencies(inv_freq, Positions.build(1, declared=length))[0]
+    return extension.frequencies(inv_freq, Positions.build(1, declared=length, phase="test"))[0]
 
 
 def theirs(kind, width, base, train_length, length, **parameters):
@@ -90,7 +91,7 @@ def test_longrope_is_that_of_transformers(data, n, base, train_length, factor):
     given_lists = {"short_factor": short, "long_factor": long, "factor": factor}
     expected, m = theirs("longrope", 2 * n, base, train_length, length, **given_lists)
     extension = build("longrope", train_length, 2 * n, short=short, long=long, factor=factor)
-    positions = Positions.build(1, declared=length)
+    positions = Positions.build(1, declared=length, phase="test")
     ours = extension.frequencies(series(2 * n, base), positions)[0]
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=0)
     assert extension.scale(positions) == pytest.approx(m**2, rel=1e-6)
@@ -102,7 +103,7 @@ def test_dynamic_yarn_is_yarn_of_transformers_at_the_current_length(width, base,
     length = times * train_length
     expected, m = theirs("yarn", width, base, train_length, length, factor=float(times))
     extension = build("dynamic_yarn", train_length, width)
-    positions = Positions.build(1, declared=length)
+    positions = Positions.build(1, declared=length, phase="test")
     # The ramp's ends are whole numbers of pairs; where they fall on one, rounding in float32 may choose its neighbour.
     real = [width * math.log(train_length / (2 * math.pi * b)) / (2 * math.log(base)) for b in (32, 1)]
     if any(abs(r - round(r)) < 1e-3 for r in real):
@@ -144,14 +145,14 @@ def test_abf_leaves_zero_frequencies():
 @pytest.mark.parametrize(("factor", "length", "m"), [(4, 2048, 1.087115), (32, 4096, 1.190238), (8, 512, 1.154701)])
 def test_longrope_golden_magnitudes(factor, length, m):
     extension = build("longrope", length, factor=factor)
-    assert extension.scale(Positions.build(1)) == pytest.approx(m**2, rel=2e-6)
-    assert build("longrope", length, magnitude=1.5).scale(Positions.build(1)) == 2.25
+    assert extension.scale(Positions.build(1, phase="test")) == pytest.approx(m**2, rel=2e-6)
+    assert build("longrope", length, magnitude=1.5).scale(Positions.build(1, phase="test")) == 2.25
 
 
 @pytest.mark.parametrize("name", ["yarn", "dynamic_yarn"])
 @pytest.mark.parametrize(("factor", "square"), [(2, 1.143434), (4, 1.296477), (8, 1.459129), (16, 1.631390)])
 def test_yarn_golden_temperatures(name, factor, square):
-    positions = Positions.build(1, declared=64 * factor)
+    positions = Positions.build(1, declared=64 * factor, phase="test")
     assert build(name, 64).scale(positions) == pytest.approx(square, rel=1e-6)
 
 
@@ -161,7 +162,7 @@ def test_longrope_with_one_table_is_prefix_stable(table):
     extension = build("longrope", 64, **fixed)
     assert extension.prefix_stable
     for length in (8, 64, 65, 512):
-        ours = extension.frequencies(series(64), Positions.build(1, declared=length))
+        ours = extension.frequencies(series(64), Positions.build(1, declared=length, phase="test"))
         assert torch.equal(ours, series(64) / (1.0 if table == "short" else 3.0))
 
 
@@ -175,6 +176,17 @@ def test_giraffe_power_is_its_formula():
     n = 32
     expected = [10000.0 ** (-k / n) * (1 - k / n) ** 0.3 / 2 for k in range(n)]
     ours = apply("giraffe", series(64), 5, 64, power=0.3, factor=2)
+    torch.testing.assert_close(ours.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+def test_giraffe_can_slow_first_and_cut_then():
+    n, length, expected = 32, 512, []
+    cut = 2 * math.pi / length
+    for k in range(n):
+        w = 10000.0 ** (-k / n) / 2 * (1 - k / n) ** 0.3
+        expected.append(w if w >= cut else cut / 16 if w >= cut / 8 else 0.0)
+    assert len({w for w in expected if w in (0.0, cut / 16)}) == 2
+    ours = apply("giraffe", series(64), 5, length, basis="both", power=0.3, factor=2)
     torch.testing.assert_close(ours.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=0)
 
 
@@ -200,9 +212,40 @@ def test_resonance_rounds_every_wavelength_and_turns_come_back():
             assert (there[:, None] - here).abs().min(1).values.max() < 1e-3
 
 
+@pytest.mark.parametrize("text", ["pi", "pi:factor=3", "halved"])
+def test_resonance_is_refused_where_coordinates_are_divided(text):
+    if text == "halved":
+
+        @register("halved", title="Coordinates over 2")
+        class Halved(Extension):
+            """A stranger's interpolation."""
+
+            def coordinates(self, positions):
+                return positions.scaled(0.5)
+
+    sizes = {"d_model": 64, "n_heads": 1, "n_layers": 1, "train_length": 64}
+    factor = 3 if "3" in text else 4
+    for scheme in (f"rope+{text}+resonance", f"rope+resonance+{text}"):
+        with pytest.raises(pezoo.UserError, match=rf"giraffe:power=0:factor={factor}\+resonance"):
+            pezoo.create(scheme, **sizes)
+
+
+@pytest.mark.parametrize("text", ["pi:factor=1", "pi:at=tune", "random", "shift", "giraffe_random", "clex", "rerope"])
+def test_resonance_goes_with_whole_coordinates(text):
+    pezoo.create(f"rope+{text}+resonance", d_model=64, n_heads=1, n_layers=1, train_length=64)
+
+
+def test_what_resonance_suggests_rounds_interpolated_wavelengths():
+    scheme = pezoo.create("rope+giraffe:power=0:factor=4+resonance", d_model=64, n_heads=1, n_layers=1, train_length=64)
+    composition = scheme.prepare(Positions.build(1, declared=256, phase="test")).layers[0][0].composition
+    expected = (2 * math.pi * 4 * 10000 ** (torch.arange(32, dtype=torch.float64) / 32)).round()
+    wavelengths = 2 * math.pi / composition.base[0].positions.inv_freq.double()
+    torch.testing.assert_close(wavelengths[0], expected, rtol=1e-6, atol=0)
+
+
 def test_resonance_rounds_what_yarn_has_made():
     scheme = pezoo.create("rope+yarn+resonance", d_model=64, n_heads=1, n_layers=1, train_length=64)
-    composition = scheme.prepare(Positions.build(1, declared=512)).layers[0][0].composition
+    composition = scheme.prepare(Positions.build(1, declared=512, phase="test")).layers[0][0].composition
     wavelengths = 2 * math.pi / composition.base[0].positions.inv_freq.double()
     expected = (2 * math.pi / apply("yarn", series(64), 512, 64).double()).round()
     torch.testing.assert_close(wavelengths[0], expected, rtol=1e-6, atol=0)
@@ -213,9 +256,11 @@ def test_rows_of_different_lengths_get_their_own_frequencies(text):
     name, *setting = text.split(":")
     given_settings = dict(pair.split("=") for pair in setting)
     lengths = torch.tensor([16, 64, 65, 200, 1024])
-    together = build(name, 64, **given_settings).frequencies(series(64), Positions.build(1, 5, declared=lengths))
+    together = build(name, 64, **given_settings).frequencies(
+        series(64), Positions.build(1, 5, declared=lengths, phase="test")
+    )
     rows = series(64).expand(5, -1)
-    again = build(name, 64, **given_settings).frequencies(rows, Positions.build(1, 5, declared=lengths))
+    again = build(name, 64, **given_settings).frequencies(rows, Positions.build(1, 5, declared=lengths, phase="test"))
     for i, length in enumerate(lengths.tolist()):
         alone = apply(name, series(64), length, 64, **given_settings)
         for found in (together, again):
@@ -225,9 +270,9 @@ def test_rows_of_different_lengths_get_their_own_frequencies(text):
 @pytest.mark.parametrize("name", ["yarn", "dynamic_yarn", "longrope"])
 def test_temperatures_of_rows_of_different_lengths(name):
     lengths, extension = torch.tensor([16, 64, 200]), build(name, 64)
-    rows = extension.scale(Positions.build(1, 3, declared=lengths))
+    rows = extension.scale(Positions.build(1, 3, declared=lengths, phase="test"))
     for row, length in zip(rows, lengths.tolist(), strict=True):
-        alone = extension.scale(Positions.build(1, declared=length))
+        alone = extension.scale(Positions.build(1, declared=length, phase="test"))
         assert row.item() == pytest.approx(alone, rel=1e-6)
 
 
@@ -236,7 +281,7 @@ def test_temperatures_of_rows_of_different_lengths(name):
 )
 def test_frequencies_of_zero_stay_zero(text):
     scheme = pezoo.create(f"rope:kept=0.5+{text}", d_model=64, n_heads=1, n_layers=1, train_length=64)
-    composition = scheme.prepare(Positions.build(1, declared=512)).layers[0][0].composition
+    composition = scheme.prepare(Positions.build(1, declared=512, phase="test")).layers[0][0].composition
     frequencies = composition.base[0].positions.inv_freq
     assert torch.equal(frequencies[:, 16:], torch.zeros(1, 16))
     assert torch.isfinite(frequencies).all()
@@ -276,13 +321,15 @@ def test_clex_solves_the_papers_equation(activation):
     start = frequencies[0].double().log().numpy()
     for t in (2, 5):
         solved = solve_ivp(slope, (1, t), start, rtol=1e-9, atol=1e-9).y[:, -1]
-        ours = extension.frequencies(frequencies, Positions.build(1, declared=64 * t - 3))[0].log()
+        ours = extension.frequencies(frequencies, Positions.build(1, declared=64 * t - 3, phase="test"))[0].log()
         torch.testing.assert_close(ours.double(), torch.from_numpy(solved), rtol=1e-4, atol=1e-4)
 
 
 def test_clex_reaches_no_further_than_its_largest_factor():
     extension = clex(max_factor=3)
-    there, further = (extension.frequencies(series(16), Positions.build(1, declared=64 * t)) for t in (3, 9))
+    there, further = (
+        extension.frequencies(series(16), Positions.build(1, declared=64 * t, phase="test")) for t in (3, 9)
+    )
     assert torch.equal(there, further)
 
 
@@ -347,7 +394,7 @@ def test_found_factors_build_a_scheme():
     best, _ = search_factors(sum, series(16)[0], 64, 8.0, iterations=1)
     text = "rope+longrope:factor=8:long=" + ",".join(f"{a:g}" for a in best)
     scheme = pezoo.create(text, d_model=16, n_heads=1, n_layers=1, train_length=64)
-    composition = scheme.prepare(Positions.build(1, declared=512)).layers[0][0].composition
+    composition = scheme.prepare(Positions.build(1, declared=512, phase="test")).layers[0][0].composition
     torch.testing.assert_close(composition.base[0].positions.inv_freq[0], series(16)[0] / torch.tensor(best))
 
 

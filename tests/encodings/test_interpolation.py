@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import pezoo
@@ -19,7 +19,7 @@ def build(text, head_dim=64, train_length=512):
 
 def part(scheme, declared):
     """The encoding and what it reads at a declared length."""
-    return scheme.prepare(Positions.build(1, declared=declared)).layers[0][0].composition.base[0]
+    return scheme.prepare(Positions.build(1, declared=declared, phase="test")).layers[0][0].composition.base[0]
 
 
 def frequencies(text, declared, head_dim=64, train_length=512):
@@ -61,7 +61,9 @@ def test_pi_is_linear_scaling(head_dim, base, train_length, factor):
     expected, _ = theirs("linear", head_dim, base, train_length, 4 * train_length, factor=factor)
     scheme = build(f"rope:base={base}+pi:factor={factor}", head_dim, train_length)
     rope = part(scheme, 4 * train_length)
-    turns, _ = rope.encoding.prepare(rope.positions.replace(query=Positions.build(40).scaled(1 / factor).query))
+    turns, _ = rope.encoding.prepare(
+        rope.positions.replace(query=Positions.build(40, phase="test").scaled(1 / factor).query)
+    )
     angles = torch.arange(40)[:, None] * expected
     torch.testing.assert_close(turns[0, 0], torch.polar(torch.ones_like(angles), angles), rtol=0, atol=1e-4)
 
@@ -88,10 +90,57 @@ def test_yarn_is_that_of_transformers(head_dim, base, train_length, factor, fast
     expected, m = theirs("yarn", head_dim, base, train_length, 9, partial, factor=factor, **beta)
     text = f"rope:base={base}:fraction={partial}+yarn:factor={factor}:beta_fast={fast}:beta_slow={slow}"
     torch.testing.assert_close(frequencies(text, 9, head_dim, train_length), expected, rtol=1e-4, atol=0)
-    composition = build(text, head_dim, train_length).prepare(Positions.build(9)).layers[0][0].composition
+    composition = build(text, head_dim, train_length).prepare(Positions.build(9, phase="test")).layers[0][0].composition
     assert composition.sigma() == pytest.approx(m**2, rel=1e-6)
     parts = text.replace("+yarn", "+ntk_by_parts")
     torch.testing.assert_close(frequencies(parts, 9, head_dim, train_length), expected, rtol=1e-4, atol=0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(head_dims.filter(lambda d: d >= 8), bases, train_lengths, factors, st.floats(8, 64), st.floats(0.5, 4), partials)
+@example(64, 150_000.0, 4096, 32.0, 32.0, 1.0, 1.0)  # gpt-oss
+def test_yarn_untruncated_is_that_of_transformers(head_dim, base, train_length, factor, fast, slow, partial):
+    width = int(head_dim * partial)
+    low, high = (width * math.log(train_length / (2 * math.pi * n)) / (2 * math.log(base)) for n in (fast, slow))
+    assume(width % 2 == 0 and high > max(low, 0) + 0.1)  # else their ramp ends before it begins
+    beta = {"beta_fast": fast, "beta_slow": slow}
+    expected, _ = theirs("yarn", head_dim, base, train_length, 9, partial, factor=factor, truncate=False, **beta)
+    for name in ("yarn", "ntk_by_parts"):
+        text = f"rope:base={base}:fraction={partial}+{name}:factor={factor}:beta_fast={fast}:beta_slow={slow}"
+        ours = frequencies(f"{text}:truncate=false", 9, head_dim, train_length)
+        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=0)
+
+
+@settings(deadline=None, max_examples=20)
+@given(factors, st.floats(0.1, 3.0))
+def test_an_attention_factor_is_that_of_transformers(factor, given_factor):
+    _, m = theirs("yarn", 64, 1e4, 512, 9, factor=factor, attention_factor=given_factor)
+    composition = build(f"rope+yarn:factor={factor}:attention_factor={given_factor}").prepare(
+        Positions.build(9, phase="test")
+    )
+    assert composition.layers[0][0].composition.sigma() == pytest.approx(m**2, rel=1e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(factors, st.floats(0.1, 2.0), st.floats(0.1, 2.0))
+@example(40.0, 1.0, 1.0)  # DeepSeek-V3
+@example(40.0, 0.707, 0.707)  # DeepSeek-V2
+def test_mscale_is_that_of_deepseek(factor, mscale, mscale_all_dim):
+    module = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3", reason="needs transformers")
+    rope = {"rope_type": "yarn", "factor": factor, "mscale": mscale, "mscale_all_dim": mscale_all_dim}
+    _, tables = theirs("yarn", 64, 1e4, 512, 9, **{k: v for k, v in rope.items() if k != "rope_type"})
+    scale = module.yarn_apply_mscale(rope, 64**-0.5)  # of the softmax; the tables multiply q and k
+    for name in (f"yarn:factor={factor}", "dynamic_yarn"):
+        scheme = build(f"rope+{name}:mscale={mscale}")
+        positions = Positions.build(1, declared=torch.tensor([512 * factor]), phase="test")
+        composition = scheme.prepare(positions).layers[0][0].composition
+        came = float(torch.as_tensor(composition.sigma())) * composition.scale
+        assert came == pytest.approx(tables**2 * scale, rel=1e-5)
+
+
+def test_two_temperatures_are_refused():
+    with pytest.raises(pezoo.UserError, match="mscale does nothing beside it"):
+        build("rope+yarn:attention_factor=1.2:mscale=0.5")
 
 
 # Formulas
@@ -132,13 +181,14 @@ def test_yarn_sharpens_all_of_the_product():
     for head_dim, fraction in ((16, 1), (16, 0.5)):
         text = f"rope:fraction={fraction}+"
         q, k, v = torch.randn(3, 1, 1, 9, head_dim)
-        yarn = pezoo.attend(build(f"{text}yarn:factor=8", head_dim), q, k, v)
-        parts = pezoo.attend(build(f"{text}ntk_by_parts:factor=8", head_dim), q * (0.1 * math.log(8) + 1) ** 2, k, v)
+        yarn = pezoo.attend(build(f"{text}yarn:factor=8", head_dim), q, k, v, phase="test")
+        sharp = q * (0.1 * math.log(8) + 1) ** 2
+        parts = pezoo.attend(build(f"{text}ntk_by_parts:factor=8", head_dim), sharp, k, v, phase="test")
         torch.testing.assert_close(yarn, parts)
 
 
 def test_pi_reads_every_position_at_its_share():
-    positions = build("rope+pi", 8, 16).parts[0].positions_at(Positions.build(64), 0)
+    positions = build("rope+pi", 8, 16).parts[0].positions_at(Positions.build(64, phase="test"), 0)
     assert positions.query[0].tolist() == [i / 4 for i in range(64)]
     assert positions.spacing == (0, 0.25)
 
@@ -155,7 +205,7 @@ def test_rules_leave_training_lengths_alone(rule):
 def test_an_unset_factor_is_how_far_the_length_goes(rule):
     q, k, v = torch.randn(3, 1, 1, 40, 8)
     unset, fixed = (build(f"rope+{rule}{setting}", 8, 16) for setting in ("", ":factor=2.5"))
-    torch.testing.assert_close(pezoo.attend(unset, q, k, v), pezoo.attend(fixed, q, k, v))
+    torch.testing.assert_close(pezoo.attend(unset, q, k, v, phase="test"), pezoo.attend(fixed, q, k, v, phase="test"))
 
 
 def test_rules_apply_in_the_order_they_are_written():
@@ -200,7 +250,9 @@ def test_yarn_golden_ends_of_the_ramp(width, train_length, low, high):
     ("factor", "square"), [(2, 1.143434), (4, 1.296477), (8, 1.459129), (16, 1.631390), (32, 1.813260)]
 )
 def test_yarn_golden_logit_factors(factor, square):
-    composition = build("rope+yarn").prepare(Positions.build(1, declared=512 * factor)).layers[0][0].composition
+    composition = (
+        build("rope+yarn").prepare(Positions.build(1, declared=512 * factor, phase="test")).layers[0][0].composition
+    )
     assert composition.sigma() == pytest.approx(square, rel=1e-6)
 
 

@@ -15,7 +15,7 @@ def scheme(text, **facts):
 
 def drawn(text, length=16, batch=300, phase="train", **facts):
     """Coordinates (B, L) that the first layer reads."""
-    prepared = scheme(text).prepare(Positions.build(length, batch, phase=phase, **facts))
+    prepared = scheme(text).prepare(Positions.build(length, batch, phase=phase, **{"rows": range(batch)} | facts))
     return prepared.layers[0][0].composition.positions.key
 
 
@@ -155,7 +155,7 @@ def test_giraffe_steps_are_random_numbers_below_two():
 
 def test_toeplitz_draws_distances():
     built = scheme("alibi+random:relative=toeplitz:max_length=50", train_length=20)
-    composition = built.prepare(Positions.build(20, 3, phase="train")).layers[0][0].composition
+    composition = built.prepare(Positions.build(20, 3, phase="train", rows=range(3))).layers[0][0].composition
     bias = composition.bias()
     slopes = torch.tensor([0.0625, 0.00390625])
     for b in range(3):
@@ -173,7 +173,7 @@ def test_toeplitz_draws_distances():
 def test_toeplitz_draws_up_to_the_range_are_all_distances():
     composition = (
         scheme("alibi+random:relative=toeplitz:max_length=16")
-        .prepare(Positions.build(16, phase="train"))
+        .prepare(Positions.build(16, phase="train", rows=(0,)))
         .layers[0][0]
         .composition
     )
@@ -183,7 +183,9 @@ def test_toeplitz_draws_up_to_the_range_are_all_distances():
 
 def test_toeplitz_keeps_the_argument_of_fire_within_its_range():
     built = scheme("fire+random:relative=toeplitz")
-    positions = built.prepare(Positions.build(16, 4, phase="train")).layers[0][0].composition.base[0].positions
+    positions = (
+        built.prepare(Positions.build(16, 4, phase="train", rows=range(4))).layers[0][0].composition.base[0].positions
+    )
     reach = positions.query - positions.origin()
     distance = positions.distance().clamp(min=0)
     assert (distance <= reach[..., None] + 1e-6).all()
@@ -192,7 +194,9 @@ def test_toeplitz_keeps_the_argument_of_fire_within_its_range():
 
 def test_interpolation_scales_drawn_distances():
     texts = ("alibi+random:relative=toeplitz", "alibi+random:relative=toeplitz+pi:factor=4:at=train")
-    plain, scaled = (scheme(t).prepare(Positions.build(16, 2, phase="train")).layers[0][0].composition for t in texts)
+    plain, scaled = (
+        scheme(t).prepare(Positions.build(16, 2, phase="train", rows=range(2))).layers[0][0].composition for t in texts
+    )
     torch.testing.assert_close(scaled.bias() * 4, plain.bias())
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import pezoo
@@ -18,7 +18,7 @@ def build(text, head_dim=8, n_heads=2, train_length=16):
 
 def rotated(scheme, q, k, positions=None):
     """q and k as attention uses them."""
-    positions = positions or Positions.build(q.shape[-2])
+    positions = positions or Positions.build(q.shape[-2], phase="test")
     return scheme.prepare(positions).layers[0][0].composition.rotate(q, k)
 
 
@@ -43,7 +43,7 @@ def test_rope_is_its_formula(pairing, fraction, kept):
     scheme = build(f"rope:pairing={pairing}:fraction={fraction}:kept={kept}:base=100", 16)
     width = int(16 * fraction)
     frequencies = [100 ** (-2 * k / width) for k in range(width // 2)]
-    frequencies = [w if k < round(kept * width / 2) else 0 for k, w in enumerate(frequencies)]
+    frequencies = [w if k < kept * width / 2 else 0 for k, w in enumerate(frequencies)]  # whole numbers of pairs
     q, k = torch.randn(2, 1, 2, 40, 16)
     q_turned, k_turned = rotated(scheme, q, k)
     for ours, x in ((q_turned, q), (k_turned, k)):
@@ -75,6 +75,24 @@ def test_pairings_are_one_family_up_to_the_order_of_channels():
     half = rotated(build("rope:pairing=half"), q[..., order], k[..., order])
     for a, b in zip(interleaved, half, strict=True):
         assert torch.equal(a[..., order], b)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 20).map(lambda n: n / 20), st.sampled_from([8, 16, 24, 48, 64, 96, 128]), st.floats(10, 1e6))
+@example(0.3, 64, 1e4)
+@example(0.9, 48, 1e4)
+@example(0.9, 64, 1e4)
+def test_kept_is_the_proportional_rotation_of_transformers(kept, head_dim, base):
+    transformers = pytest.importorskip("transformers", reason="parity needs transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = {"rope_type": "proportional", "rope_theta": base, "partial_rotary_factor": kept}
+    config = transformers.LlamaConfig(
+        hidden_size=head_dim, num_attention_heads=1, head_dim=head_dim, rope_parameters=rope
+    )
+    expected, _ = ROPE_INIT_FUNCTIONS["proportional"](config, torch.device("cpu"))
+    ours = build(f"rope:kept={kept}:base={base}", head_dim).members[0].inv_freq()
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=0)
 
 
 def test_golden_frequencies():
@@ -112,7 +130,7 @@ def test_products_depend_on_distance_and_norms_stay(pairing):
 def test_one_query_turns_by_its_own_position():
     q, k = torch.randn(2, 1, 2, 30, 8)
     full_q, full_k = rotated(build("rope"), q, k)
-    last = Positions.build(30).slice(29, 30)
+    last = Positions.build(30, phase="test").slice(29, 30)
     one_q, all_k = rotated(build("rope"), q[:, :, -1:], k, last)
     torch.testing.assert_close(one_q, full_q[:, :, -1:])
     assert torch.equal(all_k, full_k)
@@ -120,7 +138,7 @@ def test_one_query_turns_by_its_own_position():
 
 def test_the_dtype_is_kept_and_the_angle_is_not_rounded():
     q = torch.randn(1, 2, 3, 8, dtype=torch.bfloat16)
-    far = Positions.build(3).map(lambda p, index: p + 65533)
+    far = Positions.build(3, phase="test").map(lambda p, index: p + 65533)
     turned, _ = rotated(build("rope"), q, q, far)
     assert turned.dtype == torch.bfloat16
     frequencies = [10000 ** (-2 * k / 8) for k in range(4)]

@@ -4,8 +4,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import pezoo
+from pezoo import testing
+from pezoo.checks import CHECKS
 from pezoo.contract import Positions, Shape
 from pezoo.encodings.bias import dape
 from pezoo.encodings.bias.alibi import slopes
@@ -27,7 +30,7 @@ def composed(text, length, layer=0, randomise=True):
     if randomise:
         for parameter in scheme.parameters():
             parameter.data += 0.3 * torch.randn_like(parameter)
-    return scheme, scheme.prepare(Positions.build(length)).layers[layer][0].composition
+    return scheme, scheme.prepare(Positions.build(length, phase="test")).layers[layer][0].composition
 
 
 # TISA
@@ -37,7 +40,7 @@ def composed(text, length, layer=0, randomise=True):
 @pytest.mark.parametrize("causal", [True, False])
 def test_tisa_is_its_formula(offset, causal):
     ours = member("tisa", offset=offset, causal=causal)
-    bias = ours.bias(Positions.build(20, causal=causal))[0]
+    bias = ours.bias(Positions.build(20, causal=causal, phase="test"))[0]
     a, b, c = (p.detach().double() for p in (ours.amplitudes, ours.sharpnesses, ours.centres))
     for h in range(3):
         for i in (0, 7, 19):
@@ -88,7 +91,7 @@ def test_sandwich_is_the_product_of_sinusoids(width):
     angles = torch.arange(300, dtype=torch.float64)[:, None] * 10000 ** (-2 * k / width)
     table = torch.cat((angles.sin(), angles.cos()), dim=-1)
     products = table @ table.T - width / 2
-    bias = member("sandwich", n_heads=6, width=width).bias(Positions.build(300))[0]
+    bias = member("sandwich", n_heads=6, width=width).bias(Positions.build(300, phase="test"))[0]
     for h in range(6):
         torch.testing.assert_close(bias[h].double(), products / (8 * (h + 1) / 6), atol=2e-3, rtol=1e-4)
 
@@ -96,56 +99,114 @@ def test_sandwich_is_the_product_of_sinusoids(width):
 # DAPE
 
 
-@pytest.mark.parametrize("base", ["alibi", "kerple", "fire"])
+def content(composition, q, k):
+    """q_i . k_j / sqrt(d), turned or not, (B, H, L, L), float64."""
+    q, k = composition.rotate(q, k)
+    return q.double() @ k.double().mT / 4
+
+
+@pytest.mark.parametrize("text", ["alibi+dape", "kerple+dape", "fire+dape", "alibi+dape:reads=sum"])
+@pytest.mark.parametrize("base", ["", "rope", "nope"])
 @pytest.mark.parametrize("layer", [0, 1])
-def test_dape_is_its_formula(base, layer):
-    scheme, composition = composed(f"{base}+dape", 20, layer)
+def test_dape_is_its_formula(text, base, layer):
+    if base == "nope":
+        text = "nope+dape:reads=sum"
+    elif base:
+        text = text.replace("alibi", "rope") if "sum" in text else f"rope+{text}"
+    scheme, composition = composed(text, 20, layer)
     network = scheme.parts[0].extensions[0][layer]
     torch.manual_seed(2)
     q, k, v = torch.randn(3, 2, 3, 20, 16).unbind()
-    ours = scheme.prepare(Positions.build(20, 2)).attend(layer, q, k, v, "eager")
-    bias = composition.bias().detach().double()[0]
+    ours = scheme.prepare(Positions.build(20, 2, phase="test")).attend(layer, q, k, v, "eager")
+    content_logits = content(composition, q, k)
+    bias = torch.zeros(1, 3, 20, 20) if composition.bias() is None else composition.bias().detach()
     first, last = network.first.weight.double(), network.last.weight.double()
     expected = torch.empty(2, 3, 20, 20, dtype=torch.float64)
     for b in range(2):
         for i in range(20):
             for j in range(20):
-                a = (q[b, :, i].double() * k[b, :, j].double()).sum(-1) / 4
-                hidden = first @ torch.cat((a, bias[:, i, j])) + network.first.bias.double()
+                a, base_bias = content_logits[b, :, i, j], bias[0, :, i, j].double()
+                read = a + base_bias if "sum" in text else torch.cat((a, base_bias))
+                hidden = first @ read + network.first.bias.double()
                 hidden = torch.where(hidden > 0, hidden, 0.01 * hidden)
-                expected[b, :, i, j] = a + bias[:, i, j] + last @ hidden
+                expected[b, :, i, j] = a + base_bias + last @ hidden
     hidden = torch.ones(20, 20).triu(1).bool()
     weights = expected.masked_fill(hidden, -torch.inf).softmax(-1)
     torch.testing.assert_close(ours.double(), weights @ v.double(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("base", ["alibi", "sandwich"])
-def test_dape_starts_as_its_base_bit_for_bit(base):
+@pytest.mark.parametrize("base", ["alibi", "fire", "rope+kerple", "rope", "nope"])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_dape_v2_is_the_released_convolution_of_a_longer_text(base, kernel):
+    """The released code changes the last queries once the text goes on: what it gives then is expected of all."""
+    reads, length, longer = "both" if base not in ("rope", "nope") else "sum", 20, 24
+    scheme, composition = composed(f"{base}+dape_v2:kernel={kernel}:width=5:reads={reads}", longer)
+    network = scheme.parts[0].extensions[0][0]
+    torch.manual_seed(2)
+    q, k, v = torch.randn(3, 2, 3, longer, 16).unbind()
+    total = read = content(composition, q, k)
+    if (bias := composition.bias()) is not None:
+        total = total + bias.detach().double()
+        read = torch.cat((read, bias.detach().double().expand(2, -1, -1, -1)), dim=1)
+    first, last = network.first.weight.double(), network.last.weight.double()
+    hidden = F.conv2d(read.tril(), first, network.first.bias.double(), padding=(0, kernel // 2))
+    logits = total + F.conv2d(F.leaky_relu(hidden), last, padding=(0, kernel // 2))
+    ahead = torch.ones(longer, longer).triu(1).bool()
+    expected = (logits.masked_fill(ahead, -torch.inf).softmax(-1) @ v.double())[:, :, :length]
+    for backend in ("eager", "chunked"):
+        ours = pezoo.attend(scheme.eval(), *(x[:, :, :length] for x in (q, k, v)), backend=backend, phase="test")
+        torch.testing.assert_close(ours.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_dape_v2_with_a_kernel_of_one_is_dape():
+    schemes = [composed(f"kerple+{name}", 20)[0] for name in ("dape", "dape_v2:kernel=1")]
+    there, here = (s.parts[0].extensions[0] for s in schemes)
+    for one, other in zip(there, here, strict=True):
+        for name in ("first.weight", "first.bias", "last.weight"):
+            source = one.get_parameter(name).data
+            other.get_parameter(name).data = source.reshape(other.get_parameter(name).shape)
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, 20, 16).unbind()
-    outputs = [pezoo.attend(pezoo.create(s, **SHAPE), q, k, v, backend="eager") for s in (base, f"{base}+dape")]
+    torch.testing.assert_close(*(pezoo.attend(s, q, k, v, phase="test") for s in schemes), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["rope+dape:reads=sum", "nope+dape:reads=sum", "rope+dape_v2:reads=sum"])
+@pytest.mark.parametrize("check", [name for name, check in CHECKS.items() if not check.slow and not check.once])
+def test_dape_without_a_bias_passes_the_kit(text, check):
+    """The kit's own hosts of it have a bias."""
+    outcome = testing.run(testing.Subject(entry(text.split("+")[1].split(":")[0]), pezoo.parse(text)), check)
+    assert outcome.status in ("pass", "skip"), outcome
+
+
+@pytest.mark.parametrize("name", ["dape", "dape_v2"])
+@pytest.mark.parametrize("base", ["alibi", "sandwich"])
+def test_dape_starts_as_its_base_bit_for_bit(base, name):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 20, 16).unbind()
+    outputs = [pezoo.attend(pezoo.create(s, **SHAPE), q, k, v, backend="eager") for s in (base, f"{base}+{name}")]
     assert torch.equal(*outputs)
 
 
 def test_dape_gives_each_layer_its_network_and_every_parameter_a_gradient():
     scheme, _ = composed("kerple+dape:width=5", 20)
     parameters = dict(scheme.named_parameters())
-    assert len([n for n in parameters if "extensions" in n]) == 2 * 3
+    assert len([n for n in parameters if ".dape." in n]) == 2 * 3
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 3, 20, 16).unbind()
-    prepared = scheme.prepare(Positions.build(20))
+    prepared = scheme.prepare(Positions.build(20, phase="test"))
     (prepared.attend(0, q, k, v) + prepared.attend(1, q, k, v)).square().sum().backward()
     for name, parameter in parameters.items():
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_dape_takes_pairs_in_parts(monkeypatch):
-    scheme, _ = composed("alibi+dape", 20)
+@pytest.mark.parametrize("name", ["dape", "dape_v2"])
+def test_dape_takes_pairs_in_parts(name, monkeypatch):
+    scheme, _ = composed(f"alibi+{name}", 20)
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, 20, 16).unbind()
-    whole = pezoo.attend(scheme, q, k, v, backend="eager")
+    whole = pezoo.attend(scheme, q, k, v, backend="eager", phase="test")
     monkeypatch.setattr(dape, "PAIRS", 130)
-    torch.testing.assert_close(pezoo.attend(scheme, q, k, v, backend="eager"), whole)
+    torch.testing.assert_close(pezoo.attend(scheme, q, k, v, backend="eager", phase="test"), whole)
 
 
 def test_dape_adapts_a_far_region_with_its_own_bias():
@@ -158,13 +219,20 @@ def test_dape_adapts_a_far_region_with_its_own_bias():
     steps = torch.arange(12)[:, None] - torch.arange(12)
     bias = -torch.tensor(slopes(3)).view(1, 3, 1, 1) * steps.clamp(max=4).abs()
     a = q @ k.transpose(-1, -2) / 4
-    logits = a + bias + network.correction(a, bias)
+    logits = a + bias + network.correction([a, bias], Positions.build(12, phase="test"))
     expected = logits.masked_fill(steps < 0, -torch.inf).softmax(-1) @ v
-    torch.testing.assert_close(pezoo.attend(scheme, q, k, v), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pezoo.attend(scheme, q, k, v, phase="test"), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["dape", "dape_v2"])
 @pytest.mark.parametrize("base", ["rope", "nope", "sinusoidal", "shaw"])
-def test_dape_without_a_bias_is_refused(base):
-    with pytest.raises(pezoo.UserError, match="dape corrects a bias on the logits"):
-        pezoo.create(f"{base}+dape", **SHAPE)
-    pezoo.create(f"{base}+alibi+dape", **SHAPE)
+def test_dape_without_a_bias_says_what_to_type(base, name):
+    with pytest.raises(pezoo.UserError, match=r"no bias for the network to read .*; add the setting reads=sum"):
+        pezoo.create(f"{base}+{name}", **SHAPE)
+    pezoo.create(f"{base}+alibi+{name}", **SHAPE)
+    pezoo.create(f"{base}+{name}:reads=sum", **SHAPE)
+
+
+def test_dape_v2_refuses_an_even_kernel():
+    with pytest.raises(pezoo.UserError, match="dape_v2:kernel must be odd, such as 3, not 2"):
+        pezoo.create("alibi+dape_v2:kernel=2", **SHAPE)

@@ -31,6 +31,11 @@ class Recall(Task):
         """Of an inline task: as long as the input."""
         return length
 
+    def require_room(self, inputs: Tensor) -> None:
+        """Refuse questions shorter than the shortest."""
+        least = self.input_length(self.least_length)
+        self.require(inputs.shape[1] >= least, inputs, f"{least} tokens long at least")
+
     def spare(self, length: int) -> int:
         """Tokens beyond the least length.
 
@@ -74,7 +79,7 @@ class Needles(Recall):
         return self.input_length(length) - self.head - round(depth * room)
 
 
-def symbols(first: int, count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def uniform(first: int, count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Draw from the ids first ... first + count - 1, independent and uniform."""
     return torch.randint(first, first + count, shape, generator=generator)
 
@@ -82,6 +87,16 @@ def symbols(first: int, count: int, shape: tuple[int, ...], generator: torch.Gen
 def distinct(batch_size: int, count: int, of: int, generator: torch.Generator) -> Tensor:
     """Draw different numbers below `of` in each row, every order as likely, (B, count)."""
     return torch.rand(batch_size, of, generator=generator).topk(count).indices
+
+
+def names(letter: str, count: int) -> list[str]:
+    """Names for so many ids: f0, f1, and so on."""
+    return [f"{letter}{i}" for i in range(count)]
+
+
+def after(marks: Tensor, inputs: Tensor, count: int) -> Tensor:
+    """So many tokens of each row after the first place where it is marked, (B, count)."""
+    return inputs.gather(1, marks.int().argmax(1, keepdim=True) + torch.arange(1, count + 1))
 
 
 def column(value: int, batch_size: int) -> Tensor:

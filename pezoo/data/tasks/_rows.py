@@ -13,6 +13,17 @@ def python_random(generator: torch.Generator) -> random.Random:
     return random.Random(int(torch.randint(2**62, (), generator=generator)))
 
 
+def texts(inputs: Tensor, symbols: str) -> list[str]:
+    """Rows of ids (B, n) as texts of these characters."""
+    codes = torch.tensor(list(symbols.encode()), dtype=torch.uint8)
+    return [row.tobytes().decode() for row in codes[inputs].numpy()]
+
+
+def padded(answers: list[list[int]], width: int) -> Tensor:
+    """Answers of unequal length with `IGNORE` after them, (B, width)."""
+    return torch.tensor([answer + [IGNORE] * (width - len(answer)) for answer in answers])
+
+
 def with_end(answers: list[list[int]], end: int, width: int) -> Tensor:
-    """Answers of unequal length, each with its end token and `IGNORE` after it, (B, width)."""
-    return torch.tensor([answer + [end] + [IGNORE] * (width - 1 - len(answer)) for answer in answers])
+    """The same, each with its end token."""
+    return padded([[*answer, end] for answer in answers], width)

@@ -30,6 +30,7 @@ class Addition(Task):
     """The sum of two numbers, digit by digit; length: digits of the longer one."""
 
     n_symbols = 11
+    symbols = "0123456789+"
     chance = 0.1  # of long sums; short ones have more ones, which lead after a carry
 
     def input_length(self, length: int) -> int:
@@ -40,21 +41,35 @@ class Addition(Task):
         """One more digit than the longer number, for a carry."""
         return length + 1
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """In columns, from the right, with carries; the sum is padded where it has none."""
+        is_plus, places = inputs == PLUS, torch.arange(inputs.shape[1])
+        plus = is_plus.int().argmax(1, keepdim=True)
+        digits = torch.cat([plus, len(places) - 1 - plus], 1)  # of each number
+        first = torch.cat([torch.zeros_like(plus), (plus + 1).clamp(max=len(places) - 1)], 1)
+        good = (inputs.gather(1, first) > 0) | (digits == 1)
+        good &= (is_plus.sum(1, keepdim=True) == 1) & (digits > 0)
+        self.require(good, inputs, "two numbers with one + between them, without leading zeros")
+        longer = digits.amax(1, keepdim=True)
+        width = int(longer.max()) + 1
+        columns = inputs.new_zeros(len(inputs), width)
+        above = torch.where(places < plus, plus, len(places)) - places  # 1: the last digit of a number
+        columns.scatter_add_(1, width - above, inputs.where(~is_plus, 0))
+        for i in range(width - 1, 0, -1):
+            columns[:, i - 1] += columns[:, i] // 10
+            columns[:, i] %= 10
+        start = width - longer - columns.gather(1, width - 1 - longer)  # a carry is one digit more
+        shown = start + torch.arange(width)
+        return columns.gather(1, shown.clamp(max=width - 1)).where(shown < width, IGNORE)
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
-        """Uniform numbers, without leading zeros; the sum is padded where it has no carry."""
+        """Uniform numbers, without leading zeros."""
         check_length("addition", length, 1)
         pair = int(torch.randint(2 * length - 1, (), generator=generator))
         counts = (length, pair + 1) if pair < length else (pair + 1 - length, length)
         a, b = (_numbers(batch_size, n, generator) for n in counts)
-        columns = torch.zeros(batch_size, length + 1, dtype=torch.long)
-        for number in (a, b):
-            columns[:, length + 1 - number.shape[1] :] += number
-        for i in range(length, 0, -1):
-            columns[:, i - 1] += columns[:, i] // 10
-            columns[:, i] %= 10
-        short = torch.cat([columns[:, 1:], torch.full_like(columns[:, :1], IGNORE)], 1)
-        outputs = torch.where(columns[:, :1] > 0, columns, short)
-        return Pairs(torch.cat([a, torch.full_like(a[:, :1], PLUS), b], 1), outputs)
+        inputs = torch.cat([a, torch.full_like(a[:, :1], PLUS), b], 1)
+        return Pairs(inputs, self.solve(inputs))
 
 
 def _numbers(batch_size: int, n_digits: int, generator: torch.Generator) -> Tensor:

@@ -13,8 +13,9 @@ not in their accuracy.
 """
 
 import torch
+from torch import Tensor
 
-from pezoo.data.tasks._binary import SEPARATOR, little_endian, two_numbers
+from pezoo.data.tasks._binary import SEPARATOR, little_endian, read_numbers, two_numbers
 from pezoo.data.tasks._rows import with_end
 from pezoo.registry import register
 from pezoo.task import Pairs, Task
@@ -39,7 +40,12 @@ class BinaryAddition(Task):
         """The authors' width: a sum has n - 1 digits at most, or n below length 3."""
         return length + 1
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Add."""
+        sums = [little_endian(a + b) for a, b in read_numbers(self, inputs)]
+        return with_end(sums, SEPARATOR, inputs.shape[1] + 1)
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Uniform numbers of uniform widths."""
-        inputs, numbers = two_numbers(batch_size, length, generator)
-        return Pairs(inputs, with_end([little_endian(a + b) for a, b in numbers], SEPARATOR, length + 1))
+        inputs = two_numbers(batch_size, length, generator)
+        return Pairs(inputs, self.solve(inputs))

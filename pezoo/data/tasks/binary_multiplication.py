@@ -12,8 +12,9 @@ not in their accuracy.
 """
 
 import torch
+from torch import Tensor
 
-from pezoo.data.tasks._binary import SEPARATOR, little_endian, two_numbers
+from pezoo.data.tasks._binary import SEPARATOR, little_endian, read_numbers, two_numbers
 from pezoo.data.tasks._rows import with_end
 from pezoo.registry import register
 from pezoo.task import Pairs, Task
@@ -38,8 +39,13 @@ class BinaryMultiplication(Task):
         """The digits of both numbers together, and the end token."""
         return length
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Multiply."""
+        length, numbers = inputs.shape[1], read_numbers(self, inputs)
+        products = [little_endian(a * b)[: length - 1] for a, b in numbers]  # cuts the single 0 of length 1 alone
+        return with_end(products, SEPARATOR, length)
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Uniform numbers of uniform widths."""
-        inputs, numbers = two_numbers(batch_size, length, generator)
-        products = [little_endian(a * b)[: length - 1] for a, b in numbers]  # cuts the single 0 of length 1 alone
-        return Pairs(inputs, with_end(products, SEPARATOR, length))
+        inputs = two_numbers(batch_size, length, generator)
+        return Pairs(inputs, self.solve(inputs))

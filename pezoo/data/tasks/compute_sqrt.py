@@ -9,9 +9,10 @@ output: its square root, rounded down, highest digit first, ceil(n / 2) bits
 import math
 
 import torch
+from torch import Tensor
 
 from pezoo.data.tasks._binary import big_endian
-from pezoo.data.tasks._rows import python_random
+from pezoo.data.tasks._rows import python_random, texts
 from pezoo.registry import register
 from pezoo.task import Pairs, Task
 
@@ -35,10 +36,15 @@ class ComputeSqrt(Task):
         """Half the input, rounded up."""
         return (length + 1) // 2
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """By integers of any size."""
+        width = self.output_length(inputs.shape[1])
+        roots = [math.isqrt(int(text, 2)) for text in texts(inputs, "01")]
+        return torch.tensor([big_endian(root, width) for root in roots])
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Uniform numbers."""
         draws = python_random(generator)
         numbers = [draws.randint(1, 2**length - 1) for _ in range(batch_size)]
-        inputs = [big_endian(x, length) for x in numbers]
-        roots = [big_endian(math.isqrt(x), self.output_length(length)) for x in numbers]
-        return Pairs(torch.tensor(inputs), torch.tensor(roots))
+        inputs = torch.tensor([big_endian(x, length) for x in numbers])
+        return Pairs(inputs, self.solve(inputs))

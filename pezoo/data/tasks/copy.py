@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from pezoo.data.tasks._bounds import check_length
 from pezoo.registry import register, setting
@@ -50,6 +51,11 @@ class Copy(Task):
         return self.config.symbols + (self.config.variant == "random_twice")
 
     @property
+    def symbols(self) -> list[str]:
+        """Numbers, and NEXT."""
+        return [*map(str, range(self.config.symbols)), "NEXT"][: self.n_symbols]
+
+    @property
     def chance(self) -> float:
         """That of one token among all."""
         return 1 / self.config.symbols
@@ -62,18 +68,32 @@ class Copy(Task):
         """The sequence, or two of it."""
         return {"random_twice": 2 * length + 1, "repeat_twice": 2 * length}.get(self.config.variant, length)
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Say it again, as often as the variant asks."""
+        variant, symbols, n = self.config.variant, self.config.symbols, inputs.shape[1]
+        self.require(inputs < symbols, inputs, "tokens without NEXT")
+        if variant == "random":
+            return inputs.clone()
+        if variant == "random_twice":
+            return torch.cat([inputs, torch.full_like(inputs[:, :1], symbols), inputs], 1)
+        if variant == "replace":
+            what = "a token, another to put in its place, then the first as often as you like"
+            self.require(n > 2, inputs, what)
+            self.require((inputs[:, 2:] == inputs[:, :1]) & (inputs[:, 1:2] != inputs[:, :1]), inputs, what)
+            return inputs[:, 1:2].repeat(1, n - 2)
+        self.require(inputs == inputs[:, :1], inputs, "one token as often as you like")
+        return inputs[:, :1].repeat(1, self.output_length(n))
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Uniform tokens; source and target of a replacement differ."""
         check_length("copy", length, 1)
         variant, symbols = self.config.variant, self.config.symbols
         if variant.startswith("random"):
             inputs = torch.randint(symbols, (batch_size, length), generator=generator)
-            if variant == "random":
-                return Pairs(inputs, inputs)
-            return Pairs(inputs, torch.cat([inputs, torch.full_like(inputs[:, :1], symbols), inputs], 1))
+            return Pairs(inputs, self.solve(inputs))
         token = torch.randint(symbols, (batch_size, 1), generator=generator)
         inputs = token.repeat(1, length)
         if variant == "replace":
             target = (token + torch.randint(1, symbols, (batch_size, 1), generator=generator)) % symbols
-            return Pairs(torch.cat([token, target, inputs], 1), target.repeat(1, length))
-        return Pairs(inputs, token.repeat(1, self.output_length(length)))
+            inputs = torch.cat([token, target, inputs], 1)
+        return Pairs(inputs, self.solve(inputs))

@@ -6,6 +6,7 @@ input: n bits; output: the same twice over, 2n bits
 """
 
 import torch
+from torch import Tensor
 
 from pezoo.registry import register
 from pezoo.task import Pairs, Task
@@ -29,7 +30,11 @@ class DuplicateString(Task):
         """Twice the input."""
         return 2 * length
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Say it twice."""
+        return inputs.repeat(1, 2)
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Uniform bits."""
         inputs = torch.randint(2, (batch_size, length), generator=generator)
-        return Pairs(inputs, inputs.repeat(1, 2))
+        return Pairs(inputs, self.solve(inputs))

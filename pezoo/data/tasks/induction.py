@@ -8,8 +8,9 @@ S is the last id. The place of the first S is uniform.
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from pezoo.data.tasks._recall import Recall, symbols
+from pezoo.data.tasks._recall import Recall, after, names, uniform
 from pezoo.registry import register, setting
 from pezoo.task import Pairs
 
@@ -35,11 +36,21 @@ class Induction(Recall):
     layout = "plain"
     least_length = 3
     n_symbols = property(lambda self: self.config.vocabulary + 1)
+    symbols = property(lambda self: [*names("", self.config.vocabulary), "S"])
     chance = property(lambda self: 1 / self.config.vocabulary)
 
     def output_length(self, length: int) -> int:
         """One token."""
         return 1
+
+    def solve(self, inputs: Tensor) -> Tensor:
+        """What followed the first S."""
+        special = inputs == self.config.vocabulary
+        good = (special.sum(1) == 2) & special[:, -1]
+        self.require(good, inputs, "S, and a token after it, among others; then S")
+        answers = after(special, inputs, 1)
+        self.require(answers < self.config.vocabulary, inputs, "S, and a token after it, among others; then S")
+        return answers
 
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Random tokens and a random place.
@@ -48,8 +59,8 @@ class Induction(Recall):
             UserError: if the length is below 3.
         """
         n_places = self.spare(length) + 1
-        inputs = symbols(0, self.config.vocabulary, (batch_size, length), generator)
+        inputs = uniform(0, self.config.vocabulary, (batch_size, length), generator)
         place = torch.randint(n_places, (batch_size, 1), generator=generator)
         inputs.scatter_(1, place, self.config.vocabulary)
         inputs[:, -1] = self.config.vocabulary
-        return Pairs(inputs, inputs.gather(1, place + 1))
+        return Pairs(inputs, self.solve(inputs))

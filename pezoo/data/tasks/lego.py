@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from pezoo.data.tasks._bounds import check_length
 from pezoo.registry import register, setting
@@ -49,6 +50,11 @@ class Lego(Task):
         """Two signs, the number 1 and the names."""
         return NAMES + self.config.variables
 
+    @property
+    def symbols(self) -> list[str]:
+        """The names are v0, v1, and so on."""
+        return ["+", "-", "1", *(f"v{i}" for i in range(self.config.variables))]
+
     def input_length(self, length: int) -> int:
         """Three tokens for a clause, and the variable asked for."""
         return 3 * length + 1
@@ -56,6 +62,24 @@ class Lego(Task):
     def output_length(self, length: int) -> int:
         """One value."""
         return 1
+
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Follow the chain back from the variable asked for."""
+        what = "clauses of variable, sign, and an earlier variable or 1, all of one chain; then a variable of it"
+        self.require(inputs.shape[1] % 3 == 1 and inputs.shape[1] > 3, inputs, what)
+        names, signs, sources = inputs[:, :-1].view(len(inputs), -1, 3).unbind(2)
+        good = (names >= NAMES) & (signs < ONE) & (sources >= ONE)
+        self.require(good, inputs, what)
+        for ids in (names, sources):
+            self.require(ids.sort().values.diff() > 0, inputs, what)
+        origin, sign = inputs.new_zeros(2, len(inputs), self.n_symbols)  # of each id: where its value is from, and how
+        origin.scatter_(1, names, sources)[:, ONE] = ONE
+        sign.scatter_(1, names, signs)
+        for _ in range(names.shape[1].bit_length()):  # twice as far back each time
+            sign ^= sign.gather(1, origin)
+            origin = origin.gather(1, origin)
+        self.require(origin.gather(1, inputs[:, -1:]) == ONE, inputs, what)
+        return sign.gather(1, inputs[:, -1:])
 
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Uniform values, distinct names."""
@@ -71,4 +95,5 @@ class Lego(Task):
             order = torch.rand(batch_size, length, generator=generator).argsort(1)
             clauses = clauses.gather(1, order[..., None].expand(-1, -1, 3))
         asked = torch.randint((length + 1) // 2, length, (batch_size, 1), generator=generator)
-        return Pairs(torch.cat([clauses.flatten(1), names.gather(1, asked)], 1), values.gather(1, asked))
+        inputs = torch.cat([clauses.flatten(1), names.gather(1, asked)], 1)
+        return Pairs(inputs, self.solve(inputs))

@@ -9,6 +9,7 @@ mask, question and answer are 1, as in the authors' code.
 """
 
 import torch
+from torch import Tensor
 
 from pezoo.registry import register
 from pezoo.task import Pairs, Task
@@ -35,12 +36,26 @@ class MissingDuplicateString(Task):
         """One symbol."""
         return 1
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Look it up in the other copy."""
+        half = inputs.shape[1] // 2
+        if not half:
+            self.require(inputs == 1, inputs, "1 at length 1")
+            return inputs.clone()
+        strings, padding = inputs[:, : 2 * half], inputs[:, 2 * half :]
+        others, masked = strings.roll(half, 1), strings == MASK
+        what = f"bits twice over, one of them masked by {MASK}, with {PADDING} at the end of an odd length"
+        self.require((masked.sum(1) == 1) & (strings <= MASK).all(1) & (padding == PADDING).all(1), inputs, what)
+        self.require((strings == others) | masked | (others == MASK), inputs, what)
+        return others[masked][:, None]
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Uniform bits, masked at a uniform place."""
         if length == 1:
-            ones = torch.ones((batch_size, 1), dtype=torch.int64)
-            return Pairs(ones, ones)
+            inputs = torch.ones((batch_size, 1), dtype=torch.int64)
+            return Pairs(inputs, self.solve(inputs))
         strings = torch.randint(2, (batch_size, length // 2), generator=generator).repeat(1, 2)
         place = torch.randint(strings.shape[1], (batch_size, 1), generator=generator)
         padding = torch.full((batch_size, length % 2), PADDING)
-        return Pairs(torch.cat([strings.scatter(1, place, MASK), padding], 1), strings.gather(1, place))
+        inputs = torch.cat([strings.scatter(1, place, MASK), padding], 1)
+        return Pairs(inputs, self.solve(inputs))

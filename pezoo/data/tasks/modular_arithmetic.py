@@ -9,6 +9,7 @@ is lowered by one.
 """
 
 import torch
+from torch import Tensor
 
 from pezoo.registry import register
 from pezoo.task import Pairs, Task
@@ -29,6 +30,7 @@ class ModularArithmetic(Task):
     """The value modulo five of an expression without brackets; length: digits and operators."""
 
     n_symbols = 8
+    symbols = "01234+-*"
     chance = 0.2
 
     def input_length(self, length: int) -> int:
@@ -39,13 +41,20 @@ class ModularArithmetic(Task):
         """One symbol."""
         return 1
 
-    def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
-        """Uniform digits and operators."""
-        inputs = torch.randint(5, (batch_size, self.input_length(length)), generator=generator)
-        inputs[:, 1::2] = torch.randint(PLUS, TIMES + 1, inputs[:, 1::2].shape, generator=generator)
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Products first, then the sum."""
+        what = "digits 0 ... 4 with operators between them"
+        self.require(inputs.shape[1] % 2 == 1, inputs, what)
+        self.require((inputs >= PLUS) == (torch.arange(inputs.shape[1]) % 2 == 1), inputs, what)
         total, term = torch.zeros_like(inputs[:, 0]), inputs[:, 0]  # what is summed up, and the product under way
         for operator, digit in zip(inputs[:, 1::2].T, inputs[:, 2::2].T, strict=True):
             times = operator == TIMES
             total = total.where(times, total + term)
             term = torch.where(times, term * digit % 5, digit.where(operator == PLUS, -digit))
-        return Pairs(inputs, (total + term)[:, None] % 5)
+        return (total + term)[:, None] % 5
+
+    def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
+        """Uniform digits and operators."""
+        inputs = torch.randint(5, (batch_size, self.input_length(length)), generator=generator)
+        inputs[:, 1::2] = torch.randint(PLUS, TIMES + 1, inputs[:, 1::2].shape, generator=generator)
+        return Pairs(inputs, self.solve(inputs))

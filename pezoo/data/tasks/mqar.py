@@ -17,8 +17,9 @@ ids, where in a small vocabulary chance makes other pairs of them. Its vocabular
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from pezoo.data.tasks._recall import Recall, distinct, symbols
+from pezoo.data.tasks._recall import Recall, distinct, uniform
 from pezoo.errors import UserError
 from pezoo.registry import register, setting
 from pezoo.task import IGNORE, Pairs
@@ -56,6 +57,25 @@ class MQAR(Recall):
     n_symbols = property(lambda self: self.config.vocabulary)
     chance = property(lambda self: 1 / (self.config.vocabulary - self.config.vocabulary // 2))
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Look each later token up among the keys."""
+        n_pairs, half = self.config.n_pairs, self.config.vocabulary // 2
+        what = (
+            f"{n_pairs} different keys from 1 to {half - 1}, each with a value from {half} on, then each key once more"
+        )
+        self.require(inputs.shape[1] >= self.least_length, inputs, what)
+        keys, values = inputs[:, : 2 * n_pairs : 2], inputs[:, 1 : 2 * n_pairs : 2]
+        self.require((keys > 0) & (keys < half) & (values >= half), inputs, what)
+        self.require(keys.sort().values.diff() > 0, inputs, what)
+        table = torch.full((len(inputs), self.n_symbols), IGNORE).scatter_(1, keys, values)
+        outputs = table.gather(1, inputs)
+        outputs[:, : 2 * n_pairs] = IGNORE
+        times = (outputs != IGNORE).sum(1)
+        self.require(times == n_pairs, inputs, what)
+        asked = inputs[outputs != IGNORE].view(keys.shape)
+        self.require(asked.sort().values == keys.sort().values, inputs, what)
+        return outputs
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Random pairs, gaps and filler.
 
@@ -70,9 +90,9 @@ class MQAR(Recall):
         chances = slots ** (self.config.a - 1)
         gaps = chances.expand(batch_size, -1).multinomial(n_pairs, generator=generator)
         queries = 2 * (n_pairs + gaps)
-        inputs = symbols(0, vocabulary - n_pairs, (batch_size, length), generator)
+        inputs = uniform(0, vocabulary - n_pairs, (batch_size, length), generator)
         skipped = keys.sort().values - torch.arange(n_pairs)  # where the remaining ids jump over a key
         inputs += torch.searchsorted(skipped, inputs, right=True)
         inputs[:, : 2 * n_pairs] = torch.stack([keys, values], 2).flatten(1)
         inputs.scatter_(1, queries, keys)
-        return Pairs(inputs, torch.full_like(inputs, IGNORE).scatter_(1, queries, values))
+        return Pairs(inputs, self.solve(inputs))

@@ -9,8 +9,9 @@ Digits are 0 ... 9, then come the keys' names, the filler's ids and QUERY. The n
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from pezoo.data.tasks._recall import DIGITS, Needles, column, distinct, places, strew, symbols
+from pezoo.data.tasks._recall import DIGITS, Needles, after, column, distinct, names, places, strew, uniform
 from pezoo.errors import UserError
 from pezoo.registry import register, setting
 from pezoo.task import Pairs
@@ -47,11 +48,26 @@ class MultiKey(Needles):
     width = property(lambda self: 1 + self.config.n_digits)
     query = property(lambda self: DIGITS + self.config.n_names + self.config.n_filler)
     n_symbols = property(lambda self: self.query + 1)
+    symbols = property(
+        lambda self: [*names("", DIGITS), *names("k", self.config.n_names), *names("f", self.config.n_filler), "QUERY"]
+    )
     chance = 1 / DIGITS
 
     def output_length(self, length: int) -> int:
         """The digits of one value."""
         return self.config.n_digits
+
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Find the key that is asked for."""
+        self.require_room(inputs)
+        n_digits, asked = self.config.n_digits, inputs[:, -1:]
+        keys = inputs[:, :-2] == asked
+        values = after(keys[:, :-n_digits], inputs, n_digits)
+        good = (keys.sum(1) == 1) & (inputs[:, -2] == self.query) & (values < DIGITS).all(1)
+        good &= ((asked >= DIGITS) & (asked < DIGITS + self.config.n_names))[:, 0]
+        what = f"keys with {n_digits} digits each in filler, then QUERY and one of the keys"
+        self.require(good, inputs, what)
+        return values
 
     def sample(self, batch_size: int, length: int, generator: torch.Generator, depth: float | None = None) -> Pairs:
         """Random values of random keys in random filler.
@@ -66,9 +82,10 @@ class MultiKey(Needles):
             UserError: if the length has no room for keys and question, or the depth is not in 0 ... 1.
         """
         config, room = self.config, self.spare(length)
-        filler = symbols(DIGITS + config.n_names, config.n_filler, (batch_size, room), generator)
-        names = DIGITS + distinct(batch_size, config.n_keys, config.n_names, generator)
-        values = symbols(0, DIGITS, (batch_size, config.n_keys, config.n_digits), generator)
-        needles = torch.cat([names[..., None], values], 2)
+        filler = uniform(DIGITS + config.n_names, config.n_filler, (batch_size, room), generator)
+        keys = DIGITS + distinct(batch_size, config.n_keys, config.n_names, generator)
+        values = uniform(0, DIGITS, (batch_size, config.n_keys, config.n_digits), generator)
+        needles = torch.cat([keys[..., None], values], 2)
         body = strew(filler, needles, places(batch_size, config.n_keys, room, depth, generator))
-        return Pairs(torch.cat([body, column(self.query, batch_size), names[:, :1]], 1), values[:, 0])
+        inputs = torch.cat([body, column(self.query, batch_size), keys[:, :1]], 1)
+        return Pairs(inputs, self.solve(inputs))

@@ -9,8 +9,9 @@ each names the place to go on from; they are asked in the order of the text, whe
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from pezoo.data.tasks._recall import DIGITS, Needles, column, distinct, places, strew, symbols
+from pezoo.data.tasks._recall import DIGITS, Needles, column, distinct, names, places, strew, uniform
 from pezoo.registry import register, setting
 from pezoo.task import Pairs
 
@@ -40,11 +41,22 @@ class MultiValue(Needles):
     key = property(lambda self: DIGITS + self.config.n_filler)
     query = property(lambda self: self.key + 1)
     n_symbols = property(lambda self: self.key + 2)
+    symbols = property(lambda self: [*names("", DIGITS), *names("f", self.config.n_filler), "KEY", "QUERY"])
     chance = 1 / DIGITS
 
     def output_length(self, length: int) -> int:
         """The values."""
         return self.config.n_values
+
+    def solve(self, inputs: Tensor) -> Tensor:
+        """What follows each KEY."""
+        self.require_room(inputs)
+        n_values, keys = self.config.n_values, inputs[:, :-1] == self.key
+        what = f"KEY with a digit {n_values} times in filler, then QUERY"
+        self.require((keys.sum(1) == n_values) & (inputs[:, -1] == self.query), inputs, what)
+        values = inputs[:, 1:][keys].view(-1, n_values)
+        self.require(values < DIGITS, inputs, what)
+        return values
 
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Random values in random filler.
@@ -53,8 +65,9 @@ class MultiValue(Needles):
             UserError: if the length has no room for values and question.
         """
         room = self.spare(length)
-        filler = symbols(DIGITS, self.config.n_filler, (batch_size, room), generator)
+        filler = uniform(DIGITS, self.config.n_filler, (batch_size, room), generator)
         values = distinct(batch_size, self.config.n_values, DIGITS, generator)
         needles = torch.stack([torch.full_like(values, self.key), values], 2)
         order = places(batch_size, self.config.n_values, room, None, generator).sort().values
-        return Pairs(torch.cat([strew(filler, needles, order), column(self.query, batch_size)], 1), values)
+        inputs = torch.cat([strew(filler, needles, order), column(self.query, batch_size)], 1)
+        return Pairs(inputs, self.solve(inputs))

@@ -6,6 +6,7 @@ Length: bits (n), 1 or more. Yes and no are tokens of their own, unlike in `pari
 """
 
 import torch
+from torch import Tensor
 
 from pezoo.data.tasks._bounds import check_length
 from pezoo.registry import register
@@ -27,14 +28,20 @@ class Parity(Task):
     """Whether the number of ones is even; length: bits."""
 
     n_symbols = 4
+    symbols = ("0", "1", "YES", "NO")
     chance = 0.5
 
     def output_length(self, length: int) -> int:
         """Yes or no."""
         return 1
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Count the ones."""
+        self.require(inputs < 2, inputs, "bits")
+        return YES + inputs.sum(1, keepdim=True) % 2
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Uniform bits."""
         check_length("parity", length, 1)
         inputs = torch.randint(2, (batch_size, length), generator=generator)
-        return Pairs(inputs, YES + inputs.sum(1, keepdim=True) % 2)
+        return Pairs(inputs, self.solve(inputs))

@@ -9,8 +9,9 @@ told once and its digits are independent, where the published text (`passkey_tex
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from pezoo.data.tasks._recall import DIGITS, Needles, column, places, strew, symbols
+from pezoo.data.tasks._recall import DIGITS, Needles, after, column, names, places, strew, uniform
 from pezoo.registry import register, setting
 from pezoo.task import Pairs
 
@@ -38,11 +39,21 @@ class Passkey(Needles):
     key = property(lambda self: DIGITS + self.config.n_filler)
     query = property(lambda self: self.key + 1)
     n_symbols = property(lambda self: self.key + 2)
+    symbols = property(lambda self: [*names("", DIGITS), *names("f", self.config.n_filler), "KEY", "QUERY"])
     chance = 1 / DIGITS
 
     def output_length(self, length: int) -> int:
         """The digits."""
         return self.config.n_digits
+
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Find the key."""
+        self.require_room(inputs)
+        n_digits, keys = self.config.n_digits, inputs == self.key
+        digits = after(keys[:, : -1 - n_digits], inputs, n_digits)
+        good = (keys.sum(1) == 1) & (inputs[:, -1] == self.query) & (digits < DIGITS).all(1)
+        self.require(good, inputs, f"KEY with {n_digits} digits in filler, then QUERY")
+        return digits
 
     def sample(self, batch_size: int, length: int, generator: torch.Generator, depth: float | None = None) -> Pairs:
         """Random digits in random filler.
@@ -57,8 +68,9 @@ class Passkey(Needles):
             UserError: if the length has no room for key and question, or the depth is not in 0 ... 1.
         """
         room = self.spare(length)
-        filler = symbols(DIGITS, self.config.n_filler, (batch_size, room), generator)
-        digits = symbols(0, DIGITS, (batch_size, self.config.n_digits), generator)
+        filler = uniform(DIGITS, self.config.n_filler, (batch_size, room), generator)
+        digits = uniform(0, DIGITS, (batch_size, self.config.n_digits), generator)
         needle = torch.cat([column(self.key, batch_size), digits], 1)[:, None]
         body = strew(filler, needle, places(batch_size, 1, room, depth, generator))
-        return Pairs(torch.cat([body, column(self.query, batch_size)], 1), digits)
+        inputs = torch.cat([body, column(self.query, batch_size)], 1)
+        return Pairs(inputs, self.solve(inputs))

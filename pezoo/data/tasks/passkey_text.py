@@ -9,7 +9,10 @@ five digits, where the released code draws 1 ... 50000. The space before the ans
 question, so that the answer is the digits alone.
 """
 
+import re
+
 import torch
+from torch import Tensor
 
 from pezoo.data.tasks._recall import Needles, places, strew
 from pezoo.registry import register
@@ -23,6 +26,7 @@ FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. Th
 KEY = "\nThe pass key is {0}. Remember it. {0} is the pass key.\n"
 QUESTION = "\nWhat is the pass key? The pass key is "
 N_DIGITS = 5
+TOLD = re.escape(KEY.format("#")).replace(r"\#", rf"(\d{{{N_DIGITS}}})", 1).replace(r"\#", r"\1").encode()
 
 
 def as_bytes(text: str) -> torch.Tensor:
@@ -43,12 +47,21 @@ class PasskeyText(Needles):
     """The five-digit number told once in repeating text; length: bytes that the model reads."""
 
     n_symbols = 256
+    symbols = tuple(map(chr, range(256)))
     chance = (1 / 9 + (N_DIGITS - 1) / 10) / N_DIGITS  # no leading zero
     head, width, tail = len(TASK), len(KEY.format(10**4)), len(QUESTION)
 
     def output_length(self, length: int) -> int:
         """The digits."""
         return N_DIGITS
+
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Find the number."""
+        texts = [row.tobytes() for row in inputs.to(torch.uint8).numpy()]
+        found = [text.endswith(QUESTION.encode()) and re.search(TOLD, text) for text in texts]
+        good = torch.tensor([bool(match) for match in found])
+        self.require(good, inputs, f"text with {KEY.strip()!r} in a line of its own, and {QUESTION!r} at the end")
+        return torch.tensor([list(match[1]) for match in found])
 
     def sample(self, batch_size: int, length: int, generator: torch.Generator, depth: float | None = None) -> Pairs:
         """Random numbers at random places.
@@ -72,4 +85,5 @@ class PasskeyText(Needles):
         index = index - place * (index >= place)  # the filler starts anew after the key
         body = strew(as_bytes(FILLER)[index % len(FILLER)], needle[:, None], place)
         head, tail = (as_bytes(text).expand(batch_size, -1) for text in (TASK, QUESTION))
-        return Pairs(torch.cat([head, body, tail], 1), digits)
+        inputs = torch.cat([head, body, tail], 1)
+        return Pairs(inputs, self.solve(inputs))

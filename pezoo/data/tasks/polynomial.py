@@ -31,6 +31,7 @@ class Polynomial(Task):
     """The last digit of a polynomial's value; length: terms."""
 
     n_symbols = POWERS + 4
+    symbols = (*"0123456789+-", *(f"x^{degree}" for degree in range(4)))
     chance = 0.1  # of many terms; with few, 0 is likelier
 
     def input_length(self, length: int) -> int:
@@ -41,6 +42,17 @@ class Polynomial(Task):
         """One digit."""
         return 1
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Term by term."""
+        what = "x with its sign, then terms of sign, digit and power"
+        self.require(inputs.shape[1] % 3 == 2 and inputs.shape[1] > 2, inputs, what)
+        signs, digits = (torch.cat([inputs[:, place : place + 1], inputs[:, place + 2 :: 3]], 1) for place in (0, 1))
+        degrees = inputs[:, 4::3] - POWERS
+        good = (signs >= PLUS) & (signs <= MINUS) & (digits < PLUS)
+        self.require(torch.cat([good, degrees >= 0], 1), inputs, what)
+        numbers = torch.where(signs == MINUS, -digits, digits)
+        return (numbers[:, 1:] * numbers[:, :1] ** degrees).sum(1, keepdim=True) % 10
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Uniform x, coefficients and degrees."""
         check_length("polynomial", length, 1)
@@ -48,8 +60,8 @@ class Polynomial(Task):
         coefficients = torch.randint(-3, 4, (batch_size, length), generator=generator)
         degrees = torch.randint(4, (batch_size, length), generator=generator)
         terms = torch.cat([_signed(coefficients), (POWERS + degrees)[..., None]], 2)
-        value = (coefficients * x**degrees).sum(1, keepdim=True)
-        return Pairs(torch.cat([_signed(x).flatten(1), terms.flatten(1)], 1), value % 10)
+        inputs = torch.cat([_signed(x).flatten(1), terms.flatten(1)], 1)
+        return Pairs(inputs, self.solve(inputs))
 
 
 def _signed(numbers: Tensor) -> Tensor:

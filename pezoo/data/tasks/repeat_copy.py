@@ -11,8 +11,9 @@ length alone can learn to look p back without comparing tokens.
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from pezoo.data.tasks._recall import Recall, symbols
+from pezoo.data.tasks._recall import Recall, uniform
 from pezoo.registry import register, setting
 from pezoo.task import IGNORE, Pairs
 
@@ -39,6 +40,16 @@ class RepeatCopy(Recall):
     least_length = 3
     n_symbols = property(lambda self: self.config.vocabulary)
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Read on in the first half."""
+        self.require_room(inputs)
+        length, period = inputs.shape[1], (inputs.shape[1] + 1) // 2
+        again = inputs[:, period:] == inputs[:, : length - period]
+        self.require(again, inputs, "tokens twice over, the last one missing where the length is odd")
+        outputs = torch.full_like(inputs, IGNORE)
+        outputs[:, period : 2 * period - 1] = inputs[:, 1:period]
+        return outputs
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Uniform tokens.
 
@@ -46,8 +57,6 @@ class RepeatCopy(Recall):
             UserError: if the length is below 3.
         """
         period = (self.spare(length) + self.least_length + 1) // 2
-        word = symbols(0, self.config.vocabulary, (batch_size, period), generator)
+        word = uniform(0, self.config.vocabulary, (batch_size, period), generator)
         inputs = word.repeat(1, 2)[:, :length]
-        outputs = torch.full_like(inputs, IGNORE)
-        outputs[:, period : 2 * period - 1] = word[:, 1:]
-        return Pairs(inputs, outputs)
+        return Pairs(inputs, self.solve(inputs))

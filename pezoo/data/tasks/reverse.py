@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from pezoo.data.tasks._bounds import check_length
 from pezoo.registry import register, setting
@@ -46,6 +47,11 @@ class Reverse(Task):
         return self.config.symbols + (self.config.variant != "once")
 
     @property
+    def symbols(self) -> list[str]:
+        """Numbers, and NEXT."""
+        return [*map(str, range(self.config.symbols)), "NEXT"][: self.n_symbols]
+
+    @property
     def chance(self) -> float:
         """That of one token among all."""
         return 1 / self.config.symbols
@@ -54,12 +60,17 @@ class Reverse(Task):
         """The sequence, or two and the marker."""
         return length if self.config.variant == "once" else 2 * length + 1
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Turn it round."""
+        self.require(inputs < self.config.symbols, inputs, "tokens without NEXT")
+        turned = inputs.flip(1)
+        if self.config.variant == "once":
+            return turned
+        marker = torch.full_like(inputs[:, :1], self.config.symbols)
+        return torch.cat([turned, marker, turned if self.config.variant == "twice" else inputs], 1)
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Uniform tokens."""
         check_length("reverse", length, 1)
         inputs = torch.randint(self.config.symbols, (batch_size, length), generator=generator)
-        turned = inputs.flip(1)
-        if self.config.variant == "once":
-            return Pairs(inputs, turned)
-        marker = torch.full_like(inputs[:, :1], self.config.symbols)
-        return Pairs(inputs, torch.cat([turned, marker, turned if self.config.variant == "twice" else inputs], 1))
+        return Pairs(inputs, self.solve(inputs))

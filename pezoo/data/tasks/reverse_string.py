@@ -6,6 +6,7 @@ input: n bits; output: the same, last first, n bits
 """
 
 import torch
+from torch import Tensor
 
 from pezoo.registry import register
 from pezoo.task import Pairs, Task
@@ -29,7 +30,11 @@ class ReverseString(Task):
         """As long as the input."""
         return length
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Turn it round."""
+        return inputs.flip(1)
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Uniform bits."""
         inputs = torch.randint(2, (batch_size, length), generator=generator)
-        return Pairs(inputs, inputs.flip(1))
+        return Pairs(inputs, self.solve(inputs))

@@ -25,9 +25,10 @@ from functools import cache
 from itertools import product
 
 import torch
+from torch import Tensor
 
 from pezoo.data.tasks._bounds import check_length
-from pezoo.data.tasks._rows import python_random
+from pezoo.data.tasks._rows import padded, python_random
 from pezoo.registry import register, setting
 from pezoo.task import Pairs, Task
 
@@ -56,6 +57,7 @@ class Scan(Task):
     """Navigation commands to actions; length: actions."""
 
     n_symbols = len(WORDS) + len(ACTIONS)
+    symbols = (*WORDS, *ACTIONS)
 
     @dataclass(frozen=True)
     class Config:
@@ -80,6 +82,13 @@ class Scan(Task):
         check_length("scan", length, 1, max(found), "type scan:phrases=4, say, for commands of more phrases")
         return max(a for a in found if a <= length)
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Phrase by phrase, from left to right."""
+        answers = [_actions(row) for row in inputs.tolist()]
+        good = torch.tensor([answer is not None for answer in answers])
+        self.require(good, inputs, "commands of phrases joined by and / after, such as jump twice and turn left")
+        return padded(answers, max(map(len, answers)))
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Uniform commands of one number of actions and of words."""
         actions = self.output_length(length)
@@ -90,8 +99,8 @@ class Scan(Task):
             words.update({w: n for (a, w), n in sizes.items() if a == actions})
         size = (actions, *rng.choices(list(words), list(words.values())))
         joined = rng.choices(range(len(counts)), [sizes[size] for sizes in counts], k=batch_size)
-        rows = [_command(n, size, rng) for n in joined]
-        return Pairs(torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows]))
+        inputs = torch.tensor([_command(n, size, rng) for n in joined])
+        return Pairs(inputs, self.solve(inputs))
 
 
 @cache
@@ -135,13 +144,32 @@ def _last(joined: int, size: Size) -> tuple[list[tuple[Size, Size]], list[int]]:
     return list(ways), list(ways.values())
 
 
-def _command(joined: int, size: Size, rng: random.Random) -> Phrase:
-    """A uniform command of one phrase and `joined` more, of a size that there is."""
+def _command(joined: int, size: Size, rng: random.Random) -> list[int]:
+    """The words of a uniform command of one phrase and `joined` more, of a size that there is."""
     if not joined:
-        return rng.choice(_phrases()[size])
+        return rng.choice(_phrases()[size])[0]
     [(rest, last)] = rng.choices(*_last(joined, size))
-    words, actions = _command(joined - 1, rest, rng)
-    more_words, more_actions = rng.choice(_phrases()[last])
-    if rng.random() < 0.5:
-        return [*words, WORD["and"], *more_words], actions + more_actions
-    return [*words, WORD["after"], *more_words], more_actions + actions
+    words = _command(joined - 1, rest, rng)
+    more, _ = rng.choice(_phrases()[last])
+    return [*words, WORD["and" if rng.random() < 0.5 else "after"], *more]
+
+
+@cache
+def _meanings() -> dict[tuple[int, ...], list[int]]:
+    """The actions of every phrase, by its words."""
+    return {tuple(words): actions for found in _phrases().values() for words, actions in found}
+
+
+def _actions(command: list[int]) -> list[int] | None:
+    """The actions of a command's words; None if it is none."""
+    actions, phrase, joint = [], [], WORD["and"]
+    for word in [*command, WORD["and"]]:
+        if word not in (WORD["and"], WORD["after"]):
+            phrase.append(word)
+            continue
+        meant = _meanings().get(tuple(phrase))
+        if meant is None:
+            return None
+        actions = actions + meant if joint == WORD["and"] else meant + actions
+        phrase, joint = [], word
+    return actions

@@ -12,9 +12,10 @@ questions and answers are zeros, as in the authors' code.
 """
 
 import torch
+from torch import Tensor
 
-from pezoo.data.tasks._expressions import encode, expression
-from pezoo.data.tasks._rows import python_random
+from pezoo.data.tasks._expressions import encode, expression, value
+from pezoo.data.tasks._rows import python_random, texts
 from pezoo.registry import register
 from pezoo.task import Pairs, Task
 
@@ -32,24 +33,44 @@ class SolveEquation(Task):
     """The digit that makes an equation in brackets true, modulo five; length: symbols."""
 
     n_symbols = 11
+    symbols = "01234+-()x="
     chance = 0.2
 
     def output_length(self, length: int) -> int:
         """One symbol."""
         return 1
 
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Try 0 and 1 for x: the value is linear in it, and rises or falls by one."""
+        if inputs.shape[1] < 3:
+            self.require(inputs == 0, inputs, "zeros at lengths 1 and 2")
+            return inputs[:, :1].clone()
+        answers = [_solution(text) for text in texts(inputs, self.symbols)]
+        good = torch.tensor([found is not None for found in answers])
+        self.require(good, inputs, "an expression in brackets with one x in it, then = and a digit")
+        return torch.tensor(answers)[:, None]
+
     def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
         """Uniform splits, digits and operators."""
         if length < 3:
-            zeros = torch.zeros((batch_size, length), dtype=torch.int64)
-            return Pairs(zeros, zeros[:, :1])
+            inputs = torch.zeros((batch_size, length), dtype=torch.int64)
+            return Pairs(inputs, self.solve(inputs))
         draws = python_random(generator)
-        questions, answers = [], []
+        questions = []
         for _ in range(batch_size):
-            text, value = expression(length - 2, "+-", draws)
+            text = expression(length - 2, "+-", draws)
             place = draws.randrange(len(text))
             while not text[place].isdigit():
                 place = (place + 1) % len(text)
-            questions.append(f"{text[:place]}x{text[place + 1 :]}={value}")
-            answers.append(int(text[place]))
-        return Pairs(encode(questions, "01234+-()x="), torch.tensor(answers)[:, None])
+            questions.append(f"{text[:place]}x{text[place + 1 :]}={value(text)}")
+        inputs = encode(questions, self.symbols)
+        return Pairs(inputs, self.solve(inputs))
+
+
+def _solution(text: str) -> int | None:
+    """What x is in an equation; None if it is none."""
+    expression, result = text[:-2], text[-2:]
+    zero, one = (value(expression.replace("x", digit)) for digit in "01")
+    if expression.count("x") != 1 or zero is None or result[0] != "=" or not result[1].isdigit():
+        return None
+    return (int(result[1]) - zero) * (one - zero) % 5

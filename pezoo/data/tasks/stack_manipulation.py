@@ -11,6 +11,7 @@ not in their accuracy.
 """
 
 import torch
+from torch import Tensor
 
 from pezoo.data.tasks._rows import with_end
 from pezoo.registry import register
@@ -38,12 +39,10 @@ class StackManipulation(Task):
         """A bit for each symbol, and the end token."""
         return length + 1
 
-    def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
-        """Uniform sizes of the first stack, bits and actions."""
-        size = torch.randint(1, max(length, 2), (batch_size, 1), generator=generator)
-        bits = torch.randint(2, (batch_size, length), generator=generator)
-        actions = torch.randint(POP, POP + 3, (batch_size, length), generator=generator)
-        inputs = bits.where(torch.arange(length) < size, actions)
+    def solve(self, inputs: Tensor) -> Tensor:
+        """Carry it out."""
+        acts = inputs >= POP
+        self.require(acts[:, 1:] | ~acts[:, :-1], inputs, "bits, then actions")
         stacks = []
         for row in inputs.tolist():
             stack = []
@@ -53,4 +52,12 @@ class StackManipulation(Task):
                 else:
                     stack.append(symbol % 3)  # 0 and 3 push a zero, 1 and 4 a one
             stacks.append(stack[::-1])
-        return Pairs(inputs, with_end(stacks, END, length + 1))
+        return with_end(stacks, END, inputs.shape[1] + 1)
+
+    def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Pairs:
+        """Uniform sizes of the first stack, bits and actions."""
+        size = torch.randint(1, max(length, 2), (batch_size, 1), generator=generator)
+        bits = torch.randint(2, (batch_size, length), generator=generator)
+        actions = torch.randint(POP, POP + 3, (batch_size, length), generator=generator)
+        inputs = bits.where(torch.arange(length) < size, actions)
+        return Pairs(inputs, self.solve(inputs))
