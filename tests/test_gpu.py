@@ -32,6 +32,8 @@ pytestmark = [
 LENGTH = 16
 MEMBERS = (*pezoo.list_encodings(), *pezoo.list_extensions())
 SOME = ("rope+random", "alibi", "cope")
+if DEVICE.type != "cpu":  # where bfloat16 is slow
+    SOME += ("rope+yarn", "rope+rerope", "t5", "fire", "learned", "floater")
 ALIKE = {"rtol": 1e-3, "atol": 1e-3}
 
 

@@ -75,25 +75,25 @@ def run(stage: str, device: str, out: Path) -> dict[str, object]:
     with (out / f"{stage}.txt").open("w") as log:
         for command in STAGES[stage](device, out):
             print("$ python", *command, flush=True)
-            child = subprocess.Popen(
+            with subprocess.Popen(
                 [sys.executable, *command], cwd=ROOT, env=variables, text=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-            for line in child.stdout:
-                print(line, end="", flush=True)
-                log.write(line)
-            failed += child.wait() != 0
+            ) as child:  # fmt: skip
+                for line in child.stdout:
+                    print(line, end="", flush=True)
+                    log.write(line)
+            failed += child.returncode != 0
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"ok": not failed, "seconds": round(time.perf_counter() - start, 1), "date": date} | hardware(device)
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run one stage or all, and return 1 if one failed."""
     parser = argparse.ArgumentParser(prog="make gpu", description=__doc__.split("\n\n")[0])
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"{', '.join(STAGES)}; default: all")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu; default: cuda")
     parser.add_argument("--out", type=Path, help="folder of the results; default: runs/gpu/DEVICE")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if unknown := [s for s in args.stages if s not in STAGES]:
         parser.error(f"no stage {', '.join(unknown)}; the stages are {', '.join(STAGES)}")
     if args.device != "cpu" and not torch.cuda.is_available():
