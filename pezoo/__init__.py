@@ -16,7 +16,7 @@ from pezoo.transformer import Transformer, TransformerConfig
 if TYPE_CHECKING:
     from pezoo.results import Result
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "IGNORE",

@@ -771,7 +771,7 @@ def rounding_decides_nothing(s: Subject) -> None:
 
 def _same_by_any_way(models: dict[str, Transformer], length: int, step: float, phase: str, invariant: bool) -> None:
     model, ids = models["eager"], tokens(length)
-    steps = model.positions(2, length, phase=phase).scaled(step)
+    steps = positions_of(model, 2, length, phase=phase).scaled(step)
     expected, ways = model(ids, steps), {"steps": steps, "subtraction": steps.replace(spacing=None)}
     if invariant:
         ways["subtraction of coordinates that lie 1/7 higher"] = steps.map(lambda p, index: p + 1 / 7)

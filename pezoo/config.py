@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pezoo.data import DataConfig
+from pezoo.devices import TestPrecision
 from pezoo.errors import UserError, suggest
 from pezoo.experiments import recipes_dir
 from pezoo.results import LANGUAGE_MODELLING
@@ -113,6 +114,8 @@ class TestConfig:
     """Chooses the windows, or the questions; the same for every scheme and training seed."""
     batch_tokens: int = 16384
     """Tokens in one forward."""
+    precision: TestPrecision = "float32"
+    """How matrices are multiplied: tf32 needs a CUDA GPU; bf16 is PyTorch's autocast. Losses are float32 in each."""
 
 
 @dataclass
@@ -160,8 +163,8 @@ class Recipe:
     """Cells at a time."""
     threads: int = 1
     """CPU threads of one cell."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: cuda if there is one."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda, a GPU by number such as cuda:1, or mps; auto: cuda if there is one, else cpu."""
     backend: str = "auto"
     """Attention back-end."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -472,6 +475,8 @@ def _check_study(recipe: Recipe) -> None:
     _require(bool(recipe.study.strip()), "study", recipe.study, "a name")
     good = re.fullmatch(r"[^/\\\0]+", recipe.study) and recipe.study not in (".", "..")
     _require(bool(good), "study", recipe.study, "a name without slashes")
+    good = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", recipe.device)
+    _require(bool(good), "device", recipe.device, "auto, cpu, cuda, cuda:N (a GPU by number) or mps")
     good = recipe.seeds and len(set(recipe.seeds)) == len(recipe.seeds) and min(recipe.seeds) >= 0
     _require(bool(good), "seeds", recipe.seeds, "different whole numbers from 0 on, such as [0, 1]")
 

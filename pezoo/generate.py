@@ -109,7 +109,7 @@ def _steps(
         cache = model.cache(batch, n + n_new)
         unread = prompt.to(positions.query.device)
         for _ in range(n_new):
-            logits = model(unread, positions, cache)[:, -1].float()
+            logits = model.head(model.hidden(unread, positions, cache)[:, -1]).float()
             ids = choose(logits)
             yield ids, logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
             unread = ids[:, None]

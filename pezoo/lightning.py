@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
-from torchmetrics.text import Perplexity
 
 from pezoo.config import TrainConfig
 from pezoo.data.material import Batched, Batches
+from pezoo.devices import check_training, without_subnormals
 from pezoo.errors import UserError
 from pezoo.evaluation.memory import peak_memory, reset_peak_memory
 from pezoo.evaluation.passes import outcome
@@ -45,7 +45,7 @@ class FitResult:
     """What a training took, and how it ended."""
 
     train_seconds: float
-    """Time of the training steps, without set-up and validation."""
+    """Time of the training steps alone: no set-up, no drawing of batches, no validation."""
     tokens_per_second: float
     """Training speed in that time."""
     steps: int
@@ -79,7 +79,7 @@ def learning_rate(step: int, settings: TrainConfig) -> float:
 
 
 class LanguageModel(pl.LightningModule):
-    """A Transformer with its loss, metric, optimiser and curves.
+    """A Transformer with its loss, metrics, optimiser and curves.
 
     Args:
         model: what is trained.
@@ -97,38 +97,50 @@ class LanguageModel(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.settings, self.phase, self.progress = model, settings, phase, progress
-        self.perplexity, self.accuracy = Perplexity(ignore_index=IGNORE), MeanMetric()
-        self.steps, self.validated_at, self.seconds = 0, 0, 0.0
+        self.loss, self.accuracy = MeanMetric(nan_strategy="disable"), MeanMetric()
+        self.steps, self.validated_at = 0, 0
+        self.seconds, self.began = 0.0, 0.0
         self.n_rows = self.n_tokens = 0  # of the training batches that are done
         self.final_loss = self.validation_loss = math.nan
 
     def _logits(self, tokens: Tensor, first_row: int, phase: str) -> Tensor:
-        """Logits (B, L, V), float32, of the ids (B, L), whose random draws are keyed by row from `first_row` on."""
+        """Logits (B, L, V) of the ids (B, L), whose random draws are keyed by row from `first_row` on.
+
+        They are float32, or float64 where the model is.
+        """
         batch, length = tokens.shape
         rows = tuple(range(first_row, first_row + batch))
         positions = self.model.positions(batch, length, phase=phase, rows=rows)
-        return self.model(tokens, positions).float()
+        logits = self.model(tokens, positions)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def training_step(self, batch: Example, batch_idx: int) -> Tensor:
         """Mean cross-entropy, in nats, of what is asked."""
         logits = self._logits(batch.tokens, self.n_rows, self.phase)
         return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
 
+    def on_train_batch_start(self, batch: Example, batch_idx: int) -> None:
+        """A step begins."""
+        self.began = time.perf_counter()
+
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Example, batch_idx: int) -> None:
-        """Every `log_every` steps: curves, progress, and an end if the loss is not finite."""
+        """Count time and tokens. Every `log_every` steps: curves, progress, and an end if the loss is not finite."""
         settings = self.settings
+        self.steps, partial = divmod(batch_idx + 1, settings.accumulate)
+        told = not partial and (self.steps % settings.log_every == 0 or self.steps == settings.steps)
+        loss = outputs["loss"].item() * settings.accumulate if told else math.nan  # waits for a GPU
+        self.seconds += time.perf_counter() - self.began
         self.n_rows += len(batch.tokens)
         self.n_tokens += batch.tokens.numel()
-        self.steps, partial = divmod(batch_idx + 1, settings.accumulate)
-        if partial or (self.steps % settings.log_every and self.steps != settings.steps):
+        if not told:
             return
-        loss = self.final_loss = outputs["loss"].item() * settings.accumulate
+        self.final_loss = loss
         if not math.isfinite(loss):  # nor will any be after it: the weights are not
             self.trainer.should_stop = True
         if self.logger is not None:
             curves = {
                 "train/loss": loss,
-                "train/perplexity": math.exp(min(loss, 700)),
+                "train/perplexity": _perplexity(loss),
                 "train/learning_rate": settings.lr * learning_rate(self.steps - 1, settings),
             }
             self.logger.log_metrics(curves, self.steps)
@@ -136,32 +148,22 @@ class LanguageModel(pl.LightningModule):
             self.progress(self.steps, settings.steps, loss)
 
     def validation_step(self, batch: Example, batch_idx: int) -> None:
-        """Count what is asked for perplexity and accuracy."""
+        """Count what is asked for the mean loss and accuracy."""
         logits = self._logits(batch.tokens, batch_idx * len(batch.tokens), "test")
         asked = batch.targets != IGNORE
-        self.perplexity.update(logits, batch.targets)
+        losses = F.cross_entropy(logits.transpose(1, 2), batch.targets, ignore_index=IGNORE, reduction="none")
+        self.loss.update(losses[asked])
         self.accuracy.update((logits.argmax(-1) == batch.targets)[asked].float())
 
     def on_validation_epoch_end(self) -> None:
         """Add a point to the curves of validation."""
-        curves = {"validation/perplexity": self.perplexity.compute(), "validation/accuracy": self.accuracy.compute()}
-        self.validation_loss = curves["validation/perplexity"].log().item()
+        loss = self.validation_loss = self.loss.compute().item()
         if self.logger is not None:
-            self.logger.log_metrics(curves, self.steps)
-        self.perplexity.reset()
+            curves = {"validation/loss": loss, "validation/perplexity": _perplexity(loss)}
+            self.logger.log_metrics(curves | {"validation/accuracy": self.accuracy.compute()}, self.steps)
+        self.loss.reset()
         self.accuracy.reset()
         self.validated_at = self.steps
-
-    def start_clock(self) -> None:
-        """Count the time from here on."""
-        self.seconds -= time.perf_counter()
-
-    def stop_clock(self) -> None:
-        """Count no time from here on."""
-        self.seconds += time.perf_counter()
-
-    on_train_start = on_validation_end = start_clock
-    on_train_end = on_validation_start = stop_clock
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW that decays matrices alone: no norm, no bias, no parameter of the scheme."""
@@ -182,6 +184,10 @@ class LanguageModel(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700))  # more is no number
 
 
 class TrainingData(pl.LightningDataModule):
@@ -270,21 +276,18 @@ def fit(
         UserError: if the device cannot train in that precision.
     """
     device = torch.device(device)
-    if device.type == "cpu":
-        if settings.precision.startswith("16"):
-            raise UserError(f"precision={settings.precision!r} needs a GPU; use 32-true or bf16-mixed on a CPU")
-        torch.set_flush_denormal(True)
-    index = device.index or 0
+    check_training(device, settings.precision)
+    gpus = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
     training, module = model.training, LanguageModel(model, settings, phase, progress)
     data = TrainingData(material, validation, settings, length, seed)
     status, reason = "ok", ""
     model.train()
     reset_peak_memory(device)
-    with quiet(), ctrl_c(), torch.random.fork_rng([index] if device.type == "cuda" else []):
+    with quiet(), ctrl_c(), without_subnormals(device), torch.random.fork_rng(gpus):
         torch.manual_seed(seed)
         trainer = pl.Trainer(
-            accelerator="cpu" if device.type == "cpu" else "gpu",
-            devices=1 if device.type == "cpu" else [index],
+            accelerator=device.type,
+            devices=gpus or 1,
             plugins=[LightningEnvironment()],  # one process, also inside a cluster's job
             precision=settings.precision,
             max_epochs=1,
@@ -308,8 +311,6 @@ def fit(
             status, reason = outcome(error)
             if status == "failed":
                 raise
-            if module.seconds < 0:
-                module.stop_clock()
         finally:
             model.train(training)
     if status == "ok" and not math.isfinite(module.final_loss):

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 LANGUAGE_MODELLING = "language_modelling"
 """The task of learning a text."""
+BITS_PER_BYTE = "bits_per_byte"
+"""The metric that compares tokenizers."""
 Status = Literal["ok", "undefined", "diverged", "out_of_memory", "failed"]
 
 
@@ -63,6 +65,10 @@ class Result:
     """What was tested, such as "language_modelling" or "passkey:n_digits=5"."""
     corpus: str
     """The text or the generator it was tested on."""
+    corpus_digest: str = ""
+    """SHA-256 of the text it was trained on; empty without a text, and in earlier results."""
+    tokenizer: str = ""
+    """How that text became tokens, "bytes" or a name; empty likewise."""
     protocol: str
     """How it was tested, such as "prefix"."""
     stride: int | None = None
@@ -79,6 +85,9 @@ class Result:
     """Scored tokens."""
     n_documents: int
     """Documents they came from."""
+    window_overlap: float | None = None
+    """In how many test windows each of their tokens is, on average: more than 1 where the text is too short for so
+    many windows. None without windows, and in earlier results."""
     train_length: int
     """L, the length of the training sequences: in tokens, or for a task as the task counts it."""
     test_length: int
@@ -115,6 +124,8 @@ class Result:
     """Versions of the programs that determine the value, by name."""
     device: str
     """The device it ran on."""
+    test_precision: str = "float32"
+    """How matrices were multiplied in testing: "float32", "tf32" or "bf16"."""
     date: str
     """When the cell finished, in ISO 8601."""
     status: Status = "ok"
@@ -142,8 +153,8 @@ class Result:
 
 
 _HINTS: dict[str, Any] = typing.get_type_hints(Result)
-
-
+_ADDED = ("corpus_digest", "tokenizer", "window_overlap", "test_precision")
+"""Fields that files of earlier versions do not have."""
 _KINDS = {
     str: "a string",
     int: "a whole number",
@@ -336,7 +347,7 @@ def _parse(line: bytes) -> Result:
         raise ValueError(f"must be a JSON object, got {type(found).__name__}")
     if unknown := [key for key in found if key not in _HINTS]:
         raise ValueError(f"unknown key {unknown[0]!r}.{suggest(unknown[0], _HINTS)}".rstrip("."))
-    if missing := [key for key in _HINTS if key not in found]:
+    if missing := [key for key in _HINTS if key not in found and key not in _ADDED]:
         raise ValueError(f"missing key {', '.join(map(repr, missing))}")
     return Result(**found)
 

@@ -232,7 +232,11 @@ class Transformer(nn.Module):
         return Cache(self.config, batch, length, weight.device, weight.dtype)
 
     def forward(self, tokens: Tensor, positions: Positions | None = None, cache: Cache | None = None) -> Tensor:
-        """Logits of the next token.
+        """Logits of the next token, (B, L, V): the output layer of what `hidden` gives."""
+        return self.head(self.hidden(tokens, positions, cache))
+
+    def hidden(self, tokens: Tensor, positions: Positions | None = None, cache: Cache | None = None) -> Tensor:
+        """What the output layer reads, for those who want the logits of some tokens alone.
 
         Args:
             tokens: (B, L) ids.
@@ -242,7 +246,7 @@ class Transformer(nn.Module):
             cache: continue from it, and add these tokens to it.
 
         Returns:
-            (B, L, V).
+            (B, L, D).
 
         Raises:
             Undefined: if the scheme has no value for a position.
@@ -263,4 +267,4 @@ class Transformer(nn.Module):
             x = block(x, prepared, layer, cache)
         if cache is not None:
             cache.filled += length
-        return self.head(self.norm(x))
+        return self.norm(x)

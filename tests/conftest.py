@@ -51,13 +51,6 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def subnormal_numbers():
-    """Are there again after a test that trained or tested a model, which flushes them to zero in the whole process."""
-    yield
-    torch.set_flush_denormal(False)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def same_zoo():
     """What a file's tests register, or load as a plug-in, is gone after them."""

@@ -214,6 +214,16 @@ def test_the_size_of_a_forward_pass_changes_nothing(name, protocol, trained):
             assert without_cost(one) | {"values": {}} == without_cost(other) | {"values": {}}
 
 
+@pytest.mark.parametrize("protocol", ANSWER_PROTOCOLS)
+def test_the_output_layer_reads_what_is_asked_alone(protocol, trained):
+    model, length = trained(DIGITS, "causal")
+    seen = []
+    hook = model.head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].flatten(0, -2).shape[0]))
+    found = evaluate_answers(model, Questions(DIGITS, "causal", length), [2 * length], protocol=protocol, count=9)
+    hook.remove()
+    assert sum(seen) == found[0].n_tokens
+
+
 def test_questions_are_those_of_the_seed_and_new_at_each_length_depth_and_group(monkeypatch):
     monkeypatch.setattr(answers, "DRAWN", 4)
     questions = Watched("passkey:n_digits=6", "causal", 12)

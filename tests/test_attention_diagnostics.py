@@ -202,12 +202,12 @@ def test_an_undefined_length_is_reported_and_loses_no_other(text):
 
 
 def test_logits_that_are_not_finite_are_a_divergence(text, monkeypatch):
-    def forward(self, tokens, positions=None, cache=None, inner=Transformer.forward):
+    def hidden(self, tokens, positions=None, cache=None, inner=Transformer.hidden):
         with torch.no_grad():
             self.blocks[1].attention.qkv.weight.fill_(math.nan if tokens.shape[1] > 13 else 0.0)
         return inner(self, tokens, positions, cache)
 
-    monkeypatch.setattr(Transformer, "forward", forward)
+    monkeypatch.setattr(Transformer, "hidden", hidden)
     *short, long = measure(make("rope+dynamic_ntk"), text)
     assert [result.status for result in short] == ["ok", "ok"]
     assert (long.status, long.values, long.n_tokens) == ("diverged", {}, 0)

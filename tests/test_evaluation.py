@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from pezoo import devices
 from pezoo.compose import Scheme
 from pezoo.data import Windows
 from pezoo.errors import UserError
@@ -91,23 +92,23 @@ def watch(model, monkeypatch):
     """Record the positions and shapes of each forward pass."""
     seen = []
 
-    def forward(self, tokens, positions=None, cache=None, inner=Transformer.forward):
+    def hidden(self, tokens, positions=None, cache=None, inner=Transformer.hidden):
         seen.append((tuple(tokens.shape), positions))
         return inner(self, tokens, positions, cache)
 
-    monkeypatch.setattr(Transformer, "forward", forward)
+    monkeypatch.setattr(Transformer, "hidden", hidden)
     return seen
 
 
 def breaking(error, beyond, monkeypatch):
     """Make forward passes of more than `beyond` tokens raise."""
 
-    def forward(self, tokens, positions=None, cache=None, inner=Transformer.forward):
+    def hidden(self, tokens, positions=None, cache=None, inner=Transformer.hidden):
         if tokens.shape[1] > beyond:
             raise error
         return inner(self, tokens, positions, cache)
 
-    monkeypatch.setattr(Transformer, "forward", forward)
+    monkeypatch.setattr(Transformer, "hidden", hidden)
 
 
 def assert_values(result: LengthResult, losses, last):
@@ -339,12 +340,12 @@ def test_a_length_that_breaks_is_reported_and_loses_no_other(error, status, prot
 
 
 def test_a_loss_that_is_not_finite_is_a_divergence_from_its_position_on(text, monkeypatch):
-    def forward(self, tokens, positions=None, cache=None, inner=Transformer.forward):
+    def hidden(self, tokens, positions=None, cache=None, inner=Transformer.hidden):
         logits = inner(self, tokens, positions, cache)
         logits[-1, 13:] = math.nan
         return logits
 
-    monkeypatch.setattr(Transformer, "forward", forward)
+    monkeypatch.setattr(Transformer, "hidden", hidden)
     results = evaluate(make("rope"), text, LENGTHS, last=LAST)
     assert [result.status for result in results] == ["ok", "ok", "diverged"]
     assert "position 13" in results[2].reason
@@ -461,6 +462,8 @@ def test_a_protocol_that_cannot_be_read_is_one_clear_message(text, message):
         ({"lengths": [0]}, r"must lie in 1"),
         ({"last": 0}, "last=0 .* at least 1"),
         ({"batch_tokens": 0}, "batch_tokens=0 must be at least 1"),
+        ({"precision": "tf32"}, "test.precision=tf32 needs a CUDA GPU, and this is device=cpu; type float32 or bf16"),
+        ({"precision": "fp8"}, "test.precision is one of float32, tf32, bf16, not 'fp8'"),
     ],
 )
 def test_a_mistake_is_one_clear_message(change, message, text):
@@ -470,13 +473,100 @@ def test_a_mistake_is_one_clear_message(change, message, text):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_token_losses_are_cross_entropies_in_chunks(dtype, monkeypatch):
-    logits = torch.randn(3, 7, VOCAB).to(dtype)
+    model, hidden = make("nope").to(dtype), torch.randn(3, 7, 16).to(dtype)
     targets = torch.randint(VOCAB, (3, 7))
-    expected = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    expected = F.cross_entropy(model.head(hidden).float().flatten(0, 1), targets.flatten(), reduction="none")
+    monkeypatch.setattr(passes, "TOKENS", 4)
     monkeypatch.setattr(passes, "CPU_LOGITS", 4 * VOCAB)
-    losses = token_losses(logits, targets)
+    with torch.no_grad():
+        losses = token_losses(model, hidden, targets)
     assert losses.dtype == torch.float32
-    torch.testing.assert_close(losses, expected.view(3, 7))
+    torch.testing.assert_close(losses, expected.detach().view(3, 7))
+
+
+def read_at_once(model):
+    """Record how many tokens the output layer reads in each call."""
+    seen = []
+    model.head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].flatten(0, -2).shape[0]))
+    return seen
+
+
+@pytest.mark.parametrize("protocol", OF_LOSS)
+def test_the_output_layer_reads_scored_tokens_alone_a_few_at_a_time(protocol, text, monkeypatch):
+    monkeypatch.setattr(passes, "TOKENS", 4)
+    monkeypatch.setattr(passes, "CPU_LOGITS", 4 * VOCAB)
+    model = make("rope")
+    seen = read_at_once(model)
+    [result] = evaluate(model, text, [LONGEST], protocol=protocol, last=LAST)
+    assert max(seen) == 4
+    assert sum(seen) == result.n_tokens
+
+
+@pytest.mark.skipif(peak_memory(torch.device("cpu")) is None, reason="needs Linux's /proc")
+def test_a_large_vocabulary_takes_little_memory():
+    cpu, vocabulary, length = torch.device("cpu"), 20_000, 4096
+    size = {"vocab_size": vocabulary, "d_model": 16, "n_heads": 1, "n_layers": 1}
+    model = Transformer(TransformerConfig(**size, scheme="nope"))
+    ids = torch.randint(vocabulary, (1, length + 1), generator=torch.Generator().manual_seed(0))
+    windows = Windows(ids, np.zeros(1, np.int64), np.zeros(1, np.int64))
+    reset_peak_memory(cpu)
+    before = peak_memory(cpu)
+    evaluate(model, windows, [length], last=1)
+    assert peak_memory(cpu) - before < length * vocabulary * 4 / 3
+
+
+def test_bf16_is_near_float32_and_ends_with_the_test(text):
+    model = make("rope")
+    with torch.no_grad():
+        model.head.weight.mul_(0.1)
+    exact, rounded = (evaluate(model, text, [50], last=LAST, precision=p)[0].values for p in ("float32", "bf16"))
+    assert rounded != exact
+    assert rounded["loss"] == pytest.approx(exact["loss"], rel=0.02)
+    assert evaluate(model, text, [50], last=LAST)[0].values == exact
+    assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_subnormal_numbers_are_flushed_in_testing_alone(before, text, monkeypatch):
+    def flushed():
+        return bool(torch.tensor([1e-39]) * 1 == 0)
+
+    def hidden(*args, inner=Transformer.hidden):
+        seen.append(flushed())
+        return inner(*args)
+
+    seen = []
+    monkeypatch.setattr(Transformer, "hidden", hidden)
+    torch.set_flush_denormal(before)
+    try:
+        evaluate(make("rope"), text, [8], last=LAST)
+        assert flushed() == before
+    finally:
+        torch.set_flush_denormal(False)
+    assert seen == [True]
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(("precision", "allowed"), [("float32", False), ("tf32", True)])
+def test_tf32_is_what_the_precision_says_and_comes_back(before, precision, allowed):
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    found = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = before
+        with devices.testing_in(torch.device("cuda"), precision):
+            assert all(backend.allow_tf32 is allowed for backend in backends)
+        assert all(backend.allow_tf32 is before for backend in backends)
+    finally:
+        for backend, was in zip(backends, found, strict=True):
+            backend.allow_tf32 = was
+
+
+def test_float32_is_float32_under_somebody_elses_autocast(text):
+    model = make("rope")
+    expected = evaluate(model, text, [8], last=LAST)[0].values
+    with torch.autocast("cpu", torch.bfloat16):
+        assert evaluate(model, text, [8], last=LAST)[0].values == expected
 
 
 @pytest.mark.skipif(peak_memory(torch.device("cpu")) is None, reason="needs Linux's /proc")

@@ -56,11 +56,11 @@ def watch(monkeypatch):
     """Record the tokens and positions of each forward pass."""
     seen = []
 
-    def forward(self, tokens, positions=None, cache=None, inner=Transformer.forward):
+    def hidden(self, tokens, positions=None, cache=None, inner=Transformer.hidden):
         seen.append((tokens.clone(), positions))
         return inner(self, tokens, positions, cache)
 
-    monkeypatch.setattr(Transformer, "forward", forward)
+    monkeypatch.setattr(Transformer, "hidden", hidden)
     return seen
 
 
@@ -187,6 +187,7 @@ def test_curves_have_readable_names_and_replace_those_of_an_earlier_attempt(text
         "train/loss",
         "train/perplexity",
         "train/learning_rate",
+        "validation/loss",
         "validation/perplexity",
         "validation/accuracy",
     }
@@ -209,6 +210,73 @@ def test_validation_perplexity_is_of_the_whole_sample(text, tmp_path):
     with torch.no_grad():
         loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
     assert curves(tmp_path)["validation/perplexity"][-1][1] == pytest.approx(loss.exp().item(), rel=1e-4)
+
+
+def test_validation_loss_is_a_mean_of_losses_however_large(text, tmp_path):
+    model = make()
+    with torch.no_grad():
+        model.head.weight.mul_(1e5)  # probabilities of most tokens are 0 in float32, their logarithms are not
+    settings = with_settings(lr=1e-9, steps=1, warmup_steps=0)
+    result = fit(model, text, text, settings, seed=3, length=LENGTH, log_dir=tmp_path)
+    ids = torch.cat([crops(text, LENGTH, 4, i, 0) for i in range(8)])
+    with torch.no_grad():
+        log_probabilities = model.double().eval()(ids[:, :-1]).log_softmax(-1)
+    expected = -log_probabilities.gather(-1, ids[:, 1:, None]).mean().item()
+    assert expected > 200
+    assert result.validation_loss == pytest.approx(expected, rel=1e-3)
+    found = curves(tmp_path)
+    assert found["validation/loss"][-1][1] == pytest.approx(result.validation_loss)
+    assert found["validation/perplexity"][-1][1] == math.inf  # TensorBoard's numbers end at 1e38
+
+
+@pytest.mark.parametrize("steps", [20, 25, 29])  # every second step is validated, so that 20 alone ends with one
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_train_seconds_are_those_of_training_steps_alone(steps, accumulate, text, monkeypatch):
+    now = 0.0
+
+    def slow(cls, name, seconds):
+        inner = getattr(cls, name)
+
+        def call(self, *args):
+            nonlocal now
+            now += seconds
+            return inner(self, *args)
+
+        monkeypatch.setattr(cls, name, call)
+
+    slow(LanguageModel, "training_step", 1.0)
+    slow(LanguageModel, "validation_step", 100.0)
+    slow(Tokens, "batch", 10.0)
+    monkeypatch.setattr("pezoo.lightning.time.perf_counter", lambda: now)
+    result = fit(make(), text, text, with_settings(steps=steps, accumulate=accumulate), seed=0, length=LENGTH)
+    assert result.train_seconds == steps * accumulate
+    assert result.tokens_per_second == 4 * LENGTH
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_subnormal_numbers_are_flushed_in_training_alone(before, text, monkeypatch):
+    def flushed():
+        return bool(torch.tensor([1e-39]) * 1 == 0)
+
+    seen = []
+    inner = LanguageModel.training_step
+    monkeypatch.setattr(LanguageModel, "training_step", lambda *args: seen.append(flushed()) or inner(*args))
+    torch.set_flush_denormal(before)
+    try:
+        train(make(), text)
+        assert flushed() == before
+    finally:
+        torch.set_flush_denormal(False)
+    assert all(seen)
+
+
+def test_double_precision_is_double_all_the_way(text):
+    model, settings = make(), with_settings(precision="64-true", steps=1, warmup_steps=0, lr=1e-9)
+    result = train(model, text, settings)
+    ids = crops(text, LENGTH, 4, 0, 0)
+    expected = F.cross_entropy(make().double()(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+    assert model.head.weight.dtype == torch.float64
+    assert result.final_loss == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_progress_is_told_every_few_steps_and_at_the_end(text):
@@ -237,10 +305,10 @@ def test_a_length_beyond_a_scheme_is_a_result(text):
 
 
 def test_a_lack_of_memory_is_a_result_and_other_errors_are_not(text, monkeypatch):
-    def forward(self, tokens, positions=None, cache=None):
+    def hidden(self, tokens, positions=None, cache=None):
         raise error
 
-    monkeypatch.setattr(Transformer, "forward", forward)
+    monkeypatch.setattr(Transformer, "hidden", hidden)
     error = RuntimeError("DefaultCPUAllocator: not enough memory")
     assert train(make(), text).status == "out_of_memory"
     error = RuntimeError("a bug")
@@ -293,7 +361,7 @@ def test_bfloat16_trains_weights_of_float32(text):
 
 @pytest.mark.parametrize("precision", ["16-mixed", "16-true"])
 def test_half_precision_on_a_cpu_is_refused(precision, text):
-    with pytest.raises(UserError, match=f"precision='{precision}' needs a GPU"):
+    with pytest.raises(UserError, match=f"train.precision={precision} needs a GPU"):
         train(make(), text, with_settings(precision=precision))
 
 

@@ -238,13 +238,57 @@ def test_accuracies_are_shown_in_percent():
     assert str(statistics.summarise([*made, lost("rope", 64, 2, metric="exact_match")])) == "87.3 ± 3.0, diverged 1/3"
 
 
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ((10.0, 10.0 * math.exp(0.02)), "10.1 ± 1.4%"),  # losses 0.02 apart
+        ((10.0, 10.0), "10.0 ± 0.00%"),
+        ((5.0, 5.0 * math.exp(2)), "13.6 ± 141%"),
+        ((10.0,) * 9 + (10_000.0,), "20.0 ± 218%"),
+    ],
+)
+def test_perplexities_are_averaged_as_their_losses_are(values, shown):
+    made = [result(value=value, seed=seed) for seed, value in enumerate(values)]
+    found = statistics.summarise(made)
+    losses = [math.log(value) for value in values]
+    assert str(found) == shown
+    assert found.mean == pytest.approx(math.exp(np.mean(losses)))
+    assert found.spread == pytest.approx(np.std(losses, ddof=1), abs=1e-9)
+    assert statistics.summarise([replace(r, metric="bits_per_byte") for r in made]).mean == pytest.approx(
+        np.mean(values)
+    )
+
+
+@given(
+    st.lists(st.floats(1, 1e20), min_size=2, max_size=8),
+    st.sampled_from(["perplexity", "last_perplexity", "loss", "exact_match"]),
+    st.sampled_from(["spread", "interval"]),
+)
+def test_every_point_is_inside_its_bar(values, metric, bars):
+    if metric == "exact_match":
+        values = [1 / value for value in values]
+    found = statistics.summarise([result(value=v, seed=seed, metric=metric) for seed, v in enumerate(values)])
+    low, high = curves._bar(found, bars)
+    assert low <= found.mean * (1 + 1e-9)
+    assert high >= found.mean * (1 - 1e-9)
+    assert math.isfinite(high)
+    if "perplexity" in metric:
+        assert low > 0
+
+
+def test_scores_beyond_the_training_length_are_averaged_on_the_scale_of_their_metric():
+    made = [result(value=v, length=n) for n, v in ((64, 1.0), (128, 4.0), (256, 16.0))]
+    [score] = statistics.mean_beyond(made)["rope"].values()
+    assert score.value == pytest.approx(8)
+
+
 def curve(*values, start=64):
     """Perplexities at L, 2L, 4L ...; None: diverged, a list: by seed."""
     made = {}
     for k, value in enumerate(values):
         each = value if isinstance(value, list) else [value]
         made[start << k] = Summary(
-            tuple(v for v in each if v is not None), tuple("diverged" for v in each if v is None)
+            tuple(v for v in each if v is not None), tuple("diverged" for v in each if v is None), scale="log"
         )
     return made
 
@@ -395,6 +439,20 @@ def test_groups_are_named_by_what_is_not_plain():
         groups.groups([])
 
 
+def test_results_on_different_texts_are_never_together():
+    made = [result(corpus_digest="a" * 64), result(corpus_digest="b" * 64, seed=1), result(seed=2)]
+    assert list(groups.groups(made)) == ["python aaaaaaaa", "python bbbbbbbb", "python unknown"]
+    message = (
+        "cannot mix results on different texts, though all are called python: their digests are aaaaaaaa, bbbbbbbb"
+    )
+    with pytest.raises(UserError, match=message):
+        groups.select(made[:2], "perplexity", "prefix")
+    apart = trained_at(32, 64, part=lambda n: f"at {n}", corpus_digest=lambda n: f"{n}" * 32)
+    assert groups.matrices(apart) == {}
+    same = trained_at(32, 64, part=lambda n: f"at {n}", corpus_digest=lambda n: "c" * 64)
+    assert list(groups.matrices(same)) == ["train lengths"]
+
+
 def trained_at(*lengths, labels=("rope", "alibi"), **changes):
     made = []
     for n in lengths:
@@ -454,8 +512,8 @@ def test_pivot_has_a_row_per_label_and_a_column_per_length():
     frame = table.pivot(study())
     assert list(frame.index) == [label for label, *_ in SCHEMES]
     assert list(frame.columns) == ["L", "2L", "4L", "8L", "16L"]
-    assert frame.loc["rope", "L"].mean == pytest.approx(5.7 * 1.005)
-    assert frame.loc["rope", "L"].spread == pytest.approx(0.01 * 5.7 / math.sqrt(2))
+    assert frame.loc["rope", "L"].mean == pytest.approx(5.7 * math.sqrt(1.01))
+    assert frame.loc["rope", "L"].spread == pytest.approx(math.log(1.01) / math.sqrt(2))
     assert str(frame.loc["learned", "2L"]) == "undefined"
     assert str(frame.loc["nope", "16L"]) == "8.05, diverged 1/2"
 
@@ -476,7 +534,8 @@ def test_a_result_that_is_not_there_yet_is_a_dash():
 
 def test_tables_give_the_reasons():
     text = table.by_length(study()).markdown()
-    assert "mean ± sample standard deviation over 2 seeds" in text
+    assert "geometric mean ± sample standard deviation of the loss over 2 seeds (1% is 0.01 nats)" in text
+    assert "; mean ± sample standard deviation over 2 seeds" in table.by_length(study(), "loss").markdown()
     assert "- learned: undefined at 2L, 4L, 8L, 16L: the table holds 64 positions\n" in text
     assert "- nope: diverged at 16L: the loss is not finite\n" in text
 
@@ -529,7 +588,55 @@ def test_the_terminal_shows_every_cell_whole(width, terminal):
     if terminal and width == 80:
         assert max(len(line) for line in plain.splitlines() if "─" in line) <= 80
     else:
-        assert re.search(r"^  rope  +5\.73 ± 0\.04  +7\.73 ± 0\.05  ", plain, re.M)
+        assert re.search(r"^  rope  +5\.73 ± 0\.70%  +7\.73 ± 0\.70%  ", plain, re.M)
+
+
+def with_bits(made, tokenizer="bytes"):
+    """The results, and bits per byte of a text of one byte a token beside each loss."""
+    bits = [
+        replace(r, metric="bits_per_byte", value=r.value / math.log(2)) for r in made if r.metric == "loss" and r.value
+    ]
+    return [replace(r, tokenizer=tokenizer) for r in (*made, *bits)]
+
+
+def test_loss_tables_have_bits_per_byte_at_the_training_length():
+    made = with_bits(study())
+    lines = table.by_length(made, "loss").markdown().splitlines()
+    assert lines[2] == "| scheme | L | 2L | 4L | 8L | 16L | bits/byte at L |"
+    [rope] = [line for line in lines if line.startswith("| rope |")]
+    bits = [math.log(5.7 * (1 + 0.01 * seed)) / math.log(2) for seed in (0, 1)]
+    assert rope.endswith(f"| {np.mean(bits):.2f} ± {np.std(bits, ddof=1):.2f} |")
+    assert lines[-1].startswith("- bits/byte at L: loss / ln 2 per byte of text")
+    assert "bits/byte" not in table.by_length(made).markdown()
+    assert "bits/byte" not in table.by_length(study(), "loss").markdown()
+
+
+def test_bits_per_byte_have_a_table_where_tokens_are_more_than_bytes(tmp_path):
+    heading = "## Bits per byte, prefix protocol"
+    assert heading not in table.markdown(with_bits(study()))
+    assert heading in table.markdown(with_bits(study(), "gpt2"))
+    write_report(with_bits(study(), "gpt2"), tmp_path / "report", tmp_path / "cells", tmp_path / "logs")
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"curves.png", "curves.svg", "table.md"}
+
+
+def test_the_page_says_which_versions_made_it():
+    made = [result(seed=s, versions={"torch": f"2.{12 + s}.0", "pezoo": "0.3.0", "rich": "14"}) for s in (0, 1, 0)]
+    made[2] = replace(made[2], label="nope")
+    assert table.markdown(made).splitlines()[:3] == ["# made_up", "", "Made with pezoo 0.3.0, torch 2.12.0 and 2.13.0."]
+
+
+def test_windows_that_overlap_are_told():
+    made = [result(length=length, window_overlap=12.25) for length in LENGTHS]
+    assert "- test windows overlap: a token is in 12 of them on average" in table.by_length(made).markdown()
+    assert any(
+        "test windows overlap: each token is in 12" in text.get_text() for text in curves.draw_curves(made).texts
+    )
+    few = [replace(r, window_overlap=1.2) for r in made]
+    assert "overlap" not in table.by_length(few).markdown()
+
+
+def test_a_caption_tells_another_precision_than_float32():
+    assert "; tested in bf16; one seed." in table.by_length([result(test_precision="bf16")]).markdown()
 
 
 def test_perplexities_have_verdicts():
@@ -691,7 +798,7 @@ def test_curves_show_the_means_and_mark_the_training_length():
     assert dashed.get_linestyle() == "--"
     assert (64,) in [tuple(line.get_xdata()) for line in axes.lines]  # `learned` ends where it is defined
     rope = axes.lines[[label for label, *_ in SCHEMES].index("rope")]
-    assert rope.get_ydata() == pytest.approx([5.7 * 1.35**k * 1.005 for k in range(5)])
+    assert rope.get_ydata() == pytest.approx([5.7 * 1.35**k * math.sqrt(1.01) for k in range(5)])
     assert "learned (undefined from 2L)" in texts
     assert "nope (diverged 1/2 from 16L)" in texts
     assert texts[0] == "sinusoidal"  # the legend stands in the order of the right ends
@@ -702,9 +809,9 @@ def test_curves_show_the_means_and_mark_the_training_length():
     ("seeds", "bars", "said"),
     [
         ((0,), None, "one seed"),
-        ((0, 1), None, "mean of 2 seeds; bars: ± sample standard deviation"),
-        ((0, 1, 2), None, "mean of 3 seeds; bars: 95 % confidence interval"),
-        ((0, 1, 2), "spread", "mean of 3 seeds; bars: ± sample standard deviation"),
+        ((0, 1), None, "geometric mean of 2 seeds; bars: ± sample standard deviation of the loss"),
+        ((0, 1, 2), None, "geometric mean of 3 seeds; bars: 95 % confidence interval"),
+        ((0, 1, 2), "spread", "geometric mean of 3 seeds; bars: ± sample standard deviation of the loss"),
     ],
 )
 def test_error_bars_say_what_they_are(seeds, bars, said):
@@ -719,8 +826,8 @@ def test_error_bars_say_what_they_are(seeds, bars, said):
     elif "interval" in said:
         assert ends[0] == pytest.approx(statistics.interval(values, log=True))
     else:
-        half = np.std(values, ddof=1)
-        assert ends[0] == pytest.approx([np.mean(values) - half, np.mean(values) + half])
+        middle, half = np.log(values).mean(), np.log(values).std(ddof=1)
+        assert ends[0] == pytest.approx(np.exp([middle - half, middle + half]))
 
 
 def test_figures_of_what_has_no_value_are_drawn_too(tmp_path):
@@ -878,7 +985,7 @@ def test_a_run_per_scheme_with_test_lengths_as_steps(tmp_path):
     }
     steps, values = zip(*scalars["extrapolation/perplexity"], strict=True)
     assert steps == LENGTHS
-    assert values == pytest.approx([6.9 * 0.98**k * 1.005 for k in range(5)])
+    assert values == pytest.approx([6.9 * 0.98**k * math.sqrt(1.01) for k in range(5)])
     steps, _ = zip(*scalars["extrapolation_more/loss_by_position"], strict=True)
     assert steps == (1, 2, 4, 6, 12, 24, 48, 96, 192, 384, 768)
     assert (images, texts) == ([], [])

@@ -105,7 +105,7 @@ def test_the_schema_has_the_promised_fields():
         "value n_tokens n_documents train_length test_length length_ratio scale_factor seed "
         "learning_rate steps finetune_steps finetune_length params train_seconds eval_seconds "
         "tokens_per_second peak_memory_bytes threads config_hash versions device date status "
-        "reason label part"
+        "reason label part corpus_digest tokenizer window_overlap test_precision"
     )
     assert {field.name for field in dataclasses.fields(Result)} == set(promised.split())
     assert typing.get_args(results.Status) == (
@@ -142,7 +142,19 @@ def test_a_line_that_breaks_the_schema_is_refused_by_its_number(tmp_path, change
         results.read(path)
 
 
-@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(Result)])
+def test_files_from_before_a_key_was_there_are_read(tmp_path):
+    """With its default, which says that it is not known."""
+    path = tmp_path / "results.jsonl"
+    results.write(path, [RESULT])
+    added = {"corpus_digest": "", "tokenizer": "", "window_overlap": None, "test_precision": "float32"}
+    line = {key: value for key, value in json.loads(path.read_text()).items() if key not in added}
+    path.write_text(json.dumps(line))
+    [found] = results.read(path)
+    assert found == RESULT
+    assert {key: getattr(found, key) for key in added} == added == {key: getattr(RESULT, key) for key in results._ADDED}
+
+
+@pytest.mark.parametrize("key", [f.name for f in dataclasses.fields(Result) if f.name not in results._ADDED])
 def test_every_key_must_be_there(tmp_path, key):
     path = tmp_path / "results.jsonl"
     results.write(path, [RESULT])

@@ -1,8 +1,12 @@
 """Studies end to end: plan, cells, resume, workers, and what a crash leaves behind."""
 
+import dataclasses
 import io
+import math
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +18,12 @@ import torch
 import yaml
 
 from pezoo.config import load_recipe
+from pezoo.data import windows
+from pezoo.errors import UserError
+from pezoo.registry import entry
 from pezoo.results import read, read_losses
 from pezoo.study import Study, make_plan
+from pezoo.study.plan import resolve_device
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "date")
@@ -150,6 +158,7 @@ CHANGES = {
     "test.windows=3": (False, True),
     "test.seed=5": (False, True),
     "test.lengths=[1x]": (False, True),
+    "test.precision=bf16": (False, True),
     "test.protocols=[non_overlapping]": (False, True),
     "schemes=[shaw]": (True, True),
     "schemes=[rope+ntk]": (False, True),
@@ -218,7 +227,7 @@ def test_weights_are_carried_over_by_what_they_belong_to():
     trained = Transformer(TransformerConfig(scheme="t5+random", seed=1, **facts)).eval()
     tested = Transformer(TransformerConfig(scheme="t5+window:size=64+random", seed=2, **facts)).eval()
     tokens = torch.arange(8)[None]
-    positions = trained.positions(1, 8)
+    positions = trained.positions(1, 8, rows=(0,))
     assert not torch.equal(trained(tokens, positions), tested(tokens, positions))
     carry_over(trained, tested)
     assert torch.equal(trained(tokens, positions), tested(tokens, positions))
@@ -232,7 +241,7 @@ def test_results_hold_every_scheme_seed_length_and_metric(finished):
     assert results == read(finished.results_path)
     labels = list(dict.fromkeys(r.label for r in results))
     assert labels == ["learned", "rope", "rope+ntk", "rope+pi", "rope+pi, 3 steps @ 4x", "shape"]
-    assert len(results) == 6 * 2 * 2 * 3
+    assert len(results) == 6 * 2 * 2 * 4
     by = {(r.label, r.seed, r.test_length, r.metric): r for r in results}
     assert len(by) == len(results)
     assert by["learned", 0, 64, "loss"].status == "undefined"
@@ -246,6 +255,68 @@ def test_results_hold_every_scheme_seed_length_and_metric(finished):
     assert zero_shot[0] == pytest.approx(zero_shot[1], abs=1e-6) == pytest.approx(zero_shot[2], abs=1e-6)
     assert by["rope", 0, 16, "loss"].value != by["rope", 1, 16, "loss"].value
     assert by["shape", 0, 16, "loss"].scheme == "sinusoidal+shift"
+
+
+def test_results_have_bits_per_byte_and_what_the_text_was(finished):
+    [corpus] = finished.plan.corpora.values()
+    by = {(r.label, r.seed, r.test_length, r.metric): r for r in finished.results()}
+    for (*row, metric), r in by.items():
+        if metric == "loss" and r.status == "ok":
+            assert by[*row, "bits_per_byte"].value == pytest.approx(r.value / math.log(2))
+    assert by["learned", 0, 64, "bits_per_byte"].status == "undefined"
+    results = finished.results()
+    assert {(r.corpus_digest, r.tokenizer) for r in results} == {(corpus.digest, "bytes")}
+    assert {(r.test_precision, r.window_overlap) for r in results} == {("float32", 1.0)}
+
+
+def test_bits_are_per_byte_whatever_a_token_is(recipe, tmp_path):
+    from pezoo.study.cells import run_cell
+
+    study = Study.prepare(recipe, ["schemes=[nope]", "seeds=[0]"], tmp_path)
+    [(key, corpus)] = study.plan.corpora.items()
+    for bytes_per_token, metrics in ((4.0, {"loss", "bits_per_byte"}), (None, {"loss"})):
+        n_bytes = bytes_per_token and int(bytes_per_token * len(corpus.test.ids))
+        test = dataclasses.replace(corpus.test, n_bytes=n_bytes)
+        corpora = {key: dataclasses.replace(corpus, test=test)}
+        for cell in study.plan.cells.values():
+            shutil.rmtree(study.store.path(cell.key), ignore_errors=True)
+            run_cell(cell, study.store, corpora, lambda *_: None)
+        study.store._facts.clear()
+        values = {r.metric: r.value for r in study.results() if r.test_length == 16}
+        assert values.keys() - {"perplexity", "last_perplexity"} == metrics
+        if bytes_per_token:
+            assert values["bits_per_byte"] == pytest.approx(values["loss"] / math.log(2) / 4)
+
+
+def test_results_say_how_much_their_windows_overlap(recipe, tmp_path):
+    from pezoo.study.cells import run_cell
+
+    study = Study.prepare(recipe, ["schemes=[nope]", "seeds=[0]", "test.windows=200", "train.steps=3"], tmp_path)
+    for cell in study.plan.cells.values():
+        run_cell(cell, study.store, study.plan.corpora, lambda *_: None)
+    [corpus] = study.plan.corpora.values()
+    [overlap] = {r.window_overlap for r in study.results()}
+    cut = windows(corpus.test, 64, 200, 0)
+    read = [(d, o + i) for d, o in zip(cut.document, cut.offset, strict=True) for i in range(65)]
+    assert overlap > 2
+    assert overlap == pytest.approx(len(read) / len(set(read)))
+
+
+def test_testing_in_bf16_is_another_number_and_says_so(recipe, tmp_path):
+    from pezoo.study.cells import run_cell
+
+    changes = (recipe, ["schemes=[rope]", "seeds=[0]"])
+    exact, rounded = (
+        Study.prepare(changes[0], [*changes[1], f"test.precision={p}"], tmp_path) for p in ("float32", "bf16")
+    )
+    for study in (exact, rounded):
+        for cell in study.plan.cells.values():
+            if not study.store.done(cell.key):
+                run_cell(cell, study.store, study.plan.corpora, lambda *_: None)
+    for a, b in zip(exact.results(), rounded.results(), strict=True):
+        assert (a.test_precision, b.test_precision) == ("float32", "bf16")
+        assert a.value != b.value
+        assert a.value == pytest.approx(b.value, rel=0.01)
 
 
 def test_losses_of_a_cell_add_up_to_its_result(finished):
@@ -340,6 +411,139 @@ def test_a_cell_that_fails_does_not_stop_the_others(recipe, tmp_path, capsys):
         "train broken, seed 0",
         "train deadly, seed 0",
     ]
+
+
+HALF_LIFE = """
+from pezoo import Encoding, Traits, register
+
+
+@register("half_life", title="A constant penalty per token", family="bias")
+class HalfLife(Encoding):
+    traits = Traits(shift_invariant=True, bidirectional=False)
+
+    def distance_bias(self, distance):
+        return (-0.02 * distance.abs()).expand(self.shape.n_heads, *distance.shape)
+"""
+RUN = """
+import sys
+import pezoo
+
+try:
+    pezoo.run({recipe!r}, ["schemes=[{{layers: [rope, half_life]}}]"], out=sys.argv[1])
+except pezoo.UserError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("where", ["console", "script", "module", "loaded"])
+def test_a_member_that_workers_would_not_have_is_refused_with_what_to_type(where, recipe, tmp_path):
+    code, file = RUN.format(recipe=recipe), tmp_path / "mine.py"
+    if where in ("console", "script"):
+        code = HALF_LIFE + code
+    else:
+        file.write_text(HALF_LIFE)
+        code = ("import mine\n" if where == "module" else f"import pezoo\npezoo.load_plugin({str(file)!r})\n") + code
+    command = [sys.executable, "-c", code]
+    if where == "script":
+        file.write_text(code)
+        command = [sys.executable, str(file)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    done = subprocess.run([*command, str(tmp_path / "out")], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    [message] = done.stderr.splitlines()
+    if where in ("console", "script"):
+        assert message.startswith("schemes.0: half_life was defined in a notebook, a console or the running script")
+        assert message.endswith('put it in a file of its own and pass plugins=["FILE.py"], or --plugin FILE.py')
+    else:
+        assert message == (
+            f"half_life was registered by {file}, which the processes of a study do not load; "
+            f'pass plugins=["{file}"], or --plugin {file}'
+        )
+
+
+def test_a_task_of_the_running_program_is_refused_too(recipe, monkeypatch):
+    monkeypatch.setattr(entry("parity").cls, "__module__", "__main__")
+    with pytest.raises(UserError, match="parity was defined in a notebook"):
+        plan(recipe, "schemes=[rope]", "tasks=[parity]", "test.protocols=[]")
+
+
+# ---- devices ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend that there are so many CUDA GPUs, or a Metal one."""
+
+    def pretend(cuda=0, mps=False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "found"),
+    [
+        ({}, "auto", "cpu"),
+        ({"cuda": 2}, "auto", "cuda"),
+        ({"cuda": 2}, "cuda", "cuda"),
+        ({"cuda": 2}, "cuda:1", "cuda"),
+        ({"cuda": 2}, "cpu", "cpu"),
+        ({"mps": True}, "auto", "cpu"),
+        ({"mps": True}, "mps", "mps"),
+    ],
+)
+def test_a_device_is_found_by_name_and_its_number_renames_no_cell(there, asked, found, recipe, machine):
+    machine(**there)
+    made = load_recipe(recipe, [f"device={asked}"])
+    assert resolve_device(made) == found
+
+
+@pytest.mark.parametrize(
+    ("there", "overrides", "message"),
+    [
+        ({}, ["device=cuda"], "device=cuda, but PyTorch finds no CUDA GPU here; type device=cpu"),
+        ({}, ["device=mps"], "device=mps, but PyTorch finds no Metal GPU here; type device=cpu"),
+        (
+            {"cuda": 2},
+            ["device=cuda:2"],
+            "device=cuda:2 is not among the GPUs here: cuda:0, cuda:1; type device=cuda:1",
+        ),
+        (
+            {},
+            ["device=cpu", "train.precision=16-mixed"],
+            "train.precision=16-mixed needs a GPU; type train.precision=bf1",
+        ),
+        ({}, ["device=cpu", "test.precision=tf32"], "test.precision=tf32 needs a CUDA GPU, and this is device=cpu"),
+        (
+            {"mps": True},
+            ["device=mps", "test.precision=tf32"],
+            "test.precision=tf32 needs a CUDA GPU, and this is device=mps",
+        ),
+        (
+            {"mps": True},
+            ["device=mps", "train.precision=64-true"],
+            "train.precision=64-true computes in float64, which d",
+        ),
+        (
+            {"mps": True},
+            ["device=mps", "train.precision=16-mixed"],
+            "train.precision=16-mixed computes in float64, which",
+        ),
+        ({"mps": True}, ["device=mps", "test.protocols=[prefix, attention:octaves=true]"], "attention sums in float64"),
+    ],
+)
+def test_what_a_device_cannot_do_is_refused_by_name(there, overrides, message, recipe, machine):
+    machine(**there)
+    with pytest.raises(UserError, match=re.escape(message)):
+        resolve_device(load_recipe(recipe, overrides))
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "mps:1", "cpu:0", "CUDA", ""])
+def test_a_device_that_has_no_such_name_is_one_clear_message(name, recipe):
+    with pytest.raises(UserError, match="device must be auto, cpu, cuda, cuda:N"):
+        load_recipe(recipe | {"device": name})
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pezoo.data import Windows
+from pezoo.devices import check_testing, testing_in
 from pezoo.errors import UserError
 from pezoo.evaluation.passes import Passes
 from pezoo.evaluation.protocols import PROTOCOLS, Protocol, parse_protocol
@@ -24,6 +25,7 @@ def evaluate(
     last: int,
     batch_tokens: int = 16384,
     device: torch.device | str = "cpu",
+    precision: str = "float32",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[LengthResult]:
     """Test `model` at each of `lengths`, in evaluation mode, without gradients.
@@ -40,13 +42,15 @@ def evaluate(
         last: `last_perplexity` is that of the last `last` tokens of each context.
         batch_tokens: most tokens in one forward pass (but at least one context).
         device: where to compute.
+        precision: how exactly, one of `pezoo.devices.TestPrecision`.
         progress: called with (tokens done, tokens in all) after each forward pass.
 
     Returns:
         One result a length, in the order of `lengths`.
 
     Raises:
-        UserError: an unknown protocol or setting, a length beyond the windows', or a number below 1.
+        UserError: an unknown protocol or setting, a length beyond the windows', a number below 1, or a precision that
+            the device does not have.
     """
     protocol = parse_protocol(protocol)
     longest = windows.ids.shape[1] - 1
@@ -55,12 +59,12 @@ def evaluate(
     if last < 1 or batch_tokens < 1:
         raise UserError(f"last={last} and batch_tokens={batch_tokens} must be at least 1")
     device = torch.device(device)
-    if device.type == "cpu":
-        torch.set_flush_denormal(True)
+    check_testing(device, precision)
     training, home = model.training, next(model.parameters()).device
     passes = Passes(model.eval().to(device), batch_tokens, device, progress)
     try:
-        results = PROTOCOLS[protocol.name].run(passes, windows, lengths, last, protocol.settings)
+        with testing_in(device, precision):
+            results = PROTOCOLS[protocol.name].run(passes, windows, lengths, last, protocol.settings)
     finally:
         model.to(home).train(training)
     return [dataclasses.replace(result, protocol=str(protocol)) for result in results]

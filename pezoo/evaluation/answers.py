@@ -24,11 +24,13 @@ from statistics import fmean
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pezoo.data.material import TESTING, Questions
+from pezoo.devices import check_testing, testing_in
 from pezoo.errors import UserError, suggest
 from pezoo.evaluation.memory import peak_memory, reset_peak_memory
-from pezoo.evaluation.passes import outcome, token_losses
+from pezoo.evaluation.passes import outcome, read_out
 from pezoo.evaluation.result import LengthResult
 from pezoo.evaluation.retrieval import k_max
 from pezoo.generate import stream
@@ -121,6 +123,7 @@ def evaluate_answers(
     seed: int = 0,
     batch_tokens: int = 16384,
     device: torch.device | str = "cpu",
+    precision: str = "float32",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[LengthResult]:
     """Test `model` on a task at each of `lengths`, in evaluation mode, without gradients.
@@ -137,16 +140,18 @@ def evaluate_answers(
         seed: of the questions.
         batch_tokens: most tokens in one forward pass (but at least one question).
         device: where to compute.
+        precision: how exactly, one of `pezoo.devices.TestPrecision`.
         progress: called with (done, in all) after each forward pass; each question counts by its length.
 
     Returns:
         For each length, in order, one result, followed by one for each depth.
 
     Raises:
-        UserError: an unknown protocol, or one that the form does not have.
+        UserError: an unknown protocol, one that the form does not have, or a precision that the device does not have.
     """
     check_answer_protocol(protocol, questions)
     device = torch.device(device)
+    check_testing(device, precision)
     training, home = model.training, next(model.parameters()).device
     model = model.eval().to(device)
     depths: Sequence[float | None] = questions.task.depths or (None,)
@@ -170,7 +175,8 @@ def evaluate_answers(
                 for i, depth in enumerate(depths):
                     for first, example in _drawn(questions, length, count, seed, i, depth):
                         for rows in _rows(example, batch_tokens):
-                            _ask(model, example, rows, first + i * count, protocol, device, tallies[depth])
+                            with testing_in(device, precision):
+                                _ask(model, example, rows, first + i * count, protocol, device, tallies[depth])
                             report(length * (rows.stop - rows.start))
             except UserError as error:
                 status, reason = "undefined", str(error)
@@ -219,10 +225,18 @@ def _ask(
     n, length = tokens.shape
     keys = tuple(range(first + rows.start, first + rows.stop))  # of random draws
     if protocol == "answers":
-        logits = model(tokens, model.positions(n, length, phase="test", rows=keys))
-        _check_finite(logits)
-        losses = token_losses(logits, targets.clamp_min(0))
-        tally.add(logits.argmax(-1).cpu(), targets.cpu(), losses.cpu())
+        hidden = model.hidden(tokens, model.positions(n, length, phase="test", rows=keys))
+        _check_finite(hidden)
+        asked = targets != IGNORE
+        right, hidden = targets[asked], hidden[asked]
+        likeliest, of_right = torch.empty_like(right), torch.empty(len(right), device=device)
+        for some, logits in read_out(model, hidden):
+            likeliest[some] = logits.argmax(-1)
+            of_right[some] = F.cross_entropy(logits, right[some], reduction="none")
+        _check_finite(of_right)
+        said, losses = targets.masked_scatter(asked, likeliest), of_right.new_zeros(targets.shape)
+        losses[asked] = of_right
+        tally.add(said.cpu(), targets.cpu(), losses.cpu())
     else:
         asked = int((targets != IGNORE).any(0).nonzero()[0])
         said = []

@@ -114,7 +114,7 @@ def run(passes: Passes, windows: Windows, lengths: Sequence[int], last: int, set
         longest = waiting[0]
         rows = Rows(longest, sorted({0, train_length, *(n for n in OCTAVES if n < longest)}), passes.device)
         with observing(rows):
-            read = passes.run(longest, [Contexts(windows, [0], longest, longest)])
+            read = passes.run(longest, [Contexts(windows, [0], longest, 1)])
         served = waiting if stable and read.status == "ok" else waiting[:1]
         for length in served:
             values = rows.values(length, last, train_length, settings.octaves) if read.status == "ok" else {}

@@ -5,7 +5,7 @@ Legend: N windows, n contexts, b contexts in a batch, T tokens in a context, k s
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,9 @@ from pezoo.evaluation.result import LengthResult, bin_losses
 from pezoo.results import Status
 from pezoo.transformer import Transformer
 
-# Logits whose losses are computed at once: on a CPU few enough to stay in a core's cache, on a GPU
-# enough to keep it busy.
-CPU_LOGITS, GPU_LOGITS = 2**20, 2**26
+# Logits that are computed at once, and the tokens that this is at least: on a CPU they stay in a core's cache, on a
+# GPU they keep it busy, and with a large vocabulary the output layer is not read anew for each few tokens.
+CPU_LOGITS, GPU_LOGITS, TOKENS = 2**20, 2**26, 128
 LOSS_METRICS = ("loss", "perplexity", "last_perplexity")
 OUT_OF_MEMORY = ("not enough memory", "out of memory", "allocate memory")
 
@@ -178,8 +178,8 @@ class Passes:
             # Random draws are keyed by the place in the pass: the batch size does not matter.
             rows = tuple(first_row + number for number in numbers)
             positions = self.model.positions(len(batch), length, declared=declared, phase="test", rows=rows)
-            logits = self.model(batch[:, :-1], positions)
-            losses.append(token_losses(logits[:, -scored:], batch[:, -scored:]).cpu())
+            hidden = self.model.hidden(batch[:, :-1], positions)[:, -scored:]
+            losses.append(token_losses(self.model, hidden, batch[:, -scored:]).cpu())
             self._advance(len(batch) * length)
         return torch.cat(losses).numpy()
 
@@ -189,21 +189,42 @@ class Passes:
             self.progress(self.done, self.total)
 
 
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each token in nats, float32, in little more memory than the logits.
+def token_losses(model: Transformer, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each token in nats, float32, without the logits of all tokens at once.
 
     Args:
-        logits: (B, L, V).
+        model: whose output layer reads `hidden`.
+        hidden: (B, L, D), of `Transformer.hidden`.
         targets: (B, L).
 
     Returns:
         (B, L).
     """
-    at_once = CPU_LOGITS if logits.device.type == "cpu" else GPU_LOGITS
-    size = max(1, at_once // logits.shape[-1])
-    chunks = zip(logits.flatten(0, 1).split(size), targets.flatten().split(size), strict=True)
-    losses = [F.cross_entropy(x.float(), y, reduction="none") for x, y in chunks]
-    return torch.cat(losses).view_as(targets)
+    hidden, asked = hidden.flatten(0, 1), targets.flatten()
+    losses = torch.empty(len(asked), device=hidden.device)
+    for some, logits in read_out(model, hidden):
+        losses[some] = F.cross_entropy(logits, asked[some], reduction="none")
+    return losses.view_as(targets)
+
+
+def read_out(model: Transformer, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Logits of tokens, a chunk at a time.
+
+    Write what is made of them into a tensor that is there already: on a CPU, small ones that stay, made between large
+    ones that go, leave holes that no large one fits into.
+
+    Args:
+        model: whose output layer reads `hidden`.
+        hidden: (n, D), of `Transformer.hidden`.
+
+    Yields:
+        Which tokens, and their logits, (some, V) float32, in order.
+    """
+    at_once = CPU_LOGITS if hidden.device.type == "cpu" else GPU_LOGITS
+    size = max(TOKENS, at_once // model.config.vocab_size)
+    for start in range(0, len(hidden), size):
+        some = slice(start, start + size)
+        yield some, model.head(hidden[some]).float()
 
 
 def outcome(error: Exception) -> tuple[Status, str]:

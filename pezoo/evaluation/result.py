@@ -1,12 +1,13 @@
 """What one protocol finds at one test length."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pezoo.results import Status
+from pezoo.results import BITS_PER_BYTE, Status
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,21 @@ class LengthResult:
     """Peak of that pass; see `pezoo.evaluation.memory`."""
     bins: Bins | None = None
     """None unless `status` is ok."""
+
+
+def with_bits_per_byte(result: LengthResult, bytes_per_token: float) -> LengthResult:
+    """The result with `bits_per_byte` beside its loss, if it has one: loss / ln 2 / bytes per token.
+
+    Other than perplexity, it compares models that read the same text through different tokenizers.
+
+    Args:
+        result: of text.
+        bytes_per_token: bytes of the text's UTF-8 over its tokens.
+    """
+    if "loss" not in result.values:
+        return result
+    bits = result.values["loss"] / math.log(2) / bytes_per_token
+    return replace(result, values=result.values | {BITS_PER_BYTE: bits})
 
 
 def bin_edges(length: int) -> NDArray[np.int64]:

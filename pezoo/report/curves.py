@@ -11,17 +11,17 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pezoo.report.figure import GREY, Style, folded, heading, styles
-from pezoo.report.groups import LANGUAGE_MODELLING, WINDOWED, chance, select, words
+from pezoo.report.groups import LANGUAGE_MODELLING, WINDOWED, chance, select, window_overlap, words
 from pezoo.report.statistics import (
     ACCURACIES,
     PERPLEXITIES,
     Curve,
     Summary,
     curves,
-    interval,
     length_name,
     losses_by_label,
     mean_by_position,
+    scale_of,
 )
 from pezoo.results import Result
 
@@ -39,15 +39,16 @@ def draw_curves(
 ) -> Figure:
     """Draw a metric over the test length.
 
-    Accuracies have an axis from 0 to 100 % and a dotted line at what guessing scores. A scheme's companion with a
+    Points and bars of perplexities are geometric: exponentials of the mean loss and of its interval. Accuracies have an
+    axis from 0 to 100 % and a dotted line at what guessing scores. A scheme's companion with a
     window is a thin line without a place in the legend. Where training lengths differ, a ring marks each curve's own.
 
     Args:
         results: results of one group.
         metric: what to show.
         protocol: how it was tested.
-        bars: error bars: "spread" (± sample standard deviation over seeds) or "interval" (95 %
-            confidence interval of the mean, Student's t); by default "interval" from three seeds
+        bars: error bars: "spread" (± sample standard deviation over seeds, of perplexities that of the loss) or
+            "interval" (95 % confidence interval of the mean, Student's t); by default "interval" from three seeds
             on. With one seed there are none. The figure says which it shows.
 
     Returns:
@@ -146,7 +147,7 @@ def _plot(axes: Axes, kept: list[Result], looks: Mapping[str, Style], bars: Bars
             continue
         line = _line(axes, list(points), means, looks[label])
         if any(s.spread is not None for s in points.values()):
-            ends = [_bar(s, bars, kept[0].metric) for s in points.values()]
+            ends = [_bar(s, bars) for s in points.values()]
             axes.vlines(list(points), *zip(*ends, strict=True), color=line.get_color(), lw=1)
         if len(set(trained.values())) > 1 and trained[label] in points:
             own = trained[label], points[trained[label]].mean
@@ -164,12 +165,15 @@ def _facts(kept: list[Result], bars: Bars | None = None) -> list[str]:
     """Return what a reader has to know about error bars, rings and thin lines, where there are any."""
     labels, facts = {r.label for r in kept}, []
     if bars and len({r.seed for r in kept}) > 1:
-        said = {"spread": "± sample standard deviation", "interval": "95 % confidence interval"}
+        of_loss = " of the loss" if scale_of(kept[0].metric) == "log" else ""
+        said = {"spread": f"± sample standard deviation{of_loss}", "interval": "95 % confidence interval"}
         facts.append(f"bars: {said[bars]}")
     if len({r.task for r in kept}) == 1 < len({r.train_length for r in kept}):
         facts.append("markers and rings: training length")
     if any(_is_companion(label, labels) for label in labels):
         facts.append("thin dots: the same with a window of L")
+    if (overlap := window_overlap(kept)) is not None:
+        facts.append(f"test windows overlap: each token is in {overlap:.2g}")
     return facts
 
 
@@ -210,16 +214,11 @@ def _line(axes: Axes, x: list[float], y: list[float], look: Style) -> Line2D:
     return line
 
 
-def _bar(summary: Summary, bars: Bars, metric: str) -> tuple[float, float]:
+def _bar(summary: Summary, bars: Bars) -> tuple[float, float]:
     """Return the ends of an error bar; both are the mean where there is no spread."""
-    mean, spread, log = summary.mean, summary.spread or 0.0, metric in PERPLEXITIES
-    if bars == "interval":
-        low, high = interval(summary.values, log=log) or (mean, mean)
-    else:
-        # A bar that would leave a logarithmic axis ends at the smallest value.
-        low = min(summary.values) if log and spread >= mean else mean - spread
-        high = mean + spread
-    return (max(0.0, low), min(1.0, high)) if metric in ACCURACIES else (low, high)
+    ends = summary.interval() if bars == "interval" else summary.spread_ends
+    low, high = ends or (summary.mean, summary.mean)
+    return (max(0.0, low), min(1.0, high)) if summary.scale == "share" else (low, high)
 
 
 def _ending(curve: Curve, train_length: int) -> str:

@@ -17,6 +17,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from pezoo.report.groups import LANGUAGE_MODELLING, WINDOWED, title
+from pezoo.report.statistics import scale_of
 from pezoo.results import Result, replacing
 
 # Okabe and Ito's and Paul Tol's colours, which people with colour vision deficiencies can tell
@@ -118,7 +119,8 @@ def heading(figure: Figure, text: str, kept: list[Result], *facts: str) -> None:
         about = [one.study, title(one)]
         corpus = f"corpus {one.corpus}" if one.task == LANGUAGE_MODELLING else one.corpus
         said = [corpus, f"{one.protocol} protocol"]
-    said.append(f"mean of {seeds} seeds" if seeds > 1 else "one seed")
+    mean = "geometric mean" if scale_of(one.metric) == "log" else "mean"
+    said.append(f"{mean} of {seeds} seeds" if seeds > 1 else "one seed")
     width, height = figure.get_size_inches()
     bold = folded(f"{text}: {', '.join(filter(None, about))}", int(10 * width))
     plain = folded("; ".join([*said, *facts]), int(14 * width))

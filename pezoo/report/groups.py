@@ -12,6 +12,8 @@ HEADLINES = ("perplexity", "exact_match", "token_accuracy")
 WINDOWED = " | windowed"
 """How the label of a scheme's companion ends: the same model, tested with a window of L."""
 NOTHING = "there are no results yet. Run the study to its end with `pezoo run`."
+OVERLAP = 1.5
+"""In so many test windows may a token be, on average, before a report says so."""
 TOGETHER = "train lengths"
 """Stands for the part where several parts, trained at different lengths, are shown together."""
 
@@ -23,9 +25,10 @@ def groups(results: Iterable[Result]) -> dict[str, list[Result]]:
         results: results of one study.
 
     Returns:
-        Name -> results, in their order. The name says part, task and, if a task has several, corpus;
-        it is "" for language modelling of one text in a study without parts. Where a group holds several training
-        lengths, each label ends with its own, "rope, L = 64", and those of one scheme stand together.
+        Name -> results, in their order. The name says part, task and, if a task has several, corpus, with the
+        beginning of its digest if that is what differs; it is "" for language modelling of one text in a study without
+        parts. Where a group holds several training lengths, each label ends with its own, "rope, L = 64", and those of
+        one scheme stand together.
 
     Raises:
         UserError: if there are no results.
@@ -34,11 +37,15 @@ def groups(results: Iterable[Result]) -> dict[str, list[Result]]:
     if not results:
         raise UserError(NOTHING)
     corpora: dict[tuple[str, str], set[str]] = {}
+    digests: dict[tuple[str, str, str], set[str]] = {}
     for r in results:
         corpora.setdefault((r.part, r.task), set()).add(r.corpus)
+        digests.setdefault((r.part, r.task, r.corpus), set()).add(_digest(r))
     found: dict[str, list[Result]] = {}
     for r in results:
-        name = [title(r)] + [r.corpus] * (len(corpora[r.part, r.task]) > 1)
+        other_texts = len(digests[r.part, r.task, r.corpus]) > 1
+        corpus = f"{r.corpus} {_digest(r)}" if other_texts else r.corpus
+        name = [title(r)] + [corpus] * (other_texts or len(corpora[r.part, r.task]) > 1)
         found.setdefault(", ".join(filter(None, name)), []).append(r)
     return {name: _with_lengths(group) for name, group in found.items()}
 
@@ -53,10 +60,10 @@ def matrices(results: Iterable[Result]) -> dict[str, list[Result]]:
         As `groups`, with the headline metrics of the labels that several parts train, each at a length of its own;
         nothing of a task of which two parts train one label at one length.
     """
-    by_task: dict[tuple[str, str], list[Result]] = {}
+    by_task: dict[tuple[str, str, str], list[Result]] = {}
     for r in results:
         if r.metric in HEADLINES and r.depth is None:
-            by_task.setdefault((r.task, r.corpus), []).append(r)
+            by_task.setdefault((r.task, r.corpus, _digest(r)), []).append(r)
     together = [replace(r, part=TOGETHER) for every in by_task.values() for r in _of_several_parts(every)]
     return groups(together) if together else {}
 
@@ -89,7 +96,7 @@ def select(results: Iterable[Result], metric: str, protocol: str, depths: bool =
         Those results, in their order.
 
     Raises:
-        UserError: if there are none, or if they would mix studies, parts, tasks, corpora or anything
+        UserError: if there are none, or if they would mix studies, parts, tasks, corpora, texts or anything
             else that makes two results of one scheme, seed and test length.
     """
     results = list(results)
@@ -100,6 +107,11 @@ def select(results: Iterable[Result], metric: str, protocol: str, depths: bool =
     for name in ("study", "part", "task", "corpus"):
         if len(found := {str(getattr(r, name)) for r in kept}) > 1:
             raise UserError(f"one table or figure cannot mix results of several {name}: {', '.join(sorted(found))}.")
+    if len(texts := sorted({_digest(r) for r in kept})) > 1:
+        raise UserError(
+            f"one table or figure cannot mix results on different texts, though all are called {kept[0].corpus}: "
+            f"their digests are {', '.join(texts)}. Run all on the same text."
+        )
     seen: dict[tuple[str, int, int, float | None], Result] = {}
     for r in kept:
         other = seen.setdefault((r.label, r.seed, r.test_length, r.depth), r)
@@ -139,6 +151,12 @@ def headline(found: Mapping[str, list[str]]) -> tuple[str, str]:
     return first, there[first]
 
 
+def window_overlap(results: Iterable[Result]) -> float | None:
+    """Return in how many test windows a token is, on average, if that is so many that a reader should know."""
+    most = max((r.window_overlap or 1.0 for r in results), default=1.0)
+    return most if most > OVERLAP else None
+
+
 def chance(result: Result) -> float | None:
     """Return what guessing scores at the result's length, where that is known and not next to nothing.
 
@@ -156,6 +174,12 @@ def chance(result: Result) -> float | None:
     except UserError:  # such as a task of a plug-in that is not loaded
         return None
     return task.chance if shown else None
+
+
+def _digest(result: Result) -> str:
+    """What tells texts apart as models read them: the beginning of the digest, and a tokenizer that is not bytes."""
+    tokenizer = "" if result.tokenizer == "bytes" else result.tokenizer
+    return " ".join(filter(None, (result.corpus_digest[:8] or "unknown", tokenizer)))
 
 
 def _of_several_parts(results: list[Result]) -> list[Result]:

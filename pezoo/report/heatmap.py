@@ -186,4 +186,4 @@ def _brief(cell: Summary | None) -> str:
         return ""
     if cell.mean is None:
         return cell.troubles[0].replace("_", "\n")
-    return f"{100 * cell.mean:.0f}" if cell.percent else str(Summary((cell.mean,)))
+    return f"{100 * cell.mean:.0f}" if cell.scale == "share" else str(Summary((cell.mean,)))

@@ -19,7 +19,7 @@ from pezoo.results import Losses, Result, read_losses
 ACCURACIES = ("exact_match", "token_accuracy")
 """Metrics from 0 to 1, shown in percent, of which more is better."""
 PERPLEXITIES = ("perplexity", "last_perplexity")
-"""Metrics on a logarithmic axis, of which less is better."""
+"""Metrics on a logarithmic axis, of which less is better: exponentials of a loss, averaged as the loss is."""
 TOLERANCE = 0.1
 """How far above its value at L a perplexity may rise, as a share, and the model still counts as working."""
 MARGIN = 0.01
@@ -28,16 +28,28 @@ PLAIN = "plain"
 """The column of a grid for encodings without extensions."""
 
 
+Scale = Literal["linear", "share", "log"]
+"""Of a metric: `share`, from 0 to 1 and shown in percent; `log`, compared by ratios, so that means are geometric."""
+
+
+def scale_of(metric: str) -> Scale:
+    """Return the scale on which a metric is averaged and shown."""
+    return "share" if metric in ACCURACIES else "log" if metric in PERPLEXITIES else "linear"
+
+
 @dataclass(frozen=True)
 class Summary:
-    """What the seeds of one scheme say at one test length. `str` gives it as tables show it."""
+    """What the seeds of one scheme say at one test length. `str` gives it as tables show it.
+
+    Mean, spread and interval are on one scale. On a logarithmic one the mean is geometric: that of perplexities is the
+    exponential of the mean loss, their spread is that of the loss in nats, shown in percent (1 % is 0.01 nats).
+    """
 
     values: tuple[float, ...]
     """The values there are."""
     troubles: tuple[str, ...] = ()
     """For each seed without a value its status, such as "diverged"."""
-    percent: bool = False
-    """Whether the values are shares, shown in percent."""
+    scale: Scale = "linear"
 
     @property
     def seeds(self) -> int:
@@ -46,21 +58,42 @@ class Summary:
 
     @property
     def mean(self) -> float | None:
-        """Mean of the values there are; None without any."""
-        return statistics.fmean(self.values) if self.values else None
+        """Mean of the values there are, geometric on a logarithmic scale; None without any."""
+        if len(set(self.values)) < 2:
+            return self.values[0] if self.values else None
+        return statistics.geometric_mean(self.values) if self.scale == "log" else statistics.fmean(self.values)
 
     @property
     def spread(self) -> float | None:
-        """Sample standard deviation; None with fewer than two values."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        """Sample standard deviation, on a logarithmic scale that of the logarithms; None with fewer than two values."""
+        if len(self.values) < 2:
+            return None
+        return statistics.stdev(map(math.log, self.values) if self.scale == "log" else self.values)
+
+    @property
+    def spread_ends(self) -> tuple[float, float] | None:
+        """The mean less and plus the spread; None without a spread."""
+        if self.spread is None:
+            return None
+        if self.scale == "log":
+            middle = math.log(self.mean)
+            return _exp(middle - self.spread), _exp(middle + self.spread)
+        return self.mean - self.spread, self.mean + self.spread
+
+    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """The confidence interval of the mean, on the same scale; see `interval`."""
+        return interval(self.values, level, log=self.scale == "log")
 
     def __str__(self) -> str:
         counts = Counter(trouble.replace("_", " ") for trouble in self.troubles)
         every = len(counts) == 1 and not self.values
         parts = [name if every else f"{name} {n}/{self.seeds}" for name, n in counts.items()]
         if self.mean is not None:
-            form, unit = (".1f", 100) if self.percent else (_format(self.mean), 1)
-            spread = "" if self.spread is None else f" ± {unit * self.spread:{form}}"
+            form, unit = (".1f", 100) if self.scale == "share" else (_format(self.mean), 1)
+            spread = ""
+            if self.spread is not None:
+                shown = _percent(self.spread) if self.scale == "log" else f"{unit * self.spread:{form}}"
+                spread = f" ± {shown}"
             parts.insert(0, f"{unit * self.mean:{form}}{spread}")
         return ", ".join(parts)
 
@@ -75,7 +108,7 @@ def summarise(results: Iterable[Result]) -> Summary:
     return Summary(
         tuple(r.value for r in results if r.value is not None),
         tuple(r.status for r in results if r.value is None),
-        any(r.metric in ACCURACIES for r in results),
+        scale_of(results[0].metric) if results else "linear",
     )
 
 
@@ -211,7 +244,7 @@ def score_frame(tasks: Mapping[str, Iterable[Result]]) -> pandas.DataFrame:
         rows[label] = [summarise(found.values()) if found else None for found in (*every, dict(enumerate(means)))]
     guessed = [chance(results[0]) for results in tasks.values()]
     if any(share is not None for share in guessed):
-        rows["(guessing)"] = [None if share is None else Summary((share,), percent=True) for share in (*guessed, None)]
+        rows["(guessing)"] = [None if share is None else Summary((share,), scale="share") for share in (*guessed, None)]
     return _frame(rows, "scheme", [*scores, "mean"])
 
 
@@ -303,7 +336,7 @@ def interval(
             (x,), np.mean, confidence_level=level, method="percentile", rng=np.random.default_rng(0)
         )
         low, high = found.confidence_interval
-    return (math.exp(low), math.exp(high)) if log else (float(low), float(high))
+    return (_exp(low), _exp(high)) if log else (float(low), float(high))
 
 
 def paired_ratio(
@@ -439,7 +472,7 @@ def _within(summary: Summary, limit: float) -> bool:
 def _mean(results: Sequence[Result]) -> Result:
     """Return the first result that has no value, or else one with the mean."""
     lost = [r for r in results if r.value is None]
-    return lost[0] if lost else replace(results[0], value=statistics.fmean(r.value for r in results))
+    return lost[0] if lost else replace(results[0], value=summarise(results).mean)
 
 
 def _with_settings(result: Result) -> tuple[str, str]:
@@ -461,6 +494,16 @@ def _quantile(level: float, df: int) -> float:
     from scipy import stats
 
     return float(stats.t.ppf(level, df))
+
+
+def _exp(x: float) -> float:
+    return math.exp(min(x, 700.0))  # more is no number
+
+
+def _percent(share: float) -> str:
+    """Return a share in percent with two significant digits, or all that are before the point."""
+    digits = 2 if share == 0 else min(2, max(0, -1 - math.floor(math.log10(share))))
+    return f"{100 * share:.{digits}f}%"
 
 
 def _format(value: float) -> str:

@@ -19,6 +19,7 @@ from pezoo.report.groups import (
     matrices,
     metrics,
     select,
+    window_overlap,
     words,
 )
 from pezoo.report.statistics import (
@@ -31,11 +32,14 @@ from pezoo.report.statistics import (
     effective_length,
     grids,
     length_name,
+    scale_of,
     score_frame,
     tuning_name,
 )
-from pezoo.results import Result
+from pezoo.results import BITS_PER_BYTE, Result
 
+BITS = "bits/byte at L"
+MAKERS = ("pezoo", "torch", "python")
 MANY = 6
 """So many tasks of one part have tables and figures of their own; more are only shown together."""
 
@@ -128,6 +132,7 @@ def by_length(results: Iterable[Result], metric: str = "perplexity", protocol: s
     """Return a table with a row per label and a column per test length.
 
     Perplexities have two more: how far the scheme works, and how it stands beside its windowed companion if it has one.
+    Losses have the bits per byte at L, where the bytes are known.
 
     Args:
         results: results of one group.
@@ -138,12 +143,15 @@ def by_length(results: Iterable[Result], metric: str = "perplexity", protocol: s
     Raises:
         UserError: if there is nothing to show, or the results cannot share a table.
     """
+    results = list(results)
     kept = select(results, metric, protocol)
     several = len({r.train_length for r in kept}) > 1
     frame = pivot(kept, metric, protocol).map(lambda summary: _shown(summary, "" if several else "–"))
-    notes = [*_reasons(kept), *_rates(kept)]
+    notes = [*_reasons(kept), *_rates(kept), *_overlap(kept)]
     if metric in PERPLEXITIES:
         notes += _add_verdicts(frame, kept)
+    if metric == "loss":
+        notes += _add_bits(frame, [r for r in results if (r.metric, r.protocol) == (BITS_PER_BYTE, protocol)])
     return Table(_heading(name, metric, f"{protocol} protocol"), _caption(kept), frame, tuple(notes))
 
 
@@ -235,16 +243,19 @@ def overview(results: Iterable[Result]) -> list[Table]:
 def every_table(results: Iterable[Result]) -> list[Table]:
     """Return the tables of a study: those over tasks, then for each group its grids, and each protocol and metric.
 
+    Bits per byte have tables only where a tokenizer makes more than bytes: else perplexity says the same.
+
     Raises:
         UserError: if there are no results, or they cannot share tables.
     """
     results = list(results)
-    found = groups(results)
+    found, subwords = groups(results), any(r.tokenizer not in ("", "bytes") for r in results)
     tables = [scores(by_task(tasks)) for metric in ACCURACIES for tasks in score_groups(found, metric)]
     for name, group in (found | matrices(results)).items():
         every = metrics(group)
         tables += crossed(group, *headline(every), name)
-        tables += [by_length(group, metric, protocol, name) for protocol in every for metric in every[protocol]]
+        shown = [(metric, protocol) for protocol in every for metric in every[protocol]]
+        tables += [by_length(group, *both, name) for both in shown if subwords or both[0] != BITS_PER_BYTE]
     return tables
 
 
@@ -255,7 +266,7 @@ def markdown(results: Iterable[Result]) -> str:
         UserError: if there are no results, or they cannot share tables.
     """
     results = list(results)
-    sections = [f"# {', '.join(dict.fromkeys(r.study for r in results))}\n"]
+    sections = [f"# {', '.join(dict.fromkeys(r.study for r in results))}\n", f"{_made_with(results)}.\n"]
     for table in every_table(results):
         sections += [f"## {table.heading}\n", table.markdown()]
     return "\n".join(sections)
@@ -279,7 +290,17 @@ def _length(length: int, kept: list[Result]) -> str:
 
 def _over(kept: list[Result]) -> str:
     seeds = len({r.seed for r in kept})
-    return f"mean ± sample standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    if seeds == 1:
+        return "one seed"
+    if scale_of(kept[0].metric) == "log":
+        return f"geometric mean ± sample standard deviation of the loss over {seeds} seeds (1% is 0.01 nats)"
+    return f"mean ± sample standard deviation over {seeds} seeds"
+
+
+def _made_with(results: list[Result]) -> str:
+    """Return in one line which versions of what counts most made results."""
+    found = {name: sorted({r.versions[name] for r in results if name in r.versions}) for name in MAKERS}
+    return "Made with " + ", ".join(f"{name} {' and '.join(versions)}" for name, versions in found.items() if versions)
 
 
 def _caption(kept: list[Result]) -> str:
@@ -291,6 +312,7 @@ def _caption(kept: list[Result]) -> str:
         f"columns: tested length{' in tokens' if unit else ''}" if len(trained) > 1 else f"L = {trained.pop()}{unit}"
     )
     facts = [f"{_metric(one)}{percent} on {one.corpus}", f"{one.protocol} protocol", columns]
+    facts += [] if one.test_precision == "float32" else [f"tested in {one.test_precision}"]
     guessed = chance(one)
     facts += [] if guessed is None else [f"guessing gets {100 * guessed:.1f}"]
     return "; ".join([*facts, _over(kept)])
@@ -319,6 +341,26 @@ def _rates(kept: list[Result]) -> list[str]:
     for r in kept:
         found.setdefault(r.learning_rate, {})[r.label.removesuffix(WINDOWED)] = None
     return [f"learning rate {rate:g}: {'; '.join(found[rate])}" for rate in sorted(found)] if len(found) > 1 else []
+
+
+def _overlap(kept: list[Result]) -> list[str]:
+    """Return a line on test windows that overlap, if they do so much that a reader should know."""
+    overlap = window_overlap(kept)
+    if overlap is None:
+        return []
+    return [
+        f"test windows overlap: a token is in {overlap:.2g} of them on average, since the test text is too short for "
+        "so many; fewer test.windows would say as much, more text would say more"
+    ]
+
+
+def _add_bits(frame: pandas.DataFrame, bits: list[Result]) -> list[str]:
+    """Add a column with the bits per byte at L, where they are known, and return what it means."""
+    found = curves(r for r in bits if r.test_length == r.train_length)
+    if not found:
+        return []
+    frame[BITS] = [_shown(next(iter(found.get(label, {}).values()), None)) for label in frame.index]
+    return [f"{BITS}: loss / ln 2 per byte of text; unlike perplexity it compares models with different tokenizers"]
 
 
 def _add_verdicts(frame: pandas.DataFrame, kept: list[Result]) -> list[str]:

@@ -41,8 +41,8 @@ class Card(NamedTuple):
 def write(results: Iterable[Result], logdir: str | Path, cells: str | Path | None = None) -> Path:
     """Write the extrapolation view, replacing the one that is there.
 
-    A scheme's run holds, as means over seeds, `extrapolation/perplexity` and, in the group
-    `extrapolation_more`, the other metrics, all with step = test length, and `loss_by_position`
+    A scheme's run holds, as means over seeds (of perplexities geometric ones), `extrapolation/perplexity` and, in the
+    group `extrapolation_more`, the other metrics, all with step = test length, and `loss_by_position`
     with step = position. The run "all schemes" holds the figures and tables. The run "training
     length ..." draws an upright line there; its points also keep the ends of steep curves on the
     card, of which TensorBoard would cut off what it takes for outliers. Tasks, parts and protocols

@@ -15,6 +15,7 @@ from pezoo.data.material import Material, Questions, Text
 from pezoo.errors import UserError
 from pezoo.evaluation import LengthResult, evaluate
 from pezoo.evaluation.answers import evaluate_answers
+from pezoo.evaluation.result import with_bits_per_byte
 from pezoo.lightning import fit, load, save
 from pezoo.results import Losses, write_losses
 from pezoo.study.plan import Cell, count_parameters
@@ -106,9 +107,9 @@ def evaluate_model(
     inputs, model, fitted = cell.inputs, cell.model(), store.facts(cell.parent)["fit"]
     lengths, protocol, count, seed = inputs["lengths"], inputs["protocol"], *inputs["windows"].values()
     tested = find_material(inputs.get("tested", inputs["data"]), corpora)
-    how = {"protocol": protocol, "batch_tokens": inputs["batch_tokens"], "device": inputs["device"]}
+    how = {"protocol": protocol, **{name: inputs[name] for name in ("batch_tokens", "device", "precision")}}
     how["progress"] = lambda done, total: report(done, total, None)
-    found = []
+    found, facts = [], {}
     if fitted["status"] != "ok":
         why = {"status": fitted["status"], "reason": f"no trained model: {fitted['reason']}"}
         found = [LengthResult(length, protocol=protocol, **why) for length in lengths]
@@ -117,11 +118,14 @@ def evaluate_model(
         if isinstance(tested, Questions):
             found = evaluate_answers(model, tested, lengths, count=count, seed=seed, **how)
         else:
-            sequences = windows(tested.corpus.test, max(lengths), count, seed)
+            text = tested.corpus.test
+            sequences = windows(text, max(lengths), count, seed)
             found = evaluate(model, sequences, lengths, last=inputs["last"], **how)
-            names = tested.corpus.test.names
-            _keep_losses(folder, protocol, found, names)
-    return {
+            _keep_losses(folder, protocol, found, text.names)
+            if text.bytes_per_token is not None:
+                found = [with_bits_per_byte(at, text.bytes_per_token) for at in found]
+            facts["overlap"] = sequences.overlap
+    return facts | {
         "lengths": [dataclasses.asdict(dataclasses.replace(at, bins=None)) for at in found],
         "scale_factors": {str(n): model.scheme.scale_factor(tested.n_tokens(n)) for n in lengths},
         "params": count_parameters(model),

@@ -5,12 +5,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from pezoo.config import LANGUAGE_MODELLING
+from pezoo.devices import device_name
 from pezoo.evaluation import parse_protocol
 from pezoo.evaluation.answers import ANSWER_PROTOCOLS
-from pezoo.results import Result
+from pezoo.results import BITS_PER_BYTE, Result
 from pezoo.study.plan import Evaluation, Plan, count_parameters, digest
 from pezoo.study.store import Store, now, versions
 
@@ -54,14 +53,14 @@ def _failed(plan: Plan, key: str, failure: Failure, title: str) -> dict[str, Any
     at = {"stride": None, "depth": None, "bos": False, "values": {}, "n_tokens": 0, "n_documents": 0} | why
     lengths = [at | {"test_length": n, "seconds": None, "peak_memory_bytes": None} for n in cell.inputs["lengths"]]
     facts = {"lengths": lengths, "scale_factors": {}, "params": count_parameters(cell.model())}
-    return facts | {"date": failure.date, "versions": versions()}
+    return facts | {"date": failure.date, "versions": versions(), "device": device_name(cell.inputs["device"])}
 
 
 def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, Any]) -> list[Result]:
     recipe, spec, key = evaluation.recipe, evaluation.spec, evaluation.cell
     tested, inputs = evaluation.tested, plan.cells[key].inputs
     handed = [store.facts(k) for k in plan.line(key) if store.done(k)]
-    fits, device = [facts["fit"] for facts in handed], inputs["device"]
+    fits = [facts["fit"] for facts in handed]
     common = {
         "study": plan.recipe.study,
         "cell": key,
@@ -73,6 +72,8 @@ def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, An
         "part": evaluation.part,
         "task": tested.name,
         "corpus": tested.source,
+        "corpus_digest": inputs["data"].get("digest", ""),
+        "tokenizer": inputs["data"].get("tokenizer", ""),
         "protocol": evaluation.protocol,
         "train_length": recipe.train.length,
         "seed": evaluation.seed,
@@ -86,18 +87,20 @@ def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, An
         "threads": recipe.threads,
         "config_hash": digest(dataclasses.asdict(plan.recipe)),
         "versions": found["versions"],
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "device": found["device"],
+        "test_precision": inputs["precision"],
+        "window_overlap": found.get("overlap"),
         "date": found["date"],
     }
     if tested.name == LANGUAGE_MODELLING:
-        metrics = parse_protocol(evaluation.protocol).metrics
+        metrics = (*parse_protocol(evaluation.protocol).metrics, BITS_PER_BYTE)
     else:
         metrics = ANSWER_PROTOCOLS[evaluation.protocol]
     measured = [m for m in metrics if any(m in at["values"] for at in found["lengths"])]
     results = []
     for at in found["lengths"]:
         length = at["test_length"]
-        for metric in measured or metrics:
+        for metric in measured or [m for m in metrics if m != BITS_PER_BYTE]:
             value, status, reason = at["values"].get(metric), at["status"], at["reason"]
             if value is None and status == "ok":  # not every length or depth has every metric
                 continue

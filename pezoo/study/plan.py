@@ -31,15 +31,16 @@ from pezoo.config import LANGUAGE_MODELLING, Recipe, Row, TrainConfig
 from pezoo.contract import Shape, Undefined
 from pezoo.data import Corpus, crops, load, windows
 from pezoo.data.material import TESTING, TRAINING, Material, Questions, Text
+from pezoo.devices import check_testing, check_training, find_device
 from pezoo.errors import UserError, suggest
 from pezoo.evaluation import parse_protocol
 from pezoo.evaluation.answers import check_answer_protocol
-from pezoo.registry import entries
+from pezoo.registry import entries, entry
 from pezoo.scheme import MemberSpec, Spec, parse, read_members
 from pezoo.task import parse_task
 from pezoo.transformer import Transformer, TransformerConfig
 
-VERSIONS = {"train": 3, "choose": 1, "tune": 3, "evaluate": 2}
+VERSIONS = {"train": 4, "choose": 1, "tune": 4, "evaluate": 3}
 """Raised when the code of a kind of cell changes its numbers; older cells are then not reused."""
 
 
@@ -70,6 +71,12 @@ class Cell:
         if self.kind == "choose":
             return [key for keys in self.inputs["candidates"].values() for key in keys]
         return [] if self.parent is None else [self.parent]
+
+    @property
+    def members(self) -> list[str]:
+        """Names of the members that it needs."""
+        tasks = [self.inputs[name]["task"].partition(":")[0] for name in ("data", "tested") if name in self.inputs]
+        return [*self.inputs["sources"], *(task for task in tasks if task != LANGUAGE_MODELLING)]
 
     @property
     def key(self) -> str:
@@ -178,6 +185,7 @@ class _Planner:
             self.material: Material = Text(plan.corpora[load(recipe.data).hash])
             self._check_text()
         else:
+            _refuse_main(parse_task(task).name)
             self.material = Questions(task, recipe.form, recipe.train.length)
             self._check_lengths()
         self.protocols = _protocols(self.material, recipe)
@@ -294,6 +302,7 @@ class _Planner:
             "lengths": recipe.test_lengths,
             "windows": {"count": recipe.test.windows, "seed": recipe.test.seed},
             "batch_tokens": recipe.test.batch_tokens,
+            "precision": recipe.test.precision,
         }
         if isinstance(tested, Text):
             facts["last"] = recipe.test.last or recipe.train.length
@@ -350,6 +359,7 @@ def _protocols(material: Material, recipe: Recipe) -> list[tuple[Material, str]]
         raise UserError(f"test.protocols: {error}") from None
     tests: list[tuple[Material, str]] = [(material, protocol) for protocol in protocols]
     for task in dict.fromkeys(str(parse_task(task)) for task in recipe.test.tasks):
+        _refuse_main(parse_task(task).name)
         questions = Questions(task, "causal", None)
         if questions.vocab_size != material.vocab_size:
             raise UserError(
@@ -378,18 +388,20 @@ def _pattern(spec: Spec) -> list[list[int]]:
 
 
 def resolve_device(recipe: Recipe) -> str:
-    """Return "cpu" or "cuda".
+    """Return the kind of device that cells run on, "cpu", "cuda" or "mps": which one of several is not in their hash.
 
     Raises:
-        UserError: if there is no such device, or it cannot train in the recipe's precision.
+        UserError: if it is not there, or cannot do what the recipe asks.
     """
-    present = torch.cuda.is_available()
-    if recipe.device == "cuda" and not present:
-        raise UserError("device=cuda, but PyTorch finds no GPU here; type device=cpu")
-    device = ("cuda" if present else "cpu") if recipe.device == "auto" else recipe.device
-    if device == "cpu" and recipe.train.precision.startswith("16"):
-        raise UserError(f"train.precision={recipe.train.precision} needs a GPU; type train.precision=bf16-mixed")
-    return device
+    device = find_device(recipe.device)
+    check_training(device, recipe.train.precision)
+    check_testing(device, recipe.test.precision)
+    for protocol in recipe.test.protocols if device.type == "mps" else ():
+        if protocol.partition(":")[0].strip() == "attention":
+            raise UserError(
+                "test.protocols: attention sums in float64, which device=mps does not have; type device=cpu"
+            )
+    return device.type
 
 
 def _checked(recipe: Recipe, row: Row, key: str, material: Material, train_tokens: int) -> Spec:
@@ -397,6 +409,7 @@ def _checked(recipe: Recipe, row: Row, key: str, material: Material, train_token
     model = recipe.model
     try:
         spec = parse(row.scheme)
+        _refuse_main(*(member.name for member in spec.all_members()))
         shape = Shape(model.d_model, model.n_heads, model.n_layers, train_tokens, causal=material.causal)
         scheme = build(spec, shape)
         q = torch.zeros(1, model.n_heads, 2, shape.head_dim)
@@ -414,6 +427,16 @@ def _checked(recipe: Recipe, row: Row, key: str, material: Material, train_token
         what = f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
         raise UserError(f"{key}: {spec} fails with {what}") from error
     return spec
+
+
+def _refuse_main(*names: str) -> None:
+    """Refuse members of the running program itself, which the processes of a study could not import."""
+    for name in names:
+        if entry(name).cls.__module__ == "__main__":
+            raise UserError(
+                f"{name} was defined in a notebook, a console or the running script, where the processes of a study do "
+                'not find it; put it in a file of its own and pass plugins=["FILE.py"], or --plugin FILE.py'
+            )
 
 
 def _file_name(label: str) -> str:

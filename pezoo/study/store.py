@@ -1,6 +1,6 @@
 """The cells of a study on disk, each whole or not there at all.
 
-A finished cell's folder holds `done.json` (its inputs, what was measured, date, versions), and the
+A finished cell's folder holds `done.json` (its inputs, what was measured, date, versions, device), and the
 model that it made or the losses that it found. It is made under another name and renamed when
 complete.
 """
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 import pezoo
+from pezoo.devices import device_name
 from pezoo.study.plan import Cell
 
 UNFINISHED = ".unfinished-"
@@ -53,7 +54,7 @@ class Store:
         facts: dict[str, Any] = {"title": cell.title, "inputs": cell.inputs}
         try:
             yield folder, facts
-            facts |= {"date": now(), "versions": versions()}
+            facts |= {"date": now(), "versions": versions(), "device": device_name(cell.inputs["device"])}
             (folder / "done.json").write_text(json.dumps(facts, indent=1))
             os.replace(folder, self.path(cell.key))
         finally:

@@ -7,10 +7,12 @@ workers had to say.
 
 import contextlib
 import fcntl
+import inspect
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import yaml
 
 from pezoo.config import Recipe, load_recipe
 from pezoo.errors import UserError
-from pezoo.registry import load_plugin
+from pezoo.registry import ENTRY_POINTS, entry, load_plugin
 from pezoo.results import Result, replacing, write
 from pezoo.study.collect import Failure, collect
 from pezoo.study.launcher import Launcher
@@ -94,9 +96,11 @@ class Study:
             progress: is told what happens; default: shown on standard error.
 
         Raises:
-            UserError: if the folder cannot be written to, or another run is at work in it.
+            UserError: if the folder cannot be written to, another run is at work in it, or a member is registered by a
+                module that the study's processes would not load.
             ChildProcessError: if a worker process cannot start.
         """
+        self._refuse_strangers()
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -115,6 +119,20 @@ class Study:
                     (self.out / "logs").rmdir()
                 results = self._write()
         return results
+
+    def _refuse_strangers(self) -> None:
+        """Refuse members that this process has and the workers, which load plug-ins alone, would not have."""
+        installed = {point.module.partition(".")[0] for point in entry_points(group=ENTRY_POINTS)}
+        given = {name for plugin in self.plugins for name in load_plugin(plugin)}
+        for name in dict.fromkeys(name for cell in self.plan.cells.values() for name in cell.members):
+            module = entry(name).cls.__module__
+            known = module.partition(".")[0] in {"pezoo", *installed} or name in given
+            if not known and (not self.plugins or module.startswith("pezoo_plugin_")):  # else one may import it
+                file = inspect.getfile(entry(name).cls)
+                raise UserError(
+                    f"{name} was registered by {file}, which the processes of a study do not load; "
+                    f'pass plugins=["{file}"], or --plugin {file}'
+                )
 
     def _begin(self) -> None:
         for old in (self.out / "logs").glob("*.log"):

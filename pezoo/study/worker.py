@@ -40,7 +40,8 @@ def main() -> None:
         load_plugin(plugin)
     recipe = load_recipe(study["recipe"])
     torch.set_num_threads(recipe.threads)
-    torch.set_flush_denormal(True)
+    if recipe.device.startswith("cuda:"):
+        torch.cuda.set_device(recipe.device)  # what cells call cuda
     corpora, store = load_corpora(recipe), Store(Path(sys.argv[1]))
     _send(out, event="ready")
     for message in messages:
