@@ -25,6 +25,7 @@ from torch.nn import functional as F
 import pezoo
 from pezoo.attention import BACKENDS, refusal
 from pezoo.contract import Undefined
+from pezoo.devices import find_device
 from pezoo.errors import UserError
 from pezoo.evaluation.memory import peak_memory, reset_peak_memory
 from pezoo.testing import subjects
@@ -233,6 +234,8 @@ def run(device: str, extent: Extent | None = None) -> dict[str, Any]:
     extent = extent or Extent()
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {device}, but PyTorch finds no GPU here; type --device cpu")
+    if find_device(device).type == "cuda":
+        torch.cuda.set_device(device)  # that what waits for a GPU waits for this one
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     console = Console(stderr=True)

@@ -242,19 +242,33 @@ def test_a_task_trains(device):
 # ---- testing ------------------------------------------------------------------------------------
 
 
+def windows():
+    return Windows(tokens(4 * LENGTH + 1, 6), torch.arange(6).numpy(), torch.zeros(6).long().numpy())
+
+
 @pytest.mark.parametrize("protocol", ["prefix", "sliding", "last", "attention"])
 @pytest.mark.parametrize("scheme", ["rope+yarn", "alibi", "rope+rerope"])
 def test_measurements_are_those_of_the_cpu(scheme, protocol, device):
-    ids = tokens(4 * LENGTH + 1, 6)
-    windows = Windows(ids, torch.arange(6).numpy(), torch.zeros(6).long().numpy())
     here, there = (
-        evaluate(model(scheme), windows, [LENGTH, 4 * LENGTH], protocol=protocol, last=8, device=d)
+        evaluate(model(scheme), windows(), [LENGTH, 4 * LENGTH], protocol=protocol, last=8, device=d)
         for d in ("cpu", device)
     )
     for a, b in zip(here, there, strict=True):
         assert a.status == b.status == "ok"
         for name, value in a.values.items():
             assert b.values[name] == pytest.approx(value, rel=1e-2, abs=1e-3), name
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@pytest.mark.parametrize("scheme", ["rope+yarn", "alibi", "learned:max_position=64"])
+def test_lower_precision_in_testing_stays_close(scheme, precision, device):
+    if precision == "tf32" and device.type != "cuda":
+        pytest.skip("TF32 is of CUDA")
+    full, half = (
+        evaluate(model(scheme), windows(), [4 * LENGTH], last=8, device=device, precision=p)[0]
+        for p in ("float32", precision)
+    )
+    assert half.values["perplexity"] == pytest.approx(full.values["perplexity"], rel=0.05)
 
 
 @pytest.mark.parametrize("task", ["passkey", "mqar", "reverse_string"])
