@@ -127,11 +127,11 @@ def continued(built, pieces, **known):
 @pytest.mark.parametrize("name", [*MEMBERS, *MIXTURES])
 def test_every_member_trains_and_decodes_without_waiting(name):
     """One step in which rows are packed and padded and have names and lengths of their own, then decoding."""
-    known = facts()["packed"] | ({} if name in MIXTURES else facts()["declared"])
+    declared = {} if name in MIXTURES else facts()["declared"]
     for scheme in schemes(name):
         built = model(scheme)
-        step(built, "train", known)
-        continued(built.eval(), [LENGTH - 1, 1])
+        step(built, "train", facts()["packed"] | declared)
+        continued(built.eval(), [LENGTH - 1, 1], **declared)
 
 
 @pytest.mark.slow
