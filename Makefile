@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-ci test-all lint docs ci clean
+.PHONY: help demo test test-ci test-all lint docs ci gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make lint      ruff"
 	@echo "make docs      renew what is generated: tables of README and docs/, docs/zoo.md, docs/grid.md, pictures"
 	@echo "make ci        what CI runs: lint, the default suite, a slice of the slow tests"
+	@echo "make gpu       what there is to see on a GPU, into runs/gpu; one stage: make gpu STAGE=tests, bench or recipes"
 	@echo "make clean     remove .venv and what builds and tests leave; runs/ stays"
 
 demo: $(VENV)/.installed
@@ -42,6 +43,11 @@ ci:
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory test-ci
+
+# Without a GPU, and smaller: make gpu DEVICE=cpu
+DEVICE ?= cuda
+gpu: $(VENV)/.installed-test
+	@$(BIN)/python tools/gpu.py $(STAGE) --device $(DEVICE)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

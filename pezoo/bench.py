@@ -1,17 +1,19 @@
 """`pezoo bench`: speed and memory of every encoding and back-end, side by side.
 
 Times are medians of runs that are interleaved, so that a busy machine slows all candidates alike; read the ratios, not
-the milliseconds. Memory is the growth of a fresh process over the loaded model.
+the milliseconds. Memory is the growth over the loaded model: of a fresh process, or of what PyTorch holds on a GPU.
 """
 
 import argparse
 import json
 import platform
+import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,38 @@ from torch.nn import functional as F
 import pezoo
 from pezoo.attention import BACKENDS, refusal
 from pezoo.contract import Undefined
+from pezoo.devices import find_device
+from pezoo.errors import UserError
+from pezoo.evaluation.memory import peak_memory, reset_peak_memory
 from pezoo.testing import subjects
 from pezoo.transformer import Transformer, TransformerConfig
 
-MEMORY_LENGTH = 8192
 LONG_LENGTH = 16384
-FORWARD_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured."""
+
+    forward: int = 2048
+    """Tokens of a forward that is timed."""
+    memory: int = 8192
+    """Tokens of a forward whose memory is measured."""
+    long: int = LONG_LENGTH
+    """The same, of a bias of distance alone."""
+    curve: int = 4096
+    """Tokens of the longest test length."""
+    steps: int = 30
+    """Training steps."""
+    repeats: int = 5
+    """How often each is measured."""
+    encodings: Sequence[str] | None = None
+    """None: all."""
+    extensions: Sequence[str] | None = None
+
+
+QUICK = Extent(256, 512, 1024, 512, 5, 1, ("nope", "alibi", "rope"), ("yarn", "window"))
+"""Whether it runs, not how fast it is."""
 
 
 def interleave(candidates: dict[str, Callable[[], Any]], repeats: int, warm_up: int = 1) -> dict[str, float]:
@@ -51,7 +79,7 @@ def build(scheme: Any, device: str, train_length: int = 64, **config: Any) -> Tr
     return Transformer(TransformerConfig(scheme=scheme, train_length=train_length, **facts)).to(device)
 
 
-def training_step(device: str, steps: int = 30, repeats: int = 7) -> dict[str, Any]:
+def training_step(device: str, extent: Extent) -> dict[str, Any]:
     """A training step through Lightning against a raw PyTorch loop: same model, batches, optimiser and clipping."""
     import numpy as np
 
@@ -59,7 +87,8 @@ def training_step(device: str, steps: int = 30, repeats: int = 7) -> dict[str, A
     from pezoo.data import Tokens, crops
     from pezoo.lightning import LanguageModel, fit
 
-    settings = TrainConfig(steps=steps, log_every=10)
+    steps = extent.steps
+    settings = TrainConfig(steps=steps, warmup_steps=0, log_every=10)
     length, size = settings.length, settings.batch_size
     ids = np.random.default_rng(0).integers(0, 256, 1 << 18).astype(np.uint8)
     tokens = Tokens(ids, np.array([0, len(ids)]), ["noise"])
@@ -82,7 +111,7 @@ def training_step(device: str, steps: int = 30, repeats: int = 7) -> dict[str, A
         loss.item()
         return time.perf_counter() - start
 
-    for _ in range(repeats):
+    for _ in range(extent.repeats):
         result = fit(build("rope", device), tokens, None, settings, seed=0, length=length, device=device)
         seconds["lightning"].append(result.train_seconds / steps)
         seconds["raw"].append(raw(build("rope", device)) / steps)
@@ -91,16 +120,16 @@ def training_step(device: str, steps: int = 30, repeats: int = 7) -> dict[str, A
     return {f"{name}_seconds": s for name, s in medians.items()} | {"ratio": ratio}
 
 
-def length_curve(device: str, repeats: int = 5) -> dict[str, float]:
+def length_curve(device: str, extent: Extent) -> dict[str, float]:
     """Perplexity at L, 2L, ... 16L of a prefix-stable scheme against one forward of the longest length."""
     from pezoo.data import Windows
     from pezoo.evaluation import evaluate
 
-    longest, count = 4096, 4
+    longest, count = extent.curve, 4
     ids = torch.randint(256, (count, longest + 1), generator=torch.Generator().manual_seed(0))
     windows = Windows(ids, torch.arange(count).numpy(), torch.zeros(count).long().numpy())
-    model = build("alibi", device, train_length=256).eval()
-    lengths = [256, 512, 1024, 2048, 4096]
+    lengths = [longest // 16 * 2**n for n in range(5)]
+    model = build("alibi", device, train_length=lengths[0]).eval()
 
     @torch.inference_mode()
     def forward() -> None:
@@ -108,14 +137,17 @@ def length_curve(device: str, repeats: int = 5) -> dict[str, float]:
             model(window[None, :-1])
 
     def curve() -> None:
-        evaluate(model, windows, lengths, protocol="prefix", last=256, batch_tokens=longest, device=device)
+        evaluate(model, windows, lengths, protocol="prefix", last=lengths[0], batch_tokens=longest, device=device)
 
-    medians = interleave({"curve": curve, "forward": forward}, repeats)
+    medians = interleave({"curve": curve, "forward": forward}, extent.repeats)
     return {f"{k}_seconds": s for k, s in medians.items()} | {"ratio": medians["curve"] / medians["forward"]}
 
 
 def growth(scheme: str, length: int, device: str, backend: str = "auto", timeout: float = 600) -> float | None:
-    """MiB by which one forward of `length` tokens grows a fresh process; None if the scheme is undefined there."""
+    """MiB that one forward of `length` tokens takes beside the model; None if the scheme is undefined there."""
+    if torch.device(device).type != "cpu":
+        return _measure(scheme, length, device, backend)
+    # A fresh process: what an earlier forward left to the allocator would not count.
     command = [sys.executable, "-m", "pezoo.bench", "--measure", scheme, str(length), device, backend]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     if done.returncode:
@@ -125,10 +157,7 @@ def growth(scheme: str, length: int, device: str, backend: str = "auto", timeout
 
 @torch.inference_mode()
 def _measure(scheme: str, length: int, device: str, backend: str) -> float | None:
-    """The child of `growth`: peak over a forward, less what is there before it."""
-    from pezoo.evaluation.memory import peak_memory, reset_peak_memory
-
-    torch.set_num_threads(1)
+    """Peak over a forward, less what is there before it."""
     where = torch.device(device)
     model = build(scheme, device, train_length=max(1, length // 16), backend=backend, n_layers=2).eval()
     if model.scheme.undefined(length):  # a table must be as long as what it is asked for
@@ -144,7 +173,7 @@ def _measure(scheme: str, length: int, device: str, backend: str) -> float | Non
     return (peak_memory(where) - before) / 2**20
 
 
-def encodings(device: str, repeats: int = 5) -> list[dict[str, Any]]:
+def encodings(device: str, extent: Extent) -> list[dict[str, Any]]:
     """Every encoding: a training step, a longer forward under each back-end that can run it, and memory."""
     rows = []
     batch = torch.randint(256, (32, 64), generator=torch.Generator().manual_seed(0)).to(device)
@@ -155,48 +184,58 @@ def encodings(device: str, repeats: int = 5) -> list[dict[str, Any]]:
             model(batch, model.positions(*batch.shape, phase="train", rows=rows)).logsumexp(-1).mean().backward()
         )
 
-    for scheme in (n for n in pezoo.list_encodings() if pezoo.describe(n)["kind"] == "encoding"):
+    everything = [n for n in pezoo.list_encodings() if pezoo.describe(n)["kind"] == "encoding"]
+    for scheme in extent.encodings or everything:
         steps = {name: step(build(name, device).train()) for name in dict.fromkeys(("nope", scheme))}
-        medians = interleave(steps, repeats)
+        medians = interleave(steps, extent.repeats)
         row = {"scheme": scheme, "train_step": medians[scheme] / medians["nope"]}
-        runs = {b: run for b in BACKENDS if (run := forward(scheme, device, b))}
-        medians = interleave(runs | {"nope": forward("nope", device, "sdpa")}, repeats)
+        runs = {b: run for b in BACKENDS if (run := forward(scheme, device, extent.forward, b))}
+        medians = interleave(runs | {"nope": forward("nope", device, extent.forward, "sdpa")}, extent.repeats)
         row |= {b: medians[b] / medians["nope"] if b in medians else None for b in BACKENDS}
-        rows.append(row | {"mib": growth(scheme, MEMORY_LENGTH, device)})
+        rows.append(row | {"mib": growth(scheme, extent.memory, device)})
     return rows
 
 
-def extensions(device: str, repeats: int = 3) -> list[dict[str, Any]]:
+def extensions(device: str, extent: Extent) -> list[dict[str, Any]]:
     """Every extension on a host that it fits: a longer forward over the host's, and memory."""
     rows = []
-    for name in pezoo.list_extensions():
+    for name in extent.extensions or pezoo.list_extensions():
         spec = subjects(name)[0].spec
         scheme, host = str(spec), spec.encodings[0]
-        medians = interleave({s: forward(s, device) for s in (scheme, host)}, repeats)
+        medians = interleave({s: forward(s, device, extent.forward) for s in (scheme, host)}, extent.repeats)
         ratio = medians[scheme] / medians[host]
-        rows.append({"scheme": scheme, "forward": ratio, "mib": growth(scheme, MEMORY_LENGTH, device)})
+        rows.append({"scheme": scheme, "forward": ratio, "mib": growth(scheme, extent.memory, device)})
     return rows
 
 
-def forward(scheme: str, device: str, backend: str = "auto") -> Callable[[], Any] | None:
-    """A forward of `FORWARD_LENGTH` tokens; None if the back-end refuses the scheme."""
-    ids = torch.randint(256, (1, FORWARD_LENGTH), generator=torch.Generator().manual_seed(1)).to(device)
-    model = build(scheme, device, train_length=FORWARD_LENGTH // 2, backend=backend).eval()
-    if model.scheme.undefined(FORWARD_LENGTH):
-        model = build(scheme, device, train_length=FORWARD_LENGTH, backend=backend).eval()
+def forward(scheme: str, device: str, length: int, backend: str = "auto") -> Callable[[], Any] | None:
+    """A forward of `length` tokens; None if the back-end refuses the scheme."""
+    ids = torch.randint(256, (1, length), generator=torch.Generator().manual_seed(1)).to(device)
+    model = build(scheme, device, train_length=length // 2, backend=backend).eval()
+    if model.scheme.undefined(length):
+        model = build(scheme, device, train_length=length, backend=backend).eval()
     composition = model.scheme.prepare(model.positions(1, 2, rows=(0,))).layers[0][0].composition
     if backend != "auto" and refusal(backend, composition):
         return None
-    return torch.inference_mode()(lambda: model(ids, model.positions(1, FORWARD_LENGTH, rows=(0,))))
+    return torch.inference_mode()(lambda: model(ids, model.positions(1, length, rows=(0,))))
 
 
-def long_memory(device: str) -> list[dict[str, Any]]:
-    """Growth in a forward of `LONG_LENGTH` tokens, of a bias of distance alone beside no encoding."""
-    return [{"scheme": s, "mib": growth(s, LONG_LENGTH, device)} for s in ("nope", "alibi")]
+def long_memory(device: str, extent: Extent) -> list[dict[str, Any]]:
+    """Growth in a forward of the longest text, of a bias of distance alone beside no encoding."""
+    return [{"scheme": s, "mib": growth(s, extent.long, device)} for s in ("nope", "alibi")]
 
 
-def run(device: str) -> dict[str, Any]:
-    """All measurements as plain data."""
+def run(device: str, extent: Extent | None = None) -> dict[str, Any]:
+    """All measurements as plain data.
+
+    Raises:
+        UserError: if there is no such device.
+    """
+    extent = extent or Extent()
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}, but PyTorch finds no GPU here; type --device cpu")
+    if find_device(device).type == "cuda":
+        torch.cuda.set_device(device)  # that what waits for a GPU waits for this one
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     console = Console(stderr=True)
@@ -207,12 +246,14 @@ def run(device: str) -> dict[str, Any]:
         "extensions": extensions,
         "long_memory": long_memory,
     }
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    on_cpu = device == "cpu"
+    name = platform.processor() or platform.machine() if on_cpu else torch.cuda.get_device_name(device)
     facts = {"device": device, "hardware": name, "threads": 1, "torch": torch.__version__, "pezoo": pezoo.__version__}
+    facts |= {"forward": extent.forward, "memory": extent.memory, "long": extent.long}
     found: dict[str, Any] = {"facts": facts}
     for title, section in sections.items():
         with console.status(f"measuring {title.replace('_', ' ')} ..."):
-            found[title] = section(device)
+            found[title] = section(device, extent)
     return found
 
 
@@ -240,9 +281,9 @@ def show(found: dict[str, Any], console: Console) -> None:
     console.print(table)
     long = ", ".join(f"{row['scheme']} {number(row['mib'], 0)} MiB" for row in found["long_memory"])
     console.print(
-        f"train step: 32 x 64 tokens, forward and backward. {', '.join(BACKENDS)}: forward of {FORWARD_LENGTH} tokens "
-        f"over nope's sdpa; - where the back-end refuses. MiB: growth of a fresh process in a forward of "
-        f"{MEMORY_LENGTH} tokens, 2 layers; - where undefined. At {LONG_LENGTH} tokens: {long}."
+        f"train step: 32 x 64 tokens, forward and backward. {', '.join(BACKENDS)}: forward of {facts['forward']} "
+        f"tokens over nope's sdpa; - where the back-end refuses. MiB: growth in a forward of {facts['memory']} tokens, "
+        f"2 layers; - where undefined. At {facts['long']} tokens: {long}."
     )
 
 
@@ -250,15 +291,19 @@ def main(argv: list[str] | None = None) -> int:
     """The command `pezoo bench`."""
     parser = argparse.ArgumentParser(prog="pezoo bench", description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", action="store_true", help="print plain data")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to measure")
+    parser.add_argument("--device", default="cpu", help="where to measure: cpu, cuda or cuda:1; default: cpu")
+    parser.add_argument("--quick", action="store_true", help="a few short ones: does it run?")
     parser.add_argument("--save", type=Path, help="also write the data to this file")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.measure:
         scheme, length, device, backend = args.measure
+        torch.set_num_threads(1)
         print(json.dumps(_measure(scheme, int(length), device, backend)))
         return 0
-    found = run(args.device)
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
+        raise UserError(f"--device is cpu, cuda or cuda:1, not {args.device!r}")
+    found = run(args.device, QUICK if args.quick else Extent())
     text = json.dumps(found, indent=1)
     if args.save:
         args.save.write_text(text + "\n")

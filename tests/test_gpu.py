@@ -31,7 +31,9 @@ pytestmark = [
 
 LENGTH = 16
 MEMBERS = (*pezoo.list_encodings(), *pezoo.list_extensions())
-SOME = ("rope+yarn", "alibi", "t5", "learned", "rope+random", "rope+rerope", "fire", "cope")
+SOME = ("rope+random", "alibi", "cope")
+if DEVICE.type != "cpu":  # where bfloat16 is slow
+    SOME += ("rope+yarn", "rope+rerope", "t5", "fire", "learned", "floater")
 ALIKE = {"rtol": 1e-3, "atol": 1e-3}
 
 
@@ -62,7 +64,8 @@ def tokens(length=LENGTH, batch=2):
 
 def read(built, ids, **facts):
     """Logits on the CPU, of ids at positions with given facts, which come from the CPU."""
-    return built(ids.to(built.head.weight.device), built.positions(*ids.shape, **facts)).float().cpu()
+    positions = built.positions(*ids.shape, **{"rows": (3, 9)[: len(ids)]} | facts)
+    return built(ids.to(built.head.weight.device), positions).float().cpu()
 
 
 def loss(built, phase="train"):
@@ -81,7 +84,7 @@ def test_logits_are_those_of_the_cpu(scheme, device):
     place = torch.arange(LENGTH).expand(2, -1)
     for facts in (
         {},
-        {"documents": place // 9, "valid": place > 2, "rows": (3, 9)},
+        {"documents": place // 9, "valid": place > 2},
         {"declared": torch.tensor([LENGTH, LENGTH - 1])},
     ):
         for phase in ("train", "test"):
@@ -125,7 +128,7 @@ def test_bfloat16_stays_close(scheme, device):
 @pytest.mark.parametrize("scheme", MEMBERS)
 def test_decoding_equals_the_full_pass(scheme, device):
     built, ids = model(scheme).to(device), tokens().to(device)
-    positions = built.positions(2, LENGTH)
+    positions = built.positions(2, LENGTH, rows=(3, 9))
     cache = built.cache(2, LENGTH)
     with torch.inference_mode():
         came = torch.cat([built(piece, positions, cache) for piece in ids.split([LENGTH - 4, 1, 1, 2], 1)], dim=1)
@@ -188,7 +191,7 @@ def text():
     return Tokens(ids, np.array([0, len(ids)]), ["phrases"])
 
 
-SETTINGS = TrainConfig(steps=60, batch_size=16, lr=3e-3, warmup_steps=10, log_every=20)
+SETTINGS = TrainConfig(steps=40, batch_size=8, lr=4e-3, warmup_steps=5, log_every=20)
 
 
 def trained(scheme, device, **settings):
@@ -203,7 +206,7 @@ def trained(scheme, device, **settings):
 @pytest.mark.parametrize("scheme", SOME)
 def test_training_learns(scheme, precision, device):
     result, _ = trained(scheme, device, precision=precision)
-    assert result.validation_loss < 3.5 < np.log(64)
+    assert result.validation_loss < 3.8 < np.log(64)
     assert result.peak_memory_bytes > 0
     assert result.tokens_per_second > 0
 
@@ -239,19 +242,33 @@ def test_a_task_trains(device):
 # ---- testing ------------------------------------------------------------------------------------
 
 
+def windows():
+    return Windows(tokens(4 * LENGTH + 1, 6), torch.arange(6).numpy(), torch.zeros(6).long().numpy())
+
+
 @pytest.mark.parametrize("protocol", ["prefix", "sliding", "last", "attention"])
 @pytest.mark.parametrize("scheme", ["rope+yarn", "alibi", "rope+rerope"])
 def test_measurements_are_those_of_the_cpu(scheme, protocol, device):
-    ids = tokens(4 * LENGTH + 1, 6)
-    windows = Windows(ids, torch.arange(6).numpy(), torch.zeros(6).long().numpy())
     here, there = (
-        evaluate(model(scheme), windows, [LENGTH, 4 * LENGTH], protocol=protocol, last=8, device=d)
+        evaluate(model(scheme), windows(), [LENGTH, 4 * LENGTH], protocol=protocol, last=8, device=d)
         for d in ("cpu", device)
     )
     for a, b in zip(here, there, strict=True):
         assert a.status == b.status == "ok"
         for name, value in a.values.items():
             assert b.values[name] == pytest.approx(value, rel=1e-2, abs=1e-3), name
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+@pytest.mark.parametrize("scheme", ["rope+yarn", "alibi", "learned:max_position=64"])
+def test_lower_precision_in_testing_stays_close(scheme, precision, device):
+    if precision == "tf32" and device.type != "cuda":
+        pytest.skip("TF32 is of CUDA")
+    full, half = (
+        evaluate(model(scheme), windows(), [4 * LENGTH], last=8, device=device, precision=p)[0]
+        for p in ("float32", precision)
+    )
+    assert half.values["perplexity"] == pytest.approx(full.values["perplexity"], rel=0.05)
 
 
 @pytest.mark.parametrize("task", ["passkey", "mqar", "reverse_string"])
