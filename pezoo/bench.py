@@ -225,6 +225,23 @@ def long_memory(device: str, extent: Extent) -> list[dict[str, Any]]:
     return [{"scheme": s, "mib": growth(s, extent.long, device)} for s in ("nope", "alibi")]
 
 
+def draws(device: str, extent: Extent) -> list[dict[str, Any]]:
+    """Milliseconds to draw random positions for a batch of 256 rows of 512 tokens, once and for 12 layers apart."""
+    rows = []
+    for scheme in ("rope+random", "rope+random:draw=layer", "rope+pose", "rope+cream", "rope+shift"):
+        built = pezoo.create(scheme, d_model=64, n_heads=1, n_layers=12, train_length=512)
+        positions = built.positions(256, 512, phase="train", rows=range(256), device=device)
+        layers = range(12 if "layer" in scheme else 1)
+        (part,) = built.parts
+
+        def run(part: Any = part, positions: Any = positions, layers: range = layers) -> None:
+            for layer in layers:
+                part.positions_at(positions, layer)
+
+        rows.append({"scheme": scheme, "ms": 1000 * interleave({scheme: run}, 2 * extent.repeats + 1)[scheme]})
+    return rows
+
+
 def run(device: str, extent: Extent | None = None) -> dict[str, Any]:
     """All measurements as plain data.
 
@@ -245,6 +262,7 @@ def run(device: str, extent: Extent | None = None) -> dict[str, Any]:
         "encodings": encodings,
         "extensions": extensions,
         "long_memory": long_memory,
+        "draws": draws,
     }
     on_cpu = device == "cpu"
     name = platform.processor() or platform.machine() if on_cpu else torch.cuda.get_device_name(device)
@@ -279,11 +297,13 @@ def show(found: dict[str, Any], console: Console) -> None:
     for row in found["extensions"]:
         table.add_row(row["scheme"], number(row["forward"]), number(row["mib"], 0))
     console.print(table)
+    drawn = ", ".join(f"{row['scheme']} {row['ms']:.1f} ms" for row in found.get("draws", ()))
     long = ", ".join(f"{row['scheme']} {number(row['mib'], 0)} MiB" for row in found["long_memory"])
     console.print(
         f"train step: 32 x 64 tokens, forward and backward. {', '.join(BACKENDS)}: forward of {facts['forward']} "
         f"tokens over nope's sdpa; - where the back-end refuses. MiB: growth in a forward of {facts['memory']} tokens, "
-        f"2 layers; - where undefined. At {facts['long']} tokens: {long}."
+        f"2 layers; - where undefined. At {facts['long']} tokens: {long}. "
+        f"Positions drawn for 256 rows of 512 tokens, with draw=layer in each of 12 layers: {drawn}."
     )
 
 

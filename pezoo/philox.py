@@ -83,7 +83,10 @@ def subset(bits: Tensor, size: Tensor | int, total: Tensor | int) -> Tensor:
     before = torch.where((before >= 0) & (before < step), before, step)
     for _ in range(math.ceil(math.log2(max(2, width)))):  # follow these steps to where they end
         taken = taken | taken.gather(1, before)
-        before = before.gather(1, before)
+        further = before.gather(1, before)
+        if bits.device.type == "cpu" and torch.equal(further, before):
+            break  # all have ended; on a device it would cost more to ask
+        before = further
     chosen = torch.where(taken, last, drawn)
     return _sorted(torch.where(step < size, chosen, 2**40))
 
