@@ -1,7 +1,7 @@
 """Training and tuning with pytorch-lightning, and checkpoints.
 
 Two trainings with the same settings and seed see the same batches, which are a function of the step
-alone, and end in the same weights, bit by bit. A training that was stopped starts over.
+alone, and end in the same weights, bit by bit on a CPU. A training that was stopped starts over.
 """
 
 import contextlib

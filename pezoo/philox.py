@@ -22,9 +22,10 @@ def philox(counter: tuple[Tensor | int, ...], key: tuple[int, int]) -> tuple[Ten
     (a, b, c, d), (one, two) = counter, key
     for _ in range(ROUNDS):
         low, high = a * MULTIPLIERS[0], c * MULTIPLIERS[1]  # 64 bits: int64 wraps, but keeps all of them
-        a, b, c, d = (high >> 32) & MASK ^ b ^ one, high & MASK, (low >> 32) & MASK ^ d ^ two, low & MASK
+        a, c = ((high >> 32) ^ b ^ one) & MASK, ((low >> 32) ^ d ^ two) & MASK
+        b, d = high, low  # of which the lower 32 bits count
         one, two = (one + WEYL[0]) & MASK, (two + WEYL[1]) & MASK
-    return a, b, c, d
+    return a, b & MASK, c, d & MASK
 
 
 def words(n: int, rows: Tensor, layer: int, name: str) -> Tensor:
@@ -88,7 +89,8 @@ def subset(bits: Tensor, size: Tensor | int, total: Tensor | int) -> Tensor:
             break  # all have ended; on a device it would cost more to ask
         before = further
     chosen = torch.where(taken, last, drawn)
-    return _sorted(torch.where(step < size, chosen, 2**40))
+    whole_width = isinstance(size, int) and size == width
+    return _sorted(chosen if whole_width else torch.where(step < size, chosen, 2**40))
 
 
 def _sorted(rows: Tensor) -> Tensor:

@@ -85,8 +85,9 @@ class Random(Extension):
 
         def sample() -> Tensor:
             bits = positions.bits("random", positions.longest - low, self.config.draw)
-            drawn = low + subset(bits, positions.total() - low, self.max_length - low)
-            return F.pad(drawn, (low, 0))  # token 0 to itself: 0
+            size = positions.longest if len(positions.lengths) == 1 else positions.total()
+            drawn = subset(bits, size - low, self.max_length - low)
+            return F.pad(drawn + low, (low, 0)) if low else drawn  # token 0 to itself: 0
 
         table = positions.draw("random", sample).to(torch.float32)  # (R, T)
         extent = None if positions.draws else self.max_length
