@@ -90,7 +90,8 @@ def trained():
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
             for step in range(60):
                 tokens, targets = questions.train.batch(step, 32, length, 0)
-                F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten()).backward()
+                positions = model.positions(*tokens.shape, phase="train", rows=range(32 * step, 32 * step + 32))
+                F.cross_entropy(model(tokens, positions).flatten(0, 1), targets.flatten()).backward()
                 optimizer.step()
                 optimizer.zero_grad()
             made[name, form] = model.eval(), length
@@ -109,7 +110,9 @@ def without_cost(result):
 @torch.no_grad()
 def read(model, tokens, declared, row):
     """Logits (n, V) of one sequence."""
-    return model(torch.tensor([tokens]), model.positions(1, len(tokens), declared=declared, rows=(row,)))[0]
+    return model(torch.tensor([tokens]), model.positions(1, len(tokens), declared=declared, phase="test", rows=(row,)))[
+        0
+    ]
 
 
 def stripped(answer):

@@ -318,7 +318,7 @@ def test_a_plugin_file_adds_its_members(tmp_path):
     assert load_plugin(path) == ["half_slope", "half_slope_pi"]
     assert describe("half_slope")["family"] == "custom"
     assert str(pezoo.parse("half_slope_pi:slope=0.25:factor=2")) == "half_slope:slope=0.25+pi:factor=2"
-    model = pezoo.Transformer({"scheme": "half_slope+pi", "d_model": 8, "n_heads": 2})
+    model = pezoo.Transformer({"scheme": "half_slope+pi", "d_model": 8, "n_heads": 2}).eval()
     assert model(torch.zeros(1, 3, dtype=torch.int64)).shape == (1, 3, 256)
     assert entry("half_slope").source_hash != entry("alibi").source_hash
 
