@@ -7,6 +7,9 @@ from pezoo.checks import CHECKS
 from pezoo.registry import list_tasks
 
 SLOW = [name for name, check in CHECKS.items() if check.slow]
+LONG = ["every_setting_matters", "rounding_decides_nothing"]
+"""What takes a third of the time of all checks, over all members."""
+QUICK = [name for name in CHECKS if name not in (*SLOW, *LONG)]
 VARIANTS = (
     *(f"copy:variant={variant}" for variant in ("random_twice", "repeat", "repeat_twice", "replace")),
     *(f"reverse:variant={variant}" for variant in ("twice", "back")),
@@ -14,8 +17,15 @@ VARIANTS = (
 )
 
 
-@testing.parametrize()
+@testing.parametrize(checks=QUICK)
 def test_conformance(conformance):
+    conformance()
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@testing.parametrize(checks=LONG)
+def test_long_conformance(conformance):
     conformance()
 
 

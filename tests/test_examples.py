@@ -67,6 +67,8 @@ def in_a_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_readme_runs_a_study(in_a_folder, monkeypatch):
     asked, whole = [], pezoo.run
 
