@@ -10,8 +10,10 @@ import torch
 
 import pezoo.sealed
 import pezoo.study.store
+from pezoo.config import load_recipe
+from pezoo.errors import UserError
 from pezoo.results import read, sweep
-from pezoo.study import Study
+from pezoo.study import Study, make_plan
 from pezoo.study.cells import run_cell
 from pezoo.study.collect import Failure
 from pezoo.study.launcher import _how
@@ -311,6 +313,42 @@ def test_failed_cells_are_told_with_their_reason_and_tried_again(recipe, tmp_pat
     assert not again.failures
     assert {r.status for r in read(out / "results.jsonl")} == {"ok"}
     assert "train buggy" not in capsys.readouterr().err, "its training was kept"
+
+
+SLEEPY = """
+import time
+
+from pezoo import Encoding, register
+
+
+@register("sleepy", title="Never returns from a long test")
+class Sleepy(Encoding):
+    def embed(self, x, positions):
+        while x.shape[1] > 16:
+            time.sleep(1)
+        return x
+"""
+
+
+@pytest.mark.slow
+def test_a_cell_that_takes_too_long_is_ended_and_the_others_run(recipe, tmp_path):
+    (tmp_path / "plugin.py").write_text(SLEEPY)
+    overrides = ["schemes=[sleepy, nope]", "cell_minutes=0.25"]
+    study = Study.prepare(recipe, overrides, tmp_path / "out", [tmp_path / "plugin.py"])
+    by = {(r.label, r.test_length): r for r in study.run()}
+    assert [study.plan.cells[key].title for key in study.failures] == ["evaluate sleepy, seed 0"]
+    assert by["sleepy", 16].reason == "evaluate sleepy, seed 0: it took longer than cell_minutes=0.25"
+    assert by["nope", 64].status == "ok"
+
+
+@pytest.mark.parametrize("minutes", [0, -1, "inf", "nan", "long"])
+def test_a_limit_is_a_number_of_minutes(recipe, minutes):
+    with pytest.raises(UserError, match="cell_minutes"):
+        load_recipe(recipe, [f"cell_minutes={minutes}"])
+
+
+def test_a_limit_renames_no_cell(recipe, finished):
+    assert make_plan(load_recipe(recipe, ["cell_minutes=5"])).cells == finished.plan.cells
 
 
 def test_a_worker_that_ends_at_its_start_is_told_by_its_own_exit_code(recipe, tmp_path):

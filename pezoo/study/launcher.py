@@ -19,7 +19,7 @@ from pezoo.study.progress import Progress
 from pezoo.study.store import Store
 
 GRACE_SECONDS = 5
-"""For a process to end after its output has."""
+"""For a process to end by itself."""
 START = "import sys; sys.path[:] = {path!r}; from pezoo.study.worker import main; main()"
 
 
@@ -60,6 +60,11 @@ class Worker:
         self.ended = not chunk
         *lines, self.unread = (self.unread + chunk).split(b"\n")
         return [json.loads(line) for line in lines]
+
+    def wait(self) -> None:
+        """Give it a few seconds to end."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(GRACE_SECONDS)
 
     def stop(self) -> int | None:
         """End the process at once; return its exit code if it had ended by itself."""
@@ -132,6 +137,13 @@ class Launcher:
                     if worker.ended:
                         workers.remove(worker)
                         self._bury(worker)
+                for worker in [worker for worker in workers if self._late(worker)]:
+                    workers.remove(worker)
+                    worker.process.terminate()  # first, so that it can save what it has
+                    worker.wait()
+                    worker.stop()
+                    why = f"it took longer than cell_minutes={self.plan.recipe.cell_minutes:g}"
+                    self._end(worker, Failure("failed", why), None)
 
     def _assign(self, workers: list[Worker]) -> bool:
         """Give out ready cells, starting workers as needed; return whether any is at work."""
@@ -161,10 +173,15 @@ class Launcher:
             case "failed":
                 self._end(worker, Failure(**message), None)
 
+    def _late(self, worker: Worker) -> bool:
+        """Whether the cell of a worker takes longer than a cell may."""
+        limit = self.plan.recipe.cell_minutes
+        busy = worker.cell is not None and worker.ready
+        return busy and limit is not None and time.monotonic() - worker.since > 60 * limit
+
     def _bury(self, worker: Worker) -> None:
         """A worker has ended by itself, which none should."""
-        with contextlib.suppress(subprocess.TimeoutExpired):  # its output ends a little earlier than it does
-            worker.process.wait(GRACE_SECONDS)
+        worker.wait()  # its output ends a little earlier than it does
         how = _how(worker.stop())
         if not worker.ready:
             raise ChildProcessError(f"a worker process could not start: it {how}; see {worker.log}")
