@@ -163,6 +163,8 @@ class Recipe:
     """Cells at a time."""
     threads: int = 1
     """CPU threads of one cell."""
+    cell_minutes: float | None = None
+    """Minutes after which a cell fails and is ended, to be tried again in the next run; null: no limit."""
     device: str = "auto"
     """Where to compute: cpu, cuda, a GPU by number such as cuda:1, or mps; auto: cuda if there is one, else cpu."""
     backend: str = "auto"
@@ -478,6 +480,8 @@ def _check_study(recipe: Recipe) -> None:
     _require(bool(good), "study", recipe.study, "a name without slashes")
     good = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", recipe.device)
     _require(bool(good), "device", recipe.device, "auto, cpu, cuda, cuda:N (a GPU by number) or mps")
+    good = recipe.cell_minutes is None or 0 < recipe.cell_minutes < math.inf
+    _require(good, "cell_minutes", recipe.cell_minutes, "above 0, or null for no limit")
     good = recipe.seeds and len(set(recipe.seeds)) == len(recipe.seeds) and min(recipe.seeds) >= 0
     _require(bool(good), "seeds", recipe.seeds, "different whole numbers from 0 on, such as [0, 1]")
 

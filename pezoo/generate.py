@@ -205,9 +205,9 @@ def find_model(folder: str | Path, scheme: str | None, seed: int | None = None, 
         raise UserError(f"{label!r} was not trained with seed {seed}; its seeds: {', '.join(map(str, seeds))}")
 
     result, store = next(r for r in results if r.seed == seed), Store(Path(folder))
-    parent = store.facts(result.cell)["inputs"]["parent"] if store.done(result.cell) else None
-    if parent is None or not (weights := store.path(parent) / "model.pt").is_file():
-        why = result.reason.removeprefix("no trained model: ") or "its files are gone; run the study again"
+    parent = store.facts(result.cell)["inputs"]["parent"] if store.kept(result.cell) else None
+    if parent is None or not store.kept(parent) or not (weights := store.path(parent) / "model.pt").is_file():
+        why = result.reason.removeprefix("no trained model: ") or "its files are gone or damaged; run the study again"
         raise UserError(f"{folder} has no trained model of {label!r}, seed {seed}: {why}")
     inputs = store.facts(result.cell)["inputs"]
     model = Cell("", inputs).model()

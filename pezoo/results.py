@@ -14,8 +14,8 @@ import types
 import typing
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Union
@@ -106,8 +106,8 @@ class Result:
     """Tuning steps; 0 for zero-shot."""
     finetune_length: int | None
     """Length of the tuning sequences, in tokens; None for zero-shot."""
-    params: int
-    """Parameters of the model."""
+    params: int | None
+    """Parameters of the model; None where it could not be built or tested."""
     train_seconds: float | None
     """Wall-clock time of training and tuning together."""
     eval_seconds: float | None
@@ -121,9 +121,17 @@ class Result:
     config_hash: str
     """Hash of the resolved recipe."""
     versions: dict[str, str]
-    """Versions of the programs that determine the value, by name."""
+    """Versions of the programs that determine the value, by name: those it was tested with."""
     device: str
-    """The device it ran on."""
+    """The device it was tested on: the model of a GPU, or cpu."""
+    machine: str = ""
+    """The system it was tested on, such as "Linux-6.1-x86_64"; empty in earlier results, as the next three."""
+    train_versions: dict[str, str] = field(default_factory=dict)
+    """Versions of the programs it was trained with."""
+    train_device: str = ""
+    """The device it was trained on."""
+    train_machine: str = ""
+    """The system it was trained on."""
     test_precision: str = "float32"
     """How matrices were multiplied in testing: "float32", "tf32" or "bf16"."""
     date: str
@@ -153,7 +161,10 @@ class Result:
 
 
 _HINTS: dict[str, Any] = typing.get_type_hints(Result)
-_ADDED = ("corpus_digest", "tokenizer", "window_overlap", "test_precision")
+_ADDED = (
+    *("corpus_digest", "tokenizer", "window_overlap", "test_precision"),
+    *("machine", "train_versions", "train_device", "train_machine"),
+)
 """Fields that files of earlier versions do not have."""
 _KINDS = {
     str: "a string",
@@ -334,8 +345,41 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
+        sync(path.parent)
+    except OSError as error:  # a full disk names no file
+        error.filename = error.filename or str(path)
+        raise
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def sync(folder: Path) -> None:
+    """Have the names of the files in a folder on the disk, where the system can."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what `replacing` left unfinished in a folder when its process was killed."""
+    for left in folder.glob(".*.tmp"):
+        number = left.name.split(".")[-2]
+        if number.isdigit() and (int(number) == os.getpid() or not _runs(int(number))):
+            left.unlink(missing_ok=True)
+
+
+def _runs(number: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is somebody else's
+        pass
+    return True
 
 
 def _parse(line: bytes) -> Result:

@@ -311,7 +311,7 @@ class Fragile(Task):
 
     def sample(self, batch_size, length, generator):
         """Zeros, or an error."""
-        errors = {5: UserError("no such length"), 6: MemoryError(), 7: KeyError("a bug")}
+        errors = {5: UserError("no such length"), 6: MemoryError(), 9: KeyError("a bug")}
         if length in errors:
             raise errors[length]
         zeros = torch.zeros(batch_size, length, dtype=torch.int64)
@@ -353,15 +353,54 @@ def test_each_length_has_the_status_of_its_own_failure():
     found = evaluate_answers(
         make(questions),
         questions,
-        [4, 5, 6, 7, 8],
+        [4, 5, 6, 8],
         count=70,
         batch_tokens=99,
         progress=lambda *call: calls.append(call),
     )
-    assert [r.status for r in found] == ["ok", "undefined", "out_of_memory", "failed", "ok"]
-    assert [r.reason for r in found] == ["", "no such length", "not enough memory", "KeyError: 'a bug'", ""]
-    assert calls[-1] == (30 * 70, 30 * 70)
+    assert [r.status for r in found] == ["ok", "undefined", "out_of_memory", "ok"]
+    assert [r.reason for r in found] == ["", "no such length", "not enough memory", ""]
+    assert calls[-1] == (23 * 70, 23 * 70)
     assert calls == sorted(set(calls))
+    with pytest.raises(KeyError, match="a bug"):
+        evaluate_answers(make(questions), questions, [8, 9], count=70)
+
+
+@pytest.mark.parametrize("error", [UserError("mine"), FloatingPointError("mine"), RuntimeError("mine")])
+@pytest.mark.parametrize("protocol", ANSWER_PROTOCOLS)
+def test_what_the_model_raises_is_no_result(error, protocol, monkeypatch):
+    def hidden(*_, **__):
+        raise error
+
+    questions = Questions("reverse_string", "causal", 6)
+    model = make(questions, "rope", 6)
+    monkeypatch.setattr(Transformer, "hidden", hidden)
+    with pytest.raises(type(error), match="mine"):
+        evaluate_answers(model, questions, [6], protocol=protocol, count=5)
+
+
+@pytest.mark.parametrize("protocol", ANSWER_PROTOCOLS)
+@pytest.mark.parametrize("name", ["addition", "passkey"])
+def test_where_memory_runs_out_fewer_questions_are_asked_at_a_time(name, protocol, monkeypatch):
+    questions, calls, sizes = Questions(name, "causal", None), [], []
+    model = make(questions)
+    whole = evaluate_answers(model, questions, [9, 12], protocol=protocol, count=40)
+
+    def hidden(self, tokens, *args, inner=Transformer.hidden, **facts):
+        sizes.append(len(tokens))
+        if len(tokens) > 2 and len(sizes) > 1:
+            raise MemoryError
+        return inner(self, tokens, *args, **facts)
+
+    monkeypatch.setattr(Transformer, "hidden", hidden)
+    found = evaluate_answers(
+        model, questions, [9, 12], protocol=protocol, count=40, progress=lambda *call: calls.append(call)
+    )
+    assert max(sizes) > 2
+    for a, b in zip(whole, found, strict=True):
+        assert (a.depth, a.status, a.n_tokens, a.n_documents) == (b.depth, b.status, b.n_tokens, b.n_documents)
+        assert a.values == pytest.approx(b.values, rel=1e-5)
+    assert calls[-1][0] == calls[-1][1]
 
 
 @pytest.mark.parametrize("protocol", ANSWER_PROTOCOLS)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -479,11 +480,83 @@ def test_a_killed_build_leaves_nothing_that_is_read(tmp_path):
 def test_a_build_that_comes_second_yields(tmp_path, monkeypatch):
     data = write(tmp_path / "data", {f"{i}.txt": f"text {i}" for i in range(5)})
     first = load(text_config(data), tmp_path)
-    complete = corpus_module._complete
-    answers = iter([False])
-    monkeypatch.setattr(corpus_module, "_complete", lambda f: next(answers, complete(f)))
+    monkeypatch.setattr(corpus_module, "_facts", lambda folder: None)
     assert load(text_config(data), tmp_path).hash == first.hash
     assert len(list((tmp_path / "corpora").iterdir())) == 1
+
+
+def damage(path, way):
+    """Spoil a file as a disk, a kill or somebody's hand may."""
+    content = bytearray(path.read_bytes())
+    path.unlink()
+    match way:
+        case "empty":
+            path.touch()
+        case "half":
+            path.write_bytes(content[: len(content) // 2])
+        case "flipped":
+            content[len(content) // 2] ^= 4
+            path.write_bytes(content)
+        case "a folder":
+            path.mkdir()
+
+
+@pytest.mark.parametrize("way", ["empty", "half", "flipped", "deleted", "a folder"])
+def test_a_damaged_cache_is_built_anew_and_says_so(tmp_path, way, caplog):
+    config = text_config(write(tmp_path / "data", {f"{i}.txt": f"text {i}" for i in range(9)}))
+    first = load(config, tmp_path)
+    [folder] = (tmp_path / "corpora").iterdir()
+    names = sorted(path.name for path in folder.iterdir())
+    assert len(names) == 10
+    for name in names:
+        damage(folder / name, way)
+        caplog.clear()
+        again = load(config, tmp_path)
+        assert (again.hash, again.digest, all_texts(again)) == (first.hash, first.digest, all_texts(first))
+        [message] = [record.getMessage() for record in caplog.records]
+        assert message.startswith(f"the corpus in {folder} is damaged ({name} ")
+        assert sorted(path.name for path in folder.iterdir()) == names
+    assert [path.name for path in (tmp_path / "corpora").iterdir()] == [folder.name]
+
+
+def test_a_file_in_place_of_a_cached_corpus_is_replaced(tmp_path):
+    config = text_config(write(tmp_path / "data", {f"{i}.txt": f"text {i}" for i in range(5)}))
+    first = load(config, tmp_path)
+    [folder] = (tmp_path / "corpora").iterdir()
+    shutil.rmtree(folder)
+    folder.touch()
+    assert all_texts(load(config, tmp_path)) == all_texts(first)
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from pezoo.data import DataConfig, load
+from pezoo.errors import UserError
+config, cache = DataConfig(**eval(sys.argv[1])), Path(sys.argv[2])
+for limit in map(int, sys.argv[3:]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
+    try:
+        load(config, cache)
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("limits", [(10, 100, 1000, 5000)])
+def test_a_full_disk_names_the_folder_and_what_to_do(tmp_path, limits):
+    """A limit on the size of files stands for a disk that is full."""
+    data = write(tmp_path / "data", {f"{i}.txt": f"text {i} " * 300 for i in range(9)})
+    config = {"corpus": "text", "path": str(data)}
+    process = python_process(FULL, config, tmp_path / "cache", *limits)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    folder = tmp_path / "cache" / "corpora"
+    assert said.splitlines() == [
+        f"there is no room for the corpus in {folder} (File too large); make some, or set the environment variable "
+        "PEZOO_CACHE to a folder on another disk."
+    ] * len(limits)
+    assert not list(folder.iterdir())
 
 
 def test_a_file_where_the_cache_should_be_is_refused(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from pezoo import devices
 from pezoo.compose import Scheme
+from pezoo.contract import Undefined
 from pezoo.data import Windows
 from pezoo.errors import UserError
 from pezoo.evaluation import PROTOCOLS, LengthResult, evaluate, parse_protocol, passes, sliding
@@ -323,8 +324,7 @@ def test_an_undefined_length_is_reported_and_loses_no_other(text):
         (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried ..."), "out_of_memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory"),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "failed"),
-        (KeyError("slopes"), "failed"),
+        (Undefined("only 13 positions"), "undefined"),
     ],
 )
 def test_a_length_that_breaks_is_reported_and_loses_no_other(error, status, protocol, text, monkeypatch):
@@ -337,6 +337,47 @@ def test_a_length_that_breaks_is_reported_and_loses_no_other(error, status, prot
     assert results[2].values == {}
     for a, b in zip(whole[:2], results[:2], strict=True):
         assert a.values == pytest.approx(b.values, rel=1e-5)
+
+
+@pytest.mark.parametrize("protocol", [*OF_LOSS, "attention"])
+@pytest.mark.parametrize("error", [RuntimeError("an illegal memory access"), KeyError("slopes"), UserError("mine")])
+def test_what_else_goes_wrong_is_no_result(error, protocol, text, monkeypatch):
+    breaking(error, 13, monkeypatch)
+    with pytest.raises(type(error), match=str(error)):
+        evaluate(make("rope"), text, LENGTHS, protocol=protocol, last=LAST)
+
+
+@pytest.mark.parametrize("protocol", [*OF_LOSS, "attention"])
+@pytest.mark.parametrize("scheme", ["rope", "rope+random", "learned"])
+def test_where_memory_runs_out_fewer_contexts_are_read_at_a_time(scheme, protocol, text, monkeypatch):
+    """Also in the middle of a pass, of which part has been counted."""
+    model, sizes, calls = make(scheme), [], []
+    lengths = LENGTHS if scheme != "learned" else LENGTHS[:1]
+    whole = evaluate(model, text, lengths, protocol=protocol, last=LAST)
+
+    def head(hidden, inner=model.head.forward):
+        sizes.append(len(tokens_of[-1]))
+        if sizes[-1] > 1 and len(sizes) > 1:  # the first batch is counted
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return inner(hidden)
+
+    tokens_of = []
+
+    def hidden(self, tokens, positions=None, cache=None, inner=Transformer.hidden):
+        tokens_of.append(tokens)
+        return inner(self, tokens, positions, cache)
+
+    monkeypatch.setattr(Transformer, "hidden", hidden)
+    monkeypatch.setattr(model.head, "forward", head)
+    how = {"batch_tokens": 2 * lengths[-1], "progress": lambda *call: calls.append(call)}
+    found = evaluate(model, text, lengths, protocol=protocol, last=LAST, **how)
+    assert max(sizes) > 1
+    assert 1 in sizes
+    for a, b in zip(whole, found, strict=True):
+        assert (a.status, a.n_tokens, a.n_documents) == (b.status, b.n_tokens, b.n_documents)
+        assert a.values == pytest.approx(b.values, rel=1e-5)
+    done, total = calls[-1]
+    assert done == total == max(total for _, total in calls)
 
 
 def test_a_loss_that_is_not_finite_is_a_divergence_from_its_position_on(text, monkeypatch):

@@ -105,7 +105,8 @@ def test_the_schema_has_the_promised_fields():
         "value n_tokens n_documents train_length test_length length_ratio scale_factor seed "
         "learning_rate steps finetune_steps finetune_length params train_seconds eval_seconds "
         "tokens_per_second peak_memory_bytes threads config_hash versions device date status "
-        "reason label part corpus_digest tokenizer window_overlap test_precision"
+        "reason label part corpus_digest tokenizer window_overlap test_precision "
+        "machine train_versions train_device train_machine"
     )
     assert {field.name for field in dataclasses.fields(Result)} == set(promised.split())
     assert typing.get_args(results.Status) == (
@@ -147,6 +148,7 @@ def test_files_from_before_a_key_was_there_are_read(tmp_path):
     path = tmp_path / "results.jsonl"
     results.write(path, [RESULT])
     added = {"corpus_digest": "", "tokenizer": "", "window_overlap": None, "test_precision": "float32"}
+    added |= {"machine": "", "train_versions": {}, "train_device": "", "train_machine": ""}
     line = {key: value for key, value in json.loads(path.read_text()).items() if key not in added}
     path.write_text(json.dumps(line))
     [found] = results.read(path)
@@ -192,8 +194,8 @@ def test_results_take_numpy_numbers_and_refuse_wrong_types():
     assert made == RESULT
     assert type(made.seed) is int
     assert type(made.value) is float
-    with pytest.raises(ValueError, match="'params' must be a whole number"):
-        dataclasses.replace(RESULT, params=None)
+    with pytest.raises(ValueError, match="'steps' must be a whole number"):
+        dataclasses.replace(RESULT, steps=None)
     with pytest.raises(ValueError, match="'learning_rate' must be a finite number, got nan"):
         dataclasses.replace(RESULT, learning_rate=math.nan)
 

@@ -3,10 +3,13 @@
 The cache (`$PEZOO_CACHE`, else `~/.cache/pezoo`) holds a folder per corpus, named by the hash of
 its documents, its tokenizer and how it is split. A folder appears whole or not at all: it is built
 beside its place and moved there, so that neither two processes nor a killed one leave half of it.
+`corpus.json` lists its files with their digests; a folder that is not as it was written is built anew.
 """
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -25,13 +28,14 @@ from pezoo.data.sources import SPLITS, Documents, Source, find, split
 from pezoo.data.tokenizer import Tokenizer, load_tokenizer
 from pezoo.data.tokens import Tokens
 from pezoo.errors import UserError
+from pezoo.sealed import Damaged, move, seal, unseal
 
 _log = logging.getLogger(__name__)
 
 _BATCH = 1 << 20
 """Bytes of text that are tokenised together, where documents are short."""
 
-_FORMAT = 2
+_FORMAT = 3
 """Raised whenever the same documents would give other tokens or other files."""
 
 
@@ -85,9 +89,9 @@ def load(config: DataConfig, cache_dir: Path | None = None) -> Corpus:
     ]
     key = hashlib.sha256(json.dumps(determined_by).encode()).hexdigest()[:20]
     folder = (cache_dir or _default_cache()) / "corpora" / f"{config.corpus}-{key}"
-    if not _complete(folder):
-        _build(folder, source, tokenizer, config)
-    facts = json.loads((folder / "corpus.json").read_text("utf-8"))
+    facts = _facts(folder)
+    if facts is None:
+        facts = _build(folder, source, tokenizer, config)
     return Corpus(
         **{name: _open(folder, name, facts) for name in SPLITS},
         vocab_size=tokenizer.vocab_size,
@@ -103,8 +107,15 @@ def _default_cache() -> Path:
     return Path(os.environ.get("PEZOO_CACHE") or "~/.cache/pezoo").expanduser()
 
 
-def _complete(folder: Path) -> bool:
-    return os.path.isfile(folder / "corpus.json")
+def _facts(folder: Path) -> dict[str, Any] | None:
+    """What was written down of a corpus; None if it must be built. Its files are read once in a process."""
+    if not os.path.lexists(folder):
+        return None
+    try:
+        return unseal(folder / "corpus.json")
+    except Damaged as error:
+        _log.warning("the corpus in %s is damaged (%s), and made anew", folder, error)
+        return None
 
 
 def _open(folder: Path, name: str, facts: dict[str, Any]) -> Tokens:
@@ -113,7 +124,7 @@ def _open(folder: Path, name: str, facts: dict[str, Any]) -> Tokens:
     return Tokens(ids, np.load(folder / f"{name}.offsets.npy"), names, facts["bytes"][name])
 
 
-def _build(folder: Path, source: Source, tokenizer: Tokenizer, config: DataConfig) -> None:
+def _build(folder: Path, source: Source, tokenizer: Tokenizer, config: DataConfig) -> dict[str, Any]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)
@@ -132,15 +143,32 @@ def _build(folder: Path, source: Source, tokenizer: Tokenizer, config: DataConfi
         for name in reversed(SPLITS):  # the test first: what it holds is kept out of the others
             held_out |= _write(built, name, splits[name], tokenizer, config.max_bytes, held_out, facts)
         facts |= {kind: facts[kind].hexdigest() for kind in ("hash", "digest")}
-        (built / "corpus.json").write_text(json.dumps(facts), "utf-8")
+        facts = seal(built / "corpus.json", facts)
         try:
             os.replace(built, folder)
         except OSError:
-            if not _complete(folder):
-                raise
-            # Another process was first, with the same content.
+            with contextlib.suppress(Damaged):
+                return unseal(folder / "corpus.json")  # another process was first, with the same content
+            move(built, folder)
+        return facts
+    except Exception as error:
+        if (why := _no_room(error)) is not None:
+            raise UserError(
+                f"there is no room for the corpus in {folder.parent} ({why}); make some, or set the environment "
+                "variable PEZOO_CACHE to a folder on another disk."
+            ) from None
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _no_room(error: BaseException | None) -> str | None:
+    """What the system said, if an exception comes from a full disk, by whatever way."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return error.strerror
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _sweep(parent: Path) -> None:
@@ -208,6 +236,8 @@ def _write(
     if repeated:
         _log.info("%d documents of the %s split are held out elsewhere: left out", repeated, name)
     facts["hash"].update(np.array(offsets, "<i8").tobytes())
-    np.save(folder / f"{name}.offsets.npy", np.array(offsets, np.int64))
+    array = io.BytesIO()  # numpy itself does not say that a disk is full
+    np.save(array, np.array(offsets, np.int64))
+    (folder / f"{name}.offsets.npy").write_bytes(array.getvalue())
     (folder / f"{name}.names.json").write_text(json.dumps(names), "utf-8")
     return seen

@@ -30,8 +30,8 @@ def evaluate(
 ) -> list[LengthResult]:
     """Test `model` at each of `lengths`, in evaluation mode, without gradients.
 
-    A length at which the scheme is undefined, the loss is not finite, memory runs out or the
-    forward pass breaks is a result with that status; the other lengths have theirs.
+    A length at which the scheme is undefined, the loss is not finite or memory does not suffice for one context is a
+    result with that status; the other lengths have theirs.
 
     Args:
         model: the trained model; its mode and device are put back afterwards.
@@ -51,6 +51,7 @@ def evaluate(
     Raises:
         UserError: an unknown protocol or setting, a length beyond the windows', a number below 1, or a precision that
             the device does not have.
+        Exception: whatever else the model raises.
     """
     protocol = parse_protocol(protocol)
     longest = windows.ids.shape[1] - 1

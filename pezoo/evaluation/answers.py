@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pezoo.contract import Undefined
 from pezoo.data.material import TESTING, Questions
 from pezoo.devices import check_testing, testing_in
 from pezoo.errors import UserError, suggest
-from pezoo.evaluation.memory import peak_memory, reset_peak_memory
+from pezoo.evaluation.memory import halving, peak_memory, reset_peak_memory
 from pezoo.evaluation.passes import outcome, read_out
 from pezoo.evaluation.result import LengthResult
 from pezoo.evaluation.retrieval import k_max
@@ -57,6 +58,10 @@ def check_answer_protocol(protocol: str, questions: Questions) -> None:
         raise UserError(f"no protocol {protocol!r} for tasks.{near} Known: {known}")
     if protocol == "generation" and (questions.form == "encoder" or questions.task.layout == "inline"):
         raise UserError(f"{questions.source}, has no answer to generate token by token; use the protocol answers")
+
+
+class _NotFiniteError(ArithmeticError):
+    """The model has diverged."""
 
 
 @dataclass
@@ -128,8 +133,8 @@ def evaluate_answers(
 ) -> list[LengthResult]:
     """Test `model` on a task at each of `lengths`, in evaluation mode, without gradients.
 
-    What goes wrong at a length is a result with that status; the others have theirs. A length at which the task has no
-    questions is `undefined`.
+    A length at which the scheme is undefined or the task has no questions, the output is not finite, or memory does not
+    suffice for one question is a result with that status; the others have theirs.
 
     Args:
         model: the trained model; its mode and device are put back afterwards.
@@ -148,6 +153,7 @@ def evaluate_answers(
 
     Raises:
         UserError: an unknown protocol, one that the form does not have, or a precision that the device does not have.
+        Exception: whatever else the model or the task raises.
     """
     check_answer_protocol(protocol, questions)
     device = torch.device(device)
@@ -167,23 +173,31 @@ def evaluate_answers(
     results = []
     try:
         for length in lengths:
-            tallies = {depth: _Tally(end) for depth in depths}
-            after = done + length * count * len(depths)
-            reset_peak_memory(device)
-            start, status, reason = time.perf_counter(), "ok", ""
-            try:
+            before, after = done, done + length * count * len(depths)
+
+            def attempt(tokens: int, length: int = length, before: int = before) -> dict[float | None, _Tally]:
+                nonlocal done
+                done, tallies = before, {depth: _Tally(end) for depth in depths}
                 for i, depth in enumerate(depths):
                     for first, example in _drawn(questions, length, count, seed, i, depth):
-                        for rows in _rows(example, batch_tokens):
+                        for rows in _rows(example, tokens):
                             with testing_in(device, precision):
                                 _ask(model, example, rows, first + i * count, protocol, device, tallies[depth])
                             report(length * (rows.stop - rows.start))
-            except UserError as error:
-                status, reason = "undefined", str(error)
-            except FloatingPointError as error:
+                return tallies
+
+            tallies: dict[float | None, _Tally] = {}
+            reset_peak_memory(device)
+            start, status, reason = time.perf_counter(), "ok", ""
+            try:
+                context = questions.n_tokens(length)
+                tallies = halving(attempt, min(batch_tokens, min(count, DRAWN) * context), context, device)
+            except _NotFiniteError as error:
                 status, reason = "diverged", str(error)
             except Exception as error:
                 status, reason = outcome(error)
+                if status == "failed":
+                    raise
             if done < after:
                 report(after - done)
             cost = {"seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory(device)}
@@ -201,7 +215,10 @@ def _drawn(
     for group, first in enumerate(range(0, count, DRAWN)):
         size = min(DRAWN, count - first)
         stream = (group * 1024 + number) * 2**20 + length  # one for each length, depth and group
-        pairs = questions.pairs(TESTING, stream, size, length, seed, **place)
+        try:
+            pairs = questions.pairs(TESTING, stream, size, length, seed, **place)
+        except UserError as error:
+            raise Undefined(str(error)) from error
         yield first, questions.task.example(pairs, questions.form)
 
 
@@ -248,7 +265,7 @@ def _ask(
 
 def _check_finite(output: Tensor) -> None:
     if not output.isfinite().all():
-        raise FloatingPointError("the output is not finite")
+        raise _NotFiniteError("the output is not finite")
 
 
 def _results(

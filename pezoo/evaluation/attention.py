@@ -64,11 +64,15 @@ class Rows:
     """
 
     def __init__(self, length: int, edges: Sequence[int], device: torch.device) -> None:
-        self.edges = torch.tensor(edges, device=device)
-        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
-        self.count, self.largest_sum, self.entropy = zeros(3, length)
-        self.mass = zeros(length, len(edges))
-        self.largest = torch.full((length,), -torch.inf, dtype=torch.float64, device=device)
+        self.edges, self.length = torch.tensor(edges, device=device), length
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        zeros = partial(torch.zeros, dtype=torch.float64, device=self.edges.device)
+        self.count, self.largest_sum, self.entropy = zeros(3, self.length)
+        self.mass = zeros(self.length, len(self.edges))
+        self.largest = zeros(self.length) - torch.inf
 
     def __call__(self, logits: Tensor, weights: Tensor, composition: Composition) -> None:
         """Add a chunk of queries: logits and weights (B, H, Lq, Lk)."""
@@ -114,7 +118,7 @@ def run(passes: Passes, windows: Windows, lengths: Sequence[int], last: int, set
         longest = waiting[0]
         rows = Rows(longest, sorted({0, train_length, *(n for n in OCTAVES if n < longest)}), passes.device)
         with observing(rows):
-            read = passes.run(longest, [Contexts(windows, [0], longest, 1)])
+            read = passes.run(longest, [Contexts(windows, [0], longest, 1)], rows.clear)
         served = waiting if stable and read.status == "ok" else waiting[:1]
         for length in served:
             values = rows.values(length, last, train_length, settings.octaves) if read.status == "ok" else {}

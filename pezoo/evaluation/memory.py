@@ -1,10 +1,15 @@
-"""Peak memory of a stretch of work."""
+"""Memory: the peak of a stretch of work, and work in smaller pieces where there is not enough."""
 
 import contextlib
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
+OUT_OF_MEMORY = ("not enough memory", "out of memory", "allocate memory")
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -28,3 +33,33 @@ def peak_memory(device: torch.device) -> int | None:
         if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
             return int(found[1]) * 1024
     return None
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    )
+
+
+def halving(attempt: Callable[[int], T], tokens: int, context: int, device: torch.device) -> T:
+    """What `attempt(tokens)` returns, with half as many tokens at a time until memory suffices.
+
+    Args:
+        attempt: does all the work from its beginning, with so many tokens in one forward pass.
+        tokens: how many at first.
+        context: tokens of the shortest context; one is read at a time at least.
+        device: where it computes.
+
+    Raises:
+        Exception: whatever else goes wrong, and the lack of memory for a single context.
+    """
+    while True:
+        try:
+            return attempt(tokens)
+        except Exception as error:
+            if not lacks_memory(error) or tokens < 2 * context:
+                raise
+        tokens //= 2  # out here, where what the pass had in memory is free
+        if device.type == "cuda":
+            torch.cuda.empty_cache()

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pezoo.contract import Undefined
 from pezoo.data import Windows
-from pezoo.evaluation.memory import peak_memory, reset_peak_memory
+from pezoo.evaluation.memory import halving, lacks_memory, peak_memory, reset_peak_memory
 from pezoo.evaluation.result import LengthResult, bin_losses
 from pezoo.results import Status
 from pezoo.transformer import Transformer
@@ -26,7 +26,6 @@ from pezoo.transformer import Transformer
 # GPU they keep it busy, and with a large vocabulary the output layer is not read anew for each few tokens.
 CPU_LOGITS, GPU_LOGITS, TOKENS = 2**20, 2**26, 128
 LOSS_METRICS = ("loss", "perplexity", "last_perplexity")
-OUT_OF_MEMORY = ("not enough memory", "out of memory", "allocate memory")
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,34 +143,52 @@ class Passes:
         """Announce how many tokens the passes to come will read."""
         self.total = tokens
 
-    def run(self, declared: int, contexts: Sequence[Contexts]) -> Pass:
-        """Read contexts at a declared length; what goes wrong is in the result, not raised.
+    def run(self, declared: int, contexts: Sequence[Contexts], restart: Callable[[], None] | None = None) -> Pass:
+        """Read contexts at a declared length.
+
+        Where memory runs out, it reads fewer at a time. That one context alone is too much for it, and that the scheme
+        is undefined, is in the result.
 
         Args:
             declared: length that schemes which depend on the total length are told.
             contexts: what is read; a batch holds contexts of one group alone.
+            restart: called before each try, of which there may be several.
+
+        Raises:
+            Exception: whatever else goes wrong.
         """
-        end = self.done + sum(group.n_tokens for group in contexts)
-        self.total = max(self.total, end)
+        begin = self.done
+        n_tokens = sum(group.n_tokens for group in contexts)
+        self.total = max(self.total, begin + n_tokens)
+
+        def attempt(batch_tokens: int) -> list[NDArray[np.float32]]:
+            self.done, row, losses = begin, 0, []
+            if restart is not None:
+                restart()
+            for group in contexts:
+                losses.append(self._losses(declared, group, row, batch_tokens))
+                row += len(group)
+            return losses
+
         losses: list[NDArray[np.float32]] = []
-        status, reason, row = "ok", "", 0
+        status, reason = "ok", ""
+        most = min(self.batch_tokens, max(group.n_tokens for group in contexts))
         reset_peak_memory(self.device)
         start = time.perf_counter()
         try:
-            for group in contexts:
-                losses.append(self._losses(declared, group, row))
-                row += len(group)
+            losses = halving(attempt, most, min(group.length for group in contexts), self.device)
         except Exception as error:
             status, reason = outcome(error)
-            losses.clear()
-            self._advance(end - self.done)
+            if status == "failed":
+                raise
+            self._advance(begin + n_tokens - self.done)
         seconds = time.perf_counter() - start
         return Pass(status, reason, contexts, losses, seconds, peak_memory(self.device))
 
     @torch.inference_mode()
-    def _losses(self, declared: int, contexts: Contexts, first_row: int) -> NDArray[np.float32]:
+    def _losses(self, declared: int, contexts: Contexts, first_row: int, batch_tokens: int) -> NDArray[np.float32]:
         losses, length, scored = [], contexts.length, contexts.scored
-        size = max(1, self.batch_tokens // length)
+        size = max(1, batch_tokens // length)
         for start in range(0, len(contexts), size):
             numbers = range(start, min(start + size, len(contexts)))
             batch = contexts.ids(numbers).to(self.device)
@@ -227,13 +244,11 @@ def read_out(model: Transformer, hidden: Tensor) -> Iterator[tuple[slice, Tensor
         yield some, model.head(hidden[some]).float()
 
 
-def outcome(error: Exception) -> tuple[Status, str]:
+def outcome(error: BaseException) -> tuple[Status, str]:
     """The status and the reason that an exception stands for."""
     reason = str(error).strip().partition("\n")[0]
     if isinstance(error, Undefined):
         return "undefined", reason
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
-    ):
+    if lacks_memory(error):
         return "out_of_memory", reason or "not enough memory"
     return "failed", f"{type(error).__name__}: {reason}"

@@ -31,6 +31,7 @@ def run_cell(cell: Cell, store: Store, corpora: Mapping[str, Corpus], report: Re
 
     Raises:
         UserError: if its corpus is no longer the one that the study was planned with.
+        MemoryError: if there is not enough memory for a training.
     """
     torch.manual_seed(cell.inputs["seed"])  # should a plug-in draw from the global generator
     work = {"choose": choose_model, "evaluate": evaluate_model}.get(cell.kind, fit_model)
@@ -73,6 +74,8 @@ def fit_model(cell: Cell, store: Store, corpora: Mapping[str, Corpus], folder: P
         device=inputs["device"],
         progress=report,
     )
+    if fitted.status == "out_of_memory":  # no result: there may be enough next time
+        raise MemoryError(fitted.reason)
     if fitted.status == "ok":
         save(folder / "model.pt", model, {"title": cell.title})
     return {"fit": dataclasses.asdict(fitted), "learning_rate": settings.lr}
@@ -97,7 +100,9 @@ def choose_model(
             (folder / "model.pt").hardlink_to(model)
         except OSError:  # not every file system has links
             shutil.copyfile(model, folder / "model.pt")
-    return {"fit": store.facts(chosen)["fit"], "learning_rate": float(best), "validation_losses": losses}
+    facts = store.facts(chosen)
+    computed_by = {name: facts[name] for name in ("device", "machine", "versions") if name in facts}
+    return computed_by | {"fit": facts["fit"], "learning_rate": float(best), "validation_losses": losses}
 
 
 def evaluate_model(

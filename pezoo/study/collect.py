@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from pezoo.config import LANGUAGE_MODELLING
-from pezoo.devices import device_name
 from pezoo.evaluation import parse_protocol
 from pezoo.evaluation.answers import ANSWER_PROTOCOLS
 from pezoo.results import BITS_PER_BYTE, Result
-from pezoo.study.plan import Evaluation, Plan, count_parameters, digest
-from pezoo.study.store import Store, now, versions
+from pezoo.study.plan import Evaluation, Plan, digest
+from pezoo.study.store import Store, now, provenance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +24,9 @@ class Failure:
 
 
 def collect(plan: Plan, store: Store, failures: Mapping[str, Failure] | None = None) -> list[Result]:
-    """Results of all evaluations that are finished, or never will be, in the recipe's order.
+    """Results of all evaluations that are finished, or failed in this run, in the recipe's order.
+
+    Where memory did not suffice for some lengths, those say so and the others have their values.
 
     Args:
         plan: what the recipe asks for.
@@ -36,7 +37,8 @@ def collect(plan: Plan, store: Store, failures: Mapping[str, Failure] | None = N
     for evaluation in plan.evaluations:
         key = evaluation.cell
         lost = [k for k in (key, *plan.ancestors(key)) if k in (failures or {})]
-        if store.done(key):
+        failed = any(failures[k].status == "failed" for k in lost)
+        if store.done(key) or (store.kept(key) and not failed):
             found = store.facts(key)
         elif lost:
             found = _failed(plan, key, failures[lost[-1]], plan.cells[lost[-1]].title)
@@ -52,8 +54,9 @@ def _failed(plan: Plan, key: str, failure: Failure, title: str) -> dict[str, Any
     why = {"status": failure.status, "reason": f"{title}: {failure.reason}"}
     at = {"stride": None, "depth": None, "bos": False, "values": {}, "n_tokens": 0, "n_documents": 0} | why
     lengths = [at | {"test_length": n, "seconds": None, "peak_memory_bytes": None} for n in cell.inputs["lengths"]]
-    facts = {"lengths": lengths, "scale_factors": {}, "params": count_parameters(cell.model())}
-    return facts | {"date": failure.date, "versions": versions(), "device": device_name(cell.inputs["device"])}
+    # Parameters are not counted: the model may be what does not fit into memory.
+    facts = {"lengths": lengths, "scale_factors": {}, "params": None, "date": failure.date}
+    return facts | provenance(cell.inputs["device"])
 
 
 def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, Any]) -> list[Result]:
@@ -86,8 +89,8 @@ def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, An
         "tokens_per_second": fits[-1]["tokens_per_second"] if fits else None,
         "threads": recipe.threads,
         "config_hash": digest(dataclasses.asdict(plan.recipe)),
-        "versions": found["versions"],
-        "device": found["device"],
+        **{name: found[name] for name in ("versions", "device", "machine")},
+        **{f"train_{name}": handed[-1][name] for name in ("versions", "device", "machine") if handed},
         "test_precision": inputs["precision"],
         "window_overlap": found.get("overlap"),
         "date": found["date"],

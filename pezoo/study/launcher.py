@@ -18,6 +18,8 @@ from pezoo.study.plan import Cell, Plan
 from pezoo.study.progress import Progress
 from pezoo.study.store import Store
 
+GRACE_SECONDS = 5
+"""For a process to end by itself."""
 START = "import sys; sys.path[:] = {path!r}; from pezoo.study.worker import main; main()"
 
 
@@ -59,8 +61,14 @@ class Worker:
         *lines, self.unread = (self.unread + chunk).split(b"\n")
         return [json.loads(line) for line in lines]
 
-    def stop(self) -> None:
-        """End the process at once."""
+    def wait(self) -> None:
+        """Give it a few seconds to end."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(GRACE_SECONDS)
+
+    def stop(self) -> int | None:
+        """End the process at once; return its exit code if it had ended by itself."""
+        code = self.process.poll()
         self.process.kill()
         self.process.wait()
         if not self.log.stat().st_size:
@@ -68,6 +76,7 @@ class Worker:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.stdout.close()
+        return code
 
     def _send(self, message: dict[str, Any]) -> None:
         # A broken pipe means that it has ended, which is noticed when its output is read.
@@ -128,6 +137,13 @@ class Launcher:
                     if worker.ended:
                         workers.remove(worker)
                         self._bury(worker)
+                for worker in [worker for worker in workers if self._late(worker)]:
+                    workers.remove(worker)
+                    worker.process.terminate()  # first, so that it can save what it has
+                    worker.wait()
+                    worker.stop()
+                    why = f"it took longer than cell_minutes={self.plan.recipe.cell_minutes:g}"
+                    self._end(worker, Failure("failed", why), None)
 
     def _assign(self, workers: list[Worker]) -> bool:
         """Give out ready cells, starting workers as needed; return whether any is at work."""
@@ -157,16 +173,19 @@ class Launcher:
             case "failed":
                 self._end(worker, Failure(**message), None)
 
+    def _late(self, worker: Worker) -> bool:
+        """Whether the cell of a worker takes longer than a cell may."""
+        limit = self.plan.recipe.cell_minutes
+        busy = worker.cell is not None and worker.ready
+        return busy and limit is not None and time.monotonic() - worker.since > 60 * limit
+
     def _bury(self, worker: Worker) -> None:
         """A worker has ended by itself, which none should."""
-        worker.stop()
-        code = worker.process.returncode
+        worker.wait()  # its output ends a little earlier than it does
+        how = _how(worker.stop())
         if not worker.ready:
-            raise ChildProcessError(f"a worker process could not start (exit code {code}); see {worker.log}")
+            raise ChildProcessError(f"a worker process could not start: it {how}; see {worker.log}")
         if worker.cell is not None:
-            how = f"ended with exit code {code}"
-            if code < 0:
-                how = f"was killed by signal {-code}, as happens when memory runs out"
             self._end(worker, Failure("failed", f"its process {how}"), None)
 
     def _end(self, worker: Worker, failure: Failure | None, fit: dict[str, Any] | None) -> None:
@@ -175,8 +194,27 @@ class Launcher:
             self.done.add(cell.key)
         else:
             self.failures[cell.key] = failure
+        self.store.forget(cell.key)
         self.progress.finish(cell, time.monotonic() - worker.since, failure, fit)
         self.finished(cell)
+
+
+def _how(code: int | None) -> str:
+    """How a process with an exit code ended, in words; None: it had not."""
+    if code is None:
+        return "closed its output"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = f" ({signal.Signals(-code).name})"
+    except ValueError:
+        name = ""
+    why = {
+        signal.SIGKILL: ", as happens when memory runs out",
+        signal.SIGSEGV: ": a crash in compiled code",
+        signal.SIGABRT: ": compiled code gave up",
+    }
+    return f"was killed by signal {-code}{name}{why.get(-code, '')}"
 
 
 @contextlib.contextmanager

@@ -1,16 +1,15 @@
 """The cells of a study on disk, each whole or not there at all.
 
-A finished cell's folder holds `done.json` (its inputs, what was measured, date, versions, device), and the
+A finished cell's folder holds `done.json` (its inputs, what was measured, date, versions, device and machine), and the
 model that it made or the losses that it found. It is made under another name and renamed when
-complete.
+complete. `done.json` lists the other files with their digests: a cell that is not as it was written is made anew.
 """
 
 import datetime
-import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 
 import pezoo
 from pezoo.devices import device_name
+from pezoo.sealed import Damaged, move, remove, seal, unseal
 from pezoo.study.plan import Cell
 
 UNFINISHED = ".unfinished-"
@@ -37,14 +37,48 @@ class Store:
         return self.folder / key
 
     def done(self, key: str) -> bool:
-        """Whether a cell is finished."""
-        return (self.path(key) / "done.json").is_file()
+        """Whether a cell is finished: it is whole, and nothing in it should be tried again."""
+        return self.kept(key) and not tried_again(self.facts(key))
+
+    def kept(self, key: str) -> bool:
+        """Whether a cell is whole; perhaps there was not enough memory for all of it."""
+        return os.path.lexists(self.path(key)) and self.damage(key) is None
+
+    def damage(self, key: str) -> str | None:
+        """Why a cell that is there cannot be used, or None. Its files are read once for each time that it changes."""
+        if key not in self._facts:
+            try:
+                self._facts[key] = unseal(self.path(key) / "done.json")
+            except Damaged as error:
+                return str(error)
+        return None
 
     def facts(self, key: str) -> dict[str, Any]:
-        """What a finished cell wrote down about itself."""
+        """What a cell wrote down about itself.
+
+        Raises:
+            Damaged: if it is not whole.
+        """
         if key not in self._facts:
-            self._facts[key] = json.loads((self.path(key) / "done.json").read_text())
+            return unseal(self.path(key) / "done.json", digests=False)
         return self._facts[key]
+
+    def forget(self, key: str) -> None:
+        """Read a cell anew when it is asked for: another process may have made it."""
+        self._facts.pop(key, None)
+
+    def heal(self, keys: Iterable[str]) -> dict[str, str]:
+        """Remove cells that are not whole; nobody else may be at work here.
+
+        Returns:
+            What was wrong with each, by key.
+        """
+        self._facts.clear()
+        damaged = {key: self.damage(key) for key in keys if os.path.lexists(self.path(key))}
+        damaged = {key: why for key, why in damaged.items() if why is not None}
+        for key in damaged:
+            remove(self.path(key))
+        return damaged
 
     @contextmanager
     def writing(self, cell: Cell) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -54,9 +88,9 @@ class Store:
         facts: dict[str, Any] = {"title": cell.title, "inputs": cell.inputs}
         try:
             yield folder, facts
-            facts |= {"date": now(), "versions": versions(), "device": device_name(cell.inputs["device"])}
-            (folder / "done.json").write_text(json.dumps(facts, indent=1))
-            os.replace(folder, self.path(cell.key))
+            seal(folder / "done.json", {"date": now()} | provenance(cell.inputs["device"]) | facts)
+            move(folder, self.path(cell.key))
+            self.forget(cell.key)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -64,6 +98,19 @@ class Store:
         """Remove what was left unfinished; nobody else may be at work here."""
         for stale in self.folder.glob(f"{UNFINISHED}*"):
             shutil.rmtree(stale, ignore_errors=True)
+
+
+def tried_again(facts: dict[str, Any]) -> str | None:
+    """What of a cell should be tried again, in words; None if nothing."""
+    for at in facts.get("lengths", []):
+        if at["status"] == "out_of_memory":
+            return f"at test length {at['test_length']}: {at['reason']}"
+    return None
+
+
+def provenance(device: str) -> dict[str, Any]:
+    """What computes on a device here: the device's name, the machine, and versions of programs."""
+    return {"device": device_name(device), "machine": platform.platform(), "versions": versions()}
 
 
 def versions() -> dict[str, str]:

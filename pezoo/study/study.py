@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import inspect
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,13 +22,15 @@ import yaml
 from pezoo.config import Recipe, load_recipe
 from pezoo.errors import UserError
 from pezoo.registry import ENTRY_POINTS, entry, load_plugin
-from pezoo.results import Result, replacing, write
+from pezoo.results import Result, replacing, sweep, write
 from pezoo.study.collect import Failure, collect
 from pezoo.study.launcher import Launcher
 from pezoo.study.plan import Cell, Plan, make_plan
 from pezoo.study.progress import Progress, make_progress
 from pezoo.study.store import Store
 
+NAMED = 3
+"""Damaged cells that are named."""
 EFFECTIVE = os.access in os.supports_effective_ids
 
 
@@ -138,6 +141,12 @@ class Study:
         for old in (self.out / "logs").glob("*.log"):
             old.unlink()
         self.store.clean()
+        for folder in (self.out, self.out / "report"):
+            sweep(folder)
+        if damaged := self.store.heal(self.plan.cells):
+            named = [f"{self.plan.cells[key].title} ({why})" for key, why in damaged.items()]
+            more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
+            print(f"damaged, and made anew: {', '.join(named[:NAMED])}{more}", file=sys.stderr)
         with replacing(self.out / "recipe.yaml") as file:
             text = yaml.safe_dump(self.recipe.to_dict(), sort_keys=False, allow_unicode=True, width=100)
             file.write(text.encode())

@@ -21,7 +21,17 @@ PROGRESS_SECONDS = 0.2  # between two progress messages
 
 
 def main() -> None:
-    """Serve until the input ends."""
+    """Serve until the input ends; whatever ends it earlier is told, and the process has a true exit code."""
+    try:
+        _serve()
+    except BaseException as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        code = error.code if isinstance(error, SystemExit) else 1
+        os._exit(code if isinstance(code, int) else 1)  # at once: the thread that reads would be in the way
+
+
+def _serve() -> None:
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints must not get between the messages
     messages = _messages(sys.stdin)
@@ -34,7 +44,7 @@ def main() -> None:
     from pezoo.registry import load_plugin
     from pezoo.study.cells import run_cell
     from pezoo.study.plan import Cell, load_corpora
-    from pezoo.study.store import Store
+    from pezoo.study.store import Store, tried_again
 
     for plugin in study["plugins"]:
         load_plugin(plugin)
@@ -56,14 +66,18 @@ def main() -> None:
 
         try:
             facts = run_cell(cell, store, corpora, report)
-        except Exception as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # a plug-in may raise these too
             print(f"{cell.title} ({cell.key}) failed:", file=sys.stderr)
             traceback.print_exc()
             status, reason = outcome(error)
             status = status if status == "out_of_memory" else "failed"
             _send(out, event="failed", status=status, reason=reason)
         else:
-            _send(out, event="done", fit=facts.get("fit"))
+            if (short := tried_again(facts)) is not None:
+                print(f"{cell.title} ({cell.key}) ran out of memory {short}", file=sys.stderr)
+                _send(out, event="failed", status="out_of_memory", reason=short)
+            else:
+                _send(out, event="done", fit=facts.get("fit"))
 
 
 def _messages(stream: IO[str]) -> Iterator[dict[str, Any]]:
