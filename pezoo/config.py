@@ -346,7 +346,7 @@ def _check_keys(given: Mapping[str, Any], cls: type, prefix: str = "") -> None:
             _require(isinstance(value, Mapping), key, value, f"a group of keys ({keys})")
             _check_keys(value, types[name], f"{key}.")
         elif typing.get_origin(types[name]) is list:
-            _require(isinstance(value, list | tuple), key, value, "a list such as [a, b]")
+            _require(isinstance(value, list), key, value, "a list such as [a, b]")
             check_items(key, value, types[name])
         elif typing.get_origin(types[name]) is dict:
             _require(isinstance(value, Mapping), key, value, "a group of keys")
@@ -357,11 +357,12 @@ def _meant(name: str, here: Iterable[str]) -> str:
     groups = {
         f.name: f.default_factory for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(f.default_factory)
     }
-    every = [f"{group}.{f.name}" for group, cls in groups.items() for f in dataclasses.fields(cls)]
-    same = [key for key in every if key.partition(".")[2] == name.casefold()]
-    if same:
-        return f" Did you mean {' or '.join(map(repr, same))}?"
-    return suggest(name, here) or suggest(name, every)
+    every = [(f.name, f"{group}.{f.name}") for group, cls in groups.items() for f in dataclasses.fields(cls)]
+    same = [key for leaf, key in every if leaf == name.casefold()]
+    if not same and (near := suggest(name, here)):
+        return near
+    same = same or [key for leaf, key in every if suggest(name, [leaf])]
+    return f" Did you mean {' or '.join(map(repr, same[:3]))}?" if same else ""
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
@@ -520,6 +521,7 @@ def _check_values(recipe: Recipe) -> None:
     """Ranges of single keys, then the relations between keys."""
     for key, value in _values(recipe, _AT_LEAST_ONE):
         _require(value >= 1, key, value, "at least 1")
+        _require(value < 2**31, key, value, f"at most {2**31 - 1}")
     for key, value in _values(recipe, _AT_LEAST_ZERO):
         _require(value >= 0 and math.isfinite(value), key, value, "at least 0")
     rates = [(f"train.lrs.{i}", lr) for i, lr in enumerate(recipe.train.lrs)]

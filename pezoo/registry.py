@@ -227,9 +227,10 @@ def entry(name: str) -> Entry:
 def _meant(name: str) -> str:
     """Return " Did you mean ...?": members with the word in what papers call them, or else of a near name."""
     word = re.compile(rf"\b{re.escape(name)}", re.IGNORECASE)
-    called = [n for n, e in entries().items() if len(name) > 3 and word.search(e.title)]
+    found = {n: word.search(e.title) for n, e in entries().items()} if len(name) > 3 else {}
+    called = sorted((n for n, match in found.items() if match), key=lambda n: found[n].start())
     said = suggest(name, _entries)
-    return said if said or not called else f" Did you mean {' or '.join(map(repr, called[:3]))}?"
+    return said if said or not called else f" Did you mean {' or '.join(map(repr, called[:2]))}?"
 
 
 def _natural(name: str) -> list[Any]:

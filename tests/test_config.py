@@ -167,7 +167,7 @@ def test_an_override_that_every_part_would_undo_is_refused():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"grid": {"extensions": ["pi"]}}, r"grid.extensions=\['pi'\] has nothing to extend; type grid.encodings="),
+        ({"grid": {"extensions": ["pi"]}}, r"grid.extensions=\['pi'\] has nothing to extend; type 'grid.encodings="),
         ({"tasks": ["parity"], "test": {"tasks": ["passkey_text"]}}, r"test.tasks=\['passkey_text'\] .*trains none"),
     ],
 )

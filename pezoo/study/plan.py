@@ -232,10 +232,15 @@ class _Planner:
                 f"train.min_length={given} is too short for {self.material.name}; type train.min_length={least}"
             )
         self.recipe = dataclasses.replace(self.recipe, train=dataclasses.replace(train, min_length=given))
-        for length in [train.length] + [self.recipe.tune_length] * self._tunes:
-            self.material.pairs(TRAINING, 0, 1, length, 0)
-        for length in self.recipe.test_lengths:
-            self.material.pairs(TESTING, 0, 1, length, 0)
+        lengths = [(TRAINING, length) for length in [train.length] + [self.recipe.tune_length] * self._tunes]
+        for split, length in [*lengths, *((TESTING, length) for length in self.recipe.test_lengths)]:
+            try:
+                self.material.pairs(split, 0, 1, length, 0)
+            except UserError:
+                raise
+            except Exception as error:  # in somebody's plug-in, or of numbers that are too large
+                what = f"{type(error).__name__}: {cut(str(error), 300)}"
+                raise UserError(f"{self.material.name}, length {length}, fails with {what}") from error
 
     def add_all(self) -> None:
         """Add cells and evaluations, ordered by scheme, then seed."""

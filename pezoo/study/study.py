@@ -204,7 +204,8 @@ def _marked(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             who = f" (process {' on '.join(mark.read_text().split()[:2])})"
         raise UserError(
-            f"another run{who} is at work in {folder}; wait for it, or choose another --out. If it has ended, remove {mark}"
+            f"another run{who} is at work in {folder}; wait for it, or choose another --out. "
+            f"If it has ended, remove {mark}"
         ) from None
     try:
         yield
