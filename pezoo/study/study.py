@@ -10,6 +10,7 @@ import errno
 import inspect
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import SoftFileLock, Timeout
 
 from pezoo.config import Recipe, load_recipe
 from pezoo.errors import UserError, cut
@@ -195,6 +195,9 @@ def _locked(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _marked(folder: Path) -> Iterator[None]:
     """Hold a study folder by a file that names this process; one whose process has ended here does not count."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that there are no locks, which is why it is used
+        from filelock import SoftFileLock, Timeout
     mark = folder / ".held"
     lock = SoftFileLock(mark, timeout=3)  # long enough to find that a process has ended
     try:
