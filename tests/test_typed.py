@@ -108,12 +108,13 @@ def test_a_recipe_in_a_file_is_read_as_carefully(tmp_path):
     texts = {
         f"description: {'[' * 300}{']' * 300}": f"nested more than {DEEPEST} deep",
         "description: !!timestamp x": "is not a YAML recipe",
-        'schemes: ["\\ud800"]': "no text in UTF-8",
+        'schemes: ["\\ud800"]': "invalid Unicode",
         "study: ???": "study: a recipe cannot hold ???",
     }
     for text, message in texts.items():
         path.write_text(text)
         assert message in refused(load_recipe, path)
+    assert "no text in UTF-8" in refused(load_recipe, {"schemes": ["\ud800"]})
     path.write_text("schemes: &all [rope]\nparts: {a: {schemes: *all}}")
     assert load_recipe(path).split()[0][1].schemes == ["rope"], "a recipe may have aliases"
     assert "File name too long" in refused(load_recipe, "a" * 5000)
