@@ -54,11 +54,14 @@ def odd(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_every_label_has_a_folder_of_its_own(odd):
     assert list(dict.fromkeys(r.label for r in read(odd / "results.jsonl"))) == list(LABELS.values())
     train = odd / "tensorboard" / "train"
     (part,) = train.iterdir()
-    folders = [path for path in part.iterdir() if list((path / "seed0").glob("events*"))]
+    (task,) = part.iterdir()
+    folders = [path for path in task.iterdir() if list((path / "seed0").glob("events*"))]
     assert len(folders) == len(LABELS)
     shown = {path for path in (odd / "tensorboard" / "test").iterdir() if path.is_dir()}
     assert len(shown) >= len(LABELS)
@@ -78,6 +81,8 @@ def test_the_plan_gives_each_label_a_folder():
     assert sorted(cell.log for cell in backwards if cell.kind == "train") == sorted(logs), "whatever the order"
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_markdown_shows_labels_as_they_are(odd):
     text = (odd / "report" / "table.md").read_text()
     assert "\x1b" not in text
@@ -89,6 +94,8 @@ def test_markdown_shows_labels_as_they_are(odd):
     assert "# new" not in text.splitlines()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_terminal_gets_no_escape_sequence(odd, capsys):
     for one in table.overview(read(odd / "results.jsonl")):
         for terminal in (False, True):
@@ -135,6 +142,8 @@ def test_matplotlib_draws_labels_as_they_are():
         assert text == in_terminal(label)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_legend_shows_a_label_that_begins_with_an_underscore(odd, tmp_path):
     from pezoo.report.curves import draw_curves
 
@@ -190,6 +199,8 @@ def test_a_name_does_not_depend_on_the_others_order():
     assert len({name.casefold() for name in names.values()}) == len(labels)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_command_prints_where_signs_are_missing(odd):
     """As `PYTHONIOENCODING=ascii pezoo run ...`: the table, in plain signs, and exit code 0."""
     encoding = "ascii"
