@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,7 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pezoo.errors import UserError, suggest
+from pezoo.errors import UserError, brief, suggest
+from pezoo.escape import in_terminal, use_plain_streams
 
 if TYPE_CHECKING:
     from pezoo.registry import Entry
@@ -54,12 +56,19 @@ def run(
     Raises:
         UserError: if the recipe, the data or the folder is wrong; nothing is then written.
     """
+    _refuse_windows()
     from pezoo.study import Study
 
     study = Study.prepare(recipe, overrides, out, plugins)
     results = study.run()
     write_report(study, results)
     return results
+
+
+def _refuse_windows() -> None:
+    """Say where studies run; their processes need pipes and signals that Windows does not have."""
+    if sys.platform == "win32":
+        raise UserError("studies run on Linux and macOS; on Windows, run pezoo in WSL, the Windows Subsystem for Linux")
 
 
 def write_report(study: "Study", results: "list[Result]") -> None:
@@ -101,7 +110,7 @@ def list_members(argv: list[str]) -> int:
     names += registry.list_tasks(args.pattern) if args.tasks or every else []
     if not names:
         known = list(registry.entries())
-        raise UserError(f"nothing is called {args.pattern!r}.{suggest(args.pattern, known)} All: pezoo list")
+        raise UserError(f"nothing is called {brief(args.pattern)}.{suggest(args.pattern, known)} All: pezoo list")
     if args.json:
         _print_json([registry.describe(name) for name in names])
         return 0
@@ -253,7 +262,8 @@ def run_study(argv: list[str]) -> int:
         "pezoo run quickstart 'schemes=[rope, alibi]' 'seeds=[0]' train.steps=200 --out runs/mine",
         "pezoo run my_recipe.yaml data.corpus=text data.path=~/books --plugin my_encoding.py",
         note="Any key of the recipe can be set: dotted, list items by number (schemes.0=alibi).\n"
-        "What is finished is not done again, and what is added to a recipe is done alone.\n\n",
+        "What is finished is not done again, and what is added to a recipe is done alone.\n"
+        "Where the code of a plug-in changes, its schemes are trained anew.\n\n",
     )
     parser.add_argument(
         "recipe",
@@ -270,6 +280,7 @@ def run_study(argv: list[str]) -> int:
     _add_plugin(parser)
     args = parser.parse_intermixed_args(argv)
 
+    _refuse_windows()
     from pezoo.study import Study
 
     study = Study.prepare(args.recipe, args.overrides, args.out, args.plugin)
@@ -288,7 +299,7 @@ def _show_plan(study: "Study") -> None:
         "cell",
         "",
         "state",
-        title=f"{plan.recipe.study} in {escape(str(study.out))}",
+        title=escape(_shown(f"{plan.recipe.study} in {study.out}")),
         title_justify="left",
     )
     left: dict[str, int] = {}
@@ -296,7 +307,7 @@ def _show_plan(study: "Study") -> None:
         done = store.done(key)
         if not done:
             left[cell.kind] = left.get(cell.kind, 0) + 1
-        table.add_row(key, escape(cell.title), "done" if done else f"to {cell.kind}")
+        table.add_row(key, escape(_shown(cell.title)), "done" if done else f"to {cell.kind}")
     console.print(table)
     todo = ", ".join(f"{n} to {kind}" for kind, n in left.items()) or "nothing"
     console.print(f"{len(plan.cells)} cells; left to do: {todo}")
@@ -315,7 +326,7 @@ def _show_results(study: "Study", results: "list[Result]") -> None:
     lines.append(f"TensorBoard: {_tensorboard()} --logdir {shlex.quote(str(study.out / 'tensorboard'))}")
     lines.append(f"             then open {ADDRESS}")
     for line in lines:
-        _say(escape(line))
+        _say(escape(_shown(line)))
 
 
 def _tensorboard() -> str:
@@ -480,19 +491,20 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
 def main(argv: list[str] | None = None) -> int:
     """The command `pezoo`; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    use_plain_streams()
     try:
         return _dispatch(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("\n".join(in_terminal(line) for line in f"error: {error}".split("\n")), file=sys.stderr)
         return 2
     except BrokenPipeError:  # `pezoo list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except OSError as error:  # a full disk and its like
-        print(f"error: {error}", file=sys.stderr)
+        print(in_terminal(f"error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"stopped; to go on: {shlex.join(['pezoo', *argv])}", file=sys.stderr)
+        print(in_terminal(f"stopped; to go on: {shlex.join(['pezoo', *argv])}"), file=sys.stderr)
         return 130
 
 
@@ -507,16 +519,32 @@ def _dispatch(argv: list[str]) -> int:
         print(f"pezoo {pezoo.__version__}")
         return 0
     if name not in COMMANDS:
-        raise UserError(f"no command {name!r}.{suggest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}")
+        raise UserError(f"no command {brief(name)}.{suggest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}")
     return COMMANDS[name][1](rest)
 
 
 def _overview() -> str:
-    width = max(len(usage) for usage, _ in COMMANDS.values())
+    """What there is; a line for each command where the terminal is wide enough."""
+    width, room = max(len(usage) for usage, _ in COMMANDS.values()), shutil.get_terminal_size().columns - 1
     lines = [f"  pezoo {usage:<{width}}  {work.__doc__}" for usage, work in COMMANDS.values()]
+    if max(map(len, lines)) > room:
+        lines = []
+        for usage, work in COMMANDS.values():
+            lines += _wrapped(f"pezoo {usage}", room, "  ", "      ") + _wrapped(work.__doc__, room, "    ", "    ")
     more = "pezoo COMMAND --help says more; pezoo --version says which pezoo this is."
     first = "To begin: pezoo run quickstart"
-    return "\n".join([DESCRIPTION, "", *lines, "", more, first])
+    return "\n".join([*_wrapped(DESCRIPTION, room), "", *lines, "", *_wrapped(more, room), first])
+
+
+def _wrapped(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        max(20, width),
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -562,6 +590,11 @@ def _load_plugins(paths: Iterable[str]) -> None:
 
 def _console() -> Console:
     return Console(highlight=False)
+
+
+def _shown(text: str) -> str:
+    """A text of the user's, as standard output can show it."""
+    return in_terminal(text, _console().encoding)
 
 
 def _say(line: str) -> None:

@@ -6,6 +6,7 @@ YAML, its `sizes[size]`, then `key=value` overrides (dotted, list items by index
 """
 
 import dataclasses
+import io
 import math
 import re
 import typing
@@ -14,17 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pezoo.data import DataConfig
 from pezoo.devices import TestPrecision
-from pezoo.errors import UserError, suggest
+from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.experiments import recipes_dir
 from pezoo.results import LANGUAGE_MODELLING
 from pezoo.transformer import ModelConfig
+from pezoo.typed import check_items, check_plain, check_yaml, said
 
+LONGEST = 2**24
+"""Most tokens of a sequence: up to here float32 holds every position exactly."""
 Schedule = Literal["cosine", "linear", "constant"]
 
 
@@ -189,15 +192,16 @@ class Recipe:
         whole = dataclasses.asdict(self) | {"parts": {}, "sizes": {}}
         split = []
         for name, given in self.parts.items():
+            _require(bool(name.strip()), "parts", name, "named")
             _require(isinstance(given, Mapping), f"parts.{name}", given, f"a group of keys ({', '.join(_OF_A_PART)})")
             for key in given:
                 if key not in _OF_A_PART:
                     near, known = suggest(str(key), _OF_A_PART), ", ".join(_OF_A_PART)
-                    raise UserError(f"parts.{name} cannot set {key!r}.{near} A part sets: {known}")
+                    raise UserError(f"parts.{cut(name)} cannot set {brief(key)}.{near} A part sets: {known}")
             try:
-                split.append((name, OmegaConf.to_object(_merged(whole, given))))
+                split.append((name, _recipe(_merged(whole, given))))
             except UserError as error:
-                raise UserError(f"parts.{name}: {error}") from None
+                raise UserError(f"parts.{cut(name)}: {error}") from None
         return split
 
     @property
@@ -228,28 +232,30 @@ class Recipe:
     def _tokens(self, key: str, value: Any) -> int:
         if isinstance(value, int) and not isinstance(value, bool):
             _require(value > 0, key, value, "at least 1")
+            _require(value <= LONGEST, key, value, f"at most {LONGEST}")
             return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)x", value) if isinstance(value, str) else None
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)x", value, re.ASCII) if isinstance(value, str) else None
         tokens = float(match[1]) * self.train.length if match else 0.0
         allowed = f"a number of tokens, or a multiple of train.length={self.train.length} such as 8x"
-        _require(tokens >= 1 and tokens == int(tokens), key, value, allowed)
+        _require(1 <= tokens < math.inf and tokens == int(tokens), key, value, allowed)
+        _require(tokens <= LONGEST, key, value, f"at most {LONGEST} tokens")
         return int(tokens)
 
     def _row(self, key: str, item: Any) -> Row:
         if isinstance(item, str):
             item = {"scheme": item}
         if not isinstance(item, dict) or not item:
-            raise UserError(f"{key} must be a scheme such as rope+pi, got {item!r}")
+            raise UserError(f"{key} must be a scheme such as rope+pi, got {brief(item)}")
         if "scheme" not in item:
             item = {"scheme": item}
         for name in item:
             if name not in (known := ("scheme", "tune", "label")):
                 hint = suggest(str(name), known)
-                raise UserError(f"{key} has no key {name!r}.{hint} Its keys: {', '.join(known)}")
+                raise UserError(f"{key} has no key {brief(name)}.{hint} Its keys: {', '.join(known)}")
         steps, label = item.get("tune", self.tune.steps), item.get("label")
         good = isinstance(steps, list) and all(type(n) is int and n >= 0 for n in steps)
         _require(good and bool(steps), f"{key}.tune", steps, "a list of step counts such as [0, 200]")
-        _require(label is None or isinstance(label, str), f"{key}.label", label, "a text")
+        _require(label is None or (isinstance(label, str) and bool(label.strip())), f"{key}.label", label, "a text")
         return Row(item["scheme"], tuple(dict.fromkeys(steps)), label)
 
 
@@ -260,16 +266,19 @@ def find_recipe(name: str | Path) -> Path:
         UserError: with near matches, if there is no such file.
     """
     path = Path(name)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:  # its name is too long, say
+        raise UserError(f"cannot read the recipe {brief(str(name))}: {error.strerror}") from None
     shipped = {p.stem: p for p in sorted(recipes_dir().glob("*.yaml"))}
     if str(name) in shipped:
         return shipped[str(name)]
     if path.is_dir():
-        raise UserError(f"{name} is a folder, not a recipe; name a YAML file")
+        raise UserError(f"{cut(str(name))} is a folder, not a recipe; name a YAML file")
     near = suggest(path.stem, shipped)
     raise UserError(
-        f"no recipe {str(name)!r}: neither a file nor one of pezoo's own.{near} "
+        f"no recipe {brief(str(name))}: neither a file nor one of pezoo's own.{near} "
         f"pezoo's own: {', '.join(shipped) or 'none'}"
     )
 
@@ -299,7 +308,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
     for key, value in pairs:
         if (key, value) not in early:
             _set(tree, key, value)
-    result: Recipe = OmegaConf.to_object(_merged({}, tree))
+    result = _recipe(_merged({}, tree))
     result.study = result.study or name
     _check_study(result)
     parts = result.split()
@@ -308,60 +317,66 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
         try:
             _check_values(one)
         except UserError as error:
-            raise UserError(f"parts.{part}: {error}" if part else str(error)) from None
+            raise UserError(f"parts.{cut(part)}: {error}" if part else str(error)) from None
     return result
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with path.open(encoding="utf-8") as file:
-            content = OmegaConf.to_container(OmegaConf.load(file))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the recipe {path}: {error}") from None
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{path} is not a YAML recipe: {' '.join(str(error).split())}") from None
+    try:
+        check_yaml(text, aliases=True)
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    except Exception as error:  # PyYAML and OmegaConf pass on whatever Python says of a date, a number, a tag
+        raise UserError(f"{path} is not a YAML recipe: {said(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a recipe: it must hold keys such as `schemes: [rope, alibi]`")
     return content
 
 
-def _refuse_interpolation(value: Any, key: str = "") -> None:
-    """A recipe is data: OmegaConf's `${...}` could read the environment."""
-    if isinstance(value, str) and "${" in value:
-        raise UserError(f"{key}: a recipe cannot hold ${{...}}, got {value!r}; write the value itself")
-    children = value.items() if isinstance(value, Mapping) else ()
-    children = enumerate(value) if isinstance(value, list) else children
-    for name, child in children:
-        _refuse_interpolation(child, f"{key}.{name}" if key else str(name))
-
-
 def _check_keys(given: Mapping[str, Any], cls: type, prefix: str = "") -> None:
-    """Refuse unknown keys, and one value where a group or a list belongs."""
+    """Refuse unknown keys, one value where a group or a list belongs, and items of a list that are of another type."""
     types = typing.get_type_hints(cls)
     for name, value in given.items():
         key = f"{prefix}{name}"
         if name not in types:
-            near = suggest(str(name), types)
-            raise UserError(f"unknown key {key!r}.{near} Known here: {', '.join(types)}")
+            raise UserError(f"unknown key {brief(key)}.{_meant(str(name), types)} Known here: {', '.join(types)}")
         if dataclasses.is_dataclass(types[name]):
             keys = ", ".join(f.name for f in dataclasses.fields(types[name]))
             _require(isinstance(value, Mapping), key, value, f"a group of keys ({keys})")
             _check_keys(value, types[name], f"{key}.")
         elif typing.get_origin(types[name]) is list:
             _require(isinstance(value, list), key, value, "a list such as [a, b]")
+            check_items(key, value, types[name])
         elif typing.get_origin(types[name]) is dict:
             _require(isinstance(value, Mapping), key, value, "a group of keys")
+
+
+def _meant(name: str, here: Iterable[str]) -> str:
+    """Return " Did you mean ...?": keys of that very name, wherever they are, or else those that are near."""
+    groups = {
+        f.name: f.default_factory for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(f.default_factory)
+    }
+    every = [(f.name, f"{group}.{f.name}") for group, cls in groups.items() for f in dataclasses.fields(cls)]
+    same = [key for leaf, key in every if leaf == name.casefold()]
+    if not same and (near := suggest(name, here)):
+        return near
+    same = same or [key for leaf, key in every if suggest(name, [leaf])]
+    return f" Did you mean {' or '.join(map(repr, same[:3]))}?" if same else ""
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"{text!r} is no override; type key=value, such as train.steps=100")
+        raise UserError(f"{brief(text)} is no override; type key=value, such as train.steps=100")
     try:
+        check_yaml(value)
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError):
-        raise UserError(f"cannot read the value of the override {text!r}") from None
-    _refuse_interpolation(parsed, key)
+    except Exception as error:  # as in `_read`
+        raise UserError(f"cannot read the value of the override {brief(text)}: {said(error)}") from None
+    check_plain(parsed, key)
     return key.strip(), parsed
 
 
@@ -372,20 +387,38 @@ def _merge(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _merged(base: dict[str, Any], given: Mapping[str, Any]) -> DictConfig:
     """The same, as a tree that knows its types."""
-    _refuse_interpolation(given)
+    check_plain(given)
     _check_keys(given, Recipe)
+    return _joined(_DEFAULTS, base, given)
+
+
+def _joined(*trees: Any) -> DictConfig:
     try:
-        return OmegaConf.merge(_DEFAULTS, base, given)
+        return OmegaConf.merge(*trees)
+    except TypeError:
+        raise UserError("a key is a list in one place of the recipe, and a group of keys in another") from None
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(_problem(error)) from None
+
+
+def _problem(error: Exception) -> str:
+    """What OmegaConf says on its first line, with the key."""
+    key, problem = getattr(error, "full_key", None), cut((str(error).splitlines() or [""])[0], 200)
+    return f"{cut(str(key))}: {problem}" if key else problem
+
+
+def _recipe(tree: DictConfig) -> Recipe:
+    try:
+        return OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
-        key, problem = getattr(error, "full_key", None), str(error).splitlines()[0]
-        raise UserError(f"{key}: {problem}" if key else problem) from None
+        raise UserError(_problem(error)) from None
 
 
 def _sized(tree: dict[str, Any]) -> dict[str, Any]:
     size, sizes = tree["size"], tree["sizes"]
     if size not in sizes and size != "cpu":
         known = ", ".join(sizes if "cpu" in sizes else ["cpu", *sizes])
-        raise UserError(f"size: the recipe has no size {size!r}.{suggest(size, sizes)} It has: {known}")
+        raise UserError(f"size: the recipe has no size {brief(size)}.{suggest(size, sizes)} It has: {known}")
     chosen = sizes.get(size) or {}
     _require(isinstance(chosen, dict), f"sizes.{size}", chosen, "a group of keys")
     return chosen
@@ -398,9 +431,9 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     for depth, part in enumerate(parts):
         here, last = ".".join(parts[:depth]), depth == len(parts) - 1
         if isinstance(node, list):
-            if not (part.isdigit() and int(part) < len(node)):
+            if not (re.fullmatch(r"[0-9]{1,9}", part) and int(part) < len(node)):
                 raise UserError(
-                    f"{key}: {here} has items 0 to {len(node) - 1}, no {part!r}; "
+                    f"{cut(key)}: {here} has items 0 to {len(node) - 1}, no {brief(part)}; "
                     f"type {here}=[...] to replace the whole list"
                 )
             part = int(part)
@@ -408,20 +441,20 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             if here == "schemes" and not last and short:
                 node[part] = {"scheme": node[part]}
         elif not isinstance(node, dict):
-            raise UserError(f"unknown key {key!r}: {here} is a single value ({node!r})")
+            raise UserError(f"unknown key {brief(key)}: {cut(here)} is a single value ({brief(node)})")
         elif not last:
             node.setdefault(part, {})
         if not last:
             node = node[part]
         elif isinstance(node, dict) and isinstance(node.get(part), dict) and isinstance(value, dict):
-            node[part] = OmegaConf.to_container(OmegaConf.merge(node[part], value))
+            node[part] = OmegaConf.to_container(_joined(node[part], value))
         else:
             node[part] = value
 
 
 def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
     if not condition:
-        raise UserError(f"{key} must be {allowed}, got {value!r}")
+        raise UserError(f"{cut(key)} must be {allowed}, got {brief(value)}")
 
 
 _DEFAULTS = OmegaConf.structured(Recipe)
@@ -478,6 +511,8 @@ def _check_study(recipe: Recipe) -> None:
     _require(bool(recipe.study.strip()), "study", recipe.study, "a name")
     good = re.fullmatch(r"[^/\\\0]+", recipe.study) and recipe.study not in (".", "..")
     _require(bool(good), "study", recipe.study, "a name without slashes")
+    good = len(recipe.study.encode()) <= 200 and recipe.study.isprintable()
+    _require(good, "study", recipe.study, "a name of at most 200 bytes that can be printed")
     good = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", recipe.device)
     _require(bool(good), "device", recipe.device, "auto, cpu, cuda, cuda:N (a GPU by number) or mps")
     good = recipe.cell_minutes is None or 0 < recipe.cell_minutes < math.inf
@@ -490,6 +525,7 @@ def _check_values(recipe: Recipe) -> None:
     """Ranges of single keys, then the relations between keys."""
     for key, value in _values(recipe, _AT_LEAST_ONE):
         _require(value >= 1, key, value, "at least 1")
+        _require(value < 2**31, key, value, f"at most {2**31 - 1}")
     for key, value in _values(recipe, _AT_LEAST_ZERO):
         _require(value >= 0 and math.isfinite(value), key, value, "at least 0")
     rates = [(f"train.lrs.{i}", lr) for i, lr in enumerate(recipe.train.lrs)]

@@ -1,14 +1,55 @@
-"""What a user did wrong, said once and clearly."""
+"""What a user did wrong, said once and clearly, and never on more than a screen."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+
+LONGEST = 1000
+"""Characters of a message."""
+SHOWN = 80
+"""Characters of what was given, in a message."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave; the command line prints it alone and exits with code 2."""
+    """A mistake in what the user gave; the command line prints it alone and exits with code 2.
+
+    A message that would fill more than a screen loses its middle.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(cut(str(message), LONGEST))
+
+
+def cut(text: str, most: int = SHOWN) -> str:
+    """Return a text without its middle if it is longer than `most` characters: what to type stands at the end.
+
+    >>> cut("abcdefghijklmnopqrstuvwxyz", 15)
+    'abcdefg ... xyz'
+    """
+    if len(text) <= most:
+        return text
+    end = max(0, most - 5) // 3
+    return f"{text[: most - 5 - end]} ... {text[len(text) - end :]}"
+
+
+def brief(value: Any, most: int = SHOWN) -> str:
+    """Return what was given as Python writes it, in at most `most` characters, however long or deep it is."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxlong, short.maxother = 4, most, most, most
+    short.maxlist = short.maxtuple = short.maxdict = short.maxset = most // 3
+    try:
+        return cut(short.repr(value), most)
+    except (ValueError, RecursionError):  # Python writes no whole number of thousands of digits
+        return f"a very long {type(value).__name__}"
 
 
 def suggest(name: str, names: Iterable[str]) -> str:
-    """Return " Did you mean 'x'?" for the nearest of `names`, or an empty string."""
-    near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.6)
-    return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    """Return " Did you mean 'x'?" for the nearest of `names`, or an empty string; capitals do not count.
+
+    >>> suggest("ROPE", ["alibi", "rope"])
+    " Did you mean 'rope'?"
+    """
+    known = {known.casefold(): known for known in names}
+    near = difflib.get_close_matches(name[:SHOWN].casefold(), known, n=2, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(known[n]) for n in near)}?" if near else ""

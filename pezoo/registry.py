@@ -24,9 +24,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pezoo.contract import PHASES, Encoding, Extension, Traits
-from pezoo.errors import UserError, suggest
+from pezoo.errors import UserError, brief, cut, suggest
+from pezoo.typed import check_items, check_plain
 
 ENTRY_POINTS = "pezoo.members"
+LARGEST = 2**31 - 1
+"""Largest whole number of a setting."""
 _entries: dict[str, "Entry"] = {}
 
 
@@ -217,10 +220,17 @@ def entry(name: str) -> Entry:
     """
     _load_zoo()
     if name not in _entries:
-        near = suggest(str(name), _entries)
-        known = ", ".join(n for n, e in entries().items() if e.kind != "task")
-        raise UserError(f"no member is called {name!r}.{near} Known: {known}")
+        raise UserError(f"no member is called {brief(name)}.{_meant(str(name))} All: pezoo list")
     return _entries[name]
+
+
+def _meant(name: str) -> str:
+    """Return " Did you mean ...?": members with the word in what papers call them, or else of a near name."""
+    word = re.compile(rf"\b{re.escape(name)}", re.IGNORECASE)
+    found = {n: word.search(e.title) for n, e in entries().items()} if len(name) > 3 else {}
+    called = sorted((n for n, match in found.items() if match), key=lambda n: found[n].start())
+    said = suggest(name, _entries)
+    return said if said or not called else f" Did you mean {' or '.join(map(repr, called[:2]))}?"
 
 
 def _natural(name: str) -> list[Any]:
@@ -302,18 +312,22 @@ def checked_settings(name: str, cls: type, settings: Mapping[str, Any], also: Se
         if key not in allowed:
             known = [*allowed, *also]
             near, names = suggest(str(key), known), ", ".join(known) or "none"
-            raise UserError(f"{name} has no setting {key!r}.{near} Its settings: {names}")
+            raise UserError(f"{name} has no setting {brief(key)}.{near} Its settings: {names}")
     if not settings:
         return cls()
     settings = {key: plain(value) for key, value in settings.items()}
     for f in dataclasses.fields(cls):  # as text, a list of one number is that number
         if f.default_factory is not dataclasses.MISSING and not isinstance(settings.get(f.name, []), list):
             settings[f.name] = [settings[f.name]]
+    hints = _hints(cls)
+    for key, value in settings.items():
+        check_plain(value, f"{name}:{key}")
+        check_items(f"{name}:{key}", value, hints.get(key))
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), settings))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = getattr(error, "full_key", "") or ""
-        raise UserError(f"{name}:{key}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{name}:{key}: {cut(str(error).splitlines()[0], 200)}") from None
     for f in dataclasses.fields(config):
         value, limits = getattr(config, f.name), f.metadata
         for number in value if isinstance(value, list) else [value]:
@@ -321,11 +335,21 @@ def checked_settings(name: str, cls: type, settings: Mapping[str, Any], also: Se
     return config
 
 
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields; none where they are names that only its own module knows."""
+    try:
+        return typing.get_type_hints(cls)
+    except NameError:
+        return {}
+
+
 def _check_range(key: str, value: Any, limits: Mapping[str, Any]) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{key} must be a finite number, got {value}")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise UserError(f"{key} must be at most {LARGEST}, got {value}")
     tests = (
         ("above", "above", lambda v, limit: v > limit),
         ("at_least", "at least", lambda v, limit: v >= limit),
@@ -341,5 +365,7 @@ def _phases(name: str, value: Any) -> tuple[str, ...]:
     phases = value.split(",") if isinstance(value, str) else value
     good = isinstance(phases, list | tuple) and phases and all(p in PHASES for p in phases)
     if not good:
-        raise UserError(f"{name}:at must name some of {', '.join(PHASES)}, got {value!r}; type {name}:at=train,test")
+        raise UserError(
+            f"{name}:at must name some of {', '.join(PHASES)}, got {brief(value)}; type {name}:at=train,test"
+        )
     return tuple(p for p in PHASES if p in phases)

@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from pezoo.contract import Encoding, Extension, overrides
-from pezoo.errors import UserError
+from pezoo.errors import UserError, brief, cut
 from pezoo.registry import entries, entry, make_config, plain
+from pezoo.typed import read_yaml
 
 _JOIN = re.compile(r"\+(?=[A-Za-z_])")  # not the sign in 1e+5
 
@@ -171,30 +170,43 @@ def parse(scheme: "str | Mapping[str, Any] | Spec") -> Spec:
     """
     if isinstance(scheme, Spec):
         return scheme
+    try:
+        return _parse(scheme)
+    except RecursionError:
+        raise UserError("a scheme is nested too deeply; layers and heads are lists of plain schemes") from None
+
+
+def _parse(scheme: "str | Mapping[str, Any] | Spec") -> Spec:
     if isinstance(scheme, str) and scheme.strip().startswith("{"):
         try:
-            scheme = yaml.safe_load(scheme)
-        except yaml.YAMLError as error:
-            raise UserError(f"scheme {scheme!r} is no YAML mapping: {str(error).splitlines()[0]}") from None
+            scheme = read_yaml(scheme)
+        except UserError as error:
+            raise UserError(f"cannot read the scheme {brief(scheme)}: {error}") from None
     if isinstance(scheme, str):
         spec = Spec(_members(read_members(scheme)))
     elif isinstance(scheme, Mapping):
         spec = _parse_mapping(scheme)
     else:
-        raise UserError(f"a scheme is text such as rope+pi, or a mapping, not {scheme!r}")
+        raise UserError(f"a scheme is text such as rope+pi, or a mapping, not {brief(scheme)}")
     if spec.members:
         _check(spec)
     return spec
 
 
 def read_members(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """Names and settings in `name:key=value+name`, not yet checked."""
+    """Names and settings in `name:key=value+name`, not yet checked.
+
+    Raises:
+        UserError: if it is no text of that form.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"{brief(text)} is no text such as rope+yarn:factor=8")
     members = []
     for part in _JOIN.split(text.strip()):
         name, *settings = part.split(":")
         pairs = [s.partition("=") for s in settings]
         if not name or not all(key and value for key, _, value in pairs):
-            raise UserError(f"cannot read the scheme {text!r}; write it like rope+yarn:factor=8:beta_fast=32")
+            raise UserError(f"cannot read the scheme {brief(text)}; write it like rope+yarn:factor=8:beta_fast=32")
         members.append((name, {key: _value(value) for key, _, value in pairs}))
     return members
 
@@ -204,15 +216,15 @@ def _value(text: str) -> Any:
     if "," in text:
         return [_value(part) for part in text.split(",")]
     try:
-        return float(text) if re.fullmatch(r"[-+]?\d+e[-+]?\d+", text) else yaml.safe_load(text)
-    except yaml.YAMLError:
+        return float(text) if re.fullmatch(r"[-+]?\d+e[-+]?\d+", text) else read_yaml(text)
+    except UserError:
         return text
 
 
 def _parse_mapping(mapping: Mapping[str, Any]) -> Spec:
     if "layers" in mapping or "heads" in mapping:
         if len(mapping) > 1:
-            raise UserError(f"a mixture has one key, layers or heads, not {', '.join(mapping)}")
+            raise UserError(f"a mixture has one key, layers or heads, not {', '.join(map(str, mapping))}")
         if "layers" in mapping:
             layers = mapping["layers"]
             if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
@@ -230,7 +242,10 @@ def _parse_mapping(mapping: Mapping[str, Any]) -> Spec:
         raise UserError("a scheme cannot be empty; name an encoding, such as rope")
     for name, settings in mapping.items():
         if settings is not None and not isinstance(settings, Mapping):
-            raise UserError(f"settings of {name} are a mapping, such as {{{name}: {{factor: 4}}}}, not {settings!r}")
+            name = cut(str(name))
+            raise UserError(
+                f"settings of {name} are a mapping, such as {{{name}: {{factor: 4}}}}, not {brief(settings)}"
+            )
     return Spec(_members([(name, dict(settings or {})) for name, settings in mapping.items()]))
 
 
@@ -247,7 +262,7 @@ def _members(pairs: list[tuple[str, dict[str, Any]]]) -> tuple[MemberSpec, ...]:
                 owners = [p for p in parts if key in entry(p[0]).parameters]
                 if not owners:
                     known = ", ".join(k for p in parts for k in entry(p[0]).parameters)
-                    raise UserError(f"{name} ({found.scheme}) has no setting {key!r}; its settings: {known}")
+                    raise UserError(f"{name} ({found.scheme}) has no setting {brief(key)}; its settings: {known}")
                 owners[-1][1][key] = value
             members.extend(_members(parts))
         else:

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pezoo.errors import UserError, suggest
+from pezoo.errors import UserError, brief, suggest
 from pezoo.registry import entry, list_tasks, make_config
 from pezoo.scheme import MemberSpec, read_members
+from pezoo.typed import said
 
 IGNORE = -100
 """Target of a place at which nothing is asked; PyTorch's own."""
@@ -331,7 +332,12 @@ def make_task(text: str) -> Task:
     """
     spec = parse_task(text)
     config, _ = make_config(spec.name, dict(spec.settings))
-    return entry(spec.name).cls(config)
+    try:
+        return entry(spec.name).cls(config)
+    except UserError:
+        raise
+    except Exception as error:  # in somebody's plug-in, or of a number that is too large
+        raise UserError(f"{brief(text)} cannot be made: {type(error).__name__}: {said(error)}") from error
 
 
 def parse_task(text: str) -> MemberSpec:
@@ -340,7 +346,15 @@ def parse_task(text: str) -> MemberSpec:
     Raises:
         UserError: likewise.
     """
+    if not isinstance(text, str):
+        raise UserError(f"a task is a text such as mqar:n_pairs=8, not {brief(text)}")
     [(name, settings), *more] = read_members(text)
-    if more or name not in (tasks := list_tasks()):
-        raise UserError(f"{text!r} is no task.{suggest(name, tasks)} Tasks: {', '.join(tasks)}")
+    tasks = list_tasks()
+    if more and all(part in tasks for part, _ in more):
+        raise UserError(
+            f"{brief(text)} is no task: tasks are not joined; list them, as in tasks=[{name}, {more[0][0]}]"
+        )
+    if more or name not in tasks:
+        near = "" if more else suggest(name, tasks)
+        raise UserError(f"{brief(text)} is no task.{near} All tasks: pezoo list --tasks")
     return MemberSpec.make(name, settings)

@@ -233,3 +233,19 @@ def test_wheel_works_from_anywhere(wheel, tmp_path):
 @pytest.mark.ci
 def test_editable_install_works_from_anywhere(source, tmp_path):
     check_installed(environment(tmp_path / "venv", "--editable", source), source, tmp_path)
+
+
+@pytest.mark.parametrize("how", ["import", "module", "script"])
+def test_the_package_is_found_in_the_folder_that_holds_the_checkout(tmp_path, how):
+    """There `pezoo/` is the checkout; what is imported must be the package in it, not the folder."""
+    (tmp_path / "pezoo").symlink_to(ROOT)
+    code = "import pezoo; from pezoo import run; print(pezoo.__file__, len(pezoo.list_encodings()) > 10)"
+    if how == "module":
+        shown = execute("-m", "pezoo", "run", "quickstart", "size=test", "--dry-run", cwd=tmp_path)
+        assert "to train" in shown
+        return
+    (tmp_path / "mine.py").write_text(code)
+    arguments = ("-c", code) if how == "import" else ("mine.py",)
+    file, many = execute(*arguments, cwd=tmp_path).split()
+    assert Path(file) == tmp_path / "pezoo" / "pezoo" / "__init__.py"
+    assert many == "True"

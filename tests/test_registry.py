@@ -169,12 +169,12 @@ def test_a_malformed_name_is_refused(name):
 
 @pytest.mark.parametrize(("given", "meant"), [("rop", "rope"), ("alibli", "alibi"), ("Yarn", "yarn")])
 def test_an_unknown_name_gets_near_matches(given, meant):
-    with pytest.raises(UserError, match=rf"'{given}'\. Did you mean .*'{meant}'.* Known: .*nope"):
+    with pytest.raises(UserError, match=rf"'{given}'\. Did you mean .*'{meant}'.* All: pezoo list"):
         entry(given)
 
 
-def test_a_name_like_no_other_gets_the_list():
-    with pytest.raises(UserError, match=r"'qqqqq'\. Known: abf, alibi"):
+def test_a_name_like_no_other_is_told_where_all_are():
+    with pytest.raises(UserError, match=r"'qqqqq'\. All: pezoo list$"):
         entry("qqqqq")
     assert suggest("qqqqq", entries()) == ""
 

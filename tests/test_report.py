@@ -23,8 +23,8 @@ from rich.console import Console
 from scipy import stats
 
 from pezoo.errors import UserError
+from pezoo.escape import safe_names
 from pezoo.report import curves, figure, groups, heatmap, statistics, table, tensorboard
-from pezoo.report.names import safe_names
 from pezoo.report.statistics import Summary
 from pezoo.report.write import write_report
 from pezoo.results import Losses, Result, write_losses

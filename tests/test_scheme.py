@@ -183,7 +183,7 @@ def test_tuning_fixes_unset_factors():
         ("ropee", r"no member is called 'ropee'\. Did you mean 'rope'"),
         ("rope+yarm", r"no member is called 'yarm'\. Did you mean 'yarn'"),
         ("rope+pi+", r"no member is called 'pi\+'"),
-        ("{rope: [", "is no YAML mapping"),
+        ("{rope: [", "it is no YAML"),
         (None, "a scheme is text such as rope[+]pi, or a mapping, not None"),
         (["rope"], "a scheme is text"),
         ({}, "a scheme cannot be empty; name an encoding, such as rope"),

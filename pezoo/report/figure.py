@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from pezoo.escape import in_figure
 from pezoo.report.groups import LANGUAGE_MODELLING, WINDOWED, title
 from pezoo.report.statistics import scale_of
 from pezoo.results import Result, replacing
@@ -134,12 +135,12 @@ def heading(figure: Figure, text: str, kept: list[Result], *facts: str) -> None:
 
 
 def folded(label: str, width: int = 44) -> str:
-    r"""Return a text on as many lines as it needs, broken at spaces or before a plus sign.
+    r"""Return a text for a figure on as many lines as it needs, broken at spaces or before a plus sign.
 
     >>> folded("rope+yarn:factor=8+window", 20)
     'rope+yarn:factor=8\n+window'
     """
-    broken = textwrap.fill(label.replace("+", " \0+"), width)
+    broken = textwrap.fill(in_figure(label).replace("+", " \0+"), width)
     return re.sub(r" ?\0", "", broken)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from pezoo.escape import in_markdown, in_terminal
 from pezoo.report.groups import (
     LANGUAGE_MODELLING,
     WINDOWED,
@@ -57,11 +58,12 @@ class Table:
     def markdown(self) -> str:
         """Return the table without its heading; the text ends in a newline."""
         frame = self.frame
-        rows = [[frame.index.name, *frame.columns], ["---", *["---:"] * len(frame.columns)]]
+        rows = [[frame.index.name, *frame.columns]]
         rows += [[label, *cells] for label, cells in zip(frame.index, frame.to_numpy(), strict=True)]
-        lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
-        below = [f"- {note}" for note in self.notes]
-        return "\n".join([f"{self.caption}.", "", *lines, *([""] if below else []), *below]) + "\n"
+        lines = ["| " + " | ".join(map(in_markdown, row)) + " |" for row in rows]
+        lines.insert(1, "| " + " | ".join(["---", *["---:"] * len(frame.columns)]) + " |")
+        below = [f"- {in_markdown(note)}" for note in self.notes]
+        return "\n".join([f"{in_markdown(self.caption)}.", "", *lines, *([""] if below else []), *below]) + "\n"
 
     def show(self, console: Console | None = None) -> None:
         """Print the table to the terminal; if it is too wide, turned, with taller rows, or a few columns at a time.
@@ -71,34 +73,28 @@ class Table:
         """
         console = console or Console(highlight=False)
 
+        def safe(text: str) -> str:
+            return in_terminal(text, console.encoding)
+
+        frame = self.frame.rename(index=safe, columns=safe).map(safe)
+
         def width(table: RichTable) -> int:
             return console.measure(table, options=console.options.update(width=1000)).maximum
 
-        forms = [_rich(self.frame)]
-        if len(self.frame.columns) > len(self.frame) > 1:
-            forms.append(_rich(self.frame.T.rename_axis("")))
+        forms = [_rich(frame)]
+        if len(frame.columns) > len(frame) > 1:
+            forms.append(_rich(frame.T.rename_axis("")))
         if console.is_terminal:
-            forms.append(_rich(self.frame, tall=True))
+            forms.append(_rich(frame, tall=True))
             fitting = [[form] for form in forms if width(form) <= console.width]
-            shown = fitting[0] if fitting else self._blocks(lambda table: width(table) <= console.width)
+            shown = fitting[0] if fitting else _blocks(frame, lambda table: width(table) <= console.width)
         else:
             shown = [min(forms, key=width)] if width(forms[0]) > console.width else forms[:1]
             console = Console(file=console.file, width=max(console.width, width(shown[0])), highlight=False)
-        console.print(self.caption, markup=False, soft_wrap=True)
+        console.print(safe(self.caption), markup=False, soft_wrap=True)
         console.print(*shown, sep="")
         for note in self.notes:
-            console.print(note, markup=False, soft_wrap=True)
-
-    def _blocks(self, fits: Callable[[RichTable], bool]) -> list[RichTable]:
-        """Split the table into as many columns at a time as fit, but at least one."""
-        blocks, first = [], 0
-        while first < len(self.frame.columns):
-            last = first + 1
-            while last < len(self.frame.columns) and fits(_rich(self.frame.iloc[:, first : last + 1])):
-                last += 1
-            blocks.append(_rich(self.frame.iloc[:, first:last]))
-            first = last
-        return blocks
+            console.print(safe(note), markup=False, soft_wrap=True)
 
 
 def pivot(results: Iterable[Result], metric: str = "perplexity", protocol: str = "prefix") -> pandas.DataFrame:
@@ -266,9 +262,9 @@ def markdown(results: Iterable[Result]) -> str:
         UserError: if there are no results, or they cannot share tables.
     """
     results = list(results)
-    sections = [f"# {', '.join(dict.fromkeys(r.study for r in results))}\n", f"{_made_with(results)}.\n"]
+    sections = [f"# {in_markdown(', '.join(dict.fromkeys(r.study for r in results)))}\n", f"{_made_with(results)}.\n"]
     for table in every_table(results):
-        sections += [f"## {table.heading}\n", table.markdown()]
+        sections += [f"## {in_markdown(table.heading)}\n", table.markdown()]
     return "\n".join(sections)
 
 
@@ -395,12 +391,24 @@ def _shown(cell: object, missing: str = "–") -> str:
     return missing if cell is None else str(cell)
 
 
+def _blocks(frame: pandas.DataFrame, fits: Callable[[RichTable], bool]) -> list[RichTable]:
+    """Split a table into as many columns at a time as fit, but at least one."""
+    blocks, first = [], 0
+    while first < len(frame.columns):
+        last = first + 1
+        while last < len(frame.columns) and fits(_rich(frame.iloc[:, first : last + 1])):
+            last += 1
+        blocks.append(_rich(frame.iloc[:, first:last]))
+        first = last
+    return blocks
+
+
 def _rich(frame: pandas.DataFrame, tall: bool = False) -> RichTable:
     table = RichTable(box=rich.box.SIMPLE_HEAD)
     table.add_column(frame.index.name, overflow="fold")
     for name in frame.columns:
         table.add_column(escape(name), justify="right", overflow="fold")
     for label, cells in zip(frame.index, frame.to_numpy(), strict=True):
-        cells = [cell.replace(" ± ", "\n± ").replace(", ", ",\n") if tall else cell for cell in cells]
-        table.add_row(escape(label), *cells)
+        cells = [re.sub(r" (±|\+-) ", r"\n\1 ", cell).replace(", ", ",\n") if tall else cell for cell in cells]
+        table.add_row(escape(label), *map(escape, cells))
     return table

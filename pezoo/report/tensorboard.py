@@ -13,10 +13,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pezoo.escape import safe_names
 from pezoo.report.curves import draw_by_position, draw_curves
 from pezoo.report.figure import readable
 from pezoo.report.groups import groups, headline, matrices, metrics, select
-from pezoo.report.names import safe_names
 from pezoo.report.statistics import curves, losses_by_label, mean_by_position
 from pezoo.report.table import MANY, by_length
 from pezoo.results import Result

@@ -18,7 +18,6 @@ import dataclasses
 import fnmatch
 import hashlib
 import json
-import re
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,7 +31,8 @@ from pezoo.contract import Shape, Undefined
 from pezoo.data import Corpus, crops, load, windows
 from pezoo.data.material import TESTING, TRAINING, Material, Questions, Text
 from pezoo.devices import check_testing, check_training, find_device
-from pezoo.errors import UserError, suggest
+from pezoo.errors import UserError, brief, cut, suggest
+from pezoo.escape import safe_names
 from pezoo.evaluation import parse_protocol
 from pezoo.evaluation.answers import check_answer_protocol
 from pezoo.registry import entries, entry
@@ -166,20 +166,28 @@ def make_plan(recipe: Recipe) -> Plan:
             corpus with too little text.
     """
     plan = Plan(recipe, load_corpora(recipe), {}, [])
+    logs: dict[str, list[str]] = {}
     for name, part in recipe.split():
         try:
             for task in dict.fromkeys(t if t == LANGUAGE_MODELLING else str(parse_task(t)) for t in part.tasks):
-                _Planner(plan, name, part, task).add_all()
+                _Planner(plan, name, part, task, logs).add_all()
         except UserError as error:
-            raise UserError(f"parts.{name}: {error}" if name else str(error)) from None
+            raise UserError(f"parts.{cut(name)}: {error}" if name else str(error)) from None
+    names = safe_names(dict.fromkeys(name for place in logs.values() for name in place))
+    for key, place in logs.items():
+        cell = plan.cells[key]
+        log = "/".join(["tensorboard/train", *(names[name] for name in place), f"seed{cell.inputs['seed']}"])
+        plan.cells[key] = dataclasses.replace(cell, log=log)
     return plan
 
 
 class _Planner:
     """Adds to a plan what a part of the recipe wants for one task."""
 
-    def __init__(self, plan: Plan, part: str, recipe: Recipe, task: str) -> None:
+    def __init__(self, plan: Plan, part: str, recipe: Recipe, task: str, logs: dict[str, list[str]]) -> None:
         self.plan, self.part, self.recipe = plan, part, recipe
+        self.logs = logs
+        """By key of a training or tuning, what tells its training curves from others: part, task, row."""
         device = resolve_device(recipe)
         if task == LANGUAGE_MODELLING:
             self.material: Material = Text(plan.corpora[load(recipe.data).hash])
@@ -224,10 +232,15 @@ class _Planner:
                 f"train.min_length={given} is too short for {self.material.name}; type train.min_length={least}"
             )
         self.recipe = dataclasses.replace(self.recipe, train=dataclasses.replace(train, min_length=given))
-        for length in [train.length] + [self.recipe.tune_length] * self._tunes:
-            self.material.pairs(TRAINING, 0, 1, length, 0)
-        for length in self.recipe.test_lengths:
-            self.material.pairs(TESTING, 0, 1, length, 0)
+        lengths = [(TRAINING, length) for length in [train.length] + [self.recipe.tune_length] * self._tunes]
+        for split, length in [*lengths, *((TESTING, length) for length in self.recipe.test_lengths)]:
+            try:
+                self.material.pairs(split, 0, 1, length, 0)
+            except UserError:
+                raise
+            except Exception as error:  # in somebody's plug-in, or of numbers that are too large
+                what = f"{type(error).__name__}: {cut(str(error), 300)}"
+                raise UserError(f"{self.material.name}, length {length}, fails with {what}") from error
 
     def add_all(self) -> None:
         """Add cells and evaluations, ordered by scheme, then seed."""
@@ -288,8 +301,9 @@ class _Planner:
     ) -> str:
         reduced = acting(spec, kind)
         shown = label if reduced == spec else label.replace(name, str(reduced), 1)
-        folder = "/".join(["tensorboard/train", *map(_file_name, [*self.place, shown]), f"seed{seed}"])
-        return self._add(kind, shown, reduced, folder, settings=dataclasses.asdict(settings), seed=seed, **inputs)
+        key = self._add(kind, shown, reduced, settings=dataclasses.asdict(settings), seed=seed, **inputs)
+        self.logs.setdefault(key, [*self.place, shown])
+        return key
 
     def _evaluate(
         self, label: str, spec: Spec, seed: int, parent: str, steps: int, tested: Material, protocol: str
@@ -318,11 +332,11 @@ class _Planner:
         window = MemberSpec.make("window", {"size": self.train_tokens, "at": ["test"]})
         return Spec((*spec.members, window))
 
-    def _add(self, kind: str, name: str, spec: Spec, log: str = "", **inputs: Any) -> str:
+    def _add(self, kind: str, name: str, spec: Spec, **inputs: Any) -> str:
         scheme = {"scheme": str(spec), "scheme_settings": spec.data, "sources": spec.sources()}
         title = " ".join([kind, name, *([f"on {', '.join(self.place)}"] if self.place else [])])
         all_inputs = {"kind": kind, "version": VERSIONS[kind]} | scheme | self.common | inputs
-        cell = Cell(f"{title}, seed {inputs['seed']}", all_inputs, log)
+        cell = Cell(f"{title}, seed {inputs['seed']}", all_inputs)
         return self.plan.cells.setdefault(cell.key, cell).key
 
 
@@ -332,7 +346,9 @@ def _matching(key: str, asked: list[str], kind: str) -> list[str]:
     for text in asked:
         matches = fnmatch.filter(names, text) if "*" in text else [text] * (text.split(":")[0] in names)
         if not matches:
-            raise UserError(f"{key}: no {kind} is called {text!r}.{suggest(text, names)} Known: {', '.join(names)}")
+            raise UserError(
+                f"{key}: no {kind} is called {brief(text)}.{suggest(text, names)} All: pezoo list --{kind}s"
+            )
         try:
             for name, settings in read_members(text) if "*" not in text else ():
                 MemberSpec.make(name, settings)
@@ -424,7 +440,7 @@ def _checked(recipe: Recipe, row: Row, key: str, material: Material, train_token
         raise UserError(f"{key}: {error}") from None
     except Exception as error:  # in somebody's plug-in
         where = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__}: {error} ({where.filename}, line {where.lineno})"
+        what = f"{type(error).__name__}: {cut(str(error), 300)} ({where.filename}, line {where.lineno})"
         raise UserError(f"{key}: {spec} fails with {what}") from error
     return spec
 
@@ -437,10 +453,6 @@ def _refuse_main(*names: str) -> None:
                 f"{name} was defined in a notebook, a console or the running script, where the processes of a study do "
                 'not find it; put it in a file of its own and pass plugins=["FILE.py"], or --plugin FILE.py'
             )
-
-
-def _file_name(label: str) -> str:
-    return re.sub(r"[^\w +,@=.()\[\]{}-]", "_", label.replace(":", " "))
 
 
 def _refuse_repeats(evaluations: list[Evaluation]) -> None:

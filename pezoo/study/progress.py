@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from pezoo.escape import in_terminal
 from pezoo.study.collect import Failure
 from pezoo.study.plan import Cell
 
@@ -70,7 +71,7 @@ class Lines:
         """Write the line."""
         self.done += 1
         line = f"[{self.done}/{self.total}] {cell.title}: {_outcome(failure, fit)}{seconds:.0f} s"
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(in_terminal(line, self.console.encoding), markup=False, highlight=False, soft_wrap=True)
 
 
 class Live(Lines):
@@ -97,7 +98,9 @@ class Live(Lines):
 
     def start(self, cell: Cell) -> None:
         """Add its bar."""
-        self.tasks[cell.key] = self.bars.add_task(escape(cell.title), total=None, loss="")
+        self.tasks[cell.key] = self.bars.add_task(
+            escape(in_terminal(cell.title, self.console.encoding)), total=None, loss=""
+        )
 
     def update(self, cell: Cell, done: int, total: int, loss: float | None) -> None:
         """Move its bar."""

@@ -6,11 +6,12 @@ workers had to say.
 """
 
 import contextlib
-import fcntl
+import errno
 import inspect
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -20,7 +21,7 @@ from typing import Any
 import yaml
 
 from pezoo.config import Recipe, load_recipe
-from pezoo.errors import UserError
+from pezoo.errors import UserError, cut
 from pezoo.registry import ENTRY_POINTS, entry, load_plugin
 from pezoo.results import Result, replacing, sweep, write
 from pezoo.study.collect import Failure, collect
@@ -28,6 +29,14 @@ from pezoo.study.launcher import Launcher
 from pezoo.study.plan import Cell, Plan, make_plan
 from pezoo.study.progress import Progress, make_progress
 from pezoo.study.store import Store
+
+try:
+    import fcntl
+except ImportError:  # no POSIX system
+    fcntl = None
+
+NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+"""What a file system without locks says; some Lustre, NFS and FUSE mounts have none."""
 
 NAMED = 3
 """Damaged cells that are named."""
@@ -168,20 +177,53 @@ class Study:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold a study folder; the system lets go of it when this process ends, in whatever way."""
-    with (folder / ".lock").open("a+") as file:
+    """Hold a study folder; the system lets go of it when this process ends, in whatever way.
+
+    Where the file system has no such locks, a file marks the folder as held.
+    """
+    with (folder / ".lock").open("a+", errors="replace") as file, contextlib.ExitStack() as held:
         try:
+            if fcntl is None:
+                raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            who = file.read().strip()
+            who = cut(file.read().strip())
             raise UserError(
                 f"another run (process {who}) is at work in {folder}; wait for it, or choose another --out"
             ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise UserError(f"cannot lock {folder}: {error.strerror}; choose another --out") from None
+            held.enter_context(_marked(folder))
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+@contextlib.contextmanager
+def _marked(folder: Path) -> Iterator[None]:
+    """Hold a study folder by a file that names this process; one whose process has ended here does not count."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that there are no locks, which is why it is used
+        from filelock import SoftFileLock, Timeout
+    mark = folder / ".held"
+    lock = SoftFileLock(mark, timeout=3)  # long enough to find that a process has ended
+    try:
+        lock.acquire()
+    except Timeout:
+        who = ""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            who = f" (process {' on '.join(mark.read_text().split()[:2])})"
+        raise UserError(
+            f"another run{who} is at work in {folder}; wait for it, or choose another --out. "
+            f"If it has ended, remove {mark}"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _check_folder(folder: Path) -> None:
