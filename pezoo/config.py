@@ -163,6 +163,9 @@ class Recipe:
     """Cells at a time."""
     threads: int = 1
     """CPU threads of one cell."""
+    save_minutes: float = 5.0
+    """Minutes of a training between two savings of its state, from which it goes on if it is killed; .inf: only when it
+    is stopped (Ctrl-C, SIGTERM)."""
     device: str = "auto"
     """Where to compute: cpu, cuda, a GPU by number such as cuda:1, or mps; auto: cuda if there is one, else cpu."""
     backend: str = "auto"
@@ -478,6 +481,7 @@ def _check_study(recipe: Recipe) -> None:
     _require(bool(good), "study", recipe.study, "a name without slashes")
     good = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", recipe.device)
     _require(bool(good), "device", recipe.device, "auto, cpu, cuda, cuda:N (a GPU by number) or mps")
+    _require(recipe.save_minutes > 0, "save_minutes", recipe.save_minutes, "above 0")
     good = recipe.seeds and len(set(recipe.seeds)) == len(recipe.seeds) and min(recipe.seeds) >= 0
     _require(bool(good), "seeds", recipe.seeds, "different whole numbers from 0 on, such as [0, 1]")
 
