@@ -1,7 +1,7 @@
 """The command line, and `pezoo.run`, which does from Python what `pezoo run` does.
 
 Exit codes: 0 all went well (a scheme that is undefined or diverges is a result); 1 a cell failed;
-2 the user's mistake, said in one message; 130 stopped with Ctrl-C.
+2 the user's mistake, said in one message; 130 stopped with Ctrl-C, 143 with SIGTERM.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
@@ -503,9 +504,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:  # a full disk and its like
         print(in_terminal(f"error: {error}"), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(in_terminal(f"stopped; to go on: {shlex.join(['pezoo', *argv])}"), file=sys.stderr)
-        return 130
+        return 128 + (error.args or (signal.SIGINT,))[0]
 
 
 def _dispatch(argv: list[str]) -> int:

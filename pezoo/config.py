@@ -168,6 +168,9 @@ class Recipe:
     """CPU threads of one cell."""
     cell_minutes: float | None = None
     """Minutes after which a cell fails and is ended, to be tried again in the next run; null: no limit."""
+    save_minutes: float = 5.0
+    """Minutes of a training between two savings of its state, from which it goes on if it is killed; .inf: only when it
+    is stopped (Ctrl-C, SIGTERM)."""
     device: str = "auto"
     """Where to compute: cpu, cuda, a GPU by number such as cuda:1, or mps; auto: cuda if there is one, else cpu."""
     backend: str = "auto"
@@ -517,6 +520,7 @@ def _check_study(recipe: Recipe) -> None:
     _require(bool(good), "device", recipe.device, "auto, cpu, cuda, cuda:N (a GPU by number) or mps")
     good = recipe.cell_minutes is None or 0 < recipe.cell_minutes < math.inf
     _require(good, "cell_minutes", recipe.cell_minutes, "above 0, or null for no limit")
+    _require(recipe.save_minutes > 0, "save_minutes", recipe.save_minutes, "above 0")
     good = recipe.seeds and len(set(recipe.seeds)) == len(recipe.seeds) and min(recipe.seeds) >= 0
     _require(bool(good), "seeds", recipe.seeds, "different whole numbers from 0 on, such as [0, 1]")
 

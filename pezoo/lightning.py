@@ -1,7 +1,8 @@
 """Training and tuning with pytorch-lightning, and checkpoints.
 
 Two trainings with the same settings and seed see the same batches, which are a function of the step
-alone, and end in the same weights, bit by bit on a CPU. A training that was stopped starts over.
+alone, and end in the same weights, bit by bit on a CPU; also one that was stopped and went on (see
+`pezoo.resume`).
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import pickle
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,12 +33,17 @@ from pezoo.errors import UserError
 from pezoo.evaluation.memory import peak_memory, reset_peak_memory
 from pezoo.evaluation.passes import outcome
 from pezoo.results import replacing
+from pezoo.resume import Saver, Saving, Signals, State, StateFile, read_files, write_files
 from pezoo.task import IGNORE, Example
 from pezoo.transformer import Transformer, TransformerConfig
 
 # The curve of validation perplexity: how many points, of how many batches each (together about 3 %
 # of the time), from crops that are the same whatever the training's seed.
 VALIDATIONS, VALIDATION_BATCHES, VALIDATION_SEED = 10, 8, 0
+
+# What a module counts while it is trained; a training that goes on counts on.
+COUNTED = ("steps", "validated_at", "seconds", "n_rows", "n_tokens", "final_loss", "validation_loss")
+EVENT_FILES = "events.out.tfevents.*"
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,17 @@ class LanguageModel(pl.LightningModule):
         self.accuracy.reset()
         self.validated_at = self.steps
 
+    def on_save_checkpoint(self, checkpoint: State) -> None:
+        """Add what was counted."""
+        checkpoint["counted"] = {name: getattr(self, name) for name in COUNTED}
+        checkpoint["peak_memory_bytes"] = peak_memory(self.device)
+
+    def on_load_checkpoint(self, checkpoint: State) -> None:
+        """Count on. The weights are read next, in the training's precision; Lightning would turn to it only later."""
+        self.trainer.precision_plugin.convert_module(self)
+        for name in COUNTED:
+            setattr(self, name, checkpoint["counted"][name])
+
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW that decays matrices alone: no norm, no bias, no parameter of the scheme."""
         settings, encoding = self.settings, set(self.model.scheme.parameters())
@@ -190,6 +207,17 @@ def _perplexity(loss: float) -> float:
     return math.exp(min(loss, 700))  # more is no number
 
 
+class TrainingBatches(Batches):
+    """The batches of a training, which say to Lightning that they can go on where they stopped: `first` does it."""
+
+    def state_dict(self) -> State:
+        """Nothing that `first` does not say."""
+        return {}
+
+    def load_state_dict(self, state: State) -> None:
+        """See `state_dict`."""
+
+
 class TrainingData(pl.LightningDataModule):
     """Training batches, and a fixed sample of validation batches at the training length.
 
@@ -199,6 +227,7 @@ class TrainingData(pl.LightningDataModule):
         settings: of the training.
         length: L, the longest sequences, as the material counts it.
         seed: of the training's batches.
+        done: steps that are done.
     """
 
     def __init__(
@@ -208,9 +237,11 @@ class TrainingData(pl.LightningDataModule):
         settings: TrainConfig,
         length: int,
         seed: int,
+        done: int = 0,
     ) -> None:
         super().__init__()
-        self.training = Batches(material, settings, length, settings.steps * settings.accumulate, seed)
+        count, first = settings.steps * settings.accumulate, done * settings.accumulate
+        self.training = TrainingBatches(material, settings, length, count, seed, first=first)
         self.validation: Batches | list[Example] = []
         if validation is not None:
             self.validation = Batches(validation, settings, length, VALIDATION_BATCHES, VALIDATION_SEED, fixed=True)
@@ -229,16 +260,21 @@ class Curves(TensorBoardLogger):
 
     Args:
         log_dir: the folder; event files that are already there are removed.
+        earlier: event files to go on from, as `written` gave them.
     """
 
-    def __init__(self, log_dir: Path) -> None:
+    def __init__(self, log_dir: Path, earlier: Mapping[str, Tensor]) -> None:
         super().__init__(log_dir, name="", version="")
-        for stale in Path(log_dir).glob("events.out.tfevents.*"):
-            stale.unlink()
+        write_files(Path(log_dir), EVENT_FILES, earlier)
 
     def save(self) -> None:
         """Flush; without Lightning's hparams.yaml."""
         self.experiment.flush()
+
+    def written(self) -> dict[str, Tensor]:
+        """The event files up to now, by name."""
+        self.save()
+        return read_files(Path(self.log_dir), EVENT_FILES)
 
 
 def fit(
@@ -253,6 +289,7 @@ def fit(
     log_dir: Path | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int, float], None] | None = None,
+    saving: Saving | None = None,
 ) -> FitResult:
     """Train `model` in place on batches of `material`.
 
@@ -267,6 +304,8 @@ def fit(
         log_dir: folder for TensorBoard's training curves; replaces those of an earlier attempt.
         device: where to train.
         progress: called every `settings.log_every` steps with (step, steps, loss).
+        saving: how to save the training's state, and to go on from one that is there. Ctrl-C and SIGTERM then wait
+            until it is saved.
 
     Returns:
         Measurements and a status: a loss that is not finite, a scheme that is undefined at
@@ -279,16 +318,22 @@ def fit(
     check_training(device, settings.precision)
     gpus = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
     training, module = model.training, LanguageModel(model, settings, phase, progress)
-    data = TrainingData(material, validation, settings, length, seed)
+    state = saving.read() if saving is not None else None
+    going_on, done, curves, earlier_peak = state is not None, 0, {}, None
+    if going_on:
+        done, curves, earlier_peak = state["counted"]["steps"], state["curves"], state["peak_memory_bytes"]
+    data = TrainingData(material, validation, settings, length, seed, done)
     status, reason = "ok", ""
     model.train()
     reset_peak_memory(device)
-    with quiet(), ctrl_c(), without_subnormals(device), torch.random.fork_rng(gpus):
+    stoppable = Signals() if saving is not None else contextlib.nullcontext()
+    with stoppable as signals, quiet(), ctrl_c(), without_subnormals(device), torch.random.fork_rng(gpus):
         torch.manual_seed(seed)
         trainer = pl.Trainer(
             accelerator=device.type,
             devices=gpus or 1,
-            plugins=[LightningEnvironment()],  # one process, also inside a cluster's job
+            plugins=[LightningEnvironment(), StateFile(state)],  # one process, also inside a cluster's job
+            callbacks=[Saver(saving, state, signals)] if saving is not None else [],
             precision=settings.precision,
             max_epochs=1,
             accumulate_grad_batches=settings.accumulate,
@@ -296,15 +341,16 @@ def fit(
             val_check_interval=max(1, settings.steps // VALIDATIONS) * settings.accumulate,
             limit_val_batches=1.0 if validation is not None else 0,
             num_sanity_val_steps=0,
-            logger=Curves(log_dir) if log_dir is not None else False,
+            logger=Curves(log_dir, curves) if log_dir is not None else False,
             log_every_n_steps=0,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_autolog_hparams=False,
         )
+        del state, curves  # as large as the model three times over
         try:
-            trainer.fit(module, datamodule=data)
+            trainer.fit(module, datamodule=data, ckpt_path=saving.path if going_on else None)
             if validation is not None and module.validated_at != module.steps:
                 trainer.validate(module, datamodule=data, verbose=False)
         except Exception as error:
@@ -315,12 +361,13 @@ def fit(
             model.train(training)
     if status == "ok" and not math.isfinite(module.final_loss):
         status, reason = "diverged", f"the training loss is not finite at step {module.steps}"
+    peaks = [peak for peak in (peak_memory(device), earlier_peak) if peak is not None]
     return FitResult(
         train_seconds=module.seconds,
         tokens_per_second=module.n_tokens / module.seconds if module.seconds else 0.0,
         steps=module.steps,
         final_loss=module.final_loss,
-        peak_memory_bytes=peak_memory(device),
+        peak_memory_bytes=max(peaks, default=None),
         validation_loss=module.validation_loss if math.isfinite(module.validation_loss) else None,
         status=status,
         reason=reason,

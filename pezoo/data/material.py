@@ -131,12 +131,14 @@ class Batches:
     seed: int
     fixed: bool = False
     """Batches of L alone, whatever the settings say."""
+    first: int = 0
+    """Number of the batch to begin with; those before it count, and are not drawn."""
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[Example]:
-        for step in range(self.count):
+        for step in range(self.first, self.count):
             length = self.length if self.fixed else length_at(step, self.count, self.length, self.settings, self.seed)
             rows = self.material.rows(self.settings.batch_size, self.length, length)
             yield self.material.batch(step, rows, length, self.seed, self.length)

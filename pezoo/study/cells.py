@@ -1,6 +1,7 @@
 """What a cell does."""
 
 import dataclasses
+import functools
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -18,25 +19,48 @@ from pezoo.evaluation.answers import evaluate_answers
 from pezoo.evaluation.result import with_bits_per_byte
 from pezoo.lightning import fit, load, save
 from pezoo.results import Losses, write_losses
+from pezoo.resume import Saving
 from pezoo.study.plan import Cell, count_parameters
-from pezoo.study.store import Store
+from pezoo.study.store import Store, versions
 from pezoo.transformer import Transformer
 
 Report = Callable[[int, int, float | None], None]
 """Called with (steps or tokens done, in all, loss)."""
 
+Note = Callable[[str], None]
+"""Called with a line for people."""
 
-def run_cell(cell: Cell, store: Store, corpora: Mapping[str, Corpus], report: Report) -> dict[str, Any]:
+
+def run_cell(
+    cell: Cell,
+    store: Store,
+    corpora: Mapping[str, Corpus],
+    report: Report,
+    note: Note = lambda line: None,
+    save_minutes: float = 5.0,
+) -> dict[str, Any]:
     """Run a cell and return its facts; it is in the store when this returns.
+
+    Args:
+        cell: what to run.
+        store: where it goes, and where what it builds on is.
+        corpora: the text of the study, by hash.
+        report: is told how far it is.
+        note: is told that a training goes on from a saved state.
+        save_minutes: between two savings of that state.
 
     Raises:
         UserError: if its corpus is no longer the one that the study was planned with.
         MemoryError: if there is not enough memory for a training.
     """
     torch.manual_seed(cell.inputs["seed"])  # should a plug-in draw from the global generator
-    work = {"choose": choose_model, "evaluate": evaluate_model}.get(cell.kind, fit_model)
+    owner = {"cell": cell.key, **versions()}
+    saving = Saving(store.state(cell.key), owner, save_minutes, lambda line: note(f"{cell.title}: {line}"))
+    train = functools.partial(fit_model, saving=saving)
+    work = {"choose": choose_model, "evaluate": evaluate_model}.get(cell.kind, train)
     with store.writing(cell) as (folder, facts):
         facts |= work(cell, store, corpora, folder, report)
+    saving.path.unlink(missing_ok=True)
     return facts
 
 
@@ -53,7 +77,9 @@ def find_material(facts: Mapping[str, Any], corpora: Mapping[str, Corpus]) -> Ma
     return Text(corpora[facts["hash"]])
 
 
-def fit_model(cell: Cell, store: Store, corpora: Mapping[str, Corpus], folder: Path, report: Report) -> dict[str, Any]:
+def fit_model(
+    cell: Cell, store: Store, corpora: Mapping[str, Corpus], folder: Path, report: Report, saving: Saving
+) -> dict[str, Any]:
     """Train a model, or tune a trained one."""
     inputs, model, settings = cell.inputs, cell.model(), TrainConfig(**cell.inputs["settings"])
     material = find_material(inputs["data"], corpora)
@@ -73,6 +99,7 @@ def fit_model(cell: Cell, store: Store, corpora: Mapping[str, Corpus], folder: P
         log_dir=store.study / cell.log,
         device=inputs["device"],
         progress=report,
+        saving=saving,
     )
     if fitted.status == "out_of_memory":  # no result: there may be enough next time
         raise MemoryError(fitted.reason)

@@ -20,6 +20,7 @@ from pezoo.study.store import Store
 
 GRACE_SECONDS = 5
 """For a process to end by itself."""
+SAVE_SECONDS = 60  # that trainings get to save their state when a study is stopped
 START = "import sys; sys.path[:] = {path!r}; from pezoo.study.worker import main; main()"
 
 
@@ -118,19 +119,20 @@ class Launcher:
 
         Raises:
             ChildProcessError: if a worker process cannot start.
-            KeyboardInterrupt: after Ctrl-C.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, with the signal's number, when trainings have saved their state.
         """
         workers: list[Worker] = []
         with contextlib.ExitStack() as stack:
-            interrupted = stack.enter_context(_ctrl_c())
+            asked = stack.enter_context(_asked_to_stop())
             stack.callback(lambda: [worker.stop() for worker in workers])
             while self._assign(workers):
                 with selectors.DefaultSelector() as selector:
                     for worker in workers:
                         selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
                     heard = [key.data for key, _ in selector.select(timeout=0.2)]
-                if interrupted.is_set():
-                    raise KeyboardInterrupt
+                if asked:
+                    self._let_save(workers)
+                    raise KeyboardInterrupt(*asked)
                 for worker in heard:
                     for message in worker.receive():
                         self._handle(worker, message)
@@ -168,6 +170,8 @@ class Launcher:
                 worker.ready, worker.since = True, time.monotonic()
             case "progress":
                 self.progress.update(worker.cell, **message)
+            case "note":
+                self.progress.note(**message)
             case "done":
                 self._end(worker, None, message["fit"])
             case "failed":
@@ -178,6 +182,17 @@ class Launcher:
         limit = self.plan.recipe.cell_minutes
         busy = worker.cell is not None and worker.ready
         return busy and limit is not None and time.monotonic() - worker.since > 60 * limit
+
+    def _let_save(self, workers: list[Worker]) -> None:
+        """Let trainings save their state, all at the same time, before their processes end."""
+        if any(worker.cell is not None and worker.cell.kind in ("train", "tune") for worker in workers):
+            self.progress.note("stopping; trainings save their state first (Ctrl-C again: at once)")
+        for worker in workers:
+            worker.process.terminate()
+        deadline = time.monotonic() + SAVE_SECONDS
+        for worker in workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(max(0.0, deadline - time.monotonic()))
 
     def _bury(self, worker: Worker) -> None:
         """A worker has ended by itself, which none should."""
@@ -218,23 +233,28 @@ def _how(code: int | None) -> str:
 
 
 @contextlib.contextmanager
-def _ctrl_c() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, where Python's exception could strike at any line.
+def _asked_to_stop() -> Iterator[list[int]]:
+    """A list that gets the number of the first Ctrl-C or SIGTERM, where an exception could strike at any line.
 
     The second one is as usual.
     """
-    event = threading.Event()
+    asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield event  # only the main thread hears of signals
+        yield asked  # only the main thread hears of signals
         return
-    usual = signal.getsignal(signal.SIGINT)
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def set_event(*_: Any) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, usual)
+    def note(number: int, _: Any) -> None:
+        asked.append(number)
+        give_back()
 
-    signal.signal(signal.SIGINT, set_event)
+    def give_back() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+    for number in usual:
+        signal.signal(number, note)
     try:
-        yield event
+        yield asked
     finally:
-        signal.signal(signal.SIGINT, usual)
+        give_back()

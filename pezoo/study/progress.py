@@ -33,6 +33,9 @@ class Progress(Protocol):
     def update(self, cell: Cell, done: int, total: int, loss: float | None) -> None:
         """A cell has got to step (or token) `done` of `total`."""
 
+    def note(self, line: str) -> None:
+        """There is something to say, such as that a training goes on from a saved state."""
+
     def finish(self, cell: Cell, seconds: float, failure: Failure | None, fit: dict[str, Any] | None) -> None:
         """A cell has ended; `fit` is what a training or tuning measured."""
 
@@ -67,11 +70,14 @@ class Lines:
     def update(self, cell: Cell, done: int, total: int, loss: float | None) -> None:
         """Say nothing yet."""
 
+    def note(self, line: str) -> None:
+        """Write it."""
+        self.console.print(in_terminal(line, self.console.encoding), markup=False, highlight=False, soft_wrap=True)
+
     def finish(self, cell: Cell, seconds: float, failure: Failure | None, fit: dict[str, Any] | None) -> None:
         """Write the line."""
         self.done += 1
-        line = f"[{self.done}/{self.total}] {cell.title}: {_outcome(failure, fit)}{seconds:.0f} s"
-        self.console.print(in_terminal(line, self.console.encoding), markup=False, highlight=False, soft_wrap=True)
+        self.note(f"[{self.done}/{self.total}] {cell.title}: {_outcome(failure, fit)}{seconds:.0f} s")
 
 
 class Live(Lines):

@@ -22,7 +22,7 @@ from pezoo.devices import device_name
 from pezoo.sealed import Damaged, move, remove, seal, unseal
 from pezoo.study.plan import Cell
 
-UNFINISHED = ".unfinished-"
+UNFINISHED, STATE = ".unfinished-", ".state.pt"
 
 
 class Store:
@@ -35,6 +35,10 @@ class Store:
     def path(self, key: str) -> Path:
         """Folder of a finished cell."""
         return self.folder / key
+
+    def state(self, key: str) -> Path:
+        """File of the state that a training or tuning goes on from; it is there until the cell is finished."""
+        return self.folder / f"{key}{STATE}"
 
     def done(self, key: str) -> bool:
         """Whether a cell is finished: it is whole, and nothing in it should be tried again."""
@@ -98,6 +102,11 @@ class Store:
         """Remove what was left unfinished; nobody else may be at work here."""
         for stale in self.folder.glob(f"{UNFINISHED}*"):
             shutil.rmtree(stale, ignore_errors=True)
+        for state in self.folder.glob(f"*{STATE}"):
+            if self.done(state.name.removesuffix(STATE)):
+                state.unlink(missing_ok=True)
+        for stale in self.folder.glob(f".*{STATE}.*.tmp"):
+            stale.unlink(missing_ok=True)
 
 
 def tried_again(facts: dict[str, Any]) -> str | None:

@@ -2,8 +2,8 @@
 
 Every cell runs in such a process, however many there are, so that one worker and many give the same
 numbers. Messages are JSON, a line each: in come the study (once) and then cells; out go `ready`,
-`progress`, and `done` or `failed`. It ends at once when its input ends, which is also what happens
-when its parent dies, in whatever way.
+`progress`, `note`, and `done` or `failed`. It ends at once when its input ends, which is also what happens
+when its parent dies, in whatever way. SIGTERM ends it when a training has saved its state, else at once.
 """
 
 import json
@@ -53,6 +53,11 @@ def _serve() -> None:
     if recipe.device.startswith("cuda:"):
         torch.cuda.set_device(recipe.device)  # what cells call cuda
     corpora, store = load_corpora(recipe), Store(Path(sys.argv[1]))
+
+    def note(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+        _send(out, event="note", line=line)
+
     _send(out, event="ready")
     for message in messages:
         cell = Cell(**message)
@@ -65,7 +70,7 @@ def _serve() -> None:
                 _send(out, event="progress", done=done, total=total, loss=loss)
 
         try:
-            facts = run_cell(cell, store, corpora, report)
+            facts = run_cell(cell, store, corpora, report, note, recipe.save_minutes)
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # a plug-in may raise these too
             print(f"{cell.title} ({cell.key}) failed:", file=sys.stderr)
             traceback.print_exc()
