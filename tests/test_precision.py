@@ -1,7 +1,7 @@
 """The numbers of a scheme are float32's, whatever precision the model around it has."""
 
 import copy
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from torch import nn
 import pezoo
 from pezoo import Encoding, Traits, attention, compose, register, testing
 from pezoo.attention import Composition
+from pezoo.checks import _default as default
 from pezoo.checks import read
 from pezoo.config import TrainConfig
 from pezoo.contract import in_float32
@@ -20,16 +21,6 @@ from pezoo.lightning import fit
 from pezoo.positions import Positions
 
 SIZES = {"d_model": 32, "n_heads": 2, "n_layers": 1}
-
-
-@contextmanager
-def default(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 class Stranger(Encoding):
