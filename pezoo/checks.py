@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_iter
 
 from pezoo import attention
 from pezoo.attention import Composition
+from pezoo.compose import create
 from pezoo.contract import PHASES, Encoding, Extension, Positions, Shape, Undefined, overrides
 from pezoo.errors import UserError
 from pezoo.registry import Entry, entry, make_config
@@ -402,14 +403,35 @@ def saves_and_loads(s: Subject) -> None:
 
 @check()
 def shapes_and_dtypes(s: Subject) -> None:
-    """float32 and bfloat16 models give logits of the right shape and dtype, close to each other."""
+    """bfloat16, float32 and float64 models give logits of the right shape and dtype, close to each other."""
     for phase, length in s.cases(LENGTH, 3 * LENGTH):
-        model, ids = s.model().bfloat16(), tokens(length, 3)
-        full, half = (read(m, ids, phase=phase) for m in (copy.deepcopy(model).float(), model))
-        for came, dtype in ((full, torch.float32), (half, torch.bfloat16)):
+        half, ids = s.model().bfloat16(), tokens(length, 3)
+        full, double = copy.deepcopy(half).float(), copy.deepcopy(half).double()
+        models = {torch.bfloat16: half, torch.float32: full, torch.float64: double}
+        found = {dtype: read(model, ids, phase=phase) for dtype, model in models.items()}
+        for dtype, came in found.items():
             if came.shape != (3, length, 16) or came.dtype != dtype:
                 raise CheckFailed(f"logits (3, {length}, 16) {dtype}", f"{tuple(came.shape)} {came.dtype}")
-        equal(full, half, "logits in bfloat16", 0.25)
+        equal(found[torch.float32], found[torch.bfloat16], "logits in bfloat16", 0.25)
+        equal(found[torch.float32], found[torch.float64], "logits in float64")
+
+
+@check()
+def heads_of_any_width(s: Subject) -> None:
+    """With heads of a given width, attention is as in a model that has this width from d_model / n_heads."""
+    phase, length = s.cases(3 * LENGTH, LENGTH)[0]
+    sizes = {"n_heads": 3, "n_layers": 2, "train_length": LENGTH}
+    usual, given = create(s.spec, d_model=60, **sizes), create(s.spec, d_model=48, head_dim=20, **sizes)
+    q, k, v = torch.randn(3, 2, 3, length, 20, generator=torch.Generator().manual_seed(0))
+    shapes = [{name: p.shape for name, p in scheme.state_dict().items()} for scheme in (usual, given)]
+    if shapes[0] == shapes[1]:  # else a parameter has the width of the model, and the numbers differ
+        given.load_state_dict(usual.state_dict())
+    for layer in range(2):
+        came, expected = (x.prepare(x.positions(2, length, phase=phase, rows=range(2))) for x in (given, usual))
+        came, expected = (x.attend(layer, q, k, v, "eager") for x in (came, expected))
+        if came.shape != v.shape:
+            raise CheckFailed(f"a result of shape {tuple(v.shape)}", str(tuple(came.shape)))
+        equal(expected if shapes[0] == shapes[1] else came, came, "attention with head_dim=20")
 
 
 @check()

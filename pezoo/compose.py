@@ -60,9 +60,10 @@ class Plain(nn.Module):
             reasons = [extension.refuses(e) for e in fitting]
             if any(reasons) if overrides(extension, "frequencies") else all(reasons):
                 raise UserError(f"{spec} cannot work: {next(filter(None, reasons))}")
-            others = [e for e, *_ in self.extensions if e is not extension and set(e.at) & set(extension.at)]
-            if reason := next(filter(None, map(extension.refuses_beside, others)), None):
-                raise UserError(f"{spec} cannot work: {reason}")
+            for name, (other, *_) in self._modules.items():
+                beside = isinstance(other, Extension) and other is not extension and set(other.at) & set(extension.at)
+                if beside and (reason := extension.refuses_beside(other)):
+                    raise UserError(f"{spec} cannot work: beside {name}, {reason}")
 
     def copies(self) -> dict[str, nn.ModuleList]:
         """The copies of each member, by name."""

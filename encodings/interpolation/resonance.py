@@ -60,8 +60,8 @@ class Resonance(Extension):
             return None
         factor = getattr(other.config, "factor", None) or 4
         return (
-            f"resonance makes wavelengths whole numbers of tokens, and {type(other).__name__} then reads them between "
-            f"whole numbers. Interpolate frequencies instead, such as giraffe:power=0:factor={factor:g}+resonance"
+            "resonance would read its wavelengths, whole numbers of tokens, between whole numbers. "
+            f"Interpolate frequencies instead, such as giraffe:power=0:factor={factor:g}+resonance"
         )
 
     def frequencies(self, inv_freq: Tensor, positions: Positions) -> Tensor:
