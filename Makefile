@@ -37,7 +37,7 @@ lint: $(VENV)/.installed-test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 docs: $(VENV)/.installed
-	@$(BIN)/python -m pezoo.docs
+	@$(BIN)/python -m tools.docs
 
 ci:
 	@$(MAKE) --no-print-directory lint

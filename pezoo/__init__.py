@@ -8,10 +8,10 @@ from pezoo.compose import Scheme, create
 from pezoo.compose import attend_with as attend
 from pezoo.contract import Branch, Encoding, Extension, Positions, Shape, Traits, Undefined
 from pezoo.errors import UserError
+from pezoo.model.transformer import Transformer, TransformerConfig
 from pezoo.registry import describe, list_encodings, list_extensions, list_tasks, load_plugin, register, setting
 from pezoo.scheme import parse
 from pezoo.task import IGNORE, Pairs, Task
-from pezoo.transformer import Transformer, TransformerConfig
 
 if TYPE_CHECKING:
     from pezoo.results import Result
@@ -53,7 +53,7 @@ def run(
     out: str | Path | None = None,
     plugins: Iterable[str | Path] = (),
 ) -> "list[Result]":
-    """Run a recipe, or go on with it, as the command `pezoo run` does; see `pezoo.cli.run`."""
-    from pezoo.cli import run
+    """Run a recipe, or go on with it, as the command `pezoo run` does; see `pezoo.cli.run.run`."""
+    from pezoo.cli.run.run import run
 
     return run(recipe, overrides, out, plugins)

@@ -28,6 +28,11 @@ from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.typed import check_items, check_plain
 
 ENTRY_POINTS = "pezoo.members"
+FAMILIES = (
+    *("absolute", "relative", "bias", "interpolation", "randomized", "context"),
+    *("regular", "deterministic context-free", "context-sensitive", "length generalisation", "recall"),
+)
+"""Families of members, in the order of the survey, then those of tasks."""
 LARGEST = 2**31 - 1
 """Largest whole number of a setting."""
 _entries: dict[str, "Entry"] = {}

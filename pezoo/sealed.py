@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pezoo.results import replacing, sync
+from pezoo.files import replacing, sync
 
 _digests: dict[tuple[int, ...], str] = {}
 """Digests of the files that this process has read, so that each is read once, however many names it has."""

@@ -11,9 +11,9 @@ from pezoo.errors import UserError
 from pezoo.evaluation import answers
 from pezoo.evaluation.answers import ANSWER_PROTOCOLS, evaluate_answers
 from pezoo.evaluation.retrieval import k_max
+from pezoo.model.transformer import Transformer
 from pezoo.registry import list_tasks, register
 from pezoo.task import IGNORE, Pairs, Task
-from pezoo.transformer import Transformer
 
 DIGITS = "passkey:n_digits=2:n_filler=2"
 CAUSAL = {  # task: scheme, training length

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import pezoo
-from pezoo import attention, bench
+from pezoo import attention
 from pezoo.attention import Composition, Part, Region
+from pezoo.cli import bench
 from pezoo.contract import Branch, Encoding, Extension, Positions, Shape
 from pezoo.errors import UserError
 

@@ -12,7 +12,7 @@ from pezoo.compose import Scheme
 from pezoo.data import Windows
 from pezoo.evaluation import evaluate
 from pezoo.evaluation.attention import METRICS
-from pezoo.transformer import Transformer, TransformerConfig
+from pezoo.model.transformer import Transformer, TransformerConfig
 
 VOCAB, LONGEST, L, LAST = 19, 40, 8, 6
 LENGTHS = [8, 13, 40]

@@ -10,15 +10,16 @@ import torch
 
 import pezoo.sealed
 import pezoo.study.store
-from pezoo.config import load_recipe
 from pezoo.errors import UserError
-from pezoo.results import read, sweep
+from pezoo.files import sweep
+from pezoo.model.transformer import Transformer
+from pezoo.results import read
 from pezoo.study import Study, make_plan
 from pezoo.study.cells import run_cell
 from pezoo.study.collect import Failure
 from pezoo.study.launcher import _how
 from pezoo.study.plan import Cell
-from pezoo.transformer import Transformer
+from pezoo.study.reading import load_recipe
 
 TIMES = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "date")
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]

@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from pezoo.config import Recipe, find_recipe, load_recipe
 from pezoo.errors import UserError
-from pezoo.experiments import recipes_dir
+from pezoo.study.reading import find_recipe, load_recipe, recipes_dir
+from pezoo.study.recipe import Recipe
 
 RECIPES = sorted(path.stem for path in recipes_dir().glob("*.yaml"))
 

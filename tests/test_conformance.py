@@ -3,8 +3,8 @@
 import pytest
 
 from pezoo import testing
-from pezoo.checks import CHECKS
 from pezoo.registry import list_tasks
+from pezoo.testing.properties import CHECKS
 
 SLOW = [name for name, check in CHECKS.items() if check.slow]
 LONG = ["every_setting_matters", "rounding_decides_nothing"]

@@ -7,22 +7,23 @@ import shlex
 import pytest
 import torch
 
-from pezoo import docs
-from pezoo.checks import CheckFailed
-from pezoo.config import LANGUAGE_MODELLING, Recipe, _parse_override, load_recipe
 from pezoo.errors import UserError
 from pezoo.evaluation.answers import ANSWER_PROTOCOLS
 from pezoo.evaluation.protocols import PROTOCOLS
-from pezoo.experiments import recipes_dir
 from pezoo.registry import entry, list_tasks
+from pezoo.results import LANGUAGE_MODELLING
 from pezoo.study import Study
 from pezoo.study.cells import run_cell
+from pezoo.study.reading import _parse_override, load_recipe, recipes_dir
+from pezoo.study.recipe import Recipe
 from pezoo.task import make_task
+from pezoo.testing.properties import CheckFailed
+from tools import docs
 
 FAST = ("alibi", "learned", "nope", "rope")
 PAGES = sorted([*docs.ROOT.glob("*.md"), *docs.ZOO.parent.glob("*.md")])
 NAMES = [e.name for e in docs.members("encoding")]
-RENEW = "run: python -m pezoo.docs"
+RENEW = "run: python -m tools.docs"
 
 
 def page(path):

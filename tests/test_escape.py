@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import pezoo
-from pezoo.config import load_recipe
 from pezoo.escape import in_figure, in_markdown, in_terminal, safe_names
 from pezoo.report import table
 from pezoo.report.write import write_report
 from pezoo.results import read
 from pezoo.study import make_plan
+from pezoo.study.reading import load_recipe
 
 ROOT = Path(__file__).parents[1]
 TINY = {

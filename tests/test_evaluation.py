@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pezoo import devices
 from pezoo.compose import Scheme
 from pezoo.contract import Undefined
 from pezoo.data import Windows
 from pezoo.errors import UserError
 from pezoo.evaluation import PROTOCOLS, LengthResult, evaluate, parse_protocol, passes, sliding
-from pezoo.evaluation.memory import peak_memory, reset_peak_memory
 from pezoo.evaluation.passes import token_losses
 from pezoo.evaluation.result import bin_edges
-from pezoo.transformer import Transformer, TransformerConfig
+from pezoo.model import devices
+from pezoo.model.transformer import Transformer, TransformerConfig
+from pezoo.outcome import peak_memory, reset_peak_memory
 
 VOCAB, LONGEST, LAST = 19, 50, 6
 DOCUMENTS = np.array([4, 4, 1, 4, 7])

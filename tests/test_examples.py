@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import pezoo
-from pezoo import cli, docs, testing
-from pezoo.experiments import recipes_dir
+from pezoo import cli, testing
+from pezoo.study.reading import recipes_dir
+from tools import docs
 
 PAGES = sorted([*docs.ROOT.glob("*.md"), *docs.ZOO.parent.glob("*.md")])
 SHIPPED = {path.stem for path in recipes_dir().glob("*.yaml")}

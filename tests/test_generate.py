@@ -12,19 +12,20 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pezoo import generate
 from pezoo.cli import main
-from pezoo.config import load_recipe
+from pezoo.cli.generate.generate import Page, generate, stretches
 from pezoo.contract import Undefined
 from pezoo.data import load, windows
 from pezoo.data.tokenizer import load_tokenizer
 from pezoo.errors import UserError
-from pezoo.generate import Page, decode, find_model, stream, stretches
-from pezoo.lightning import load as load_checkpoint
+from pezoo.model.decode import decode, stream
+from pezoo.model.transformer import Transformer, TransformerConfig
 from pezoo.registry import Entry
 from pezoo.results import read
 from pezoo.study import Study
-from pezoo.transformer import Transformer, TransformerConfig
+from pezoo.study.models import find_model
+from pezoo.study.reading import load_recipe
+from pezoo.training.checkpoint import load as load_checkpoint
 
 SIZES = {"vocab_size": 11, "d_model": 16, "n_heads": 2, "n_layers": 2, "train_length": 8}
 SCHEMES = [

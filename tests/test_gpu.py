@@ -14,14 +14,15 @@ from torch.nn.functional import cross_entropy
 
 import pezoo
 from pezoo import attention, testing
-from pezoo.config import TrainConfig
 from pezoo.data import Tokens, Windows
 from pezoo.data.material import Questions
 from pezoo.evaluation import evaluate
 from pezoo.evaluation.answers import evaluate_answers
-from pezoo.generate import decode
-from pezoo.lightning import fit, load, save
-from pezoo.transformer import Transformer, TransformerConfig
+from pezoo.model.decode import decode
+from pezoo.model.transformer import Transformer, TransformerConfig
+from pezoo.training.checkpoint import load, save
+from pezoo.training.config import TrainConfig
+from pezoo.training.fit import fit
 
 DEVICE = torch.device(os.environ.get("PEZOO_TEST_DEVICE", "cuda"))
 pytestmark = [

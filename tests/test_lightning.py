@@ -12,11 +12,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
-from pezoo.config import TrainConfig
 from pezoo.data import Tokens, crops
 from pezoo.errors import UserError
-from pezoo.lightning import LanguageModel, TrainingData, fit, learning_rate, load, save
-from pezoo.transformer import Transformer, TransformerConfig
+from pezoo.model.transformer import Transformer, TransformerConfig
+from pezoo.training.checkpoint import load, save
+from pezoo.training.config import TrainConfig
+from pezoo.training.fit import LanguageModel, TrainingData, fit, learning_rate
 
 VOCAB, LENGTH = 19, 8
 SETTINGS = TrainConfig(steps=12, batch_size=4, warmup_steps=3, log_every=5)
@@ -247,7 +248,7 @@ def test_train_seconds_are_those_of_training_steps_alone(steps, accumulate, text
     slow(LanguageModel, "training_step", 1.0)
     slow(LanguageModel, "validation_step", 100.0)
     slow(Tokens, "batch", 10.0)
-    monkeypatch.setattr("pezoo.lightning.time.perf_counter", lambda: now)
+    monkeypatch.setattr("pezoo.training.fit.time.perf_counter", lambda: now)
     result = fit(make(), text, text, with_settings(steps=steps, accumulate=accumulate), seed=0, length=LENGTH)
     assert result.train_seconds == steps * accumulate
     assert result.tokens_per_second == 4 * LENGTH

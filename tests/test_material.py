@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from pezoo.config import TrainConfig
 from pezoo.data import Corpus, Tokens, crops
 from pezoo.data.material import TESTING, TRAINING, VALIDATION, Batches, Questions, Text, length_at
 from pezoo.errors import UserError
 from pezoo.registry import Entry
 from pezoo.task import is_test
+from pezoo.training.config import TrainConfig
 
 SEEDS = st.integers(0, 2**32 - 1)
 KINDS = ["text", "reverse_string", "addition", "encoder"]

@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_iter
 import pezoo
 from pezoo import attention, testing
 from pezoo.contract import PHASES, overrides, to_device
-from pezoo.generate import decode
+from pezoo.model.decode import decode
+from pezoo.model.transformer import Transformer, TransformerConfig
 from pezoo.registry import entry
 from pezoo.scheme import parse
-from pezoo.transformer import Transformer, TransformerConfig
 
 LENGTH = 16
 MEMBERS = (*pezoo.list_encodings(), *pezoo.list_extensions())

@@ -9,11 +9,10 @@ import pytest
 import yaml
 
 import pezoo
-from pezoo.config import load_recipe
 from pezoo.errors import LONGEST, UserError
 from pezoo.escape import in_figure, in_markdown, in_terminal, safe_names
-from pezoo.experiments import recipes_dir
 from pezoo.study import make_plan
+from pezoo.study.reading import load_recipe, recipes_dir
 from pezoo.task import make_task
 
 SECONDS = 20

@@ -7,9 +7,9 @@ import pytest
 
 import pezoo
 from pezoo.cli import main
-from pezoo.docs import members
+from pezoo.drawing import SEEN, UNSEEN, picture, save
 from pezoo.registry import load_plugin
-from pezoo.report.pictures import SEEN, UNSEEN, picture, save
+from tools.docs import members
 
 L = 64
 PLUGIN = """

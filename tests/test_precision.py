@@ -12,13 +12,13 @@ from torch import nn
 import pezoo
 from pezoo import Encoding, Traits, attention, compose, register, testing
 from pezoo.attention import Composition
-from pezoo.checks import _default as default
-from pezoo.checks import read
-from pezoo.config import TrainConfig
 from pezoo.contract import in_float32
 from pezoo.data import Tokens
-from pezoo.lightning import fit
 from pezoo.positions import Positions
+from pezoo.testing.properties import _default as default
+from pezoo.testing.properties import read
+from pezoo.training.config import TrainConfig
+from pezoo.training.fit import fit
 
 SIZES = {"d_model": 32, "n_heads": 2, "n_layers": 1}
 

@@ -6,13 +6,12 @@ import pytest
 import yaml
 
 import pezoo
-from pezoo.config import LANGUAGE_MODELLING, load_recipe
 from pezoo.evaluation import parse_protocol
-from pezoo.experiments import recipes_dir
 from pezoo.registry import entries
-from pezoo.results import read
+from pezoo.results import LANGUAGE_MODELLING, read
 from pezoo.study import Study, make_plan
 from pezoo.study.cells import run_cell
+from pezoo.study.reading import load_recipe, recipes_dir
 from pezoo.task import parse_task
 
 RECIPES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(recipes_dir().glob("*.yaml"))}

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pezoo import results
-from pezoo.config import load_recipe
 from pezoo.errors import UserError
 from pezoo.results import Losses, Result
+from pezoo.study.reading import load_recipe
 
 RESULT = Result(
     study="quickstart",

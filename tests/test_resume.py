@@ -20,17 +20,19 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pezoo import resume
-from pezoo.config import TrainConfig, load_recipe
 from pezoo.data import Tokens
 from pezoo.data.material import Questions
 from pezoo.errors import UserError
-from pezoo.lightning import LanguageModel, fit, load
-from pezoo.resume import Saving
+from pezoo.model.transformer import Transformer, TransformerConfig
 from pezoo.study import Study, make_plan
 from pezoo.study.cells import run_cell
+from pezoo.study.reading import load_recipe
 from pezoo.study.store import Store
-from pezoo.transformer import Transformer, TransformerConfig
+from pezoo.training import resume
+from pezoo.training.checkpoint import load
+from pezoo.training.config import TrainConfig
+from pezoo.training.fit import LanguageModel, fit
+from pezoo.training.resume import Saving
 
 ROOT = Path(__file__).parents[1]
 VOCAB, LENGTH = 19, 8
@@ -221,7 +223,7 @@ def test_seconds_and_tokens_are_those_of_both_runs(text, tmp_path, kill, saved_e
         return inner(self, *args)
 
     monkeypatch.setattr(LanguageModel, "training_step", step)
-    monkeypatch.setattr("pezoo.lightning.time.perf_counter", lambda: now)
+    monkeypatch.setattr("pezoo.training.fit.time.perf_counter", lambda: now)
     saving = Saving(tmp_path / "state.pt", OWNER, saved_every(1))
     kill(10)
     with pytest.raises(Killed):

@@ -17,13 +17,13 @@ import pytest
 import torch
 import yaml
 
-from pezoo.config import load_recipe
 from pezoo.data import windows
 from pezoo.errors import UserError
 from pezoo.registry import entry
 from pezoo.results import read, read_losses
 from pezoo.study import Study, make_plan
 from pezoo.study.plan import resolve_device
+from pezoo.study.reading import load_recipe
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "date")
@@ -220,8 +220,8 @@ def test_the_scheme_is_all_that_differs_between_two_runs(recipe, tmp_path, monke
 
 
 def test_weights_are_carried_over_by_what_they_belong_to():
+    from pezoo.model.transformer import Transformer, TransformerConfig
     from pezoo.study.cells import carry_over
-    from pezoo.transformer import Transformer, TransformerConfig
 
     facts = {"d_model": 8, "n_layers": 2, "n_heads": 2, "train_length": 8, "vocab_size": 11}
     trained = Transformer(TransformerConfig(scheme="t5+random", seed=1, **facts)).eval()

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from pezoo import testing
-from pezoo.checks import CheckFailed
 from pezoo.errors import UserError
 from pezoo.registry import _entries, register
 from pezoo.task import IGNORE, Pairs, Task
-from pezoo.task_checks import TASK_CHECKS
+from pezoo.testing.properties import CheckFailed
+from pezoo.testing.tasks import TASK_CHECKS
 
 BROKEN: dict[str, tuple[type, set[str]]] = {}
 """Tasks by name, with all the checks that each fails."""

@@ -7,15 +7,15 @@ from collections import Counter
 import pytest
 import torch
 
-from pezoo.config import load_recipe
 from pezoo.errors import UserError
-from pezoo.lightning import load
 from pezoo.registry import Entry
 from pezoo.results import read
 from pezoo.study import Study, make_plan
 from pezoo.study.cells import choose_model, run_cell
 from pezoo.study.plan import Cell
+from pezoo.study.reading import load_recipe
 from pezoo.study.store import Store
+from pezoo.training.checkpoint import load
 
 TIMES = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "date", "config_hash")
 

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from pezoo import testing
-from pezoo.checks import CHECKS, CheckFailed
 from pezoo.cli import main
 from pezoo.contract import PHASES, Encoding, Extension, Traits, Undefined, settle
 from pezoo.encodings.interpolation.yarn import NTKByParts, kept_share
@@ -24,6 +23,7 @@ from pezoo.encodings.relative.rope import RoPE
 from pezoo.errors import UserError
 from pezoo.philox import whole
 from pezoo.registry import _entries, register, setting
+from pezoo.testing.properties import CHECKS, CheckFailed
 
 ROOT = Path(__file__).parents[1]
 PATH = {"PYTHONPATH": str(ROOT)}

@@ -8,11 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pezoo import theory
+from experiments import interpolation_theory as theory
+from experiments.interpolation_theory import (
+    SOLVERS,
+    abel_sum,
+    analyse,
+    bounds,
+    deviation,
+    features,
+    fit,
+    frequencies,
+    grid,
+    largest_h,
+)
 from pezoo.contract import Shape
 from pezoo.errors import UserError
 from pezoo.registry import entry, make_config
-from pezoo.theory import SOLVERS, abel_sum, analyse, bounds, deviation, features, fit, frequencies, grid, largest_h
 
 SMALL = {"length": 64, "head_dim": 16}
 

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 
 import pezoo
 from pezoo import attention
-from pezoo.checks import positions_of, read
 from pezoo.contract import Positions, Undefined, overrides
 from pezoo.errors import UserError
+from pezoo.model.transformer import Cache, Transformer, TransformerConfig
 from pezoo.registry import entry
 from pezoo.scheme import fits
-from pezoo.transformer import Cache, Transformer, TransformerConfig
+from pezoo.testing.properties import positions_of, read
 
 TRAIN, LONG = 8, 27
 SIZES = {"vocab_size": 11, "d_model": 16, "n_heads": 2, "n_layers": 2, "train_length": TRAIN}

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 import pezoo
-from pezoo.config import load_recipe
 from pezoo.errors import LONGEST, UserError, brief, cut, suggest
 from pezoo.study import make_plan
+from pezoo.study.reading import load_recipe
 from pezoo.task import make_task, parse_task
 from pezoo.typed import DEEPEST, check_items, check_plain, read_yaml
 

@@ -10,14 +10,25 @@ from typing import Any, Protocol
 
 import torch
 
-from pezoo.config import LANGUAGE_MODELLING, TrainConfig
 from pezoo.data.corpus import Corpus
 from pezoo.data.tokens import philox
 from pezoo.errors import UserError
 from pezoo.registry import entry
+from pezoo.results import LANGUAGE_MODELLING
 from pezoo.task import Example, Form, Pairs, draw, make_task, parse_task
 
 TRAINING, VALIDATION, TESTING = range(3)
+
+
+class Batching(Protocol):
+    """What of a training's settings decides its batches."""
+
+    batch_size: int
+    """Sequences per batch of the longest."""
+    lengths: str
+    """fixed, uniform or curriculum."""
+    min_length: int | None
+    """Shortest batches, where lengths differ."""
 
 
 class Batched(Protocol):
@@ -123,7 +134,7 @@ class Batches:
     """An iterable over batches: number i is that of step i."""
 
     material: Batched
-    settings: TrainConfig
+    settings: Batching
     length: int
     """L, the longest."""
     count: int
@@ -144,7 +155,7 @@ class Batches:
             yield self.material.batch(step, rows, length, self.seed, self.length)
 
 
-def length_at(step: int, count: int, longest: int, settings: TrainConfig, seed: int) -> int:
+def length_at(step: int, count: int, longest: int, settings: Batching, seed: int) -> int:
     """Length of the batch of a step, as `settings.lengths` has it.
 
     Args:

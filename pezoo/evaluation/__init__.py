@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pezoo.data import Windows
-from pezoo.devices import check_testing, testing_in
 from pezoo.errors import UserError
 from pezoo.evaluation.passes import Passes
 from pezoo.evaluation.protocols import PROTOCOLS, Protocol, parse_protocol
 from pezoo.evaluation.result import Bins, LengthResult
-from pezoo.transformer import Transformer
+from pezoo.model.devices import check_testing, testing_in
+from pezoo.model.transformer import Transformer
 
 __all__ = ["PROTOCOLS", "Bins", "LengthResult", "Protocol", "evaluate", "parse_protocol"]
 
@@ -42,7 +42,7 @@ def evaluate(
         last: `last_perplexity` is that of the last `last` tokens of each context.
         batch_tokens: most tokens in one forward pass (but at least one context).
         device: where to compute.
-        precision: how exactly, one of `pezoo.devices.TestPrecision`.
+        precision: how exactly, one of `pezoo.model.devices.TestPrecision`.
         progress: called with (tokens done, tokens in all) after each forward pass.
 
     Returns:

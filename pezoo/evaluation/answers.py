@@ -28,15 +28,15 @@ from torch.nn import functional as F
 
 from pezoo.contract import Undefined
 from pezoo.data.material import TESTING, Questions
-from pezoo.devices import check_testing, testing_in
 from pezoo.errors import UserError, suggest
-from pezoo.evaluation.memory import halving, peak_memory, reset_peak_memory
-from pezoo.evaluation.passes import outcome, read_out
+from pezoo.evaluation.passes import read_out
 from pezoo.evaluation.result import LengthResult
 from pezoo.evaluation.retrieval import k_max
-from pezoo.generate import stream
+from pezoo.model.decode import stream
+from pezoo.model.devices import check_testing, testing_in
+from pezoo.model.transformer import Transformer
+from pezoo.outcome import halving, outcome, peak_memory, reset_peak_memory
 from pezoo.task import IGNORE, Example, Task
-from pezoo.transformer import Transformer
 
 ANSWER_PROTOCOLS = {
     "answers": ("exact_match", "token_accuracy", "first_error", "loss", "k_max"),
@@ -145,7 +145,7 @@ def evaluate_answers(
         seed: of the questions.
         batch_tokens: most tokens in one forward pass (but at least one question).
         device: where to compute.
-        precision: how exactly, one of `pezoo.devices.TestPrecision`.
+        precision: how exactly, one of `pezoo.model.devices.TestPrecision`.
         progress: called with (done, in all) after each forward pass; each question counts by its length.
 
     Returns:

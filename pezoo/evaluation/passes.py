@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pezoo.contract import Undefined
 from pezoo.data import Windows
-from pezoo.evaluation.memory import halving, lacks_memory, peak_memory, reset_peak_memory
 from pezoo.evaluation.result import LengthResult, bin_losses
+from pezoo.model.transformer import Transformer
+from pezoo.outcome import halving, outcome, peak_memory, reset_peak_memory
 from pezoo.results import Status
-from pezoo.transformer import Transformer
 
 # Logits that are computed at once, and the tokens that this is at least: on a CPU they stay in a core's cache, on a
 # GPU they keep it busy, and with a large vocabulary the output layer is not read anew for each few tokens.
@@ -242,13 +241,3 @@ def read_out(model: Transformer, hidden: Tensor) -> Iterator[tuple[slice, Tensor
     for start in range(0, len(hidden), size):
         some = slice(start, start + size)
         yield some, model.head(hidden[some]).float()
-
-
-def outcome(error: BaseException) -> tuple[Status, str]:
-    """The status and the reason that an exception stands for."""
-    reason = str(error).strip().partition("\n")[0]
-    if isinstance(error, Undefined):
-        return "undefined", reason
-    if lacks_memory(error):
-        return "out_of_memory", reason or "not enough memory"
-    return "failed", f"{type(error).__name__}: {reason}"

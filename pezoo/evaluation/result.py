@@ -49,7 +49,7 @@ class LengthResult:
     seconds: float = 0.0
     """Time of the pass that gave the value; a pass that serves several lengths counts in each."""
     peak_memory_bytes: int | None = None
-    """Peak of that pass; see `pezoo.evaluation.memory`."""
+    """Peak of that pass; see `pezoo.outcome`."""
     bins: Bins | None = None
     """None unless `status` is ok."""
 

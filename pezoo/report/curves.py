@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pezoo.report.figure import GREY, Style, folded, heading, styles
-from pezoo.report.groups import LANGUAGE_MODELLING, WINDOWED, chance, select, window_overlap, words
+from pezoo.report.groups import WINDOWED, chance, select, window_overlap, words
 from pezoo.report.statistics import (
     ACCURACIES,
     PERPLEXITIES,
@@ -23,7 +23,7 @@ from pezoo.report.statistics import (
     mean_by_position,
     scale_of,
 )
-from pezoo.results import Result
+from pezoo.results import LANGUAGE_MODELLING, Result
 
 Bars = Literal["spread", "interval"]
 Shown = dict[str, tuple[Line2D, float]]

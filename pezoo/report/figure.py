@@ -17,9 +17,10 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from pezoo.escape import in_figure
-from pezoo.report.groups import LANGUAGE_MODELLING, WINDOWED, title
+from pezoo.files import replacing
+from pezoo.report.groups import WINDOWED, title
 from pezoo.report.statistics import scale_of
-from pezoo.results import Result, replacing
+from pezoo.results import LANGUAGE_MODELLING, Result
 
 # Okabe and Ito's and Paul Tol's colours, which people with colour vision deficiencies can tell
 # apart; neighbours in the list differ most.

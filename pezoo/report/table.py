@@ -11,18 +11,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from pezoo.escape import in_markdown, in_terminal
-from pezoo.report.groups import (
-    LANGUAGE_MODELLING,
-    WINDOWED,
-    chance,
-    groups,
-    headline,
-    matrices,
-    metrics,
-    select,
-    window_overlap,
-    words,
-)
+from pezoo.report.groups import WINDOWED, chance, groups, headline, matrices, metrics, select, window_overlap, words
 from pezoo.report.statistics import (
     ACCURACIES,
     PERPLEXITIES,
@@ -37,7 +26,7 @@ from pezoo.report.statistics import (
     score_frame,
     tuning_name,
 )
-from pezoo.results import BITS_PER_BYTE, Result
+from pezoo.results import BITS_PER_BYTE, LANGUAGE_MODELLING, Result
 
 BITS = "bits/byte at L"
 MAKERS = ("pezoo", "torch", "python")

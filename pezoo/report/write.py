@@ -4,12 +4,13 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 
 from pezoo.escape import safe_names
+from pezoo.files import replacing
 from pezoo.report import heatmap, table, tensorboard
 from pezoo.report.curves import draw_by_position, draw_curves, draw_tasks
 from pezoo.report.figure import readable, save
 from pezoo.report.groups import HEADLINES, groups, headline, matrices, metrics, select
 from pezoo.report.statistics import ACCURACIES, grids, length_name, losses_by_label
-from pezoo.results import Result, replacing
+from pezoo.results import Result
 
 
 def write_report(results: Iterable[Result], folder: str | Path, cells: str | Path, logdir: str | Path) -> None:

@@ -10,19 +10,20 @@ from typing import Any
 
 import torch
 
-from pezoo.config import LANGUAGE_MODELLING, TrainConfig
 from pezoo.data import Corpus, windows
 from pezoo.data.material import Material, Questions, Text
 from pezoo.errors import UserError
 from pezoo.evaluation import LengthResult, evaluate
 from pezoo.evaluation.answers import evaluate_answers
 from pezoo.evaluation.result import with_bits_per_byte
-from pezoo.lightning import fit, load, save
-from pezoo.results import Losses, write_losses
-from pezoo.resume import Saving
+from pezoo.model.transformer import Transformer
+from pezoo.results import LANGUAGE_MODELLING, Losses, write_losses
 from pezoo.study.plan import Cell, count_parameters
 from pezoo.study.store import Store, versions
-from pezoo.transformer import Transformer
+from pezoo.training.checkpoint import load, save
+from pezoo.training.config import TrainConfig
+from pezoo.training.fit import fit
+from pezoo.training.resume import Saving
 
 Report = Callable[[int, int, float | None], None]
 """Called with (steps or tokens done, in all, loss)."""

@@ -5,10 +5,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pezoo.config import LANGUAGE_MODELLING
 from pezoo.evaluation import parse_protocol
 from pezoo.evaluation.answers import ANSWER_PROTOCOLS
-from pezoo.results import BITS_PER_BYTE, Result
+from pezoo.results import BITS_PER_BYTE, LANGUAGE_MODELLING, Result
 from pezoo.study.plan import Evaluation, Plan, digest
 from pezoo.study.store import Store, now, provenance
 

@@ -26,19 +26,21 @@ from typing import Any
 import torch
 
 from pezoo.compose import build
-from pezoo.config import LANGUAGE_MODELLING, Recipe, Row, TrainConfig
 from pezoo.contract import Shape, Undefined
 from pezoo.data import Corpus, crops, load, windows
 from pezoo.data.material import TESTING, TRAINING, Material, Questions, Text
-from pezoo.devices import check_testing, check_training, find_device
 from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.escape import safe_names
 from pezoo.evaluation import parse_protocol
 from pezoo.evaluation.answers import check_answer_protocol
+from pezoo.model.devices import check_testing, check_training, find_device
+from pezoo.model.transformer import Transformer, TransformerConfig
 from pezoo.registry import entries, entry
+from pezoo.results import LANGUAGE_MODELLING
 from pezoo.scheme import MemberSpec, Spec, parse, read_members
+from pezoo.study.recipe import Recipe, Row
 from pezoo.task import parse_task
-from pezoo.transformer import Transformer, TransformerConfig
+from pezoo.training.config import TrainConfig
 
 VERSIONS = {"train": 4, "choose": 1, "tune": 4, "evaluate": 3}
 """Raised when the code of a kind of cell changes its numbers; older cells are then not reused."""

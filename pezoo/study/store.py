@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import pezoo
-from pezoo.devices import device_name
+from pezoo.model.devices import device_name
 from pezoo.sealed import Damaged, move, remove, seal, unseal
 from pezoo.study.plan import Cell
 

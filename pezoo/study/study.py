@@ -20,14 +20,16 @@ from typing import Any
 
 import yaml
 
-from pezoo.config import Recipe, load_recipe
 from pezoo.errors import UserError, cut
+from pezoo.files import replacing, sweep
 from pezoo.registry import ENTRY_POINTS, entry, load_plugin
-from pezoo.results import Result, replacing, sweep, write
+from pezoo.results import Result, write
 from pezoo.study.collect import Failure, collect
 from pezoo.study.launcher import Launcher
 from pezoo.study.plan import Cell, Plan, make_plan
 from pezoo.study.progress import Progress, make_progress
+from pezoo.study.reading import load_recipe
+from pezoo.study.recipe import Recipe
 from pezoo.study.store import Store
 
 try:

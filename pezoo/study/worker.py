@@ -39,11 +39,11 @@ def _serve() -> None:
 
     import torch
 
-    from pezoo.config import load_recipe
-    from pezoo.evaluation.passes import outcome
+    from pezoo.outcome import outcome
     from pezoo.registry import load_plugin
     from pezoo.study.cells import run_cell
     from pezoo.study.plan import Cell, load_corpora
+    from pezoo.study.reading import load_recipe
     from pezoo.study.store import Store, tried_again
 
     for plugin in study["plugins"]:

@@ -8,10 +8,10 @@ import torch
 
 import pezoo
 from pezoo import attention
-from pezoo.checks import positions_of, read
 from pezoo.contract import Positions
+from pezoo.model.transformer import Transformer, TransformerConfig
 from pezoo.registry import entries
-from pezoo.transformer import Transformer, TransformerConfig
+from pezoo.testing.properties import positions_of, read
 
 
 def model(scheme, train_length=16, **facts):

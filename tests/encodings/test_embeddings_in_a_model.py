@@ -6,8 +6,8 @@ import torch
 import pezoo
 import pezoo.attention
 from pezoo import UserError
-from pezoo.checks import positions_of, read
-from pezoo.transformer import Transformer, TransformerConfig
+from pezoo.model.transformer import Transformer, TransformerConfig
+from pezoo.testing.properties import positions_of, read
 
 LENGTH, TRAIN_LENGTH = 40, 16
 SCHEMES = (

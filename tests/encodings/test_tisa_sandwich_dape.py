@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 import pezoo
 from pezoo import testing
-from pezoo.checks import CHECKS
 from pezoo.contract import Positions, Shape
 from pezoo.encodings.bias import dape
 from pezoo.encodings.bias.alibi import slopes
 from pezoo.registry import entry, make_config
+from pezoo.testing.properties import CHECKS
 
 SHAPE = {"d_model": 48, "n_heads": 3, "n_layers": 2, "train_length": 16}
 

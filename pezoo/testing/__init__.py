@@ -1,7 +1,7 @@
-"""The conformance kit: holds a member of the zoo, or one of your own, to the properties in `pezoo.checks`.
+"""The conformance kit: holds a member of the zoo, or one of your own, to the properties in `pezoo.testing.properties`.
 
     outcomes = check_encoding("alibi")          # or a class, or: pezoo check alibi, pezoo check my_encoding.py
-    outcomes = check_task("mqar:n_pairs=8")     # a task, to those in `pezoo.task_checks`
+    outcomes = check_task("mqar:n_pairs=8")     # a task, to those in `pezoo.testing.tasks`
 
     @parametrize("my_encoding")                 # in a test of one's own: a case a property
     def test_my_encoding(conformance):
@@ -22,13 +22,13 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from pezoo.checks import CHECKS, HOOKS, CheckFailed, NotApplicable, Subject, acts
 from pezoo.contract import Encoding, Shape, overrides
 from pezoo.errors import UserError, suggest
 from pezoo.registry import Entry, entries, entry, list_encodings, list_extensions, load_plugin, make_config
 from pezoo.scheme import fits, parse
 from pezoo.task import make_task, parse_task
-from pezoo.task_checks import TASK_CHECKS
+from pezoo.testing.properties import CHECKS, HOOKS, CheckFailed, NotApplicable, Subject, acts
+from pezoo.testing.tasks import TASK_CHECKS
 
 if TYPE_CHECKING:
     import pytest
@@ -206,7 +206,7 @@ def reproduce(scheme: str, check: str, member: str) -> None:
 
     Args:
         scheme: such as "rope+pi", or a task such as "mqar:n_pairs=8".
-        check: a name from `pezoo.checks.CHECKS` or `pezoo.task_checks.TASK_CHECKS`.
+        check: a name from `pezoo.testing.properties.CHECKS` or `pezoo.testing.tasks.TASK_CHECKS`.
         member: which member of the scheme is under test; of a task its name.
     """
     found = entry(member)

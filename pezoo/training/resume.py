@@ -21,7 +21,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from pezoo.results import replacing
+from pezoo.files import replacing
 
 State = dict[str, Any]
 

@@ -1,6 +1,6 @@
-"""What is generated from the code: `python -m pezoo.docs` renews it, and tests assert that it is current.
+"""What is generated from the code: `python -m tools.docs` renews it, and tests assert that it is current.
 
-`python -m pezoo.docs runs/survey runs/kerple-gpu` publishes studies first: what people read of them goes to
+`python -m tools.docs runs/survey runs/kerple-gpu` publishes studies first: what people read of them goes to
 `experiments/results`, whose tables are renewed as well.
 
 Two pages as a whole: `docs/zoo.md`, an account of each member, with `docs/pictures`; and `docs/grid.md`, which pairs of
@@ -25,19 +25,18 @@ from typing import Any
 import torch
 import yaml
 
-from pezoo import checks
-from pezoo.checks import LENGTH, CheckFailed, Subject
-from pezoo.cli import FAMILIES
-from pezoo.config import Recipe
 from pezoo.contract import Shape
 from pezoo.errors import UserError
-from pezoo.experiments import recipes_dir
-from pezoo.registry import Entry, entries, entry, make_config
+from pezoo.model.transformer import Transformer
+from pezoo.registry import FAMILIES, Entry, entries, entry, make_config
 from pezoo.report import table
 from pezoo.results import read
 from pezoo.scheme import Spec, parse
+from pezoo.study.reading import recipes_dir
+from pezoo.study.recipe import Recipe
 from pezoo.task import make_task
-from pezoo.transformer import Transformer
+from pezoo.testing import properties as checks
+from pezoo.testing.properties import LENGTH, CheckFailed, Subject
 
 ROOT = Path(__file__).resolve().parent.parent
 README, ZOO, GRID = ROOT / "README.md", ROOT / "docs" / "zoo.md", ROOT / "docs" / "grid.md"
@@ -376,7 +375,7 @@ def read_grid(page: str) -> dict[str, dict[str, Pair]]:
 
 def draw(names: Iterable[str]) -> None:
     """Draw members into `docs/pictures`, and remove the pictures of those that are gone."""
-    from pezoo.report import pictures
+    from pezoo import drawing as pictures
 
     for name in names:
         pictures.save(pictures.picture(name), PICTURES / f"{name}.svg")

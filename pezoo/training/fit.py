@@ -2,13 +2,12 @@
 
 Two trainings with the same settings and seed see the same batches, which are a function of the step
 alone, and end in the same weights, bit by bit on a CPU; also one that was stopped and went on (see
-`pezoo.resume`).
+`pezoo.training.resume`).
 """
 
 import contextlib
 import logging
 import math
-import pickle
 import signal
 import time
 import warnings
@@ -26,16 +25,13 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from pezoo.config import TrainConfig
 from pezoo.data.material import Batched, Batches
-from pezoo.devices import check_training, without_subnormals
-from pezoo.errors import UserError
-from pezoo.evaluation.memory import peak_memory, reset_peak_memory
-from pezoo.evaluation.passes import outcome
-from pezoo.results import replacing
-from pezoo.resume import Saver, Saving, Signals, State, StateFile, read_files, write_files
+from pezoo.model.devices import check_training, without_subnormals
+from pezoo.model.transformer import Transformer
+from pezoo.outcome import outcome, peak_memory, reset_peak_memory
 from pezoo.task import IGNORE, Example
-from pezoo.transformer import Transformer, TransformerConfig
+from pezoo.training.config import TrainConfig
+from pezoo.training.resume import Saver, Saving, Signals, State, StateFile, read_files, write_files
 
 # The curve of validation perplexity: how many points, of how many batches each (together about 3 %
 # of the time), from crops that are the same whatever the training's seed.
@@ -59,7 +55,7 @@ class FitResult:
     final_loss: float
     """Loss of the last batch, nats a token."""
     peak_memory_bytes: int | None
-    """See `pezoo.evaluation.memory`."""
+    """See `pezoo.outcome`."""
     validation_loss: float | None = None
     """Mean loss in nats on the validation batches after the last step; None without validation."""
     status: Literal["ok", "diverged", "undefined", "out_of_memory"] = "ok"
@@ -399,32 +395,3 @@ def ctrl_c() -> Iterator[None]:
             raise
         signal.signal(signal.SIGINT, handler)
         raise KeyboardInterrupt from None
-
-
-def save(path: str | Path, model: Transformer, extra: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all.
-
-    Args:
-        path: the file to write or to replace.
-        model: what is kept: its configuration and weights.
-        extra: plain values (numbers, texts, lists, dictionaries, tensors) to keep beside them.
-    """
-    config = vars(model.config) | {"scheme": model.scheme.spec.data}
-    with replacing(path) as file:
-        torch.save({"config": config, "weights": model.state_dict(), "extra": extra}, file)
-
-
-def load(path: str | Path) -> tuple[Transformer, dict[str, Any]]:
-    """Read what `save` wrote: the model, on the CPU and in evaluation mode, and `extra`.
-
-    Raises:
-        UserError: if there is no such file, or it is no such checkpoint.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        config, weights, extra = state["config"], state["weights"], state["extra"]
-    except (OSError, EOFError, RuntimeError, LookupError, TypeError, pickle.PickleError) as error:
-        raise UserError(f"cannot read a checkpoint from {path}: {error}") from error
-    model = Transformer(TransformerConfig(**config))
-    model.to(weights["head.weight"].dtype).load_state_dict(weights)
-    return model.eval(), extra

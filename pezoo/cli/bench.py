@@ -25,11 +25,11 @@ from torch.nn import functional as F
 import pezoo
 from pezoo.attention import BACKENDS, refusal
 from pezoo.contract import Undefined
-from pezoo.devices import find_device
 from pezoo.errors import UserError
-from pezoo.evaluation.memory import peak_memory, reset_peak_memory
+from pezoo.model.devices import find_device
+from pezoo.model.transformer import Transformer, TransformerConfig
+from pezoo.outcome import peak_memory, reset_peak_memory
 from pezoo.testing import subjects
-from pezoo.transformer import Transformer, TransformerConfig
 
 LONG_LENGTH = 16384
 
@@ -83,9 +83,9 @@ def training_step(device: str, extent: Extent) -> dict[str, Any]:
     """A training step through Lightning against a raw PyTorch loop: same model, batches, optimiser and clipping."""
     import numpy as np
 
-    from pezoo.config import TrainConfig
     from pezoo.data import Tokens, crops
-    from pezoo.lightning import LanguageModel, fit
+    from pezoo.training.config import TrainConfig
+    from pezoo.training.fit import LanguageModel, fit
 
     steps = extent.steps
     settings = TrainConfig(steps=steps, warmup_steps=0, log_every=10)
@@ -148,7 +148,7 @@ def growth(scheme: str, length: int, device: str, backend: str = "auto", timeout
     if torch.device(device).type != "cpu":
         return _measure(scheme, length, device, backend)
     # A fresh process: what an earlier forward left to the allocator would not count.
-    command = [sys.executable, "-m", "pezoo.bench", "--measure", scheme, str(length), device, backend]
+    command = [sys.executable, "-m", "pezoo.cli.bench", "--measure", scheme, str(length), device, backend]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     if done.returncode:
         raise RuntimeError(f"{scheme} at {length} tokens: {done.stderr.strip().splitlines()[-1]}")

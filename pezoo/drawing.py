@@ -27,9 +27,9 @@ from pezoo.attention import Composition
 from pezoo.compose import Scheme, build
 from pezoo.contract import Encoding, Extension, Shape, overrides
 from pezoo.errors import UserError
+from pezoo.files import replacing
 from pezoo.registry import entries, entry
 from pezoo.report.figure import PALETTE, SAVING
-from pezoo.results import replacing
 from pezoo.scheme import Spec, parse
 
 FORMATS = (".png", ".svg", ".pdf")

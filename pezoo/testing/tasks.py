@@ -1,8 +1,8 @@
 """The properties that make a task, each a small function named after it: `pezoo check` runs them on tasks.
 
-As in `pezoo.checks`, a check raises `CheckFailed` with what was expected and what came, or `NotApplicable`. It holds
-what is drawn against what is declared, and against what the task answers. Whether answers are right is for each task's
-tests, by a solution of their own.
+As in `pezoo.testing.properties`, a check raises `CheckFailed` with what was expected and what came, or
+`NotApplicable`. It holds what is drawn against what is declared, and against what the task answers. Whether answers are
+right is for each task's tests, by a solution of their own.
 """
 
 import random
@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pezoo.checks import Check, CheckFailed, NotApplicable
 from pezoo.errors import UserError
 from pezoo.registry import Entry
 from pezoo.task import IGNORE, SHARE, Pairs, Task, draw, make_task
+from pezoo.testing.properties import Check, CheckFailed, NotApplicable
 
 FARTHEST = 40
 """How far beyond the least length most checks look."""

@@ -8,6 +8,9 @@ from typing import TypeVar
 
 import torch
 
+from pezoo.contract import Undefined
+from pezoo.results import Status
+
 T = TypeVar("T")
 OUT_OF_MEMORY = ("not enough memory", "out of memory", "allocate memory")
 
@@ -63,3 +66,13 @@ def halving(attempt: Callable[[int], T], tokens: int, context: int, device: torc
         tokens //= 2  # out here, where what the pass had in memory is free
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def outcome(error: BaseException) -> tuple[Status, str]:
+    """The status and the reason that an exception stands for."""
+    reason = str(error).strip().partition("\n")[0]
+    if isinstance(error, Undefined):
+        return "undefined", reason
+    if lacks_memory(error):
+        return "out_of_memory", reason or "not enough memory"
+    return "failed", f"{type(error).__name__}: {reason}"

@@ -28,9 +28,9 @@ from pezoo.attention import Composition
 from pezoo.compose import create
 from pezoo.contract import PHASES, Encoding, Extension, Positions, Shape, Undefined, overrides
 from pezoo.errors import UserError
+from pezoo.model.transformer import Transformer, TransformerConfig
 from pezoo.registry import Entry, entry, make_config
 from pezoo.scheme import MemberSpec, Spec, parse
-from pezoo.transformer import Transformer, TransformerConfig
 
 LENGTH = 16
 """Training length of the models in the checks."""
@@ -143,7 +143,7 @@ class Check:
     """One property, and how it is looked at."""
 
     function: Callable[[Any], None]
-    """Takes a `Subject`, or of `pezoo.task_checks` a task."""
+    """Takes a `Subject`, or of `pezoo.testing.tasks` a task."""
     slow: bool = False
     once: bool = False
     """The property is of the member alone: one scheme is enough."""

@@ -1,0 +1,104 @@
+"""The command `pezoo`: which commands there are, and how each of them ends.
+
+Exit codes: 0 all went well (a scheme that is undefined or diverges is a result); 1 a cell failed;
+2 the user's mistake, said in one message; 130 stopped with Ctrl-C, 143 with SIGTERM.
+"""
+
+import os
+import shlex
+import shutil
+import signal
+import sys
+import textwrap
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pezoo.cli.check import check, new
+from pezoo.cli.generate import generate
+from pezoo.cli.list import list_members
+from pezoo.cli.run import run_study
+from pezoo.cli.show import show
+from pezoo.errors import UserError, brief, suggest
+from pezoo.escape import in_terminal, use_plain_streams
+
+if TYPE_CHECKING:
+    pass
+
+DESCRIPTION = "Trains one small Transformer under many positional encodings, and tests it long."
+
+
+def bench(argv: list[str]) -> int:
+    """Speed and memory of every encoding and back-end, side by side."""
+    from pezoo.cli.bench import main as bench_main
+
+    return bench_main(argv)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "list": ("list [PATTERN] [--json]", list_members),
+    "show": ("show SCHEME [--save FILE] [--json]", show),
+    "run": ("run RECIPE [key=value ...] [--out DIR] [--plugin FILE.py] [--dry-run]", run_study),
+    "generate": ("generate DIR SCHEME [--prompt TEXT] [--tokens N]", generate),
+    "bench": ("bench [--json]", bench),
+    "check": ("check NAME|FILE.py [--slow] [--json]", check),
+    "new": ("new NAME [--kind extension|task] [--out FILE.py]", new),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `pezoo`; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    use_plain_streams()
+    try:
+        return _dispatch(argv)
+    except UserError as error:
+        print("\n".join(in_terminal(line) for line in f"error: {error}".split("\n")), file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `pezoo list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except OSError as error:  # a full disk and its like
+        print(in_terminal(f"error: {error}"), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print(in_terminal(f"stopped; to go on: {shlex.join(['pezoo', *argv])}"), file=sys.stderr)
+        return 128 + (error.args or (signal.SIGINT,))[0]
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    name, *rest = argv
+    if name == "--version":
+        import pezoo
+
+        print(f"pezoo {pezoo.__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise UserError(f"no command {brief(name)}.{suggest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}")
+    return COMMANDS[name][1](rest)
+
+
+def _overview() -> str:
+    """What there is; a line for each command where the terminal is wide enough."""
+    width, room = max(len(usage) for usage, _ in COMMANDS.values()), shutil.get_terminal_size().columns - 1
+    lines = [f"  pezoo {usage:<{width}}  {work.__doc__}" for usage, work in COMMANDS.values()]
+    if max(map(len, lines)) > room:
+        lines = []
+        for usage, work in COMMANDS.values():
+            lines += _wrapped(f"pezoo {usage}", room, "  ", "      ") + _wrapped(work.__doc__, room, "    ", "    ")
+    more = "pezoo COMMAND --help says more; pezoo --version says which pezoo this is."
+    first = "To begin: pezoo run quickstart"
+    return "\n".join([*_wrapped(DESCRIPTION, room), "", *lines, "", *_wrapped(more, room), first])
+
+
+def _wrapped(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        max(20, width),
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )

@@ -1,0 +1,147 @@
+"""`pezoo run`, and `pezoo.run`, which does the same from Python."""
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from pezoo.cli.shared import add_plugin, make_console, make_parser, say, shown
+from pezoo.errors import UserError
+
+if TYPE_CHECKING:
+    from pezoo.results import Result
+    from pezoo.study import Study
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    out: str | Path | None = None,
+    plugins: Iterable[str | Path] = (),
+) -> "list[Result]":
+    """Run a recipe, or go on with it: train what is not trained, test it, write tables and figures.
+
+    Args:
+        recipe: path of a YAML file, bare name of one that comes with pezoo, or its keys.
+        overrides: `key=value` texts, such as "train.steps=100".
+        out: folder of the study; default: runs/<study>, or runs/<study>-<size> for another size than cpu.
+        plugins: Python files that register encodings, extensions or tasks.
+
+    Returns:
+        What `results.jsonl` holds.
+
+    Raises:
+        UserError: if the recipe, the data or the folder is wrong; nothing is then written.
+    """
+    _refuse_windows()
+    from pezoo.study import Study
+
+    study = Study.prepare(recipe, overrides, out, plugins)
+    results = study.run()
+    write_report(study, results)
+    return results
+
+
+def _refuse_windows() -> None:
+    """Say where studies run; their processes need pipes and signals that Windows does not have."""
+    if sys.platform == "win32":
+        raise UserError("studies run on Linux and macOS; on Windows, run pezoo in WSL, the Windows Subsystem for Linux")
+
+
+def write_report(study: "Study", results: "list[Result]") -> None:
+    """Write the tables, figures and TensorBoard's extrapolation view of a study."""
+    from pezoo.report.write import write_report as write
+
+    write(results, study.out / "report", study.store.folder, study.out / "tensorboard")
+
+
+def run_study(argv: list[str]) -> int:
+    """Train short, test long; safe to stop and to run again."""
+    parser = make_parser(
+        "run",
+        run_study,
+        "pezoo run quickstart",
+        "pezoo run quickstart --dry-run",
+        "pezoo run quickstart 'schemes=[rope, alibi]' 'seeds=[0]' train.steps=200 --out runs/mine",
+        "pezoo run my_recipe.yaml data.corpus=text data.path=~/books --plugin my_encoding.py",
+        note="Any key of the recipe can be set: dotted, list items by number (schemes.0=alibi).\n"
+        "What is finished is not done again, and what is added to a recipe is done alone.\n"
+        "Where the code of a plug-in changes, its schemes are trained anew.\n\n",
+    )
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        help="a YAML file, or the name of a recipe that comes with pezoo",
+    )
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="sets a key of the recipe")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder of the study (default: runs/<study>, with -<size> for a size other than cpu)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
+    add_plugin(parser)
+    args = parser.parse_intermixed_args(argv)
+
+    _refuse_windows()
+    from pezoo.study import Study
+
+    study = Study.prepare(args.recipe, args.overrides, args.out, args.plugin)
+    if args.dry_run:
+        _show_plan(study)
+        return 0
+    results = study.run()
+    write_report(study, results)
+    _show_results(study, results)
+    return 1 if study.failures else 0
+
+
+def _show_plan(study: "Study") -> None:
+    plan, store, console = study.plan, study.store, make_console()
+    table = Table(
+        "cell",
+        "",
+        "state",
+        title=escape(shown(f"{plan.recipe.study} in {study.out}")),
+        title_justify="left",
+    )
+    left: dict[str, int] = {}
+    for key, cell in plan.cells.items():
+        done = store.done(key)
+        if not done:
+            left[cell.kind] = left.get(cell.kind, 0) + 1
+        table.add_row(key, escape(shown(cell.title)), "done" if done else f"to {cell.kind}")
+    console.print(table)
+    todo = ", ".join(f"{n} to {kind}" for kind, n in left.items()) or "nothing"
+    console.print(f"{len(plan.cells)} cells; left to do: {todo}")
+
+
+def _show_results(study: "Study", results: "list[Result]") -> None:
+    from pezoo.report import table
+    from pezoo.report.tensorboard import ADDRESS
+
+    for one in table.overview(results):
+        one.show()
+    lines = [f"results:     {study.results_path}", f"report:      {study.out / 'report'}"]
+    for key, failure in study.failures.items():
+        title = study.plan.cells[key].title
+        lines.append(f"failed:      {title}: {failure.reason}; see {study.out / 'logs'}")
+    lines.append(f"TensorBoard: {_tensorboard()} --logdir {shlex.quote(str(study.out / 'tensorboard'))}")
+    lines.append(f"             then open {ADDRESS}")
+    for line in lines:
+        say(escape(shown(line)))
+
+
+def _tensorboard() -> str:
+    """The command as it can be typed here, with its folder if that is not on the path."""
+    if shutil.which("tensorboard"):
+        return "tensorboard"
+    beside = Path(sys.executable).with_name("tensorboard")
+    with_folder = os.path.relpath(beside) if Path.cwd() in beside.parents else str(beside)
+    return with_folder if beside.exists() else f"{sys.executable} -m tensorboard.main"

@@ -1,0 +1,94 @@
+"""What the commands share: parsers, and what is printed."""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rich.console import Console
+
+from pezoo.errors import UserError, suggest
+from pezoo.escape import in_terminal
+
+if TYPE_CHECKING:
+    from pezoo.registry import Entry
+
+
+def marks_of(entry: "Entry") -> list[str]:
+    """What people look for in a member, in words."""
+    traits = entry.traits
+    if traits is None:
+        return []
+    marks = {
+        "shift-invariant": traits.shift_invariant,
+        "random": traits.random,
+        "depends on total length": not traits.prefix_stable,
+        "causal only": not traits.bidirectional,
+    }
+    return [mark for mark, holds in marks.items() if holds]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one message, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print."""
+        options = re.findall(r"--[a-z-]+", self.format_usage())
+        hint = next((h for word in message.split() if (h := suggest(word, options))), "")
+        raise UserError(f"{message}.{hint} See {self.prog} --help")
+
+
+def make_parser(command: str, work: Callable[..., int], *examples: str, note: str = "") -> Parser:
+    """A parser whose help shows examples."""
+    return Parser(
+        prog=f"pezoo {command}",
+        description=work.__doc__,
+        epilog="\n  ".join([f"{note}examples:", *examples]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add `--json`."""
+    parser.add_argument("--json", action="store_true", help="print plain data")
+
+
+def add_plugin(parser: argparse.ArgumentParser) -> None:
+    """Add `--plugin`."""
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="file that registers members (repeatable)",
+    )
+
+
+def load_plugins(paths: Iterable[str]) -> None:
+    """Load what `--plugin` named."""
+    from pezoo.registry import load_plugin
+
+    for path in paths:
+        load_plugin(path)
+
+
+def make_console() -> Console:
+    """Standard output, with colours where it is a terminal."""
+    return Console(highlight=False)
+
+
+def shown(text: str) -> str:
+    """A text of the user's, as standard output can show it."""
+    return in_terminal(text, make_console().encoding)
+
+
+def say(line: str) -> None:
+    """A line on standard output, with markup, never folded."""
+    make_console().print(line, soft_wrap=True)
+
+
+def print_json(data: Any) -> None:
+    """Plain data on standard output."""
+    print(json.dumps(data, indent=1, ensure_ascii=False, default=str))

@@ -1,0 +1,1 @@
+"""The shared model: its Transformer, its cache, decoding, and the devices it runs on."""

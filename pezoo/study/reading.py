@@ -1,0 +1,273 @@
+"""A recipe as people give it, YAML and overrides, read and checked."""
+
+import io
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from pezoo.errors import UserError, brief, cut, suggest
+from pezoo.results import LANGUAGE_MODELLING
+from pezoo.study.recipe import Recipe, _joined, _merge, _merged, _recipe, _require
+from pezoo.typed import check_plain, check_yaml, said
+
+
+def recipes_dir() -> Path:
+    """Return the folder of the recipes that come with pezoo: `experiments/`, in a checkout or a wheel."""
+    package = Path(__file__).parents[1]
+    installed = package / "experiments"
+    return installed if installed.is_dir() else package.parent / "experiments"
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return the file of a recipe, given its path or the bare name of one that comes with pezoo.
+
+    Raises:
+        UserError: with near matches, if there is no such file.
+    """
+    path = Path(name)
+    try:
+        if path.is_file():
+            return path
+    except OSError as error:  # its name is too long, say
+        raise UserError(f"cannot read the recipe {brief(str(name))}: {error.strerror}") from None
+    shipped = {p.stem: p for p in sorted(recipes_dir().glob("*.yaml"))}
+    if str(name) in shipped:
+        return shipped[str(name)]
+    if path.is_dir():
+        raise UserError(f"{cut(str(name))} is a folder, not a recipe; name a YAML file")
+    near = suggest(path.stem, shipped)
+    raise UserError(
+        f"no recipe {brief(str(name))}: neither a file nor one of pezoo's own.{near} "
+        f"pezoo's own: {', '.join(shipped) or 'none'}"
+    )
+
+
+def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe and check it.
+
+    Args:
+        recipe: path of a YAML file, bare name of one that comes with pezoo, or its keys.
+        overrides: `key=value` texts, dotted keys, values as YAML.
+
+    Raises:
+        UserError: naming the key, what was given and what is allowed.
+    """
+    if isinstance(recipe, Mapping):
+        name, given = "study", dict(recipe)
+    else:
+        path = find_recipe(recipe)
+        name, given = path.stem, _read(path)
+    pairs = [_parse_override(text) for text in overrides]
+    early = [(key, value) for key, value in pairs if re.match(r"sizes?\b", key)]
+    tree = _merge({}, given)
+    for key, value in early:
+        _set(tree, key, value)
+    tree = _merge({}, tree)
+    tree = _merge(tree, _sized(tree))
+    for key, value in pairs:
+        if (key, value) not in early:
+            _set(tree, key, value)
+    result = _recipe(_merged({}, tree))
+    result.study = result.study or name
+    _check_study(result)
+    parts = result.split()
+    _refuse_idle(result, [one for _, one in parts], [key for key, _ in pairs])
+    for part, one in parts:
+        try:
+            _check_values(one)
+        except UserError as error:
+            raise UserError(f"parts.{cut(part)}: {error}" if part else str(error)) from None
+    return result
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the recipe {path}: {error}") from None
+    try:
+        check_yaml(text, aliases=True)
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
+    except Exception as error:  # PyYAML and OmegaConf pass on whatever Python says of a date, a number, a tag
+        raise UserError(f"{path} is not a YAML recipe: {said(error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a recipe: it must hold keys such as `schemes: [rope, alibi]`")
+    return content
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"{brief(text)} is no override; type key=value, such as train.steps=100")
+    try:
+        check_yaml(value)
+        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
+    except Exception as error:  # as in `_read`
+        raise UserError(f"cannot read the value of the override {brief(text)}: {said(error)}") from None
+    check_plain(parsed, key)
+    return key.strip(), parsed
+
+
+def _sized(tree: dict[str, Any]) -> dict[str, Any]:
+    size, sizes = tree["size"], tree["sizes"]
+    if size not in sizes and size != "cpu":
+        known = ", ".join(sizes if "cpu" in sizes else ["cpu", *sizes])
+        raise UserError(f"size: the recipe has no size {brief(size)}.{suggest(size, sizes)} It has: {known}")
+    chosen = sizes.get(size) or {}
+    _require(isinstance(chosen, dict), f"sizes.{size}", chosen, "a group of keys")
+    return chosen
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Put one override into the tree; a group of keys is merged into what is there."""
+    parts = re.sub(r"\[(\d+)\]", r".\1", key).split(".")
+    node: Any = tree
+    for depth, part in enumerate(parts):
+        here, last = ".".join(parts[:depth]), depth == len(parts) - 1
+        if isinstance(node, list):
+            if not (re.fullmatch(r"[0-9]{1,9}", part) and int(part) < len(node)):
+                raise UserError(
+                    f"{cut(key)}: {here} has items 0 to {len(node) - 1}, no {brief(part)}; "
+                    f"type {here}=[...] to replace the whole list"
+                )
+            part = int(part)
+            short = not (isinstance(node[part], dict) and "scheme" in node[part])
+            if here == "schemes" and not last and short:
+                node[part] = {"scheme": node[part]}
+        elif not isinstance(node, dict):
+            raise UserError(f"unknown key {brief(key)}: {cut(here)} is a single value ({brief(node)})")
+        elif not last:
+            node.setdefault(part, {})
+        if not last:
+            node = node[part]
+        elif isinstance(node, dict) and isinstance(node.get(part), dict) and isinstance(value, dict):
+            node[part] = OmegaConf.to_container(_joined(node[part], value))
+        else:
+            node[part] = value
+
+
+_AT_LEAST_ONE = """workers threads
+model.d_model model.n_layers model.n_heads model.n_kv_heads model.d_ff
+train.length train.min_length train.steps train.batch_size train.accumulate train.log_every
+tune.batch_size tune.accumulate test.windows test.last test.batch_tokens"""
+
+
+_AT_LEAST_ZERO = """train.warmup_steps train.weight_decay train.grad_clip
+tune.warmup_steps tune.weight_decay tune.grad_clip test.seed"""
+
+
+def _values(recipe: Recipe, keys: str) -> Iterator[tuple[str, Any]]:
+    for key in keys.split():
+        value: Any = recipe
+        for part in key.split("."):
+            value = getattr(value, part)
+        if value is not None:
+            yield key, value
+
+
+def _refuse_idle(recipe: Recipe, parts: list[Recipe], keys: Iterable[str]) -> None:
+    """Refuse what would have no effect: an override of what every part sets, half a grid, questions to nobody."""
+    for key in keys:
+        path = re.sub(r"\[(\d+)\]", r".\1", key).split(".")
+        setting = [name for name, given in recipe.parts.items() if _holds(given, path)]
+        if recipe.parts and len(setting) == len(recipe.parts):
+            example = f"parts.{setting[0]}.{key}"
+            raise UserError(f"{key} is set by every part of the recipe ({', '.join(setting)}); type {example}=...")
+    if recipe.grid.extensions and not any(one.grid.encodings for one in parts):
+        asked = recipe.grid.extensions
+        typed = "'grid.encodings=[rope]' or 'grid.encodings=[\"*\"]'"
+        raise UserError(f"grid.extensions={asked} has nothing to extend; type {typed} as well")
+    if recipe.test.tasks and not any(LANGUAGE_MODELLING in one.tasks for one in parts):
+        raise UserError(
+            f"test.tasks={recipe.test.tasks} are asked of language models, and tasks={recipe.tasks} trains none; "
+            f"add {LANGUAGE_MODELLING} to tasks, or what is asked"
+        )
+
+
+def _holds(given: Any, path: list[str]) -> bool:
+    """Whether a tree sets what is at a dotted key, or anything above it."""
+    for name in path:
+        if not isinstance(given, Mapping):
+            return True
+        if name not in given:
+            return False
+        given = given[name]
+    return True
+
+
+def _check_study(recipe: Recipe) -> None:
+    """What all parts share."""
+    _require(bool(recipe.study.strip()), "study", recipe.study, "a name")
+    good = re.fullmatch(r"[^/\\\0]+", recipe.study) and recipe.study not in (".", "..")
+    _require(bool(good), "study", recipe.study, "a name without slashes")
+    good = len(recipe.study.encode()) <= 200 and recipe.study.isprintable()
+    _require(good, "study", recipe.study, "a name of at most 200 bytes that can be printed")
+    good = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", recipe.device)
+    _require(bool(good), "device", recipe.device, "auto, cpu, cuda, cuda:N (a GPU by number) or mps")
+    good = recipe.cell_minutes is None or 0 < recipe.cell_minutes < math.inf
+    _require(good, "cell_minutes", recipe.cell_minutes, "above 0, or null for no limit")
+    _require(recipe.save_minutes > 0, "save_minutes", recipe.save_minutes, "above 0")
+    good = recipe.seeds and len(set(recipe.seeds)) == len(recipe.seeds) and min(recipe.seeds) >= 0
+    _require(bool(good), "seeds", recipe.seeds, "different whole numbers from 0 on, such as [0, 1]")
+
+
+def _check_values(recipe: Recipe) -> None:
+    """Ranges of single keys, then the relations between keys."""
+    for key, value in _values(recipe, _AT_LEAST_ONE):
+        _require(value >= 1, key, value, "at least 1")
+        _require(value < 2**31, key, value, f"at most {2**31 - 1}")
+    for key, value in _values(recipe, _AT_LEAST_ZERO):
+        _require(value >= 0 and math.isfinite(value), key, value, "at least 0")
+    rates = [(f"train.lrs.{i}", lr) for i, lr in enumerate(recipe.train.lrs)]
+    for key, value in [*_values(recipe, "train.lr tune.lr"), *rates]:
+        _require(value > 0 and math.isfinite(value), key, value, "above 0")
+    for key, value in _values(recipe, "train.min_lr_ratio tune.min_lr_ratio"):
+        _require(0 <= value <= 1, key, value, "between 0 and 1")
+    _require(0 <= recipe.model.dropout < 1, "model.dropout", recipe.model.dropout, "in [0, 1)")
+    betas = recipe.train.betas
+    good = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
+    _require(good, "train.betas", betas, "two numbers in [0, 1)")
+
+    model, length = recipe.model, recipe.train.length
+    if model.d_model % model.n_heads:
+        raise UserError(
+            f"model.d_model={model.d_model} is not divisible by model.n_heads={model.n_heads}; "
+            f"type model.d_model={math.ceil(model.d_model / model.n_heads) * model.n_heads}"
+        )
+    kv_heads = model.n_kv_heads or model.n_heads
+    _require(
+        model.n_heads % kv_heads == 0,
+        *("model.n_kv_heads", kv_heads, f"a divisor of model.n_heads={model.n_heads}"),
+    )
+    _require(bool(recipe.schemes or recipe.grid.encodings), "schemes", recipe.schemes, "a list such as [rope, alibi]")
+    _require(bool(recipe.tune.steps), "tune.steps", [], "a list of step counts such as [0, 200]")
+    _require(bool(recipe.test.lengths), "test.lengths", [], "a list such as [1x, 2x, 4x]")
+    for tokens, given in zip(recipe.test_lengths, recipe.test.lengths, strict=False):
+        if tokens < length:
+            raise UserError(
+                f"test.lengths holds {tokens} ({given!r}), shorter than the training length "
+                f"train.length={length}; a test length is train.length or more"
+            )
+    least = recipe.train.min_length or 1
+    _require(least <= length, "train.min_length", least, f"at most train.length={length}")
+    _require(bool(recipe.tasks), "tasks", [], f"a list such as [{LANGUAGE_MODELLING}] or [reverse_string]")
+    if (recipe.test.last or length) > min(recipe.test_lengths):
+        raise UserError(
+            f"test.last={recipe.test.last} is more than the shortest test length, {min(recipe.test_lengths)}"
+        )
+    steps = {n for row in recipe.rows for n in row.tune if n}
+    if recipe.grid.encodings:
+        steps |= {n for n in recipe.tune.steps if n}
+    if steps and recipe.tune_length < length:
+        raise UserError(f"tune.length={recipe.tune_length} is shorter than the training length train.length={length}")
+    for stage, n in [("train", recipe.train.steps), *(("tune", n) for n in sorted(steps))]:
+        warmup = getattr(recipe, stage).warmup_steps
+        if warmup >= n:
+            raise UserError(
+                f"{stage}.warmup_steps={warmup} must be less than the {n} steps of {stage}.steps; "
+                f"type {stage}.warmup_steps={n // 10}"
+            )

@@ -1,0 +1,294 @@
+"""The recipe of a study: what its keys are, how it is read, and what is refused.
+
+A recipe is data: no tags, no interpolation, nothing that runs. Later wins: defaults, the recipe's
+YAML, its `sizes[size]`, then `key=value` overrides (dotted, list items by index: `train.steps=100`,
+`schemes.0=alibi`).
+"""
+
+import dataclasses
+import math
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pezoo.data import DataConfig
+from pezoo.errors import UserError, brief, cut, suggest
+from pezoo.model.devices import TestPrecision
+from pezoo.model.transformer import ModelConfig
+from pezoo.results import LANGUAGE_MODELLING
+from pezoo.training.config import Schedule, TrainConfig
+from pezoo.typed import check_items, check_plain
+
+LONGEST = 2**24
+"""Most tokens of a sequence: up to here float32 holds every position exactly."""
+
+
+@dataclass
+class TuneConfig:
+    """Tuning of a trained model at a longer length; the keys it lacks are those of `train`."""
+
+    steps: list[int] = field(default_factory=lambda: [0])
+    """One tuned model for each count, 0 being the trained model as it is (zero-shot)."""
+    length: Any = "8x"
+    """Tokens, or a multiple of the training length such as 8x."""
+    batch_size: int = 4
+    """Sequences a step, before accumulation."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    schedule: Schedule = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: int = 10
+    """Steps of linear warm-up."""
+    min_lr_ratio: float = 0.1
+    """Last learning rate over the peak."""
+    weight_decay: float = 0.1
+    """AdamW's weight decay."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; 0: no clipping."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+
+
+@dataclass
+class TestConfig:
+    """Testing at lengths beyond the training length."""
+
+    lengths: list[Any] = field(default_factory=lambda: ["1x", "2x", "4x", "8x", "16x"])
+    """Test lengths: tokens, or multiples of the training length such as 16x."""
+    protocols: list[str] = field(default_factory=list)
+    """How it is tested: names from pezoo.evaluation; empty: prefix for text, answers for tasks."""
+    windows: int = 32
+    """Test windows, each as long as the longest test length; of a task the questions of each length (and depth)."""
+    companion: bool = False
+    """Test each scheme a second time with a window of L, as "... | windowed": what it gains by distant text."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks to test a language model on beside its text, such as passkey_text; length in tokens, and "undefined" where
+    that is too short for a question."""
+    last: int | None = None
+    """Tokens that count for the perplexity of the last tokens; null: the training length."""
+    seed: int = 0
+    """Chooses the windows, or the questions; the same for every scheme and training seed."""
+    batch_tokens: int = 16384
+    """Tokens in one forward."""
+    precision: TestPrecision = "float32"
+    """How matrices are multiplied: tf32 needs a CUDA GPU; bf16 is PyTorch's autocast. Losses are float32 in each."""
+
+
+@dataclass
+class GridConfig:
+    """Every encoding with every extension that it takes; pairs that cannot work are left out."""
+
+    encodings: list[str] = field(default_factory=list)
+    """Encodings, with settings if need be, or patterns such as *; each stands in the grid without extension too."""
+    extensions: list[str] = field(default_factory=list)
+    """Extensions, likewise."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One item of the recipe's `schemes`: a row of the table for each count in `tune`."""
+
+    scheme: str | Mapping[str, Any]
+    tune: tuple[int, ...]
+    label: str | None
+
+
+@dataclass
+class Recipe:
+    """A study: schemes, data, lengths, seeds, budgets."""
+
+    study: str = ""
+    """Name of the study, and of its folder in `runs/`; empty: the recipe file's name."""
+    description: str = ""
+    """What the study asks."""
+    size: str = "cpu"
+    """Which of `sizes` counts; `cpu` is the recipe as it stands, if `sizes` has no such entry."""
+    sizes: dict[str, Any] = field(default_factory=dict)
+    """Other sizes of the same study: overrides by name."""
+    schemes: list[Any] = field(default_factory=list)
+    """`rope+pi`, a scheme as a mapping, or {scheme: ..., tune: [0, 200], label: ...}."""
+    grid: GridConfig = field(default_factory=GridConfig)
+    """More schemes: encodings x extensions."""
+    tasks: list[str] = field(default_factory=lambda: [LANGUAGE_MODELLING])
+    """What each scheme is trained on, one after the other: text, or tasks such as mqar:n_pairs=8."""
+    form: Literal["causal", "encoder"] = "causal"
+    """Whether tasks are answered token by token, or all at once by an encoder."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """One training of each scheme for each seed."""
+    workers: int = 1
+    """Cells at a time."""
+    threads: int = 1
+    """CPU threads of one cell."""
+    cell_minutes: float | None = None
+    """Minutes after which a cell fails and is ended, to be tried again in the next run; null: no limit."""
+    save_minutes: float = 5.0
+    """Minutes of a training between two savings of its state, from which it goes on if it is killed; .inf: only when it
+    is stopped (Ctrl-C, SIGTERM)."""
+    device: str = "auto"
+    """Where to compute: cpu, cuda, a GPU by number such as cuda:1, or mps; auto: cuda if there is one, else cpu."""
+    backend: str = "auto"
+    """Attention back-end."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+    test: TestConfig = field(default_factory=TestConfig)
+    parts: dict[str, Any] = field(default_factory=dict)
+    """Parts of the study by name, each with keys that differ there: schemes, grid, tasks, form, data, model, train,
+    tune, test. What a part sets, it keeps: type parts.NAME.train.steps=100 to change it."""
+
+    def split(self) -> list[tuple[str, "Recipe"]]:
+        """The parts as recipes of their own, by name; the whole, named "", if there are none.
+
+        Raises:
+            UserError: if a part is malformed.
+        """
+        if not self.parts:
+            return [("", self)]
+        whole = dataclasses.asdict(self) | {"parts": {}, "sizes": {}}
+        split = []
+        for name, given in self.parts.items():
+            _require(bool(name.strip()), "parts", name, "named")
+            _require(isinstance(given, Mapping), f"parts.{name}", given, f"a group of keys ({', '.join(_OF_A_PART)})")
+            for key in given:
+                if key not in _OF_A_PART:
+                    near, known = suggest(str(key), _OF_A_PART), ", ".join(_OF_A_PART)
+                    raise UserError(f"parts.{cut(name)} cannot set {brief(key)}.{near} A part sets: {known}")
+            try:
+                split.append((name, _recipe(_merged(whole, given))))
+            except UserError as error:
+                raise UserError(f"parts.{cut(name)}: {error}") from None
+        return split
+
+    @property
+    def test_lengths(self) -> list[int]:
+        """Test lengths in tokens, ascending."""
+        lengths = self.test.lengths
+        return sorted({self._tokens(f"test.lengths.{i}", x) for i, x in enumerate(lengths)})
+
+    @property
+    def tune_length(self) -> int:
+        """Length at which models are tuned, in tokens."""
+        return self._tokens("tune.length", self.tune.length)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The items of `schemes`, each written out."""
+        return [self._row(f"schemes.{i}", item) for i, item in enumerate(self.schemes)]
+
+    def tuning(self, steps: int) -> TrainConfig:
+        """What `fit` needs for a tuning of `steps` steps."""
+        shared = {f.name: getattr(self.tune, f.name) for f in dataclasses.fields(TuneConfig)}
+        return dataclasses.replace(self.train, **shared | {"steps": steps, "length": self.tune_length, "lrs": []})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe in full as plain data; itself a recipe, of the same study."""
+        return dataclasses.asdict(self) | {"sizes": {self.size: {}}}
+
+    def _tokens(self, key: str, value: Any) -> int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            _require(value > 0, key, value, "at least 1")
+            _require(value <= LONGEST, key, value, f"at most {LONGEST}")
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)x", value, re.ASCII) if isinstance(value, str) else None
+        tokens = float(match[1]) * self.train.length if match else 0.0
+        allowed = f"a number of tokens, or a multiple of train.length={self.train.length} such as 8x"
+        _require(1 <= tokens < math.inf and tokens == int(tokens), key, value, allowed)
+        _require(tokens <= LONGEST, key, value, f"at most {LONGEST} tokens")
+        return int(tokens)
+
+    def _row(self, key: str, item: Any) -> Row:
+        if isinstance(item, str):
+            item = {"scheme": item}
+        if not isinstance(item, dict) or not item:
+            raise UserError(f"{key} must be a scheme such as rope+pi, got {brief(item)}")
+        if "scheme" not in item:
+            item = {"scheme": item}
+        for name in item:
+            if name not in (known := ("scheme", "tune", "label")):
+                hint = suggest(str(name), known)
+                raise UserError(f"{key} has no key {brief(name)}.{hint} Its keys: {', '.join(known)}")
+        steps, label = item.get("tune", self.tune.steps), item.get("label")
+        good = isinstance(steps, list) and all(type(n) is int and n >= 0 for n in steps)
+        _require(good and bool(steps), f"{key}.tune", steps, "a list of step counts such as [0, 200]")
+        _require(label is None or (isinstance(label, str) and bool(label.strip())), f"{key}.label", label, "a text")
+        return Row(item["scheme"], tuple(dict.fromkeys(steps)), label)
+
+
+def _check_keys(given: Mapping[str, Any], cls: type, prefix: str = "") -> None:
+    """Refuse unknown keys, one value where a group or a list belongs, and items of a list that are of another type."""
+    types = typing.get_type_hints(cls)
+    for name, value in given.items():
+        key = f"{prefix}{name}"
+        if name not in types:
+            raise UserError(f"unknown key {brief(key)}.{_meant(str(name), types)} Known here: {', '.join(types)}")
+        if dataclasses.is_dataclass(types[name]):
+            keys = ", ".join(f.name for f in dataclasses.fields(types[name]))
+            _require(isinstance(value, Mapping), key, value, f"a group of keys ({keys})")
+            _check_keys(value, types[name], f"{key}.")
+        elif typing.get_origin(types[name]) is list:
+            _require(isinstance(value, list), key, value, "a list such as [a, b]")
+            check_items(key, value, types[name])
+        elif typing.get_origin(types[name]) is dict:
+            _require(isinstance(value, Mapping), key, value, "a group of keys")
+
+
+def _meant(name: str, here: Iterable[str]) -> str:
+    """Return " Did you mean ...?": keys of that very name, wherever they are, or else those that are near."""
+    groups = {
+        f.name: f.default_factory for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(f.default_factory)
+    }
+    every = [(f.name, f"{group}.{f.name}") for group, cls in groups.items() for f in dataclasses.fields(cls)]
+    same = [key for leaf, key in every if leaf == name.casefold()]
+    if not same and (near := suggest(name, here)):
+        return near
+    same = same or [key for leaf, key in every if suggest(name, [leaf])]
+    return f" Did you mean {' or '.join(map(repr, same[:3]))}?" if same else ""
+
+
+def _merge(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults, `base` and `given` as one plain tree, `given` checked."""
+    return OmegaConf.to_container(_merged(base, given))
+
+
+def _merged(base: dict[str, Any], given: Mapping[str, Any]) -> DictConfig:
+    """The same, as a tree that knows its types."""
+    check_plain(given)
+    _check_keys(given, Recipe)
+    return _joined(_DEFAULTS, base, given)
+
+
+def _joined(*trees: Any) -> DictConfig:
+    try:
+        return OmegaConf.merge(*trees)
+    except TypeError:
+        raise UserError("a key is a list in one place of the recipe, and a group of keys in another") from None
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(_problem(error)) from None
+
+
+def _problem(error: Exception) -> str:
+    """What OmegaConf says on its first line, with the key."""
+    key, problem = getattr(error, "full_key", None), cut((str(error).splitlines() or [""])[0], 200)
+    return f"{cut(str(key))}: {problem}" if key else problem
+
+
+def _recipe(tree: DictConfig) -> Recipe:
+    try:
+        return OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise UserError(_problem(error)) from None
+
+
+def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise UserError(f"{cut(key)} must be {allowed}, got {brief(value)}")
+
+
+_DEFAULTS = OmegaConf.structured(Recipe)
+_OF_A_PART = ("schemes", "grid", "tasks", "form", "data", "model", "train", "tune", "test")

@@ -1,0 +1,40 @@
+"""A model as a file: its configuration and weights."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pezoo.errors import UserError
+from pezoo.files import replacing
+from pezoo.model.transformer import Transformer, TransformerConfig
+
+
+def save(path: str | Path, model: Transformer, extra: dict[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: the file to write or to replace.
+        model: what is kept: its configuration and weights.
+        extra: plain values (numbers, texts, lists, dictionaries, tensors) to keep beside them.
+    """
+    config = vars(model.config) | {"scheme": model.scheme.spec.data}
+    with replacing(path) as file:
+        torch.save({"config": config, "weights": model.state_dict(), "extra": extra}, file)
+
+
+def load(path: str | Path) -> tuple[Transformer, dict[str, Any]]:
+    """Read what `save` wrote: the model, on the CPU and in evaluation mode, and `extra`.
+
+    Raises:
+        UserError: if there is no such file, or it is no such checkpoint.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        config, weights, extra = state["config"], state["weights"], state["extra"]
+    except (OSError, EOFError, RuntimeError, LookupError, TypeError, pickle.PickleError) as error:
+        raise UserError(f"cannot read a checkpoint from {path}: {error}") from error
+    model = Transformer(TransformerConfig(**config))
+    model.to(weights["head.weight"].dtype).load_state_dict(weights)
+    return model.eval(), extra

@@ -1,0 +1,45 @@
+"""How a model is trained."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+@dataclass
+class TrainConfig:
+    """Training, and what tuning shares with it."""
+
+    length: int = 64
+    """Training length L: tokens, or for a task what it counts, and then the longest."""
+    lengths: Literal["fixed", "uniform", "curriculum"] = "fixed"
+    """Lengths of the batches: all of L; drawn from min_length ... L; or growing to L in the first half of the steps.
+    A batch of shorter text has more rows, so that its tokens stay as many."""
+    min_length: int | None = None
+    """Shortest batches, where lengths differ; null: 1, or the least that the task has questions of."""
+    steps: int = 800
+    """Optimiser steps."""
+    batch_size: int = 32
+    """Sequences a step, before accumulation."""
+    lr: float = 2e-3
+    """Peak learning rate of AdamW."""
+    lrs: list[float] = field(default_factory=list)
+    """Several to choose from, for each scheme by its mean validation loss at L over all seeds; empty: lr alone."""
+    schedule: Schedule = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up."""
+    min_lr_ratio: float = 0.1
+    """Last learning rate over the peak."""
+    weight_decay: float = 0.1
+    """AdamW's weight decay."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    """AdamW's betas."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; 0: no clipping."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
+    """Lightning's precision."""
+    log_every: int = 20
+    """Steps between two points of the training curves."""
