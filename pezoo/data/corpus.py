@@ -24,7 +24,8 @@ import numpy as np
 from tqdm import tqdm
 
 from pezoo.data.config import DataConfig
-from pezoo.data.sources import SPLITS, Documents, Source, find, split
+from pezoo.data.documents import SPLITS, Documents, Source, split
+from pezoo.data.sources import find
 from pezoo.data.tokenizer import Tokenizer, load_tokenizer
 from pezoo.data.tokens import Tokens
 from pezoo.errors import UserError

@@ -12,17 +12,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pezoo.report.figure import GREY, Style, folded, heading, styles
 from pezoo.report.groups import WINDOWED, chance, select, window_overlap, words
-from pezoo.report.statistics import (
-    ACCURACIES,
-    PERPLEXITIES,
-    Curve,
-    Summary,
-    curves,
-    length_name,
-    losses_by_label,
-    mean_by_position,
-    scale_of,
-)
+from pezoo.report.intervals import losses_by_label, mean_by_position
+from pezoo.report.statistics import ACCURACIES, PERPLEXITIES, Curve, Summary, curves, length_name, scale_of
 from pezoo.results import LANGUAGE_MODELLING, Result
 
 Bars = Literal["spread", "interval"]

@@ -17,7 +17,8 @@ from pezoo.escape import safe_names
 from pezoo.report.curves import draw_by_position, draw_curves
 from pezoo.report.figure import readable
 from pezoo.report.groups import groups, headline, matrices, metrics, select
-from pezoo.report.statistics import curves, losses_by_label, mean_by_position
+from pezoo.report.intervals import losses_by_label, mean_by_position
+from pezoo.report.statistics import curves
 from pezoo.report.table import MANY, by_length
 from pezoo.results import Result
 

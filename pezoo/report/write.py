@@ -9,7 +9,8 @@ from pezoo.report import heatmap, table, tensorboard
 from pezoo.report.curves import draw_by_position, draw_curves, draw_tasks
 from pezoo.report.figure import readable, save
 from pezoo.report.groups import HEADLINES, groups, headline, matrices, metrics, select
-from pezoo.report.statistics import ACCURACIES, grids, length_name, losses_by_label
+from pezoo.report.intervals import losses_by_label
+from pezoo.report.statistics import ACCURACIES, grids, length_name
 from pezoo.results import Result
 
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.results import LANGUAGE_MODELLING
-from pezoo.study.recipe import Recipe, _joined, _merge, _merged, _recipe, _require
+from pezoo.study.recipe import Recipe, join_trees, merge, merge_typed, require, to_recipe
 from pezoo.typed import check_plain, check_yaml, said
 
 
@@ -63,15 +63,15 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
         name, given = path.stem, _read(path)
     pairs = [_parse_override(text) for text in overrides]
     early = [(key, value) for key, value in pairs if re.match(r"sizes?\b", key)]
-    tree = _merge({}, given)
+    tree = merge({}, given)
     for key, value in early:
         _set(tree, key, value)
-    tree = _merge({}, tree)
-    tree = _merge(tree, _sized(tree))
+    tree = merge({}, tree)
+    tree = merge(tree, _sized(tree))
     for key, value in pairs:
         if (key, value) not in early:
             _set(tree, key, value)
-    result = _recipe(_merged({}, tree))
+    result = to_recipe(merge_typed({}, tree))
     result.study = result.study or name
     _check_study(result)
     parts = result.split()
@@ -118,7 +118,7 @@ def _sized(tree: dict[str, Any]) -> dict[str, Any]:
         known = ", ".join(sizes if "cpu" in sizes else ["cpu", *sizes])
         raise UserError(f"size: the recipe has no size {brief(size)}.{suggest(size, sizes)} It has: {known}")
     chosen = sizes.get(size) or {}
-    _require(isinstance(chosen, dict), f"sizes.{size}", chosen, "a group of keys")
+    require(isinstance(chosen, dict), f"sizes.{size}", chosen, "a group of keys")
     return chosen
 
 
@@ -145,7 +145,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
         if not last:
             node = node[part]
         elif isinstance(node, dict) and isinstance(node.get(part), dict) and isinstance(value, dict):
-            node[part] = OmegaConf.to_container(_joined(node[part], value))
+            node[part] = OmegaConf.to_container(join_trees(node[part], value))
         else:
             node[part] = value
 
@@ -201,36 +201,36 @@ def _holds(given: Any, path: list[str]) -> bool:
 
 def _check_study(recipe: Recipe) -> None:
     """What all parts share."""
-    _require(bool(recipe.study.strip()), "study", recipe.study, "a name")
+    require(bool(recipe.study.strip()), "study", recipe.study, "a name")
     good = re.fullmatch(r"[^/\\\0]+", recipe.study) and recipe.study not in (".", "..")
-    _require(bool(good), "study", recipe.study, "a name without slashes")
+    require(bool(good), "study", recipe.study, "a name without slashes")
     good = len(recipe.study.encode()) <= 200 and recipe.study.isprintable()
-    _require(good, "study", recipe.study, "a name of at most 200 bytes that can be printed")
+    require(good, "study", recipe.study, "a name of at most 200 bytes that can be printed")
     good = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", recipe.device)
-    _require(bool(good), "device", recipe.device, "auto, cpu, cuda, cuda:N (a GPU by number) or mps")
+    require(bool(good), "device", recipe.device, "auto, cpu, cuda, cuda:N (a GPU by number) or mps")
     good = recipe.cell_minutes is None or 0 < recipe.cell_minutes < math.inf
-    _require(good, "cell_minutes", recipe.cell_minutes, "above 0, or null for no limit")
-    _require(recipe.save_minutes > 0, "save_minutes", recipe.save_minutes, "above 0")
+    require(good, "cell_minutes", recipe.cell_minutes, "above 0, or null for no limit")
+    require(recipe.save_minutes > 0, "save_minutes", recipe.save_minutes, "above 0")
     good = recipe.seeds and len(set(recipe.seeds)) == len(recipe.seeds) and min(recipe.seeds) >= 0
-    _require(bool(good), "seeds", recipe.seeds, "different whole numbers from 0 on, such as [0, 1]")
+    require(bool(good), "seeds", recipe.seeds, "different whole numbers from 0 on, such as [0, 1]")
 
 
 def _check_values(recipe: Recipe) -> None:
     """Ranges of single keys, then the relations between keys."""
     for key, value in _values(recipe, _AT_LEAST_ONE):
-        _require(value >= 1, key, value, "at least 1")
-        _require(value < 2**31, key, value, f"at most {2**31 - 1}")
+        require(value >= 1, key, value, "at least 1")
+        require(value < 2**31, key, value, f"at most {2**31 - 1}")
     for key, value in _values(recipe, _AT_LEAST_ZERO):
-        _require(value >= 0 and math.isfinite(value), key, value, "at least 0")
+        require(value >= 0 and math.isfinite(value), key, value, "at least 0")
     rates = [(f"train.lrs.{i}", lr) for i, lr in enumerate(recipe.train.lrs)]
     for key, value in [*_values(recipe, "train.lr tune.lr"), *rates]:
-        _require(value > 0 and math.isfinite(value), key, value, "above 0")
+        require(value > 0 and math.isfinite(value), key, value, "above 0")
     for key, value in _values(recipe, "train.min_lr_ratio tune.min_lr_ratio"):
-        _require(0 <= value <= 1, key, value, "between 0 and 1")
-    _require(0 <= recipe.model.dropout < 1, "model.dropout", recipe.model.dropout, "in [0, 1)")
+        require(0 <= value <= 1, key, value, "between 0 and 1")
+    require(0 <= recipe.model.dropout < 1, "model.dropout", recipe.model.dropout, "in [0, 1)")
     betas = recipe.train.betas
     good = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
-    _require(good, "train.betas", betas, "two numbers in [0, 1)")
+    require(good, "train.betas", betas, "two numbers in [0, 1)")
 
     model, length = recipe.model, recipe.train.length
     if model.d_model % model.n_heads:
@@ -239,13 +239,13 @@ def _check_values(recipe: Recipe) -> None:
             f"type model.d_model={math.ceil(model.d_model / model.n_heads) * model.n_heads}"
         )
     kv_heads = model.n_kv_heads or model.n_heads
-    _require(
+    require(
         model.n_heads % kv_heads == 0,
         *("model.n_kv_heads", kv_heads, f"a divisor of model.n_heads={model.n_heads}"),
     )
-    _require(bool(recipe.schemes or recipe.grid.encodings), "schemes", recipe.schemes, "a list such as [rope, alibi]")
-    _require(bool(recipe.tune.steps), "tune.steps", [], "a list of step counts such as [0, 200]")
-    _require(bool(recipe.test.lengths), "test.lengths", [], "a list such as [1x, 2x, 4x]")
+    require(bool(recipe.schemes or recipe.grid.encodings), "schemes", recipe.schemes, "a list such as [rope, alibi]")
+    require(bool(recipe.tune.steps), "tune.steps", [], "a list of step counts such as [0, 200]")
+    require(bool(recipe.test.lengths), "test.lengths", [], "a list such as [1x, 2x, 4x]")
     for tokens, given in zip(recipe.test_lengths, recipe.test.lengths, strict=False):
         if tokens < length:
             raise UserError(
@@ -253,8 +253,8 @@ def _check_values(recipe: Recipe) -> None:
                 f"train.length={length}; a test length is train.length or more"
             )
     least = recipe.train.min_length or 1
-    _require(least <= length, "train.min_length", least, f"at most train.length={length}")
-    _require(bool(recipe.tasks), "tasks", [], f"a list such as [{LANGUAGE_MODELLING}] or [reverse_string]")
+    require(least <= length, "train.min_length", least, f"at most train.length={length}")
+    require(bool(recipe.tasks), "tasks", [], f"a list such as [{LANGUAGE_MODELLING}] or [reverse_string]")
     if (recipe.test.last or length) > min(recipe.test_lengths):
         raise UserError(
             f"test.last={recipe.test.last} is more than the shortest test length, {min(recipe.test_lengths)}"

@@ -153,14 +153,14 @@ class Recipe:
         whole = dataclasses.asdict(self) | {"parts": {}, "sizes": {}}
         split = []
         for name, given in self.parts.items():
-            _require(bool(name.strip()), "parts", name, "named")
-            _require(isinstance(given, Mapping), f"parts.{name}", given, f"a group of keys ({', '.join(_OF_A_PART)})")
+            require(bool(name.strip()), "parts", name, "named")
+            require(isinstance(given, Mapping), f"parts.{name}", given, f"a group of keys ({', '.join(_OF_A_PART)})")
             for key in given:
                 if key not in _OF_A_PART:
                     near, known = suggest(str(key), _OF_A_PART), ", ".join(_OF_A_PART)
                     raise UserError(f"parts.{cut(name)} cannot set {brief(key)}.{near} A part sets: {known}")
             try:
-                split.append((name, _recipe(_merged(whole, given))))
+                split.append((name, to_recipe(merge_typed(whole, given))))
             except UserError as error:
                 raise UserError(f"parts.{cut(name)}: {error}") from None
         return split
@@ -192,14 +192,14 @@ class Recipe:
 
     def _tokens(self, key: str, value: Any) -> int:
         if isinstance(value, int) and not isinstance(value, bool):
-            _require(value > 0, key, value, "at least 1")
-            _require(value <= LONGEST, key, value, f"at most {LONGEST}")
+            require(value > 0, key, value, "at least 1")
+            require(value <= LONGEST, key, value, f"at most {LONGEST}")
             return value
         match = re.fullmatch(r"(\d+(?:\.\d+)?)x", value, re.ASCII) if isinstance(value, str) else None
         tokens = float(match[1]) * self.train.length if match else 0.0
         allowed = f"a number of tokens, or a multiple of train.length={self.train.length} such as 8x"
-        _require(1 <= tokens < math.inf and tokens == int(tokens), key, value, allowed)
-        _require(tokens <= LONGEST, key, value, f"at most {LONGEST} tokens")
+        require(1 <= tokens < math.inf and tokens == int(tokens), key, value, allowed)
+        require(tokens <= LONGEST, key, value, f"at most {LONGEST} tokens")
         return int(tokens)
 
     def _row(self, key: str, item: Any) -> Row:
@@ -215,8 +215,8 @@ class Recipe:
                 raise UserError(f"{key} has no key {brief(name)}.{hint} Its keys: {', '.join(known)}")
         steps, label = item.get("tune", self.tune.steps), item.get("label")
         good = isinstance(steps, list) and all(type(n) is int and n >= 0 for n in steps)
-        _require(good and bool(steps), f"{key}.tune", steps, "a list of step counts such as [0, 200]")
-        _require(label is None or (isinstance(label, str) and bool(label.strip())), f"{key}.label", label, "a text")
+        require(good and bool(steps), f"{key}.tune", steps, "a list of step counts such as [0, 200]")
+        require(label is None or (isinstance(label, str) and bool(label.strip())), f"{key}.label", label, "a text")
         return Row(item["scheme"], tuple(dict.fromkeys(steps)), label)
 
 
@@ -229,13 +229,13 @@ def _check_keys(given: Mapping[str, Any], cls: type, prefix: str = "") -> None:
             raise UserError(f"unknown key {brief(key)}.{_meant(str(name), types)} Known here: {', '.join(types)}")
         if dataclasses.is_dataclass(types[name]):
             keys = ", ".join(f.name for f in dataclasses.fields(types[name]))
-            _require(isinstance(value, Mapping), key, value, f"a group of keys ({keys})")
+            require(isinstance(value, Mapping), key, value, f"a group of keys ({keys})")
             _check_keys(value, types[name], f"{key}.")
         elif typing.get_origin(types[name]) is list:
-            _require(isinstance(value, list), key, value, "a list such as [a, b]")
+            require(isinstance(value, list), key, value, "a list such as [a, b]")
             check_items(key, value, types[name])
         elif typing.get_origin(types[name]) is dict:
-            _require(isinstance(value, Mapping), key, value, "a group of keys")
+            require(isinstance(value, Mapping), key, value, "a group of keys")
 
 
 def _meant(name: str, here: Iterable[str]) -> str:
@@ -251,19 +251,20 @@ def _meant(name: str, here: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(map(repr, same[:3]))}?" if same else ""
 
 
-def _merge(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults, `base` and `given` as one plain tree, `given` checked."""
-    return OmegaConf.to_container(_merged(base, given))
+    return OmegaConf.to_container(merge_typed(base, given))
 
 
-def _merged(base: dict[str, Any], given: Mapping[str, Any]) -> DictConfig:
+def merge_typed(base: dict[str, Any], given: Mapping[str, Any]) -> DictConfig:
     """The same, as a tree that knows its types."""
     check_plain(given)
     _check_keys(given, Recipe)
-    return _joined(_DEFAULTS, base, given)
+    return join_trees(_DEFAULTS, base, given)
 
 
-def _joined(*trees: Any) -> DictConfig:
+def join_trees(*trees: Any) -> DictConfig:
+    """One tree of several; the later ones win."""
     try:
         return OmegaConf.merge(*trees)
     except TypeError:
@@ -278,14 +279,16 @@ def _problem(error: Exception) -> str:
     return f"{cut(str(key))}: {problem}" if key else problem
 
 
-def _recipe(tree: DictConfig) -> Recipe:
+def to_recipe(tree: DictConfig) -> Recipe:
+    """The recipe that a tree holds."""
     try:
         return OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
         raise UserError(_problem(error)) from None
 
 
-def _require(condition: bool, key: str, value: Any, allowed: str) -> None:
+def require(condition: bool, key: str, value: Any, allowed: str) -> None:
+    """Refuse the value of a key unless the condition holds."""
     if not condition:
         raise UserError(f"{cut(key)} must be {allowed}, got {brief(value)}")
 

@@ -1,212 +1,31 @@
-"""Pictures of members and schemes, which make the idea visible: what an encoding adds, and what its extensions change.
+"""The panels of a picture, one for each hook that a class overrides."""
 
-What is drawn is read from the hooks that a class overrides, never from its name, so that a plug-in has a picture too.
-Each hook has a panel: `embed` a heat map over positions and channels; `inv_freq` and `frequencies` wavelengths against
-the training length; `distance_bias` curves; `bias` heat maps of pairs; `rotate` and `content` the logits of random
-queries and keys; `coordinates` maps in training and in testing; `mask` and `branches` the distance at which each pair
-is read; `scale` its factor; `adapt` what it adds to a bias.
-"""
-
-import io
 import math
-import re
-import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from pezoo.attention import Composition
-from pezoo.compose import Scheme, build
-from pezoo.contract import Encoding, Extension, Shape, overrides
-from pezoo.errors import UserError
-from pezoo.files import replacing
-from pezoo.registry import entries, entry
-from pezoo.report.figure import PALETTE, SAVING
-from pezoo.scheme import Spec, parse
+from pezoo.contract import Encoding, overrides
+from pezoo.drawing.view import BARE, DRAWS, WORDS, View, bias_of, merged
+from pezoo.report.figure import PALETTE
 
-FORMATS = (".png", ".svg", ".pdf")
-BARE = "bare"  # a phase in which no extension acts
-DRAWS = 4
-WORDS = {"train": "training", "tune": "tuning", "test": "testing"}
 GREY = "0.35"
+
+
+SEEN, UNSEEN = PALETTE[1], PALETTE[2]
+
+
 SEEN, UNSEEN = PALETTE[1], PALETTE[2]
 
 Panel = Callable[[Axes], None]
 
 
-def picture(scheme: str | Spec, *, train_length: int = 64, n_heads: int = 4, d_model: int = 64) -> Figure:
-    """Draw a scheme, or an extension on an encoding that it fits.
-
-    Args:
-        scheme: a scheme such as "rope+yarn", or the name of an extension.
-        train_length: tokens of a training sequence (L), marked in every panel.
-        n_heads: heads; as many as are named where the scheme gives each a scheme of its own.
-        d_model: model width; n_heads must divide it.
-
-    Raises:
-        UserError: if the scheme is malformed, or cannot work or is undefined at these sizes.
-    """
-    if train_length < 1 or n_heads < 1 or d_model < 1 or d_model % n_heads:
-        raise UserError(f"cannot draw train_length = {train_length}, n_heads = {n_heads}, d_model = {d_model}")
-    found = entries().get(scheme) if isinstance(scheme, str) else None
-    spec = _on_a_host(scheme) if found and found.kind == "extension" else parse(scheme)
-    title = f"{found.name}: {found.title}" if found else str(spec)
-    plain = dict.fromkeys(_plain(spec, n_heads))
-    notes = [f"Training length L = {train_length} tokens."]
-    if found and found.kind == "extension":
-        notes.append(f"Drawn on {spec.encodings[0]}.")
-    panels = []
-    for part, heads in plain:
-        view = _View(build(part, Shape(heads * (d_model // n_heads), heads, 1, train_length)), notes)
-        if reason := view.scheme.undefined(train_length):
-            raise UserError(f"cannot draw {part}: {reason}")
-        head = f"{part}\n" if len(plain) > 1 else ""
-        panels += [(head, panel) for panel in _panels(view)]
-    names = [found.name] if found and found.cls else [*spec.encodings, *spec.extensions]
-    return _figure(title, panels, [e for n in names if (e := entry(n).equation)], notes)
-
-
-def save(figure: Figure, path: str | Path) -> Path:
-    """Save a picture in the format that its suffix names; the same picture always gives the same bytes.
-
-    Raises:
-        UserError: if the suffix is no format.
-        OSError: if it cannot be written.
-    """
-    path = Path(path)
-    if path.suffix not in FORMATS:
-        raise UserError(f"cannot save {path}: its name must end in {', '.join(FORMATS)}")
-    undated = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}, ".pdf": {"CreationDate": None}}
-    drawn = io.BytesIO()
-    with matplotlib.rc_context(SAVING | {"font.sans-serif": ["DejaVu Sans"]}):
-        figure.savefig(drawn, format=path.suffix[1:], dpi=150, metadata=undated[path.suffix])
-    data = drawn.getvalue()
-    if path.suffix == ".svg":  # tenths of a point are fine enough
-        data = re.sub(rb' [dxy]="[^"]*"', lambda match: re.sub(rb"(\.\d)\d+", rb"\1", match[0]), data)
-    with replacing(path) as file:
-        file.write(data)
-    return path
-
-
-def _on_a_host(extension: str) -> Spec:
-    """An extension on the plainest encoding that it fits."""
-    from pezoo.testing import subjects
-
-    return subjects(extension)[0].spec
-
-
-def _plain(spec: Spec, n_heads: int) -> Iterator[tuple[Spec, int]]:
-    """The plain schemes of a mixture, with their numbers of heads."""
-    if spec.members:
-        yield spec, n_heads
-    for part in spec.layers:
-        yield from _plain(part, n_heads)
-    for part, heads in spec.heads:
-        yield from _plain(part, heads)
-
-
-def _figure(title: str, panels: list[tuple[str, Panel]], equations: list[str], notes: list[str]) -> Figure:
-    """Panels side by side, above equations and notes; drawing a panel may add to the notes."""
-    n = len(panels)
-    figure = Figure(figsize=(1 + 4 * max(n, 1.4), 4), layout="constrained")
-    figure.suptitle(title, weight="bold", x=0.01, ha="left", fontsize=11)
-    for (head, panel), axes in zip(panels, figure.subplots(1, n, squeeze=False)[0], strict=True):
-        axes.spines[["top", "right"]].set_visible(False)
-        panel(axes)
-        axes.tick_params(labelsize=8)
-        for label in (axes.xaxis.label, axes.yaxis.label):
-            label.set_size(9)
-        axes.set_title(head + axes.get_title(), fontsize=10, loc="left")
-        axes.set_title("")
-    width = int(figure.get_size_inches()[0] * 15)
-    texts = [*equations, " ".join(dict.fromkeys(notes))]
-    lines = [line for text in texts for line in textwrap.wrap(text, width, subsequent_indent="    ")]
-    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY, parse_math=False)
-    return figure
-
-
-# ---- what a scheme computes ---------------------------------------------------------------------
-
-
-@dataclass
-class _View:
-    """A plain scheme of one layer, and what its picture has to say."""
-
-    scheme: Scheme
-    notes: list[str]
-
-    def __post_init__(self) -> None:
-        self.length = self.scheme.shape.train_length
-        self.encodings: list[Encoding] = [e for e, *_ in self.scheme.parts[0].encodings]
-        self.extensions: list[Extension] = [e for e, *_ in self.scheme.parts[0].extensions]
-        if any(True for _ in self.scheme.parameters()):
-            self.notes.append("Parameters have their initial values.")
-
-    def changes(self, *hooks: str) -> bool:
-        """Whether an extension overrides one of these hooks."""
-        return any(overrides(e, hook) for e in self.extensions for hook in hooks)
-
-    def longest(self, ratio: int) -> int:
-        """`ratio` training lengths, or fewer where the scheme is undefined there."""
-        for n in (ratio, 2, 1):
-            reason = self.scheme.undefined(n * self.length)
-            if reason is None:
-                return n * self.length
-            self.notes.append(f"Undefined at {n * self.length} tokens: {reason}.")
-        return self.length
-
-    @torch.no_grad()
-    def at(self, length: int, phase: str = "test", rows: int = 1, last: bool = False) -> Composition:
-        """What the scheme adds at a length; `last`: for the last query only."""
-        positions = self.scheme.positions(rows, length, rows=range(rows)).replace(phase=phase)
-        positions = positions.slice(length - 1, length) if last else positions
-        return self.scheme.prepare(positions).layers[0][0].composition
-
-    def moves(self, phase: str, length: int) -> bool:
-        """Whether coordinates in a phase are other than 0, 1, 2, ..."""
-        return bool((self.at(length, phase).positions.query != torch.arange(length)).any())
-
-    def wake(self) -> None:
-        """Give parameters that start at zero, and would leave nothing to see, random values."""
-        generator = torch.Generator().manual_seed(0)
-        asleep = [p for p in self.scheme.parameters() if not p.any()]
-        for parameter in asleep:
-            steps = torch.randn(parameter.shape, generator=generator)
-            parameter.data = steps.cumsum(0) / len(steps) ** 0.5
-        if asleep:
-            self.notes.append("Those that start at zero are random walks here.")
-
-    def vectors(self, n_keys: int) -> tuple[Tensor, Tensor]:
-        """Random queries (DRAWS, H, 1, d), and keys (DRAWS, H, n_keys, d) that are the same everywhere; first k = q."""
-        generator = torch.Generator().manual_seed(0)
-        shape = (DRAWS, self.scheme.shape.n_heads, 1, self.scheme.shape.head_dim)
-        q, k = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
-        k[0] = q[0]
-        return q, k.expand(-1, -1, n_keys, -1)
-
-
-def _merged(composition: Composition, values: Callable[[int], Tensor]) -> Tensor:
-    """What `values(region)` gives, (..., Lq, Lk), each where its region counts."""
-    merged = values(0)
-    for r, region in enumerate(composition.regions[1:], start=1):
-        merged = torch.where(region.branch.region(composition.positions), values(r), merged)
-    return merged
-
-
-def _bias(composition: Composition) -> Tensor:
-    """The bias of all regions, (H, Lq, Lk)."""
-    return _merged(composition, composition.bias)[0]
-
-
-def _panels(view: _View) -> Iterator[Panel]:
+def panels_of(view: View) -> Iterator[Panel]:
     """Panels of a plain scheme: its extensions and what they change in an encoding, or the encodings alone."""
     if view.changes("coordinates"):
         yield partial(_coordinates, view, training=True)
@@ -228,7 +47,7 @@ def _panels(view: _View) -> Iterator[Panel]:
         yield partial(_attention, view)
 
 
-def _of_encoding(view: _View, place: int, encoding: Encoding) -> Iterator[tuple[bool, Panel]]:
+def _of_encoding(view: View, place: int, encoding: Encoding) -> Iterator[tuple[bool, Panel]]:
     """Panels of an encoding, each with whether it shows something that extensions, if there are any, change."""
     alone = not view.extensions
     moved = alone or (view.changes("coordinates") and view.moves("test", view.longest(2)))
@@ -255,11 +74,8 @@ def _of_encoding(view: _View, place: int, encoding: Encoding) -> Iterator[tuple[
         yield alone, partial(_logits, view, place, rotated=False)
 
 
-# ---- panels of encodings ------------------------------------------------------------------------
-
-
 @torch.no_grad()
-def _embedding(view: _View, place: int, axes: Axes, ratio: int = 2) -> None:
+def _embedding(view: View, place: int, axes: Axes, ratio: int = 2) -> None:
     """What is added to token embeddings, over position and channel."""
     length, width = view.longest(ratio), view.scheme.shape.d_model
     part = view.at(length).base[place]
@@ -269,7 +85,7 @@ def _embedding(view: _View, place: int, axes: Axes, ratio: int = 2) -> None:
     _channels(view, axes, added, what, ratio)
 
 
-def _code(view: _View, place: int, length: int) -> Tensor:
+def _code(view: View, place: int, length: int) -> Tensor:
     """What `rotate` adds to queries of zero, (length, d)."""
     part = view.at(length).base[place]
     shape = view.scheme.shape
@@ -278,12 +94,12 @@ def _code(view: _View, place: int, length: int) -> Tensor:
         return part.encoding.rotate(zero, zero, part.positions)[0][0].transpose(0, 1).flatten(1)
 
 
-def _added_code(view: _View, place: int, axes: Axes) -> None:
+def _added_code(view: View, place: int, axes: Axes) -> None:
     """What is added to queries, over position and channel."""
     _channels(view, axes, _code(view, place, view.longest(2)), "added to queries")
 
 
-def _channels(view: _View, axes: Axes, values: Tensor, title: str, ratio: int = 2) -> None:
+def _channels(view: View, axes: Axes, values: Tensor, title: str, ratio: int = 2) -> None:
     """A heat map over positions and channels, (length, D); what is undefined of `ratio` training lengths stays grey."""
     length = ratio * view.length
     bound = float(values.abs().max())
@@ -302,7 +118,7 @@ def _channels(view: _View, axes: Axes, values: Tensor, title: str, ratio: int = 
 
 
 @torch.no_grad()
-def _wavelengths(view: _View, place: int, axes: Axes) -> None:
+def _wavelengths(view: View, place: int, axes: Axes) -> None:
     """Wavelengths of the pairs of channels, against the training length; before and after extensions of frequencies."""
     length, longest = view.length, view.longest(4)
     changed = view.changes("frequencies")
@@ -336,7 +152,7 @@ def _wavelengths(view: _View, place: int, axes: Axes) -> None:
         _legend(axes, loc="lower right")
 
 
-def _bias_by_distance(view: _View, axes: Axes) -> None:
+def _bias_by_distance(view: View, axes: Axes) -> None:
     """Bias of each head against distance; before and after extensions."""
     length = view.longest(4)
     bias = _last(view, length)
@@ -357,25 +173,25 @@ def _bias_by_distance(view: _View, axes: Axes) -> None:
 
 
 @torch.no_grad()
-def _last(view: _View, length: int, phase: str = "test") -> Tensor:
+def _last(view: View, length: int, phase: str = "test") -> Tensor:
     """Bias of the last query, nearest key first, (H, length)."""
-    return _bias(view.at(length, phase, last=True))[:, 0].flip(-1)
+    return bias_of(view.at(length, phase, last=True))[:, 0].flip(-1)
 
 
 @torch.no_grad()
-def _bias_of_pairs(view: _View, axes: Axes, head: int) -> None:
+def _bias_of_pairs(view: View, axes: Axes, head: int) -> None:
     """Bias of one head for every pair of a query and a key."""
     composition = view.at(view.longest(2))
-    bias = _bias(composition)[head].masked_fill(~composition.visible()[0], torch.nan)
+    bias = bias_of(composition)[head].masked_fill(~composition.visible()[0], torch.nan)
     bound = float(bias.nan_to_num().abs().max())
     _pairs(view, axes, bias, "PuOr", f"bias of head {head + 1}", "bias (logits)", (-bound, bound))
 
 
 @torch.no_grad()
-def _bias_by_query(view: _View, axes: Axes) -> None:
+def _bias_by_query(view: View, axes: Axes) -> None:
     """Bias of the first head against distance, for queries at different places."""
     length = view.longest(4)
-    bias = _bias(view.at(length))[0]
+    bias = bias_of(view.at(length))[0]
     for n, place in enumerate((view.length // 2, view.length, 2 * view.length, 4 * view.length)):
         if place <= length:
             row = bias[place - 1, :place].flip(-1)
@@ -387,7 +203,7 @@ def _bias_by_query(view: _View, axes: Axes) -> None:
 
 
 @torch.no_grad()
-def _logits(view: _View, place: int, axes: Axes, rotated: bool) -> None:
+def _logits(view: View, place: int, axes: Axes, rotated: bool) -> None:
     """Logits that random queries and keys get from position, against distance; a draw has one key everywhere."""
     length = view.longest(4)
 
@@ -413,18 +229,15 @@ def _logits(view: _View, place: int, axes: Axes, rotated: bool) -> None:
 
 
 @torch.no_grad()
-def _attention(view: _View, axes: Axes) -> None:
+def _attention(view: View, axes: Axes) -> None:
     """Attention weights where content says nothing."""
     visible = view.at(view.length).visible()[0]
     weights = (visible / visible.sum(-1, keepdim=True)).masked_fill(~visible, torch.nan)
     _pairs(view, axes, weights.log2(), "viridis", "attention where content says nothing", "log2 weight")
 
 
-# ---- panels of extensions -----------------------------------------------------------------------
-
-
 @torch.no_grad()
-def _coordinates(view: _View, axes: Axes, training: bool) -> None:
+def _coordinates(view: View, axes: Axes, training: bool) -> None:
     """Coordinates that encodings read, by place: some training (or tuning) sequences, or a long test."""
     shown = _shown_phase(view)
     phase, length = (shown, view.length) if training else ("test", view.longest(4))
@@ -448,27 +261,27 @@ def _coordinates(view: _View, axes: Axes, training: bool) -> None:
         _legend(axes)
 
 
-def _shown_phase(view: _View) -> str:
+def _shown_phase(view: View) -> str:
     """The first of training and tuning in which coordinates are not plain; training if there is none."""
     return "tune" if view.moves("tune", view.length) and not view.moves("train", view.length) else "train"
 
 
 @torch.no_grad()
-def _distances(view: _View, axes: Axes) -> None:
+def _distances(view: View, axes: Axes) -> None:
     """The distance at which each pair is read, and which pairs are seen."""
     composition = view.at(view.longest(2))
-    distance = _merged(composition, lambda r: composition.regions[r].parts[0].positions.distance())
+    distance = merged(composition, lambda r: composition.regions[r].parts[0].positions.distance())
     visible = composition.visible()[0]
     title = "distance each pair is read at" if view.changes("branches") else "what a query sees"
     _pairs(view, axes, distance[0].masked_fill(~visible, torch.nan), "viridis", title, "distance (tokens)")
 
 
 @torch.no_grad()
-def _read_distance(view: _View, axes: Axes) -> None:
+def _read_distance(view: View, axes: Axes) -> None:
     """The distance at which the last query reads each key."""
     length = view.longest(4)
     composition = view.at(length, last=True)
-    read = _merged(composition, lambda r: composition.regions[r].parts[0].positions.distance())[0, 0]
+    read = merged(composition, lambda r: composition.regions[r].parts[0].positions.distance())[0, 0]
     read = read.masked_fill(~composition.visible()[0, 0], torch.nan).flip(-1)
     axes.plot(range(length), color=GREY, lw=0.9, ls=":", label="plain distance")
     axes.plot(read, color=PALETTE[1], lw=1.8, label="read as")
@@ -481,7 +294,7 @@ def _read_distance(view: _View, axes: Axes) -> None:
 
 
 @torch.no_grad()
-def _adapted(view: _View, axes: Axes) -> None:
+def _adapted(view: View, axes: Axes) -> None:
     """What is added to the biased logits of the first head, against the content logit, at some distances."""
     length = view.longest(4)
     view.wake()
@@ -500,7 +313,7 @@ def _adapted(view: _View, axes: Axes) -> None:
 
 
 @torch.no_grad()
-def _scale(view: _View, axes: Axes) -> None:
+def _scale(view: View, axes: Axes) -> None:
     """The factor on the content logits of the last query, against length."""
     lengths = [n for n in (view.length * 2**k // 16 for k in range(9)) if n and view.scheme.undefined(n) is None]
     factors = [float(torch.as_tensor(view.at(n, last=True).sigma()).flatten()[-1]) for n in lengths]
@@ -512,11 +325,8 @@ def _scale(view: _View, axes: Axes) -> None:
     axes.set(title="factor on q·k of the last query", xlabel="length (tokens, log scale)", ylabel="factor")
 
 
-# ---- drawing ------------------------------------------------------------------------------------
-
-
 def _pairs(
-    view: _View,
+    view: View,
     axes: Axes,
     values: Tensor,
     colours: str,
