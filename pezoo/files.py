@@ -1,13 +1,18 @@
-"""Files that are whole or not there at all, on disk and as they were written."""
+"""Files that are whole or not there at all, and folders that are known to be as they were written.
 
+`replacing` writes a file under another name and renames it when it is complete. A folder is sealed by a JSON file of
+facts: it lists every other file with its size and its SHA-256, and holds a digest of itself. What was cut short, lost
+or changed on the disk is then found before it is used.
+"""
+
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+from typing import IO, Any
 
 
 @contextmanager
@@ -67,3 +72,94 @@ def _runs(number: int) -> bool:
     except OSError:  # it is somebody else's
         pass
     return True
+
+
+_digests: dict[tuple[int, ...], str] = {}
+"""Digests of the files that this process has read, so that each is read once, however many names it has."""
+
+
+class Damaged(ValueError):
+    """A sealed folder is not as it was written; the message says what is wrong with it."""
+
+
+def seal(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the facts of a folder, once all of its other files are there.
+
+    When this returns, all of the folder is on the disk.
+
+    Args:
+        path: the JSON file.
+        facts: plain data.
+
+    Returns:
+        What `unseal` will return.
+    """
+    files = {}
+    for other in sorted(set(path.parent.iterdir()) - {path}):
+        with other.open("rb") as file:
+            os.fsync(file.fileno())
+        files[other.name] = {"size": other.stat().st_size, "sha256": _sha256(other)}
+    facts = json.loads(json.dumps({**facts, "files": files}))
+    with replacing(path) as file:
+        file.write(json.dumps(facts | {"sha256": _sha256_of(facts)}, indent=1).encode())
+    return facts
+
+
+def unseal(path: Path, *, digests: bool = True) -> dict[str, Any]:
+    """Read the facts of a folder, and check its files.
+
+    Args:
+        path: the JSON file.
+        digests: whether to read every file. Else it must be there, with its size.
+
+    Raises:
+        Damaged: if anything is not as it was written.
+    """
+    try:
+        facts = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise Damaged(f"{path.name} is missing") from None
+    except (OSError, ValueError, RecursionError):
+        raise Damaged(f"{path.name} cannot be read") from None
+    if not isinstance(facts, dict) or "sha256" not in facts:
+        raise Damaged(f"{path.name} has no digest, as before there were any")
+    if facts.pop("sha256") != _sha256_of(facts):
+        raise Damaged(f"{path.name} has changed")
+    for name, known in facts["files"].items():
+        other = path.parent / name
+        try:
+            if other.stat().st_size != known["size"] or (digests and _sha256(other) != known["sha256"]):
+                raise Damaged(f"{name} has changed")
+        except FileNotFoundError:
+            raise Damaged(f"{name} is missing") from None
+        except OSError:
+            raise Damaged(f"{name} cannot be read") from None
+    return facts
+
+
+def move(folder: Path, place: Path) -> None:
+    """Move a sealed folder to its place, instead of what may be there."""
+    remove(place)
+    os.replace(folder, place)
+    sync(place.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, or what stands in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    facts = path.stat()
+    key = facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+    if key not in _digests:
+        with path.open("rb") as file:
+            _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digests[key]
+
+
+def _sha256_of(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

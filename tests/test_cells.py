@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-import pezoo.sealed
+import pezoo.files
 import pezoo.study.store
 from pezoo.errors import UserError
 from pezoo.files import sweep
@@ -136,9 +136,9 @@ def test_results_without_a_run_leave_out_what_is_damaged(finished, copy):
 
 
 def test_the_files_of_a_cell_are_read_once_in_a_run(copy, monkeypatch):
-    reads, whole = [], pezoo.sealed.hashlib.file_digest
-    monkeypatch.setattr(pezoo.sealed, "_digests", {})
-    monkeypatch.setattr(pezoo.sealed.hashlib, "file_digest", lambda f, *a: reads.append(f.name) or whole(f, *a))
+    reads, whole = [], pezoo.files.hashlib.file_digest
+    monkeypatch.setattr(pezoo.files, "_digests", {})
+    monkeypatch.setattr(pezoo.files.hashlib, "file_digest", lambda f, *a: reads.append(f.name) or whole(f, *a))
     run_here(copy)
     copy.results()
     assert len(reads) == len(set(reads)) == 2 + 2 * 2  # two models, and losses at two lengths of each

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pezoo import sealed
-from pezoo.sealed import Damaged, move, seal, unseal
+from pezoo import files
+from pezoo.files import Damaged, move, seal, unseal
 
 FACTS = {"loss": 1.25, "missing": float("nan"), "lengths": [16, 64], "inputs": {"é": None, "0.1": ["a"]}}
 
@@ -30,7 +30,7 @@ def test_facts_come_back_with_the_list_of_files(folder):
 def test_every_flipped_bit_is_found(folder, name, monkeypatch):
     content = (folder / name).read_bytes()
     for i in range(0, len(content), 7):
-        monkeypatch.setattr(sealed, "_digests", {})  # as in another process
+        monkeypatch.setattr(files, "_digests", {})  # as in another process
         flipped = bytearray(content)
         flipped[i] ^= 1 << i % 8
         (folder / name).write_bytes(flipped)
@@ -48,7 +48,7 @@ def test_what_is_no_seal_is_damaged(folder, content):
 
 
 def test_what_is_missing_or_cut_is_named_without_reading_any_file(folder, monkeypatch):
-    monkeypatch.setattr(sealed, "_sha256", None)
+    monkeypatch.setattr(files, "_sha256", None)
     unseal(folder / "facts.json", digests=False)
     (folder / "weights").write_bytes(b"cut")
     with pytest.raises(Damaged, match="weights has changed"):
@@ -61,9 +61,9 @@ def test_what_is_missing_or_cut_is_named_without_reading_any_file(folder, monkey
 
 
 def test_a_file_is_read_once_under_all_its_names(folder, monkeypatch):
-    reads, whole = [], sealed.hashlib.file_digest
-    monkeypatch.setattr(sealed, "_digests", {})
-    monkeypatch.setattr(sealed.hashlib, "file_digest", lambda *a: reads.append(a) or whole(*a))
+    reads, whole = [], files.hashlib.file_digest
+    monkeypatch.setattr(files, "_digests", {})
+    monkeypatch.setattr(files.hashlib, "file_digest", lambda *a: reads.append(a) or whole(*a))
     (folder / "link").hardlink_to(folder / "weights")
     seal(folder / "facts.json", FACTS)
     unseal(folder / "facts.json")

@@ -29,7 +29,7 @@ from pezoo.data.sources import find
 from pezoo.data.tokenizer import Tokenizer, load_tokenizer
 from pezoo.data.tokens import Tokens
 from pezoo.errors import UserError
-from pezoo.sealed import Damaged, move, seal, unseal
+from pezoo.files import Damaged, move, seal, unseal
 
 _log = logging.getLogger(__name__)
 

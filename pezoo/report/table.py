@@ -1,13 +1,11 @@
 """Tables: a row per scheme, a column per test length; schemes by tasks; encodings by extensions."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import pandas
-import rich.box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
 
 from pezoo.escape import in_markdown, in_terminal
@@ -26,6 +24,7 @@ from pezoo.report.statistics import (
     score_frame,
     tuning_name,
 )
+from pezoo.report.terminal import blocks, make_rich
 from pezoo.results import BITS_PER_BYTE, LANGUAGE_MODELLING, Result
 
 BITS = "bits/byte at L"
@@ -70,13 +69,13 @@ class Table:
         def width(table: RichTable) -> int:
             return console.measure(table, options=console.options.update(width=1000)).maximum
 
-        forms = [_rich(frame)]
+        forms = [make_rich(frame)]
         if len(frame.columns) > len(frame) > 1:
-            forms.append(_rich(frame.T.rename_axis("")))
+            forms.append(make_rich(frame.T.rename_axis("")))
         if console.is_terminal:
-            forms.append(_rich(frame, tall=True))
+            forms.append(make_rich(frame, tall=True))
             fitting = [[form] for form in forms if width(form) <= console.width]
-            shown = fitting[0] if fitting else _blocks(frame, lambda table: width(table) <= console.width)
+            shown = fitting[0] if fitting else blocks(frame, lambda table: width(table) <= console.width)
         else:
             shown = [min(forms, key=width)] if width(forms[0]) > console.width else forms[:1]
             console = Console(file=console.file, width=max(console.width, width(shown[0])), highlight=False)
@@ -378,26 +377,3 @@ def _effective(curve: Curve, train_length: int) -> str:
 
 def _shown(cell: object, missing: str = "–") -> str:
     return missing if cell is None else str(cell)
-
-
-def _blocks(frame: pandas.DataFrame, fits: Callable[[RichTable], bool]) -> list[RichTable]:
-    """Split a table into as many columns at a time as fit, but at least one."""
-    blocks, first = [], 0
-    while first < len(frame.columns):
-        last = first + 1
-        while last < len(frame.columns) and fits(_rich(frame.iloc[:, first : last + 1])):
-            last += 1
-        blocks.append(_rich(frame.iloc[:, first:last]))
-        first = last
-    return blocks
-
-
-def _rich(frame: pandas.DataFrame, tall: bool = False) -> RichTable:
-    table = RichTable(box=rich.box.SIMPLE_HEAD)
-    table.add_column(frame.index.name, overflow="fold")
-    for name in frame.columns:
-        table.add_column(escape(name), justify="right", overflow="fold")
-    for label, cells in zip(frame.index, frame.to_numpy(), strict=True):
-        cells = [re.sub(r" (±|\+-) ", r"\n\1 ", cell).replace(", ", ",\n") if tall else cell for cell in cells]
-        table.add_row(escape(label), *map(escape, cells))
-    return table

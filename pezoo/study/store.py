@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 import pezoo
+from pezoo.files import Damaged, move, remove, seal, unseal
 from pezoo.model.devices import device_name
-from pezoo.sealed import Damaged, move, remove, seal, unseal
 from pezoo.study.plan import Cell
 
 UNFINISHED, STATE = ".unfinished-", ".state.pt"
