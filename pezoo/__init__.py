@@ -14,6 +14,7 @@ from pezoo.scheme import parse
 from pezoo.task import IGNORE, Pairs, Task
 
 if TYPE_CHECKING:
+    from pezoo.report.finished import Finished
     from pezoo.results import Result
 
 __version__ = "0.2.0"
@@ -39,6 +40,7 @@ __all__ = [
     "list_encodings",
     "list_extensions",
     "list_tasks",
+    "load",
     "load_plugin",
     "parse",
     "register",
@@ -57,3 +59,10 @@ def run(
     from pezoo.cli.run.run import run
 
     return run(recipe, overrides, out, plugins)
+
+
+def load(folder: str | Path) -> "Finished":
+    """Read a finished study, run here or published; see `pezoo.report.finished.load`."""
+    from pezoo.report.finished import load
+
+    return load(folder)

@@ -2,23 +2,22 @@
 
 `results.jsonl` holds one `Result` a line: one metric of one scheme and seed at one test length. A
 value that is not a finite number is never written: the line then holds null, and its status and
-reason say what happened. Beside it each evaluation keeps its `Losses`, summed per document and
-position bin, from which loss-by-position curves and intervals over documents are made.
+reason say what happened. A published study holds the same lines compressed, `results.jsonl.gz`.
 """
 
+import gzip
 import json
 import math
 import numbers
 import types
 import typing
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union
-
-import numpy as np
+from typing import IO, TYPE_CHECKING, Any, Literal, Union
 
 from pezoo.errors import UserError, suggest
 from pezoo.files import replacing
@@ -177,27 +176,41 @@ _KINDS = {
 
 
 def write(path: str | Path, results: Iterable[Result]) -> None:
-    """Write results as JSON lines, replacing the file at once.
+    """Write results as JSON lines, replacing the file at once; the same results always give the same bytes.
 
     Args:
-        path: the file; its folder is made if it is missing.
+        path: the file, compressed if its name ends in .gz; its folder is made if it is missing.
         results: what to write, in the order to keep.
 
     Raises:
         OSError: if the file cannot be written; what was there before is then unchanged.
     """
     names = [field.name for field in fields(Result)]
-    with replacing(path) as file:
+    with replacing(path) as whole, _packed(whole) if _is_packed(path) else nullcontext(whole) as file:
         for result in results:
             line = {name: getattr(result, name) for name in names}
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def _is_packed(path: str | Path) -> bool:
+    return Path(path).suffix == ".gz"
+
+
+def _packed(file: IO[bytes]) -> gzip.GzipFile:
+    return gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0)
+
+
+def find_results(folder: str | Path) -> Path | None:
+    """The results file of a study, run or published; None if the folder has none."""
+    files = (Path(folder, name) for name in ("results.jsonl", "results.jsonl.gz"))
+    return next((path for path in files if path.is_file()), None)
 
 
 def read(path: str | Path) -> list[Result]:
     """Read a results file strictly.
 
     Args:
-        path: a file of JSON lines.
+        path: a file of JSON lines, compressed if its name ends in .gz.
 
     Returns:
         The results in the order of the file.
@@ -207,10 +220,12 @@ def read(path: str | Path) -> list[Result]:
             names the line.
     """
     try:
-        lines = Path(path).read_bytes().splitlines()
-    except OSError as error:
+        content = Path(path).read_bytes()
+        lines = (gzip.decompress(content) if _is_packed(path) else content).splitlines()
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or error
         raise UserError(
-            f"cannot read results from {path}: {error.strerror}. Give a results.jsonl that `pezoo run` wrote."
+            f"cannot read results from {path}: {why}. Give a results.jsonl that `pezoo run` wrote."
         ) from error
     results = []
     for number, line in enumerate(lines, 1):
@@ -228,98 +243,6 @@ def to_frame(results: Iterable[Result]) -> "pandas.DataFrame":
     names = [field.name for field in fields(Result)]
     frame = pandas.DataFrame([[getattr(r, n) for n in names] for r in results], columns=names)
     return frame.astype({name: float for name in names if float in _parts(_HINTS[name])})
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Losses:
-    """The losses of one evaluation, summed per document and position bin.
-
-    Raises:
-        ValueError: if shapes do not fit each other, or edges do not ascend.
-    """
-
-    loss_sum: np.ndarray
-    """(documents, bins) float64: summed loss in nats."""
-    tokens: np.ndarray
-    """(documents, bins) int64: scored tokens."""
-    edges: np.ndarray
-    """(bins + 1,) int64: bin i covers the positions edges[i] <= p < edges[i + 1], from 0."""
-    documents: Sequence[str]
-    """A name per row."""
-    test_length: int
-    """T, in tokens."""
-    protocol: str
-    """How it was tested."""
-
-    def __post_init__(self) -> None:
-        """Bring the arrays to their types and check their shapes."""
-        kinds = {"loss_sum": np.float64, "tokens": np.int64, "edges": np.int64}
-        for name, kind in kinds.items():
-            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=kind))
-        object.__setattr__(self, "documents", tuple(str(name) for name in self.documents))
-        object.__setattr__(self, "test_length", int(self.test_length))
-        shape = (len(self.documents), len(self.edges) - 1)
-        if self.loss_sum.shape != shape or self.tokens.shape != shape:
-            raise ValueError(
-                f"loss_sum {self.loss_sum.shape} and tokens {self.tokens.shape} must both be "
-                f"(documents, bins) = {shape}"
-            )
-        if np.any(np.diff(self.edges) < 1):
-            raise ValueError("edges must ascend")
-
-    def by_position(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the mean loss by position.
-
-        Returns:
-            Positions counted from 1, each the middle of its bin, and the mean loss in nats there;
-            both (bins,), leaving out bins in which nothing was scored.
-        """
-        tokens = self.tokens.sum(axis=0)
-        kept = tokens > 0
-        middle = (self.edges[:-1] + 1 + self.edges[1:]) / 2
-        return middle[kept], self.loss_sum.sum(axis=0)[kept] / tokens[kept]
-
-
-_LOSSES = tuple(field.name for field in fields(Losses))
-
-
-def write_losses(path: str | Path, losses: Losses) -> None:
-    """Write losses as an npz file, replacing it at once.
-
-    Args:
-        path: the file; its folder is made if it is missing.
-        losses: what to write.
-
-    Raises:
-        OSError: if the file cannot be written; what was there before is then unchanged.
-    """
-    with replacing(path) as file:
-        np.savez_compressed(file, **{name: np.asarray(getattr(losses, name)) for name in _LOSSES})
-
-
-def read_losses(path: str | Path) -> Losses:
-    """Read what `write_losses` wrote.
-
-    Args:
-        path: an npz file.
-
-    Returns:
-        The losses.
-
-    Raises:
-        UserError: if there is no such file, or it does not hold exactly what losses are made of.
-    """
-    try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if set(arrays.files) != set(_LOSSES):
-                raise ValueError(f"it must hold {', '.join(_LOSSES)}")
-            found = {name: arrays[name] for name in _LOSSES}
-        found["protocol"] = str(found["protocol"])
-        return Losses(**found)
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"cannot read losses from {path}: {error}. Run the study again to have it written anew."
-        ) from error
 
 
 def _parse(line: bytes) -> Result:

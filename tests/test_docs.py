@@ -4,14 +4,17 @@ import dataclasses
 import re
 import shlex
 
+import numpy as np
 import pytest
 import torch
 
 from pezoo.errors import UserError
 from pezoo.evaluation.answers import ANSWER_PROTOCOLS
 from pezoo.evaluation.protocols import PROTOCOLS
+from pezoo.losses import Losses, losses_of, write_losses
 from pezoo.registry import entry, list_tasks
-from pezoo.results import LANGUAGE_MODELLING
+from pezoo.report.finished import load
+from pezoo.results import LANGUAGE_MODELLING, write
 from pezoo.study import Study
 from pezoo.study.cells import run_cell
 from pezoo.study.reading import _parse_override, load_recipe, recipes_dir
@@ -136,15 +139,29 @@ def test_published_tables_are_what_their_results_give():
 
 def test_a_finished_study_can_be_published(tmp_path, monkeypatch):
     monkeypatch.setattr(docs, "PUBLISHED", tmp_path / "published")
-    finished, files = tmp_path / "mine-gpu", ("recipe.yaml", "results.jsonl", "report/a.png", "report/a.svg")
-    for name in (*files, "cells/b", "report/table.md"):
+    finished = tmp_path / "mine-gpu"
+    survey = load(docs.ROOT / "experiments" / "results" / "quickstart")
+    cell = survey.results[0].cell
+    facts = {"edges": [0, 2, 4], "documents": ["a", "b"], "test_length": 64, "protocol": "prefix"}
+    losses = Losses(loss_sum=[[1.0, 2.5], [0.1, 3.0]], tokens=[[1, 2], [0, 3]], **facts)
+    write(finished / "results.jsonl", survey.results)
+    write_losses(finished / "cells" / cell / "losses_64.npz", losses)
+    for name in ("recipe.yaml", "report/a.png", "report/curves.png", "report/curves.svg"):
         (finished / name).parent.mkdir(parents=True, exist_ok=True)
         (finished / name).write_text(name)
     (tmp_path / "published" / "mine-gpu").mkdir(parents=True)
     (tmp_path / "published" / "mine-gpu" / "of_old.png").touch()
     folder = docs.publish(finished)
     assert folder == tmp_path / "published" / "mine-gpu"
-    assert {path.name: path.read_text() for path in folder.iterdir()} == {f.split("/")[-1]: f for f in files[:3]}
+    assert {p.name for p in folder.iterdir()} == {"recipe.yaml", "results.jsonl.gz", "losses.npz", "curves.png"}
+    published = load(folder)
+    assert published.results == survey.results
+    (kept,) = losses_of(published.losses, [cell])[cell]
+    assert kept.documents == losses.documents
+    np.testing.assert_allclose(kept.loss_sum, losses.loss_sum, rtol=1e-6)
+    np.testing.assert_array_equal(kept.tokens, losses.tokens)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    assert {p.name: p.read_bytes() for p in docs.publish(finished).iterdir()} == before
     with pytest.raises(UserError, match=r"cells is no finished study: it lacks recipe\.yaml, results\.jsonl"):
         docs.publish(finished / "cells")
 

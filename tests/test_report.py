@@ -24,10 +24,11 @@ from scipy import stats
 
 from pezoo.errors import UserError
 from pezoo.escape import safe_names
-from pezoo.report import curves, figure, groups, heatmap, statistics, table, tensorboard
+from pezoo.losses import Losses, write_losses
+from pezoo.report import curves, figure, groups, heatmap, intervals, statistics, table, tensorboard
 from pezoo.report.statistics import Summary
 from pezoo.report.write import write_report
-from pezoo.results import Losses, Result, write_losses
+from pezoo.results import Result
 
 LENGTHS = (64, 128, 256, 512, 1024)
 # label, encoding, extensions, tuning steps, perplexity at L, factor for each doubling
@@ -154,12 +155,12 @@ def test_a_summary_shows_mean_spread_and_troubles(values, troubles, shown):
 
 def test_one_seed_has_no_spread_and_no_interval():
     assert Summary((5.0,)).spread is None
-    assert statistics.interval([5.0]) is None
+    assert intervals.interval([5.0]) is None
 
 
 @given(st.lists(st.floats(1, 1e4), min_size=2, max_size=8), st.floats(0.5, 0.99))
 def test_t_interval_is_the_textbooks(values, level):
-    low, high = statistics.interval(values, level)
+    low, high = intervals.interval(values, level)
     mean, deviation = np.mean(values), np.std(values, ddof=1)
     half = stats.t.ppf((1 + level) / 2, len(values) - 1) * deviation / math.sqrt(len(values))
     assert low == pytest.approx(mean - half, rel=1e-6, abs=1e-6)
@@ -168,23 +169,23 @@ def test_t_interval_is_the_textbooks(values, level):
 
 def test_intervals_of_logarithms_stay_positive():
     values = [1.0, 400.0]
-    assert statistics.interval(values)[0] < 0 < statistics.interval(values, log=True)[0]
+    assert intervals.interval(values)[0] < 0 < intervals.interval(values, log=True)[0]
 
 
 def test_bootstrap_interval_agrees_with_t_on_many_seeds():
     values = np.random.default_rng(0).normal(10, 2, 400)
-    bootstrap = statistics.interval(values, method="bootstrap")
-    assert bootstrap == pytest.approx(statistics.interval(values), abs=0.05)
-    assert statistics.interval([3.0, 3.0], method="bootstrap") == (3.0, 3.0)
+    bootstrap = intervals.interval(values, method="bootstrap")
+    assert bootstrap == pytest.approx(intervals.interval(values), abs=0.05)
+    assert intervals.interval([3.0, 3.0], method="bootstrap") == (3.0, 3.0)
 
 
 def test_pairs_cancel_what_a_seed_does_to_both():
     made = [result("a", 2.0 * s, seed=s) for s in (1, 2, 5)]
     made += [result("b", 1.0 * s, seed=s) for s in (5, 1, 9)]
-    ratio, (low, high) = statistics.paired_ratio(made, "a", "b", 64)
+    ratio, (low, high) = intervals.paired_ratio(made, "a", "b", 64)
     assert (ratio, low, high) == pytest.approx((2, 2, 2))
     with pytest.raises(UserError, match="no seed with a value in common at 128"):
-        statistics.paired_ratio(made, "a", "b", 128)
+        intervals.paired_ratio(made, "a", "b", 128)
 
 
 def test_document_interval_covers_the_mean_and_pairs_documents():
@@ -195,13 +196,13 @@ def test_document_interval_covers_the_mean_and_pairs_documents():
     facts |= {"test_length": 3, "protocol": "prefix"}
     one = Losses(loss_sum=loss, **facts)
     other = Losses(loss_sum=loss + 0.1 * tokens, **facts)
-    low, high = statistics.document_interval(one)
+    low, high = intervals.document_interval(one)
     assert low < loss.sum() / tokens.sum() < high
     assert 0.2 < high - low < 0.5  # four standard errors, 4 × 0.5 / sqrt(40), give or take
-    difference = statistics.document_interval(other, baseline=one)
+    difference = intervals.document_interval(other, baseline=one)
     assert difference == pytest.approx((0.1, 0.1))
     with pytest.raises(ValueError, match="same documents"):
-        statistics.document_interval(one, dataclasses.replace(other, documents=range(1, 41)))
+        intervals.document_interval(one, dataclasses.replace(other, documents=range(1, 41)))
 
 
 def test_results_that_cannot_share_a_table_are_refused():
@@ -219,17 +220,17 @@ def test_results_that_cannot_share_a_table_are_refused():
 def test_losses_are_found_at_the_longest_length_of_each_label(tmp_path):
     results = study()
     write_all_losses(results, tmp_path)
-    found = statistics.losses_by_label(results, tmp_path, "prefix")
+    found = intervals.losses_by_label(results, tmp_path, "prefix")
     assert list(found) == [label for label, *_ in SCHEMES]
     assert [one.test_length for one in found["rope"]] == [1024, 1024]
     assert [one.test_length for one in found["learned"]] == [64, 64]
-    assert statistics.losses_by_label(results, tmp_path, "non_overlapping") == {}
+    assert intervals.losses_by_label(results, tmp_path, "non_overlapping") == {}
 
 
 def test_loss_by_position_is_the_mean_over_seeds():
     facts = {"edges": [0, 1, 3], "documents": ["a"], "test_length": 3, "protocol": "prefix"}
     seeds = [Losses(loss_sum=[[s, 4 * s]], tokens=[[1, 2]], **facts) for s in (1.0, 3.0)]
-    assert statistics.mean_by_position(seeds) == {1.0: 2.0, 2.5: 4.0}
+    assert intervals.mean_by_position(seeds) == {1.0: 2.0, 2.5: 4.0}
 
 
 def test_accuracies_are_shown_in_percent():
@@ -824,7 +825,7 @@ def test_error_bars_say_what_they_are(seeds, bars, said):
     if said == "one seed":
         assert ends == []
     elif "interval" in said:
-        assert ends[0] == pytest.approx(statistics.interval(values, log=True))
+        assert ends[0] == pytest.approx(intervals.interval(values, log=True))
     else:
         middle, half = np.log(values).mean(), np.log(values).std(ddof=1)
         assert ends[0] == pytest.approx(np.exp([middle - half, middle + half]))

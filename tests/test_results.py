@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pezoo import results
+from pezoo import losses, results
 from pezoo.errors import UserError
-from pezoo.results import Losses, Result
+from pezoo.losses import Losses
+from pezoo.results import Result
 from pezoo.study.reading import load_recipe
 
 RESULT = Result(
@@ -246,8 +247,8 @@ def test_frame_has_a_column_per_field():
 
 
 def test_losses_survive(tmp_path):
-    results.write_losses(tmp_path / "losses.npz", LOSSES)
-    found = results.read_losses(tmp_path / "losses.npz")
+    losses.write_losses(tmp_path / "losses.npz", LOSSES)
+    found = losses.read_losses(tmp_path / "losses.npz")
     for field in dataclasses.fields(Losses):
         kept, read = getattr(LOSSES, field.name), getattr(found, field.name)
         assert type(read) is type(kept)
@@ -272,20 +273,20 @@ def test_losses_must_fit_together():
 def test_a_losses_file_that_is_not_whole_is_refused(tmp_path):
     path = tmp_path / "losses.npz"
     with pytest.raises(UserError, match="cannot read losses from"):
-        results.read_losses(path)
+        losses.read_losses(path)
     np.savez(path, tokens=np.zeros((1, 1)))
     with pytest.raises(UserError, match="it must hold loss_sum, tokens, edges"):
-        results.read_losses(path)
-    results.write_losses(path, LOSSES)
+        losses.read_losses(path)
+    losses.write_losses(path, LOSSES)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="cannot read losses from"):
-        results.read_losses(path)
+        losses.read_losses(path)
     path.write_bytes(b"")
     with pytest.raises(UserError, match="cannot read losses from"):
-        results.read_losses(path)
+        losses.read_losses(path)
 
 
-PUBLISHED = sorted((Path(__file__).parents[1] / "experiments" / "results").glob("*/results.jsonl"))
+PUBLISHED = sorted((Path(__file__).parents[1] / "experiments" / "results").glob("*/results.jsonl.gz"))
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)

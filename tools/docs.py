@@ -27,10 +27,12 @@ import yaml
 
 from pezoo.contract import Shape
 from pezoo.errors import UserError
+from pezoo.losses import losses_of, pack_losses
 from pezoo.model.transformer import Transformer
 from pezoo.registry import FAMILIES, Entry, entries, entry, make_config
 from pezoo.report import table
-from pezoo.results import read
+from pezoo.report.finished import LOSSES, load
+from pezoo.results import find_results, read, write
 from pezoo.scheme import Spec, parse
 from pezoo.study.reading import recipes_dir
 from pezoo.study.recipe import Recipe
@@ -389,7 +391,9 @@ def draw(names: Iterable[str]) -> None:
 
 
 def publish(study: Path) -> Path:
-    """Copy recipe, results, tables and figures (as PNG) of a finished study to where published ones are.
+    """Keep of a finished study what others read: recipe, results and losses compressed, its tables, one picture.
+
+    `pezoo report` draws the other pictures from it.
 
     Returns:
         The folder, which is replaced if it was there.
@@ -397,20 +401,35 @@ def publish(study: Path) -> Path:
     Raises:
         UserError: if there is no finished study in that folder.
     """
-    files = [study / "recipe.yaml", study / "results.jsonl", *sorted(study.glob("report/*.png"))]
-    if missing := [file.name for file in files if not file.is_file()]:
+    if missing := [name for name in ("recipe.yaml", "results.jsonl", "report") if not (study / name).exists()]:
         raise UserError(f"{study} is no finished study: it lacks {', '.join(missing)}")
+    finished = load(study)
     folder = PUBLISHED / study.resolve().name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
+    shutil.copyfile(study / "recipe.yaml", folder / "recipe.yaml")
+    write(folder / "results.jsonl.gz", finished.results)
+    if losses := losses_of(finished.losses, (r.cell for r in finished.results)):
+        pack_losses(folder / LOSSES, losses)
+    picture = foremost(study / "report")
+    shutil.copyfile(picture, folder / picture.name)
     return folder
+
+
+def foremost(report: Path) -> Path:
+    """The picture of a report to see first: curves over the length, or what all tasks come to."""
+    pictures = sorted(report.glob("*.png"))
+    for end in ("curves", "exact_match_by_task", "exact_match", ""):
+        for picture in pictures:
+            if end in picture.stem:
+                return picture
+    raise UserError(f"{report} has no picture")
 
 
 def published() -> dict[Path, str]:
     """The text of each published study's tables, from its results."""
-    return {path.parent / "table.md": table.markdown(read(path)) for path in sorted(PUBLISHED.glob("*/results.jsonl"))}
+    found = {folder: find_results(folder) for folder in sorted(PUBLISHED.iterdir())}
+    return {folder / "table.md": table.markdown(read(path)) for folder, path in found.items() if path is not None}
 
 
 def main(studies: Iterable[str] = ()) -> int:

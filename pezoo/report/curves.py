@@ -91,12 +91,12 @@ def draw_tasks(tasks: Mapping[str, list[Result]]) -> Figure:
     return figure
 
 
-def draw_by_position(results: Iterable[Result], cells: str | Path, protocol: str = "prefix") -> Figure:
+def draw_by_position(results: Iterable[Result], source: str | Path, protocol: str = "prefix") -> Figure:
     """Draw the loss by position in the context, at the longest test length of each scheme.
 
     Args:
         results: results of one group.
-        cells: the study's folder of cells, where the losses are.
+        source: where the losses are, as in `pezoo.losses.losses_of`.
         protocol: how it was tested.
 
     Returns:
@@ -108,7 +108,7 @@ def draw_by_position(results: Iterable[Result], cells: str | Path, protocol: str
     kept = select(results, "loss", protocol)
     looks, shown = styles(kept), {}
     figure, axes = _axes(looks)
-    found = losses_by_label(kept, cells, protocol)
+    found = losses_by_label(kept, source, protocol)
     for label, seeds in found.items():
         means = mean_by_position(seeds)
         if _is_companion(label, found):

@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from pezoo.errors import UserError
-from pezoo.results import Losses, Result, read_losses
+from pezoo.losses import Losses, losses_of
+from pezoo.results import Result
 
 
 def interval(
@@ -128,12 +129,12 @@ def document_interval(
     return float(low), float(high)
 
 
-def losses_by_label(results: Iterable[Result], cells: str | Path, protocol: str) -> dict[str, list[Losses]]:
+def losses_by_label(results: Iterable[Result], source: str | Path, protocol: str) -> dict[str, list[Losses]]:
     """Read the losses that belong to results, at the longest test length of each label.
 
     Args:
         results: results of one study.
-        cells: its folder of cells, which holds a folder with `losses_*.npz` per cell.
+        source: where its losses are, as in `pezoo.losses.losses_of`.
         protocol: such as "prefix".
 
     Returns:
@@ -143,12 +144,12 @@ def losses_by_label(results: Iterable[Result], cells: str | Path, protocol: str)
         UserError: if a losses file is not whole.
     """
     names = dict.fromkeys((r.label, r.cell) for r in results if r.protocol == protocol)
+    losses = losses_of(source, (cell for _, cell in names))
     found: dict[str, list[Losses]] = {}
     for label, cell in names:
-        for path in sorted(Path(cells, cell).glob("losses_*.npz")):
-            losses = read_losses(path)
-            if losses.protocol == protocol:
-                found.setdefault(label, []).append(losses)
+        for one in losses.get(cell, []):
+            if one.protocol == protocol:
+                found.setdefault(label, []).append(one)
     longest = {label: max(one.test_length for one in each) for label, each in found.items()}
     return {label: [one for one in each if one.test_length == longest[label]] for label, each in found.items()}
 

@@ -39,7 +39,7 @@ class Card(NamedTuple):
     text: str = ""
 
 
-def write(results: Iterable[Result], logdir: str | Path, cells: str | Path | None = None) -> Path:
+def write(results: Iterable[Result], logdir: str | Path, source: str | Path | None = None) -> Path:
     """Write the extrapolation view, replacing the one that is there.
 
     A scheme's run holds, as means over seeds (of perplexities geometric ones), `extrapolation/perplexity` and, in the
@@ -52,7 +52,7 @@ def write(results: Iterable[Result], logdir: str | Path, cells: str | Path | Non
     Args:
         results: results of one study.
         logdir: the study's TensorBoard folder.
-        cells: its folder of cells, to read losses by position from; without it they are left out.
+        source: where losses by position are; without it they are left out.
 
     Returns:
         The folder of the runs.
@@ -63,7 +63,7 @@ def write(results: Iterable[Result], logdir: str | Path, cells: str | Path | Non
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    cards = list(_cards(list(results), cells))
+    cards = list(_cards(list(results), source))
     folder, overview = Path(logdir) / "test", "all schemes"
     markers = {f"training length {n}": n for n in sorted({n for card in cards for n in card.train_lengths})}
     labels = dict.fromkeys(label for card in cards for label in card.curves)
@@ -97,7 +97,7 @@ def _group(name: str, protocol: str, headline: bool) -> str:
     return "_".join(re.sub(r"[^\w.-]+", "_", part) for part in parts)
 
 
-def _cards(results: list[Result], cells: str | Path | None) -> Iterator[Card]:
+def _cards(results: list[Result], source: str | Path | None) -> Iterator[Card]:
     found = groups(results) | matrices(results)
     for name, group in found.items():
         trained = tuple(sorted({r.train_length for r in group}))
@@ -116,7 +116,7 @@ def _cards(results: list[Result], cells: str | Path | None) -> Iterator[Card]:
                     picture=draw_curves(kept, metric, protocol) if shown else None,
                     text=by_length(kept, metric, protocol).markdown(),
                 )
-            losses = {} if cells is None or "loss" not in names else losses_by_label(group, cells, protocol)
+            losses = {} if source is None or "loss" not in names else losses_by_label(group, source, protocol)
             if losses:
                 yield Card(
                     tag=f"{_group(name, protocol, False)}/loss_by_position",
@@ -125,7 +125,7 @@ def _cards(results: list[Result], cells: str | Path | None) -> Iterator[Card]:
                         label: {round(at): mean for at, mean in mean_by_position(seeds).items()}
                         for label, seeds in losses.items()
                     },
-                    picture=draw_by_position(group, cells, protocol) if readable(group) else None,
+                    picture=draw_by_position(group, source, protocol) if readable(group) else None,
                 )
 
 

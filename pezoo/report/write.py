@@ -14,7 +14,9 @@ from pezoo.report.statistics import ACCURACIES, grids, length_name
 from pezoo.results import Result
 
 
-def write_report(results: Iterable[Result], folder: str | Path, cells: str | Path, logdir: str | Path) -> None:
+def write_report(
+    results: Iterable[Result], folder: str | Path, source: str | Path, logdir: str | Path | None = None
+) -> None:
     """Write everything that people look at, from results alone.
 
     `folder` then holds `table.md` and figures, each as SVG and PNG. The name of a figure says group, what it shows,
@@ -25,8 +27,8 @@ def write_report(results: Iterable[Result], folder: str | Path, cells: str | Pat
     Args:
         results: results of one study.
         folder: where tables and figures go.
-        cells: the study's folder of cells, where losses by position are.
-        logdir: the study's TensorBoard folder.
+        source: where losses by position are: the study's folder `cells`, or the file of a published study.
+        logdir: the study's TensorBoard folder; without it nothing is written for TensorBoard.
 
     Raises:
         UserError: if there are no results, or they cannot share tables.
@@ -50,11 +52,12 @@ def write_report(results: Iterable[Result], folder: str | Path, cells: str | Pat
                 for name in names:
                     done[name].add(metric)
     for name, group in every.items():
-        _draw(group, folder, stems[name], cells, done[name])
-    tensorboard.write(results, logdir, cells)
+        _draw(group, folder, stems[name], source, done[name])
+    if logdir is not None:
+        tensorboard.write(results, logdir, source)
 
 
-def _draw(group: list[Result], folder: Path, stem: str, cells: str | Path, done: Container[str]) -> None:
+def _draw(group: list[Result], folder: Path, stem: str, source: str | Path, done: Container[str]) -> None:
     """Draw the figures of one group, but for the curves of metrics that are done."""
     found = metrics(group)
     for protocol, names in found.items():
@@ -66,9 +69,9 @@ def _draw(group: list[Result], folder: Path, stem: str, cells: str | Path, done:
                 save(draw_curves(some, metric, protocol), folder / f"{stem}{what}{end}{more}")
         if any(r.depth is not None and (r.metric, r.protocol) == ("exact_match", protocol) for r in group):
             save(heatmap.draw_depth(group, protocol=protocol), folder / f"{stem}exact_match_by_depth{end}")
-        if "loss" in names and losses_by_label(group, cells, protocol):
+        if "loss" in names and losses_by_label(group, source, protocol):
             for more, some in _readable(select(group, "loss", protocol)):
-                save(draw_by_position(some, cells, protocol), folder / f"{stem}loss_by_position{end}{more}")
+                save(draw_by_position(some, source, protocol), folder / f"{stem}loss_by_position{end}{more}")
     metric, protocol = headline(found)
     kept = select(group, metric, protocol)
     for length in sorted({length for length, _ in grids(kept) if length > kept[0].train_length}):

@@ -16,8 +16,9 @@ from pezoo.errors import UserError
 from pezoo.evaluation import LengthResult, evaluate
 from pezoo.evaluation.answers import evaluate_answers
 from pezoo.evaluation.result import with_bits_per_byte
+from pezoo.losses import Losses, write_losses
 from pezoo.model.transformer import Transformer
-from pezoo.results import LANGUAGE_MODELLING, Losses, write_losses
+from pezoo.results import LANGUAGE_MODELLING
 from pezoo.study.plan import Cell, count_parameters
 from pezoo.study.store import Store, versions
 from pezoo.training.checkpoint import load, save

@@ -1,0 +1,187 @@
+"""The losses of evaluations, summed per document and position bin.
+
+Curves of the loss by position and intervals over documents are made from them. Each evaluation of a study keeps its
+own, an npz file beside the cell's facts. A published study holds those of all its cells in one file.
+"""
+
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pezoo.errors import UserError
+from pezoo.files import replacing
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Losses:
+    """The losses of one evaluation, summed per document and position bin.
+
+    Raises:
+        ValueError: if shapes do not fit each other, or edges do not ascend.
+    """
+
+    loss_sum: np.ndarray
+    """(documents, bins) float64: summed loss in nats."""
+    tokens: np.ndarray
+    """(documents, bins) int64: scored tokens."""
+    edges: np.ndarray
+    """(bins + 1,) int64: bin i covers the positions edges[i] <= p < edges[i + 1], from 0."""
+    documents: Sequence[str]
+    """A name per row."""
+    test_length: int
+    """T, in tokens."""
+    protocol: str
+    """How it was tested."""
+
+    def __post_init__(self) -> None:
+        """Bring the arrays to their types and check their shapes."""
+        kinds = {"loss_sum": np.float64, "tokens": np.int64, "edges": np.int64}
+        for name, kind in kinds.items():
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=kind))
+        object.__setattr__(self, "documents", tuple(str(name) for name in self.documents))
+        object.__setattr__(self, "test_length", int(self.test_length))
+        shape = (len(self.documents), len(self.edges) - 1)
+        if self.loss_sum.shape != shape or self.tokens.shape != shape:
+            raise ValueError(
+                f"loss_sum {self.loss_sum.shape} and tokens {self.tokens.shape} must both be "
+                f"(documents, bins) = {shape}"
+            )
+        if np.any(np.diff(self.edges) < 1):
+            raise ValueError("edges must ascend")
+
+    def by_position(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the mean loss by position.
+
+        Returns:
+            Positions counted from 1, each the middle of its bin, and the mean loss in nats there;
+            both (bins,), leaving out bins in which nothing was scored.
+        """
+        tokens = self.tokens.sum(axis=0)
+        kept = tokens > 0
+        middle = (self.edges[:-1] + 1 + self.edges[1:]) / 2
+        return middle[kept], self.loss_sum.sum(axis=0)[kept] / tokens[kept]
+
+
+_LOSSES = tuple(field.name for field in fields(Losses))
+
+
+def write_losses(path: str | Path, losses: Losses) -> None:
+    """Write losses as an npz file, replacing it at once.
+
+    Args:
+        path: the file; its folder is made if it is missing.
+        losses: what to write.
+
+    Raises:
+        OSError: if the file cannot be written; what was there before is then unchanged.
+    """
+    with replacing(path) as file:
+        np.savez_compressed(file, **{name: np.asarray(getattr(losses, name)) for name in _LOSSES})
+
+
+def read_losses(path: str | Path) -> Losses:
+    """Read what `write_losses` wrote.
+
+    Args:
+        path: an npz file.
+
+    Returns:
+        The losses.
+
+    Raises:
+        UserError: if there is no such file, or it does not hold exactly what losses are made of.
+    """
+    try:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if set(arrays.files) != set(_LOSSES):
+                raise ValueError(f"it must hold {', '.join(_LOSSES)}")
+            found = {name: arrays[name] for name in _LOSSES}
+        found["protocol"] = str(found["protocol"])
+        return Losses(**found)
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"cannot read losses from {path}: {error}. Run the study again to have it written anew."
+        ) from error
+
+
+def pack_losses(path: str | Path, losses: Mapping[str, Sequence[Losses]]) -> None:
+    """Write the losses of many cells as one npz file; the same losses always give the same bytes.
+
+    Sums are kept in float32, which is exact to 7 digits.
+
+    Args:
+        path: the file to replace or to make.
+        losses: by cell.
+    """
+    found = [(cell, one) for cell, each in losses.items() for one in each]
+    names = list(dict.fromkeys(name for _, one in found for name in one.documents))
+    place = {name: i for i, name in enumerate(names)}
+    arrays = {
+        "cells": [cell for cell, _ in found],
+        "protocols": [one.protocol for _, one in found],
+        "test_lengths": np.array([one.test_length for _, one in found], dtype=np.int64),
+        "shapes": np.array([one.loss_sum.shape for _, one in found], dtype=np.int64).reshape(-1, 2),
+        "names": names,
+        "documents": np.array([place[name] for _, one in found for name in one.documents], dtype=np.int32),
+        "edges": _flat([one.edges for _, one in found], np.int32),
+        "tokens": _flat([one.tokens for _, one in found], np.int32),
+        "loss_sum": _flat([one.loss_sum for _, one in found], np.float32),
+    }
+    with replacing(path) as file:
+        np.savez_compressed(file, **{name: np.asarray(array) for name, array in arrays.items()})
+
+
+def _flat(arrays: Sequence[np.ndarray], kind: type) -> np.ndarray:
+    return np.concatenate([array.ravel() for array in arrays] or [np.empty(0)]).astype(kind)
+
+
+def losses_of(source: str | Path, cells: Iterable[str]) -> dict[str, list[Losses]]:
+    """The losses of some cells, by cell; a cell that has none is left out.
+
+    Args:
+        source: the folder `cells/` of a study, with `losses_*.npz` in a folder per cell, or a file of `pack_losses`.
+        cells: their names.
+
+    Raises:
+        UserError: if a file is not whole.
+    """
+    source = Path(source)
+    if source.is_file():
+        packed = _unpack(source, source.stat().st_mtime_ns)
+        return {cell: packed[cell] for cell in dict.fromkeys(cells) if cell in packed}
+    files = {cell: sorted((source / cell).glob("losses_*.npz")) for cell in dict.fromkeys(cells)}
+    return {cell: [read_losses(path) for path in paths] for cell, paths in files.items() if paths}
+
+
+@lru_cache(maxsize=1)
+def _unpack(path: Path, changed: int) -> dict[str, list[Losses]]:
+    """What `pack_losses` wrote; read once for each time that the file has changed."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+        losses: dict[str, list[Losses]] = {}
+        document = edge = sums = 0
+        facts = (found[name].tolist() for name in ("cells", "protocols", "test_lengths", "shapes"))
+        for cell, protocol, test_length, (rows, bins) in zip(*facts, strict=True):
+            size = slice(sums, sums + rows * bins)
+            one = Losses(
+                loss_sum=found["loss_sum"][size].reshape(rows, bins),
+                tokens=found["tokens"][size].reshape(rows, bins),
+                edges=found["edges"][edge : edge + bins + 1],
+                documents=found["names"][found["documents"][document : document + rows]].tolist(),
+                test_length=test_length,
+                protocol=protocol,
+            )
+            losses.setdefault(cell, []).append(one)
+            document, edge, sums = document + rows, edge + bins + 1, size.stop
+        return losses
+    except (OSError, EOFError, LookupError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot read the losses of a published study from {path}: {error}") from error

@@ -1,0 +1,58 @@
+"""A finished study, run here or published: its results, and what people look at, made anew."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pezoo.errors import UserError
+from pezoo.report.write import write_report
+from pezoo.results import Result, find_results, read, to_frame
+
+if TYPE_CHECKING:
+    import pandas
+
+LOSSES = "losses.npz"
+"""File of a published study that holds the losses of all cells."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished study."""
+
+    folder: Path
+    results: list[Result]
+    """In the recipe's order."""
+
+    @cached_property
+    def frame(self) -> "pandas.DataFrame":
+        """The results as a table, with a row per number and a column per field of the schema."""
+        return to_frame(self.results)
+
+    @property
+    def losses(self) -> Path:
+        """Where the losses by position are, as in `pezoo.losses.losses_of`; a study need not have kept any."""
+        cells = self.folder / "cells"
+        return cells if cells.is_dir() else self.folder / LOSSES
+
+    def write(self, folder: str | Path) -> None:
+        """Write tables and figures into a folder, as in `pezoo.report.write.write_report`."""
+        write_report(self.results, folder, self.losses)
+
+
+def load(folder: str | Path) -> Finished:
+    """Read the folder of a study that `pezoo run` made, or of a published one.
+
+    Args:
+        folder: holds `results.jsonl`, or `results.jsonl.gz` where it is published.
+
+    Raises:
+        UserError: if there are no results in it.
+    """
+    path = find_results(folder)
+    if path is None:
+        raise UserError(f"{folder} is no folder of a study: it has no results.jsonl; name one that `pezoo run` made")
+    results = read(path)
+    if not results:
+        raise UserError(f"the study in {folder} has no results yet; pezoo run {folder} goes on with it")
+    return Finished(Path(folder), results)
