@@ -55,8 +55,8 @@ def run(
     out: str | Path | None = None,
     plugins: Iterable[str | Path] = (),
 ) -> "list[Result]":
-    """Run a recipe, or go on with it, as the command `pezoo run` does; see `pezoo.cli.run.run`."""
-    from pezoo.cli.run.run import run
+    """Run a recipe, or go on with it, as the command `pezoo run` does; see `pezoo.cli.run`."""
+    from pezoo.cli.run import run
 
     return run(recipe, overrides, out, plugins)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import pezoo
-from pezoo.cli import COMMANDS, main
+from pezoo.cli import main
+from pezoo.cli.command import COMMANDS
 from pezoo.results import read
 from pezoo.task import make_task
 

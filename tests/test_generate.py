@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pezoo.cli import main
-from pezoo.cli.generate.generate import Page, generate, stretches
+from pezoo.cli import main, page
+from pezoo.cli.page import Page, stretches
 from pezoo.contract import Undefined
 from pezoo.data import load, windows
 from pezoo.data.tokenizer import load_tokenizer
 from pezoo.errors import UserError
+from pezoo.model import decode as decoding
 from pezoo.model.decode import decode, stream
 from pezoo.model.transformer import Transformer, TransformerConfig
 from pezoo.registry import Entry
@@ -160,7 +161,7 @@ def test_a_choice_of_one_is_greedy(how):
 def test_samples_have_the_stated_distribution(how, expected):
     logits = torch.tensor([0.15, 0.5, 0.05, 0.3]).log().expand(20_000, 4)
     how = {"temperature": 1.0, "top_k": None, "top_p": 1.0} | how
-    drawn = generate._choose(logits, **how, generator=seeded(0)).bincount(minlength=4) / 20_000
+    drawn = decoding._choose(logits, **how, generator=seeded(0)).bincount(minlength=4) / 20_000
     assert drawn.tolist() == pytest.approx(expected, abs=0.015)
     assert all(share == 0 for share, stated in zip(drawn, expected, strict=True) if not stated)
 
@@ -276,7 +277,7 @@ def test_stretches_hold_every_token_once(start, n, width):
     found = stretches(range(n), [0.0] * n, start, width)
     covered = [i for s in found for i in range(s.first, s.last + 1)]
     assert covered == list(range(start + 1, start + n + 1))
-    assert len(found) <= generate.STRETCHES + 1
+    assert len(found) <= page.STRETCHES + 1
 
 
 def test_a_terminal_gets_no_control_characters(capsys, monkeypatch):
@@ -479,7 +480,7 @@ def test_ctrl_c_leaves_the_text_so_far(study, capsys, monkeypatch):
         yield from list(stream(*args, **how))[:3]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate, "stream", interrupted)
+    monkeypatch.setattr(decoding, "stream", interrupted)
     text, notes = told(capsys, study, "alibi", "--prompt", "one two ", code=130)
     assert text.startswith("one two ")
     assert notes[1] == "── stopped before token 12 of 72: Ctrl-C ──"
