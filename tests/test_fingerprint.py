@@ -187,7 +187,7 @@ def test_names_do_not_change_without_the_numbers(recorded, measured):
     pairs = [(title, cell, measured["cells"].get(title)) for title, cell in recorded["cells"].items()]
     renamed = [title for title, was, now in pairs if now is not None and was["rest"] != now["rest"]]
     assert not renamed, (
-        f"these cells have new names, and what was trained is trained anew: {', '.join(renamed)}. pezoo/keys.py says how "
+        f"cells have new names, and what was trained is trained anew: {', '.join(renamed)}. pezoo/keys.py says how "
         f"they keep theirs when a key is new or has another name; if they must not, type {RENEW}"
     )
 
