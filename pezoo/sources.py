@@ -3,7 +3,7 @@
 The hash of a member covers the file that defines it and all that this imports, directly or not, from
 
 - the zoo (`pezoo.encodings` and `pezoo.data.tasks`),
-- for a plug-in that is a file: its folder, and what is below that,
+- for a plug-in that is a file: its folder, what is below that, and the package that the folder is in, if any,
 - for a plug-in that is installed: its own package.
 
 It reads import statements, wherever in a file they stand. The rest of pezoo is named by `pezoo.study.plan.VERSIONS`;
@@ -163,7 +163,8 @@ class _Source:
             above = package[: len(package) - level + 1]
             places = [(self.tree, above + tuple(module.split(".") if module else ()))]
         else:
-            places = [(tree, tree.parts(module)) for tree in dict.fromkeys((self.tree, *_zoo()))]
+            trees = dict.fromkeys((self.tree, *_package(self.tree), *_zoo()))
+            places = [(tree, tree.parts(module)) for tree in trees]
         for tree, parts in places:
             for more in ((), *((name,) for name in names)) if parts is not None else ():
                 if (file := _file(tree, parts + more)) is not None:
@@ -181,6 +182,14 @@ def _file(tree: _Tree, parts: tuple[str, ...]) -> Path | None:
 
 def _zoo() -> list[_Tree]:
     return [_Tree(name, Path(sys.modules[name].__path__[0])) for name in ZOO if name in sys.modules]
+
+
+def _package(tree: _Tree) -> list[_Tree]:
+    """The package that a plug-in's file is in, if any; its modules may be imported by their full names."""
+    top = tree.folder
+    while (top.parent / "__init__.py").is_file():
+        top = top.parent
+    return [_Tree(top.name, top)] if not tree.name and (tree.folder / "__init__.py").is_file() else []
 
 
 def _source(module: str) -> _Source:

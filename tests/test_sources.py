@@ -173,6 +173,34 @@ def test_a_plugin_may_be_the_init_of_a_folder_or_have_a_dot_in_its_name(tmp_path
         assert entry(name).source_hash != before
 
 
+def test_a_plugin_in_a_package_may_import_that_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    imports = "from my_lab.rates import RATE"
+    write(
+        tmp_path / "my_lab", {"__init__.py": "", "inner/__init__.py": "", "rates.py": "from .inner.deep import RATE\n"}
+    )
+    write(tmp_path / "my_lab/inner", {"deep.py": "RATE = 0.25\n", "plugin.py": member("of_my_lab", imports)})
+    load_plugin(tmp_path / "my_lab/inner/plugin.py")
+    assert rate_of("of_my_lab") == 0.25
+    before = entry("of_my_lab").source_hash
+    write(tmp_path / "my_lab/inner", {"deep.py": "RATE = 1\n"})
+    assert entry("of_my_lab").source_hash != before
+    for name in [name for name in sys.modules if name.startswith("my_lab")]:
+        del sys.modules[name]
+
+
+def test_among_installed_packages_neighbours_are_strangers(tmp_path, monkeypatch):
+    """Else `import torch` of a plug-in in `site-packages` would be all of PyTorch."""
+    (tmp_path / "large-1.0.dist-info").mkdir()
+    write(tmp_path, {"large.py": "RATE = 0.25\n", "plugin.py": member("in_site", "from large import RATE")})
+    load_plugin(tmp_path / "plugin.py")
+    before = entry("in_site").source_hash
+    write(tmp_path, {"large.py": "RATE = 1\n"})
+    assert entry("in_site").source_hash == before
+    write(tmp_path, {"plugin.py": member("in_site", "from large import RATE", "2 * RATE")})
+    assert entry("in_site").source_hash != before
+
+
 def test_a_neighbour_that_fails_leaves_nothing(tmp_path):
     write(tmp_path, {"good.py": "import bad\nRATE = 1\n", "bad.py": "1 / 0\n"})
     write(tmp_path, {"plugin.py": member("healed", "from good import RATE")})
