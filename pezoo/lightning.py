@@ -32,6 +32,7 @@ from pezoo.devices import check_training, without_subnormals
 from pezoo.errors import UserError
 from pezoo.evaluation.memory import peak_memory, reset_peak_memory
 from pezoo.evaluation.passes import outcome
+from pezoo.keys import from_stored, to_stored
 from pezoo.results import replacing
 from pezoo.resume import Saver, Saving, Signals, State, StateFile, read_files, write_files
 from pezoo.task import IGNORE, Example
@@ -130,7 +131,7 @@ class LanguageModel(pl.LightningModule):
         self.began = time.perf_counter()
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Example, batch_idx: int) -> None:
-        """Count time and tokens. Every `log_every` steps: curves, progress, and an end if the loss is not finite."""
+        """Count time and tokens. Every `log_every` steps: curves, progress, an end if weights are not finite."""
         settings = self.settings
         self.steps, partial = divmod(batch_idx + 1, settings.accumulate)
         told = not partial and (self.steps % settings.log_every == 0 or self.steps == settings.steps)
@@ -141,8 +142,8 @@ class LanguageModel(pl.LightningModule):
         if not told:
             return
         self.final_loss = loss
-        if not math.isfinite(loss):  # nor will any be after it: the weights are not
-            self.trainer.should_stop = True
+        if not math.isfinite(loss) and not all(p.isfinite().all() for p in self.model.parameters()):
+            self.trainer.should_stop = True  # no loss will be finite after it
         if self.logger is not None:
             curves = {
                 "train/loss": loss,
@@ -409,7 +410,7 @@ def save(path: str | Path, model: Transformer, extra: dict[str, Any]) -> None:
         model: what is kept: its configuration and weights.
         extra: plain values (numbers, texts, lists, dictionaries, tensors) to keep beside them.
     """
-    config = vars(model.config) | {"scheme": model.scheme.spec.data}
+    config = to_stored(model.config) | {"scheme": model.scheme.spec.data}
     with replacing(path) as file:
         torch.save({"config": config, "weights": model.state_dict(), "extra": extra}, file)
 
@@ -425,6 +426,6 @@ def load(path: str | Path) -> tuple[Transformer, dict[str, Any]]:
         config, weights, extra = state["config"], state["weights"], state["extra"]
     except (OSError, EOFError, RuntimeError, LookupError, TypeError, pickle.PickleError) as error:
         raise UserError(f"cannot read a checkpoint from {path}: {error}") from error
-    model = Transformer(TransformerConfig(**config))
+    model = Transformer(TransformerConfig(**from_stored(TransformerConfig, config)))
     model.to(weights["head.weight"].dtype).load_state_dict(weights)
     return model.eval(), extra

@@ -17,6 +17,7 @@ from pezoo.errors import UserError
 from pezoo.evaluation import LengthResult, evaluate
 from pezoo.evaluation.answers import evaluate_answers
 from pezoo.evaluation.result import with_bits_per_byte
+from pezoo.keys import from_stored
 from pezoo.lightning import fit, load, save
 from pezoo.results import Losses, write_losses
 from pezoo.resume import Saving
@@ -81,7 +82,8 @@ def fit_model(
     cell: Cell, store: Store, corpora: Mapping[str, Corpus], folder: Path, report: Report, saving: Saving
 ) -> dict[str, Any]:
     """Train a model, or tune a trained one."""
-    inputs, model, settings = cell.inputs, cell.model(), TrainConfig(**cell.inputs["settings"])
+    inputs, model = cell.inputs, cell.model()
+    settings = TrainConfig(**from_stored(TrainConfig, inputs["settings"]))
     material = find_material(inputs["data"], corpora)
     if cell.parent is not None:
         parent = store.facts(cell.parent)
