@@ -183,8 +183,8 @@ class Recipe:
     tune: TuneConfig = field(default_factory=TuneConfig)
     test: TestConfig = field(default_factory=TestConfig)
     plugins: list[str] = field(default_factory=list)
-    """Python files that the study needs, as seen from the folder of the recipe's file. None is loaded unless it is named
-    again, with --plugin: a recipe is data, a plug-in is code. `pezoo run` writes them into a study's recipe.yaml."""
+    """Plug-ins that the study needs: Python files, as seen from the folder of the recipe's file. A recipe is data and a
+    plug-in is code, so none is loaded unless --plugin names it. `pezoo run` writes them into a study's recipe.yaml."""
     parts: dict[str, Any] = field(default_factory=dict)
     """Parts of the study by name, each with keys that differ there: schemes, grid, tasks, form, data, model, train,
     tune, test. What a part sets, it keeps: type parts.NAME.train.steps=100 to change it."""
@@ -286,8 +286,8 @@ def find_recipe(name: str | Path) -> Path:
         if (path / "recipe.yaml").is_file():
             return path / "recipe.yaml"
         raise UserError(
-            f"{cut(str(name))} is a folder without a recipe.yaml, so there is no study to go on with; name a YAML file. "
-            f"To run one there: pezoo run RECIPE --out {shlex.quote(cut(str(name)))}"
+            f"{cut(str(name))} is a folder without a recipe.yaml, so there is no study to go on with. "
+            f"To run a recipe there: pezoo run RECIPE --out {shlex.quote(cut(str(name)))}"
         )
     near = suggest(path.stem, shipped)
     raise UserError(

@@ -327,7 +327,7 @@ def test_folders_without_a_study_say_so(mine, tmp_path):
 def test_a_damaged_recipe_is_said_and_written_anew(mine, recipe, file, capsys):
     path, whole = mine / "recipe.yaml", (mine / "recipe.yaml").read_bytes()
     damages = [whole[:n] for n in range(0, len(whole), 37)]
-    damages += [whole[:n] + bytes([whole[n] ^ 1]) + whole[n + 1 :] for n in range(100, len(whole), 101)]
+    damages += [whole[:n] + bytes([whole[n] ^ 1]) + whole[n + 1 :] for n in range(whole.index(b"\n") + 1, len(whole), 101)]
     for content in damages:
         path.write_bytes(content)
         with pytest.raises(UserError, match=re.escape(f"pezoo run RECIPE --out {mine}")):
@@ -405,7 +405,7 @@ def test_plugins_are_recorded_and_never_run_unasked(with_plugin, capsys):
         assert shlex.split(command) == [*argv, "--plugin", str(plugin)]
     with pytest.raises(NeedsPlugins, match=re.escape(f"pass plugins=['{plugin}']")):
         pezoo.run(out)
-    with pytest.raises(NeedsPlugins, match="the study in .* needs the plug-in"):
+    with pytest.raises(NeedsPlugins, match=r"the study in .* needs the plug-in"):
         Study.prepare(out / "recipe.yaml")
     assert not plugin.with_suffix(".ran").exists(), "it was run"
     assert main(["run", str(out), "--dry-run", "--plugin", str(plugin)]) == 0
@@ -416,7 +416,7 @@ def test_plugins_are_recorded_and_never_run_unasked(with_plugin, capsys):
 
 
 def test_folder_and_plugin_can_be_moved(with_plugin, tmp_path, capsys):
-    out, plugin, name = with_plugin
+    _, _, name = with_plugin
     forget(name)
     moved = (tmp_path / "a place").rename(tmp_path / "elsewhere")
     with pytest.raises(NeedsPlugins) as refused:
