@@ -327,7 +327,8 @@ def test_folders_without_a_study_say_so(mine, tmp_path):
 def test_a_damaged_recipe_is_said_and_written_anew(mine, recipe, file, capsys):
     path, whole = mine / "recipe.yaml", (mine / "recipe.yaml").read_bytes()
     damages = [whole[:n] for n in range(0, len(whole), 37)]
-    damages += [whole[:n] + bytes([whole[n] ^ 1]) + whole[n + 1 :] for n in range(whole.index(b"\n") + 1, len(whole), 101)]
+    places = range(whole.index(b"\n") + 1, len(whole), 101)
+    damages += [whole[:n] + bytes([whole[n] ^ 1]) + whole[n + 1 :] for n in places]
     for content in damages:
         path.write_bytes(content)
         with pytest.raises(UserError, match=re.escape(f"pezoo run RECIPE --out {mine}")):
