@@ -9,6 +9,7 @@ import dataclasses
 import io
 import math
 import re
+import shlex
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -107,7 +108,8 @@ class TestConfig:
     windows: int = 32
     """Test windows, each as long as the longest test length; of a task the questions of each length (and depth)."""
     companion: bool = False
-    """Test each scheme a second time with a window of L, as "... | windowed": what it gains by distant text."""
+    """Test each scheme a second time with a window of L, as "... | windowed": what it gains by distant text. Not
+    for mixtures of layers or heads, nor for schemes that have a window."""
     tasks: list[str] = field(default_factory=list)
     """Tasks to test a language model on beside its text, such as passkey_text; length in tokens, and "undefined" where
     that is too short for a question."""
@@ -180,6 +182,9 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     test: TestConfig = field(default_factory=TestConfig)
+    plugins: list[str] = field(default_factory=list)
+    """Plug-ins that the study needs: Python files, as seen from the folder of the recipe's file. A recipe is data and a
+    plug-in is code, so none is loaded unless --plugin names it. `pezoo run` writes them into a study's recipe.yaml."""
     parts: dict[str, Any] = field(default_factory=dict)
     """Parts of the study by name, each with keys that differ there: schemes, grid, tasks, form, data, model, train,
     tune, test. What a part sets, it keeps: type parts.NAME.train.steps=100 to change it."""
@@ -263,7 +268,7 @@ class Recipe:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """Return the file of a recipe, given its path or the bare name of one that comes with pezoo.
+    """Return the file of a recipe, given its path, a folder with a recipe.yaml, or the bare name of one of pezoo's own.
 
     Raises:
         UserError: with near matches, if there is no such file.
@@ -278,7 +283,12 @@ def find_recipe(name: str | Path) -> Path:
     if str(name) in shipped:
         return shipped[str(name)]
     if path.is_dir():
-        raise UserError(f"{cut(str(name))} is a folder, not a recipe; name a YAML file")
+        if (path / "recipe.yaml").is_file():
+            return path / "recipe.yaml"
+        raise UserError(
+            f"{cut(str(name))} is a folder without a recipe.yaml, so there is no study to go on with. "
+            f"To run a recipe there: pezoo run RECIPE --out {shlex.quote(cut(str(name)))}"
+        )
     near = suggest(path.stem, shipped)
     raise UserError(
         f"no recipe {brief(str(name))}: neither a file nor one of pezoo's own.{near} "
@@ -290,7 +300,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
     """Read a recipe and check it.
 
     Args:
-        recipe: path of a YAML file, bare name of one that comes with pezoo, or its keys.
+        recipe: path of a YAML file, folder of a study, bare name of a recipe that comes with pezoo, or its keys.
         overrides: `key=value` texts, dotted keys, values as YAML.
 
     Raises:
@@ -437,7 +447,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             if not (re.fullmatch(r"[0-9]{1,9}", part) and int(part) < len(node)):
                 raise UserError(
                     f"{cut(key)}: {here} has items 0 to {len(node) - 1}, no {brief(part)}; "
-                    f"type {here}=[...] to replace the whole list"
+                    f"type '{here}=[...]' to replace the whole list"
                 )
             part = int(part)
             short = not (isinstance(node[part], dict) and "scheme" in node[part])

@@ -8,6 +8,7 @@ Legend: B rows, n prompt tokens, V vocabulary.
 """
 
 import os
+import shlex
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -181,6 +182,7 @@ def find_model(folder: str | Path, scheme: str | None, seed: int | None = None, 
     # Imported here: evaluation, which the study imports, decodes by way of this module.
     from pezoo.config import LANGUAGE_MODELLING
     from pezoo.lightning import load
+    from pezoo.registry import entries
     from pezoo.results import read
     from pezoo.scheme import parse
     from pezoo.study.cells import carry_over
@@ -198,7 +200,9 @@ def find_model(folder: str | Path, scheme: str | None, seed: int | None = None, 
     results = [r for r in results if r.label == label]
     parts = list(dict.fromkeys(r.part for r in results))
     if len(parts) > 1:
-        raise UserError(f"{label!r} is in several parts of the recipe, {', '.join(parts)}; type --part {parts[0]}")
+        raise UserError(
+            f"{label!r} is in several parts of the recipe, {', '.join(parts)}; type --part {shlex.quote(parts[0])}"
+        )
     seeds = list(dict.fromkeys(r.seed for r in results))
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:
@@ -210,6 +214,8 @@ def find_model(folder: str | Path, scheme: str | None, seed: int | None = None, 
         why = result.reason.removeprefix("no trained model: ") or "its files are gone or damaged; run the study again"
         raise UserError(f"{folder} has no trained model of {label!r}, seed {seed}: {why}")
     inputs = store.facts(result.cell)["inputs"]
+    if missing := [name for name in inputs["sources"] if name not in entries()]:
+        _refuse_unknown(Path(folder), label, missing)
     model = Cell("", inputs).model()
     carry_over(load(weights)[0], model)
     fit = store.facts(parent)["inputs"]
@@ -218,6 +224,14 @@ def find_model(folder: str | Path, scheme: str | None, seed: int | None = None, 
         lengths |= {fit["settings"]["length"]: "tuning"}
     changed = parse(inputs["scheme"]).sources() != inputs["sources"]
     return Trained(model.eval(), label, seed, result.part, inputs, lengths, changed)
+
+
+def _refuse_unknown(folder: Path, label: str, missing: list[str]) -> None:
+    """Say which plug-ins a row needs, whose members are not registered."""
+    from pezoo.study.folder import plugins_of, read_record, require_plugins
+
+    require_plugins(plugins_of(read_record(folder), folder), (), f"the study in {folder}")
+    raise UserError(f"{label!r} needs {', '.join(missing)}, which is not registered; name its file: --plugin FILE.py")
 
 
 def _label(folder: str | Path, given: str | None, schemes: dict[str, str]) -> str:
