@@ -54,11 +54,12 @@ def run(
     overrides: Iterable[str] = (),
     out: str | Path | None = None,
     plugins: Iterable[str | Path] = (),
+    replace: bool = False,
 ) -> "list[Result]":
     """Run a recipe, or go on with it, as the command `pezoo run` does; see `pezoo.cli.run`."""
     from pezoo.cli.run import run
 
-    return run(recipe, overrides, out, plugins)
+    return run(recipe, overrides, out, plugins, replace)
 
 
 def load(folder: str | Path) -> "Finished":

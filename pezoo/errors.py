@@ -21,6 +21,17 @@ class UserError(ValueError):
         super().__init__(cut(str(message), LONGEST))
 
 
+class NeedsPlugins(UserError):
+    """Files with code were not named that a study was run with; `files` are those to name.
+
+    The command line prints the command to type instead.
+    """
+
+    def __init__(self, why: str, files: list[str]) -> None:
+        super().__init__(f"{why}; pass plugins={files}")
+        self.why, self.files = why, files
+
+
 def cut(text: str, most: int = SHOWN) -> str:
     """Return a text without its middle if it is longer than `most` characters: what to type stands at the end.
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import fnmatch
-import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -25,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pezoo.contract import PHASES, Encoding, Extension, Traits
 from pezoo.errors import UserError, brief, cut, suggest
+from pezoo.sources import PLUGIN, plugin_module, source_hash
 from pezoo.typed import check_items, check_plain
 
 ENTRY_POINTS = "pezoo.members"
@@ -98,15 +98,8 @@ class Entry:
 
     @property
     def source_hash(self) -> str:
-        """SHA-256 of the file that defines the member and of the members' files that it imports from."""
-        waiting, sources = [self.cls.__module__], {}
-        while waiting:
-            name = waiting.pop()
-            source = Path(inspect.getfile(sys.modules[name])).read_bytes()
-            sources[name] = hashlib.sha256(source).hexdigest()
-            imported = re.findall(rb"^from (pezoo\.(?:encodings|data\.tasks)\.[\w.]+) import", source, re.MULTILINE)
-            waiting.extend(n for n in map(bytes.decode, imported) if n not in sources)
-        return hashlib.sha256(" ".join(sources[name] for name in sorted(sources)).encode()).hexdigest()
+        """SHA-256 of the code that the member's numbers depend on; `pezoo.sources` says what that is."""
+        return source_hash(self.cls.__module__)
 
 
 def register(
@@ -139,7 +132,8 @@ def register(
     def add(cls: type) -> type:
         kinds = ((Encoding, "encoding"), (Extension, "extension"))
         kind = next((k for base, k in kinds if issubclass(cls, base)), "task")
-        place = family or (cls.__module__.split(".")[-2] if "." in cls.__module__ else "custom")
+        folders = [name for name in cls.__module__.split(".")[:-1] if not name.startswith(PLUGIN)]
+        place = family or (folders[-1] if folders else "custom")
         summary = (inspect.getdoc(cls) or "").split("\n")[0]
         facts = {"year": year, "authors": authors, "arxiv": arxiv}
         _add(Entry(name, kind, place, title, **facts, equation=equation, summary=summary, cls=cls))
@@ -181,34 +175,47 @@ def _load_zoo() -> None:
 def load_plugin(path: str | Path) -> list[str]:
     """Run a Python file that registers members, named by the user, and return the names it added.
 
-    Loading the same file again does nothing.
+    It may import the files beside it (`from helper import X` finds `helper.py`). Loading the same file again does
+    nothing.
 
     Raises:
         UserError: if there is no such file, or it fails, or it registers nothing.
     """
     _load_zoo()
     path = Path(path).resolve()
-    module_name = f"pezoo_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-    if module_name in sys.modules:
-        return [e.name for e in _entries.values() if e.cls and e.cls.__module__ == module_name]
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"plug-in {path}: no such Python file")
-    before = dict(_entries)
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
+    loaded, before = set(sys.modules), dict(_entries)
+    module = plugin_module(path)
+    if added := module.__spec__.loader_state or _defined_in(path):
+        return list(added)
     try:
-        spec.loader.exec_module(module)
+        module.__spec__.loader.exec_module(module)
     except Exception as error:
-        del sys.modules[module_name]
-        _entries.clear()
-        _entries.update(before)
+        _forget(before, loaded)
         raise UserError(f"plug-in {path}: {type(error).__name__}: {error}") from error
     added = [name for name in _entries if name not in before]
     if not added:
-        del sys.modules[module_name]
+        _forget(before, loaded)
         raise UserError(f"plug-in {path} registers nothing: decorate a class with @pezoo.register(...)")
-    return added
+    module.__spec__.loader_state = added
+    return list(added)
+
+
+def _forget(entries: dict[str, Entry], modules: set[str]) -> None:
+    """Go back to these entries, and to these modules of plug-ins."""
+    _entries.clear()
+    _entries.update(entries)
+    for name in set(sys.modules) - modules:
+        if name.startswith(PLUGIN):
+            del sys.modules[name]
+
+
+def _defined_in(path: Path) -> list[str]:
+    """Names of the members that a file defines, if it has been run already, by whatever way."""
+    members = {name: sys.modules.get(e.cls.__module__) for name, e in _entries.items() if e.cls is not None}
+    files = {name: getattr(module, "__file__", None) for name, module in members.items()}
+    return [name for name, file in files.items() if file is not None and Path(file).resolve() == path]
 
 
 def entries() -> dict[str, Entry]:

@@ -156,7 +156,7 @@ COMMANDS = {
     "run": "RECIPE",
     "run quickstrt": "Did you mean 'quickstart'",
     "run missing.yaml": "no recipe 'missing.yaml'",
-    "run empty": "a folder, not a recipe",
+    "run empty": "a folder without a recipe.yaml",
     "run broken.yaml": "not a YAML recipe.*line",
     "run list.yaml": "must hold keys",
     "run typo.yaml": "unknown key 'sedes'.*Did you mean 'seeds'",

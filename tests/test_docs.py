@@ -11,10 +11,10 @@ import torch
 from pezoo.errors import UserError
 from pezoo.evaluation.answers import ANSWER_PROTOCOLS
 from pezoo.evaluation.protocols import PROTOCOLS
-from pezoo.losses import Losses, losses_of, write_losses
 from pezoo.registry import entry, list_tasks
 from pezoo.report.finished import load
 from pezoo.results import LANGUAGE_MODELLING, write
+from pezoo.results.losses import Losses, losses_of, write_losses
 from pezoo.study import Study
 from pezoo.study.cells import run_cell
 from pezoo.study.reading import _parse_override, load_recipe, recipes_dir

@@ -425,3 +425,22 @@ def test_what_is_no_checkpoint_is_one_clear_message(content, tmp_path):
         path.write_bytes(content)
     with pytest.raises(UserError, match=r"cannot read a checkpoint from .*model\.pt"):
         load(path)
+
+
+def test_one_loss_without_a_value_ends_no_training_however_often_it_is_looked_at(text, monkeypatch):
+    """As in float16, where such a step is skipped; else how often curves get a point would change the numbers."""
+    usual = LanguageModel.training_step
+
+    def once(self, batch, batch_idx):
+        loss = usual(self, batch, batch_idx)
+        return loss * 0 + math.inf if batch_idx == 4 else loss
+
+    monkeypatch.setattr(LanguageModel, "training_step", once)
+    ends = []
+    for log_every in (1, 5, 7):
+        model = make()
+        result = train(model, text, with_settings(log_every=log_every))
+        ends.append((result.status, result.steps, result.final_loss, weights(model)))
+    assert {end[:3] for end in ends} == {("ok", SETTINGS.steps, ends[0][2])}
+    for end in ends:
+        assert_same(end[3], ends[0][3])

@@ -1,12 +1,10 @@
 """Names, facts, settings and plug-ins."""
 
-import hashlib
 import importlib.metadata
 import inspect
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,21 +131,6 @@ def test_family_is_the_folder_and_summary_the_first_line():
 
     assert (entry("no_home").family, entry("no_home").summary) == ("custom", "Lives nowhere.")
     assert entry("rope").family == "relative"
-
-
-def test_source_hash_covers_the_helpers_of_a_member(monkeypatch):
-    own = Path(inspect.getfile(entry("rope").cls))
-    helper = own.with_name("_rotary.py")
-    before = {name: entry(name).source_hash for name in ("rope", "alibi")}
-    read = Path.read_bytes
-
-    def edited(self):
-        return read(self) + (b"# edited" if self == helper else b"")
-
-    monkeypatch.setattr(Path, "read_bytes", edited)
-    assert entry("rope").source_hash != before["rope"]
-    assert entry("alibi").source_hash == before["alibi"]
-    assert len(before["rope"]) == len(hashlib.sha256().hexdigest())
 
 
 # Refusals

@@ -24,11 +24,11 @@ from scipy import stats
 
 from pezoo.errors import UserError
 from pezoo.escape import safe_names
-from pezoo.losses import Losses, write_losses
 from pezoo.report import curves, figure, groups, heatmap, intervals, statistics, table, tensorboard
 from pezoo.report.statistics import Summary
 from pezoo.report.write import write_report
 from pezoo.results import Result
+from pezoo.results.losses import Losses, write_losses
 
 LENGTHS = (64, 128, 256, 512, 1024)
 # label, encoding, extensions, tuning steps, perplexity at L, factor for each doubling

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pezoo import losses, results
+from pezoo import results
 from pezoo.errors import UserError
-from pezoo.losses import Losses
-from pezoo.results import Result
+from pezoo.results import Result, losses
+from pezoo.results.losses import Losses
 from pezoo.study.reading import load_recipe
 
 RESULT = Result(

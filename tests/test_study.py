@@ -19,9 +19,9 @@ import yaml
 
 from pezoo.data import windows
 from pezoo.errors import UserError
-from pezoo.losses import read_losses
 from pezoo.registry import entry
 from pezoo.results import read
+from pezoo.results.losses import read_losses
 from pezoo.study import Study, make_plan
 from pezoo.study.plan import resolve_device
 from pezoo.study.reading import load_recipe

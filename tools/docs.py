@@ -27,12 +27,12 @@ import yaml
 
 from pezoo.contract import Shape
 from pezoo.errors import UserError
-from pezoo.losses import losses_of, pack_losses
 from pezoo.model.transformer import Transformer
 from pezoo.registry import FAMILIES, Entry, entries, entry, make_config
 from pezoo.report import table
 from pezoo.report.finished import LOSSES, load
 from pezoo.results import find_results, read, write
+from pezoo.results.losses import losses_of, pack_losses
 from pezoo.scheme import Spec, parse
 from pezoo.study.reading import recipes_dir
 from pezoo.study.recipe import Recipe

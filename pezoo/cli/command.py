@@ -19,7 +19,7 @@ from pezoo.cli.list import list_members
 from pezoo.cli.report import report
 from pezoo.cli.run import run_study
 from pezoo.cli.show import show
-from pezoo.errors import UserError, brief, suggest
+from pezoo.errors import NeedsPlugins, UserError, brief, suggest
 from pezoo.escape import in_terminal, use_plain_streams
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def bench(argv: list[str]) -> int:
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "list": ("list [PATTERN] [--json]", list_members),
     "show": ("show SCHEME [--save FILE] [--json]", show),
-    "run": ("run RECIPE [key=value ...] [--out DIR] [--plugin FILE.py] [--dry-run]", run_study),
+    "run": ("run RECIPE|DIR [key=value ...] [--out DIR] [--plugin FILE.py] [--dry-run]", run_study),
     "report": ("report DIR [--out FOLDER]", report),
     "generate": ("generate DIR SCHEME [--prompt TEXT] [--tokens N]", generate),
     "bench": ("bench [--json]", bench),
@@ -53,8 +53,12 @@ def main(argv: list[str] | None = None) -> int:
     use_plain_streams()
     try:
         return _dispatch(argv)
+    except NeedsPlugins as error:
+        named = [part for file in error.files for part in ("--plugin", file)]
+        _complain(UserError(f"{error.why}; type: {shlex.join(['pezoo', *argv, *named])}"))
+        return 2
     except UserError as error:
-        print("\n".join(in_terminal(line) for line in f"error: {error}".split("\n")), file=sys.stderr)
+        _complain(error)
         return 2
     except BrokenPipeError:  # `pezoo list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -65,6 +69,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(in_terminal(f"stopped; to go on: {shlex.join(['pezoo', *argv])}"), file=sys.stderr)
         return 128 + (error.args or (signal.SIGINT,))[0]
+
+
+def _complain(error: UserError) -> None:
+    print("\n".join(in_terminal(line) for line in f"error: {error}".split("\n")), file=sys.stderr)
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from pezoo.cli.shared import add_plugin, make_console, make_parser, say, shown
 from pezoo.errors import UserError
+from pezoo.escape import in_terminal
 
 if TYPE_CHECKING:
     from pezoo.results import Result
@@ -24,14 +25,17 @@ def run(
     overrides: Iterable[str] = (),
     out: str | Path | None = None,
     plugins: Iterable[str | Path] = (),
+    replace: bool = False,
 ) -> "list[Result]":
     """Run a recipe, or go on with it: train what is not trained, test it, write tables and figures.
 
     Args:
-        recipe: path of a YAML file, bare name of one that comes with pezoo, or its keys.
+        recipe: path of a YAML file, bare name of one that comes with pezoo, folder of a study to go on with, or keys.
         overrides: `key=value` texts, such as "train.steps=100".
-        out: folder of the study; default: runs/<study>, or runs/<study>-<size> for another size than cpu.
+        out: folder of the study; default: that of the study to go on with, else runs/<study>, or runs/<study>-<size>
+            for another size than cpu.
         plugins: Python files that register encodings, extensions or tasks.
+        replace: whether another study in that folder may be replaced; its trained models stay.
 
     Returns:
         What `results.jsonl` holds.
@@ -42,10 +46,7 @@ def run(
     _refuse_windows()
     from pezoo.study import Study
 
-    study = Study.prepare(recipe, overrides, out, plugins)
-    results = study.run()
-    write_report(study, results)
-    return results
+    return Study.prepare(recipe, overrides, out, plugins, replace).run(report=write_report)
 
 
 def _refuse_windows() -> None:
@@ -69,15 +70,16 @@ def run_study(argv: list[str]) -> int:
         "pezoo run quickstart",
         "pezoo run quickstart --dry-run",
         "pezoo run quickstart 'schemes=[rope, alibi]' 'seeds=[0]' train.steps=200 --out runs/mine",
+        "pezoo run runs/mine train.steps=400",
         "pezoo run my_recipe.yaml data.corpus=text data.path=~/books --plugin my_encoding.py",
         note="Any key of the recipe can be set: dotted, list items by number (schemes.0=alibi).\n"
-        "What is finished is not done again, and what is added to a recipe is done alone.\n"
+        "What is finished is not done again: a scheme or seed that is added is done alone.\n"
         "Where the code of a plug-in changes, its schemes are trained anew.\n\n",
     )
     parser.add_argument(
         "recipe",
-        metavar="RECIPE",
-        help="a YAML file, or the name of a recipe that comes with pezoo",
+        metavar="RECIPE|DIR",
+        help="a YAML file, the name of a recipe that comes with pezoo, or the folder of a study to go on with",
     )
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="sets a key of the recipe")
     parser.add_argument(
@@ -85,6 +87,7 @@ def run_study(argv: list[str]) -> int:
         metavar="DIR",
         help="folder of the study (default: runs/<study>, with -<size> for a size other than cpu)",
     )
+    parser.add_argument("--replace", action="store_true", help="if the folder holds another study, replace it")
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
     add_plugin(parser)
     args = parser.parse_intermixed_args(argv)
@@ -92,18 +95,19 @@ def run_study(argv: list[str]) -> int:
     _refuse_windows()
     from pezoo.study import Study
 
-    study = Study.prepare(args.recipe, args.overrides, args.out, args.plugin)
+    study = Study.prepare(args.recipe, args.overrides, args.out, args.plugin, args.replace)
     if args.dry_run:
         _show_plan(study)
         return 0
-    results = study.run()
-    write_report(study, results)
+    results = study.run(report=write_report)
     _show_results(study, results)
     return 1 if study.failures else 0
 
 
 def _show_plan(study: "Study") -> None:
     plan, store, console = study.plan, study.store, make_console()
+    if line := study.changes():
+        print(in_terminal(line), file=sys.stderr)
     table = Table(
         "cell",
         "",

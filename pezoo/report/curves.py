@@ -96,7 +96,7 @@ def draw_by_position(results: Iterable[Result], source: str | Path, protocol: st
 
     Args:
         results: results of one group.
-        source: where the losses are, as in `pezoo.losses.losses_of`.
+        source: where the losses are, as in `pezoo.results.losses.losses_of`.
         protocol: how it was tested.
 
     Returns:

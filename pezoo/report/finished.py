@@ -31,7 +31,7 @@ class Finished:
 
     @property
     def losses(self) -> Path:
-        """Where the losses by position are, as in `pezoo.losses.losses_of`; a study need not have kept any."""
+        """Where the losses by position are, as in `pezoo.results.losses.losses_of`; a study need not have kept any."""
         cells = self.folder / "cells"
         return cells if cells.is_dir() else self.folder / LOSSES
 

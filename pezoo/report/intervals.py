@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 
 from pezoo.errors import UserError
-from pezoo.losses import Losses, losses_of
 from pezoo.results import Result
+from pezoo.results.losses import Losses, losses_of
 
 
 def interval(
@@ -134,7 +134,7 @@ def losses_by_label(results: Iterable[Result], source: str | Path, protocol: str
 
     Args:
         results: results of one study.
-        source: where its losses are, as in `pezoo.losses.losses_of`.
+        source: where its losses are, as in `pezoo.results.losses.losses_of`.
         protocol: such as "prefix".
 
     Returns:

@@ -16,14 +16,15 @@ from pezoo.errors import UserError
 from pezoo.evaluation import LengthResult, evaluate
 from pezoo.evaluation.answers import evaluate_answers
 from pezoo.evaluation.result import with_bits_per_byte
-from pezoo.losses import Losses, write_losses
 from pezoo.model.transformer import Transformer
 from pezoo.results import LANGUAGE_MODELLING
+from pezoo.results.losses import Losses, write_losses
 from pezoo.study.plan import Cell, count_parameters
 from pezoo.study.store import Store, versions
 from pezoo.training.checkpoint import load, save
 from pezoo.training.config import TrainConfig
 from pezoo.training.fit import fit
+from pezoo.training.keys import from_stored
 from pezoo.training.resume import Saving
 
 Report = Callable[[int, int, float | None], None]
@@ -83,7 +84,8 @@ def fit_model(
     cell: Cell, store: Store, corpora: Mapping[str, Corpus], folder: Path, report: Report, saving: Saving
 ) -> dict[str, Any]:
     """Train a model, or tune a trained one."""
-    inputs, model, settings = cell.inputs, cell.model(), TrainConfig(**cell.inputs["settings"])
+    inputs, model = cell.inputs, cell.model()
+    settings = TrainConfig(**from_stored(TrainConfig, inputs["settings"]))
     material = find_material(inputs["data"], corpora)
     if cell.parent is not None:
         parent = store.facts(cell.parent)

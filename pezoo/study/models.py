@@ -1,5 +1,6 @@
 """The trained models of a study."""
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
+from pezoo.data import load, windows
 from pezoo.errors import UserError, suggest
 from pezoo.model.transformer import Transformer
+from pezoo.registry import entries
+from pezoo.results import LANGUAGE_MODELLING, read
+from pezoo.scheme import parse
+from pezoo.study.cells import carry_over
+from pezoo.study.folder import plugins_of, read_record, require_plugins
+from pezoo.study.plan import Cell
+from pezoo.study.reading import load_recipe
+from pezoo.study.store import Store
+from pezoo.training.checkpoint import load as load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -44,14 +55,6 @@ def find_model(folder: str | Path, scheme: str | None, seed: int | None = None, 
     Raises:
         UserError: if there is no such study, row, seed or trained model; the message lists what there is.
     """
-    # Imported here: evaluation, which the study imports, decodes by way of this module.
-    from pezoo.results import LANGUAGE_MODELLING, read
-    from pezoo.scheme import parse
-    from pezoo.study.cells import carry_over
-    from pezoo.study.plan import Cell
-    from pezoo.study.store import Store
-    from pezoo.training.checkpoint import load
-
     path = Path(folder) / "results.jsonl"
     if not path.is_file():
         raise UserError(f"{folder} is no folder of a study: it has no results.jsonl; name one that `pezoo run` made")
@@ -63,7 +66,9 @@ def find_model(folder: str | Path, scheme: str | None, seed: int | None = None, 
     results = [r for r in results if r.label == label]
     parts = list(dict.fromkeys(r.part for r in results))
     if len(parts) > 1:
-        raise UserError(f"{label!r} is in several parts of the recipe, {', '.join(parts)}; type --part {parts[0]}")
+        raise UserError(
+            f"{label!r} is in several parts of the recipe, {', '.join(parts)}; type --part {shlex.quote(parts[0])}"
+        )
     seeds = list(dict.fromkeys(r.seed for r in results))
     seed = seeds[0] if seed is None else seed
     if seed not in seeds:
@@ -75,8 +80,10 @@ def find_model(folder: str | Path, scheme: str | None, seed: int | None = None, 
         why = result.reason.removeprefix("no trained model: ") or "its files are gone or damaged; run the study again"
         raise UserError(f"{folder} has no trained model of {label!r}, seed {seed}: {why}")
     inputs = store.facts(result.cell)["inputs"]
+    if missing := [name for name in inputs["sources"] if name not in entries()]:
+        _refuse_unknown(Path(folder), label, missing)
     model = Cell("", inputs).model()
-    carry_over(load(weights)[0], model)
+    carry_over(load_checkpoint(weights)[0], model)
     fit = store.facts(parent)["inputs"]
     lengths = {inputs["train_length"]: "training"}
     if fit["kind"] == "tune":
@@ -85,10 +92,14 @@ def find_model(folder: str | Path, scheme: str | None, seed: int | None = None, 
     return Trained(model.eval(), label, seed, result.part, inputs, lengths, changed)
 
 
+def _refuse_unknown(folder: Path, label: str, missing: list[str]) -> None:
+    """Say which plug-ins a row needs, whose members are not registered."""
+    require_plugins(plugins_of(read_record(folder), folder), (), f"the study in {folder}")
+    raise UserError(f"{label!r} needs {', '.join(missing)}, which is not registered; name its file: --plugin FILE.py")
+
+
 def _label(folder: str | Path, given: str | None, schemes: dict[str, str]) -> str:
     """The label that is meant, of the labels whose schemes these are."""
-    from pezoo.scheme import parse
-
     if given in schemes:
         return given
     found = []
@@ -117,9 +128,6 @@ def opening(folder: str | Path, trained: Trained, n: int) -> tuple[Tensor, str]:
     Raises:
         UserError: if the text is not there any more.
     """
-    from pezoo.data import load, windows
-    from pezoo.study.reading import load_recipe
-
     recipe = dict(load_recipe(Path(folder) / "recipe.yaml").split())[trained.part]
     corpus = load(recipe.data)
     if corpus.tokenizer != trained.inputs["data"]["tokenizer"]:

@@ -3,7 +3,7 @@
 A cell is a training, a choice among trainings, a tuning or an evaluation. Its name is the hash of its inputs, and its
 inputs are all that the code that runs it gets to see, so two cells with one name give the same numbers:
 
-- train: the scheme as it acts in training, the source files of its members, model, data or task, settings and seed.
+- train: the scheme as it acts in training, the code of its members, model, data or task, settings and seed.
 - choose: the trainings of a scheme at several learning rates, for all seeds, and the seed whose model it hands on.
 - tune: the same for the scheme as it acts in tuning, and the trained parent. Each step count is a
   tuning of its own from that parent, not a stop on the way of the longest one: the learning rate
@@ -34,16 +34,20 @@ from pezoo.escape import safe_names
 from pezoo.evaluation import parse_protocol
 from pezoo.evaluation.answers import check_answer_protocol
 from pezoo.model.devices import check_testing, check_training, find_device
-from pezoo.model.transformer import Transformer, TransformerConfig
+from pezoo.model.transformer import ModelConfig, Transformer, TransformerConfig
 from pezoo.registry import entries, entry
 from pezoo.results import LANGUAGE_MODELLING
 from pezoo.scheme import MemberSpec, Spec, parse, read_members
 from pezoo.study.recipe import Recipe, Row
 from pezoo.task import parse_task
 from pezoo.training.config import TrainConfig
+from pezoo.training.keys import from_stored, hashed, to_stored
 
 VERSIONS = {"train": 4, "choose": 1, "tune": 4, "evaluate": 3}
-"""Raised when the code of a kind of cell changes its numbers; older cells are then not reused."""
+"""Raised when the code of a kind of cell changes its numbers; older cells are then not reused. The code of members is
+in the hash itself (`pezoo.sources`); for the rest `tests/test_fingerprint.py` fails if this is forgotten."""
+GROUPS: dict[str, type] = {"model": ModelConfig, "settings": TrainConfig}
+"""Groups of the recipe's keys among the inputs of cells."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +86,15 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Name of the cell: hash of its inputs."""
-        return digest(self.inputs)
+        """Name of the cell: hash of its inputs, without what moves no number."""
+        groups = {name: hashed(cls, self.inputs[name]) for name, cls in GROUPS.items() if name in self.inputs}
+        return digest(self.inputs | groups)
 
     def model(self) -> Transformer:
         """The model that it works on, with fresh weights."""
         inputs = self.inputs
         config = TransformerConfig(
-            **inputs["model"],
+            **from_stored(ModelConfig, inputs["model"]),
             vocab_size=inputs["data"]["vocab_size"],
             causal=inputs["data"]["form"] == "causal",
             scheme=inputs["scheme"],
@@ -201,7 +206,7 @@ class _Planner:
         self.protocols = _protocols(self.material, recipe)
         self.train_tokens = self.material.n_tokens(recipe.train.length)
         self.common = {
-            "model": dataclasses.asdict(recipe.model),
+            "model": to_stored(recipe.model),
             "train_length": self.train_tokens,
             "data": self.material.facts(),
             "backend": recipe.backend,
@@ -303,7 +308,7 @@ class _Planner:
     ) -> str:
         reduced = acting(spec, kind)
         shown = label if reduced == spec else label.replace(name, str(reduced), 1)
-        key = self._add(kind, shown, reduced, settings=dataclasses.asdict(settings), seed=seed, **inputs)
+        key = self._add(kind, shown, reduced, settings=to_stored(settings), seed=seed, **inputs)
         self.logs.setdefault(key, [*self.place, shown])
         return key
 

@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def recipes_dir() -> Path:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """Return the file of a recipe, given its path or the bare name of one that comes with pezoo.
+    """Return the file of a recipe, given its path, a folder with a recipe.yaml, or the bare name of one of pezoo's own.
 
     Raises:
         UserError: with near matches, if there is no such file.
@@ -38,7 +39,12 @@ def find_recipe(name: str | Path) -> Path:
     if str(name) in shipped:
         return shipped[str(name)]
     if path.is_dir():
-        raise UserError(f"{cut(str(name))} is a folder, not a recipe; name a YAML file")
+        if (path / "recipe.yaml").is_file():
+            return path / "recipe.yaml"
+        raise UserError(
+            f"{cut(str(name))} is a folder without a recipe.yaml, so there is no study to go on with. "
+            f"To run a recipe there: pezoo run RECIPE --out {shlex.quote(cut(str(name)))}"
+        )
     near = suggest(path.stem, shipped)
     raise UserError(
         f"no recipe {brief(str(name))}: neither a file nor one of pezoo's own.{near} "
@@ -50,7 +56,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
     """Read a recipe and check it.
 
     Args:
-        recipe: path of a YAML file, bare name of one that comes with pezoo, or its keys.
+        recipe: path of a YAML file, folder of a study, bare name of a recipe that comes with pezoo, or its keys.
         overrides: `key=value` texts, dotted keys, values as YAML.
 
     Raises:
@@ -132,7 +138,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             if not (re.fullmatch(r"[0-9]{1,9}", part) and int(part) < len(node)):
                 raise UserError(
                     f"{cut(key)}: {here} has items 0 to {len(node) - 1}, no {brief(part)}; "
-                    f"type {here}=[...] to replace the whole list"
+                    f"type '{here}=[...]' to replace the whole list"
                 )
             part = int(part)
             short = not (isinstance(node[part], dict) and "scheme" in node[part])

@@ -65,7 +65,8 @@ class TestConfig:
     windows: int = 32
     """Test windows, each as long as the longest test length; of a task the questions of each length (and depth)."""
     companion: bool = False
-    """Test each scheme a second time with a window of L, as "... | windowed": what it gains by distant text."""
+    """Test each scheme a second time with a window of L, as "... | windowed": what it gains by distant text. Not
+    for mixtures of layers or heads, nor for schemes that have a window."""
     tasks: list[str] = field(default_factory=list)
     """Tasks to test a language model on beside its text, such as passkey_text; length in tokens, and "undefined" where
     that is too short for a question."""
@@ -138,6 +139,9 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     test: TestConfig = field(default_factory=TestConfig)
+    plugins: list[str] = field(default_factory=list)
+    """Plug-ins that the study needs: Python files, as seen from the folder of the recipe's file. A recipe is data and a
+    plug-in is code, so none is loaded unless --plugin names it. `pezoo run` writes them into a study's recipe.yaml."""
     parts: dict[str, Any] = field(default_factory=dict)
     """Parts of the study by name, each with keys that differ there: schemes, grid, tasks, form, data, model, train,
     tune, test. What a part sets, it keeps: type parts.NAME.train.steps=100 to change it."""

@@ -1,34 +1,36 @@
 """A study: a recipe, planned, and the folder it runs in.
 
 In the folder are `recipe.yaml`, the recipe in full and itself a recipe; `results.jsonl`; `cells/`,
-with a folder for each finished cell, named by its key; `tensorboard/`; and `logs/`, with what the
-workers had to say.
+with a folder for each finished cell, named by its key; `report/` and `tensorboard/`; and `logs/`, with what the
+workers had to say. All of it speaks of one study at any moment: what people look at is removed before results change,
+and written when a run has ended, by whoever holds the folder.
 """
 
 import contextlib
 import errno
 import inspect
 import os
+import shlex
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pezoo.errors import UserError, cut
-from pezoo.files import replacing, sweep
+from pezoo.escape import in_terminal
+from pezoo.files import remove, sweep
 from pezoo.registry import ENTRY_POINTS, entry, load_plugin
-from pezoo.results import Result, write
+from pezoo.results import Result, read, write
 from pezoo.study.collect import Failure, collect
+from pezoo.study.folder import RESULTS, claim, folder_of, plugins_of, require_plugins, write_record
 from pezoo.study.launcher import Launcher
 from pezoo.study.plan import Cell, Plan, make_plan
 from pezoo.study.progress import Progress, make_progress
-from pezoo.study.reading import load_recipe
+from pezoo.study.reading import find_recipe, load_recipe
 from pezoo.study.recipe import Recipe
 from pezoo.study.store import Store
 
@@ -53,6 +55,8 @@ class Study:
     out: Path
     plugins: list[str] = field(default_factory=list)
     """Files that register members, as absolute paths."""
+    replace: bool = False
+    """Whether another study in the folder may be replaced."""
     failures: dict[str, Failure] = field(default_factory=dict)
     """By key, the cells that failed in this run."""
 
@@ -67,15 +71,17 @@ class Study:
         overrides: Iterable[str] = (),
         out: str | Path | None = None,
         plugins: Iterable[str | Path] = (),
+        replace: bool = False,
     ) -> "Study":
         """Read, check and plan a study; nothing is written but the cache of tokenised text.
 
         Args:
-            recipe: path, bare name, or the keys themselves.
+            recipe: path, bare name, folder of a study to go on with, or the keys themselves.
             overrides: `key=value` texts.
-            out: folder of the study; default: runs/<study>, or runs/<study>-<size> for another
-                size than cpu.
+            out: folder of the study; default: that of the study to go on with, else runs/<study>, or
+                runs/<study>-<size> for another size than cpu.
             plugins: Python files that register members.
+            replace: whether another study in the folder may be replaced.
 
         Raises:
             UserError: for whatever is wrong with any of it.
@@ -83,11 +89,16 @@ class Study:
         plugins = [str(Path(plugin).resolve()) for plugin in plugins]
         for plugin in plugins:
             load_plugin(plugin)
+        own = folder_of(recipe, out)
         checked = load_recipe(recipe, overrides)
+        where = Path() if isinstance(recipe, Mapping) else find_recipe(recipe).parent
+        require_plugins(plugins_of(checked, where), plugins, f"the study in {own}" if own else str(checked.study))
+        checked.plugins = []  # what is written down are those that were named
         name = checked.study if checked.size == "cpu" else f"{checked.study}-{checked.size}"
-        folder = Path(out) if out is not None else Path("runs", name)
+        folder = Path(out) if out is not None else own or Path("runs", name)
         _check_folder(folder)
-        return cls(make_plan(checked), folder, plugins)
+        claim(folder, checked, plugins, replace)
+        return cls(make_plan(checked), folder, plugins, replace)
 
     @property
     def recipe(self) -> Recipe:
@@ -97,21 +108,34 @@ class Study:
     @property
     def results_path(self) -> Path:
         """Where the results are."""
-        return self.out / "results.jsonl"
+        return self.out / RESULTS
 
     def results(self) -> list[Result]:
         """Results of all evaluations that are finished, in the recipe's order."""
         return collect(self.plan, self.store, self.failures)
 
-    def run(self, progress: Progress | None = None) -> list[Result]:
+    def changes(self) -> str:
+        """One line that says how the folder's study differs from this one, or nothing.
+
+        Raises:
+            UserError: if it is another study, which may not be replaced.
+        """
+        return claim(self.out, self.recipe, self.plugins, self.replace)[0]
+
+    def run(
+        self,
+        progress: Progress | None = None,
+        report: Callable[["Study", list[Result]], object] | None = None,
+    ) -> list[Result]:
         """Run what is not done, and return the results; the file is renewed as cells finish.
 
         Args:
             progress: is told what happens; default: shown on standard error.
+            report: writes what people look at from the results, when the run has ended and the folder is still held.
 
         Raises:
-            UserError: if the folder cannot be written to, another run is at work in it, or a member is registered by a
-                module that the study's processes would not load.
+            UserError: if the folder cannot be written to, another run is at work in it, it holds another study, or a
+                member is registered by a module that the study's processes would not load.
             ChildProcessError: if a worker process cannot start.
         """
         self._refuse_strangers()
@@ -132,6 +156,8 @@ class Study:
                 with contextlib.suppress(OSError):  # it is not empty: a worker had something to say
                     (self.out / "logs").rmdir()
                 results = self._write()
+            if report is not None:
+                report(self, results)
         return results
 
     def _refuse_strangers(self) -> None:
@@ -145,10 +171,13 @@ class Study:
                 file = inspect.getfile(entry(name).cls)
                 raise UserError(
                     f"{name} was registered by {file}, which the processes of a study do not load; "
-                    f'pass plugins=["{file}"], or --plugin {file}'
+                    f'pass plugins=["{file}"], or --plugin {shlex.quote(file)}'
                 )
 
     def _begin(self) -> None:
+        line, replaced = claim(self.out, self.recipe, self.plugins, self.replace)
+        if line:
+            print(in_terminal(line, sys.stderr.encoding or "utf-8"), file=sys.stderr)
         for old in (self.out / "logs").glob("*.log"):
             old.unlink()
         self.store.clean()
@@ -158,10 +187,22 @@ class Study:
             named = [f"{self.plan.cells[key].title} ({why})" for key, why in damaged.items()]
             more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
             print(f"damaged, and made anew: {', '.join(named[:NAMED])}{more}", file=sys.stderr)
-        with replacing(self.out / "recipe.yaml") as file:
-            text = yaml.safe_dump(self.recipe.to_dict(), sort_keys=False, allow_unicode=True, width=100)
-            file.write(text.encode())
+        same = not replaced and self._written() == self.results()
+        if replaced or not same or not all(map(self.store.done, self.plan.cells)):
+            remove(self.out / "report")
+            remove(self.out / "tensorboard" / "test")
+        if replaced:
+            remove(self.out / "tensorboard")
+        if not same:
+            self.results_path.unlink(missing_ok=True)
+        write_record(self.out, self.recipe, self.plugins)
         self._write()
+
+    def _written(self) -> list[Result] | None:
+        """The results in the file, if it is there and whole."""
+        with contextlib.suppress(UserError):
+            return read(self.results_path)
+        return None
 
     def _write(self) -> list[Result]:
         results = self.results()

@@ -26,6 +26,7 @@ from pezoo.contract import Encoding, Shape, overrides
 from pezoo.errors import UserError, suggest
 from pezoo.registry import Entry, entries, entry, list_encodings, list_extensions, load_plugin, make_config
 from pezoo.scheme import fits, parse
+from pezoo.sources import PLUGIN
 from pezoo.task import make_task, parse_task
 from pezoo.testing.properties import CHECKS, HOOKS, CheckFailed, NotApplicable, Subject, acts
 from pezoo.testing.tasks import TASK_CHECKS
@@ -221,7 +222,7 @@ def reproduce(scheme: str, check: str, member: str) -> None:
 def _snippet(found: Entry, scheme: str, name: str) -> str:
     lines = ["from pezoo import load_plugin, testing"]
     module = found.cls.__module__
-    if module.startswith("pezoo_plugin_"):
+    if module.startswith(PLUGIN):
         lines.append(f"load_plugin({sys.modules[module].__file__!r})")
     lines.append(f"testing.reproduce({scheme!r}, {name!r}, {found.name!r})")
     return "\n".join(lines)

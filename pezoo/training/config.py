@@ -41,5 +41,5 @@ class TrainConfig:
     """Batches whose gradients make one step."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
     """Lightning's precision."""
-    log_every: int = 20
+    log_every: int = field(default=20, metadata={"hashed": False})
     """Steps between two points of the training curves."""

@@ -126,7 +126,7 @@ class LanguageModel(pl.LightningModule):
         self.began = time.perf_counter()
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Example, batch_idx: int) -> None:
-        """Count time and tokens. Every `log_every` steps: curves, progress, and an end if the loss is not finite."""
+        """Count time and tokens. Every `log_every` steps: curves, progress, an end if weights are not finite."""
         settings = self.settings
         self.steps, partial = divmod(batch_idx + 1, settings.accumulate)
         told = not partial and (self.steps % settings.log_every == 0 or self.steps == settings.steps)
@@ -137,8 +137,8 @@ class LanguageModel(pl.LightningModule):
         if not told:
             return
         self.final_loss = loss
-        if not math.isfinite(loss):  # nor will any be after it: the weights are not
-            self.trainer.should_stop = True
+        if not math.isfinite(loss) and not all(p.isfinite().all() for p in self.model.parameters()):
+            self.trainer.should_stop = True  # no loss will be finite after it
         if self.logger is not None:
             curves = {
                 "train/loss": loss,
