@@ -352,7 +352,7 @@ def parse_task(text: str) -> MemberSpec:
     tasks = list_tasks()
     if more and all(part in tasks for part, _ in more):
         raise UserError(
-            f"{brief(text)} is no task: tasks are not joined; list them, as in tasks=[{name}, {more[0][0]}]"
+            f"{brief(text)} is no task: tasks are not joined; list them, as in 'tasks=[{name}, {more[0][0]}]'"
         )
     if more or name not in tasks:
         near = "" if more else suggest(name, tasks)

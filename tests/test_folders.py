@@ -141,6 +141,7 @@ def test_the_line_of_changes_stays_short(recipe, mine):
     made = load_recipe(many, [*overrides, "test.protocols=[last]", "seeds=[1, 0]", "tune.length=9x", "threads=2"])
     line, replaced = folder.claim(mine, made, [], replace=False)
     assert not replaced
+    assert "schemes: + {scheme: alibi, label: '000000000'}, + " in line
     assert "seeds: + 1, threads 1 -> 2, train.steps 2 -> 400" in line
     assert re.search(r", and \d+ more$", line)
     assert len(line) < 1000

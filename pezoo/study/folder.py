@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 
 import pezoo
-from pezoo.errors import NeedsPlugins, UserError, brief, cut
+from pezoo.errors import NeedsPlugins, UserError, cut
 from pezoo.files import replacing
 from pezoo.study.reading import find_recipe, load_recipe
 from pezoo.study.recipe import Recipe
@@ -234,6 +235,7 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
 
 def _text(value: Any) -> str:
     """A value as a recipe holds it."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower().replace("none", "null")
-    return cut(value, 60) if isinstance(value, str) else brief(value, 60)
+    if isinstance(value, str):
+        return cut(value, 60)
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+    return cut(text.removesuffix("\n...\n").strip(), 60)

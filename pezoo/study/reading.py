@@ -181,8 +181,8 @@ def _refuse_idle(recipe: Recipe, parts: list[Recipe], keys: Iterable[str]) -> No
         path = re.sub(r"\[(\d+)\]", r".\1", key).split(".")
         setting = [name for name, given in recipe.parts.items() if _holds(given, path)]
         if recipe.parts and len(setting) == len(recipe.parts):
-            example = f"parts.{setting[0]}.{key}"
-            raise UserError(f"{key} is set by every part of the recipe ({', '.join(setting)}); type {example}=...")
+            example = shlex.quote(f"parts.{setting[0]}.{key}=...")
+            raise UserError(f"{key} is set by every part of the recipe ({', '.join(setting)}); type {example}")
     if recipe.grid.extensions and not any(one.grid.encodings for one in parts):
         asked = recipe.grid.extensions
         typed = "'grid.encodings=[rope]' or 'grid.encodings=[\"*\"]'"
