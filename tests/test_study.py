@@ -23,8 +23,8 @@ from pezoo.registry import entry
 from pezoo.results import read
 from pezoo.results.losses import read_losses
 from pezoo.study import Study, make_plan
-from pezoo.study.plan import resolve_device
 from pezoo.study.reading import load_recipe
+from pezoo.study.resolve import resolve_device
 
 ROOT = Path(__file__).parents[1]
 TIMES = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "date")

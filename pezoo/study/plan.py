@@ -15,30 +15,21 @@ A recipe with parts is planned part by part; what two parts share is one cell.
 """
 
 import dataclasses
-import fnmatch
 import hashlib
 import json
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from pezoo.compose import build
-from pezoo.contract import Shape, Undefined
 from pezoo.data import Corpus, crops, load, windows
 from pezoo.data.material import TESTING, TRAINING, Material, Questions, Text
-from pezoo.errors import UserError, brief, cut, suggest
+from pezoo.errors import UserError, cut
 from pezoo.escape import safe_names
-from pezoo.evaluation import parse_protocol
-from pezoo.evaluation.answers import check_answer_protocol
-from pezoo.model.devices import check_testing, check_training, find_device
 from pezoo.model.transformer import ModelConfig, Transformer, TransformerConfig
-from pezoo.registry import entries, entry
 from pezoo.results import LANGUAGE_MODELLING
-from pezoo.scheme import MemberSpec, Spec, parse, read_members
+from pezoo.scheme import MemberSpec, Spec
 from pezoo.study.recipe import Recipe, Row
+from pezoo.study.resolve import acting, matching, refuse_main, resolve_device, resolve_protocols, resolve_scheme
 from pezoo.task import parse_task
 from pezoo.training.config import TrainConfig
 from pezoo.training.keys import from_stored, hashed, to_stored
@@ -200,10 +191,10 @@ class _Planner:
             self.material: Material = Text(plan.corpora[load(recipe.data).hash])
             self._check_text()
         else:
-            _refuse_main(parse_task(task).name)
+            refuse_main(parse_task(task).name)
             self.material = Questions(task, recipe.form, recipe.train.length)
             self._check_lengths()
-        self.protocols = _protocols(self.material, recipe)
+        self.protocols = resolve_protocols(self.material, recipe)
         self.train_tokens = self.material.n_tokens(recipe.train.length)
         self.common = {
             "model": to_stored(recipe.model),
@@ -253,7 +244,7 @@ class _Planner:
         """Add cells and evaluations, ordered by scheme, then seed."""
         recipe, rows = self.recipe, []
         for i, row in enumerate(recipe.rows):
-            spec = _checked(recipe, row, f"schemes.{i}", self.material, self.train_tokens)
+            spec = resolve_scheme(recipe, row, f"schemes.{i}", self.material, self.train_tokens)
             rows.append((row.label or (row.scheme if isinstance(row.scheme, str) else str(spec)), row.tune, spec))
         rows += self._grid()
         found = [e for seed in recipe.seeds for name, tune, spec in rows for e in self._row(name, tune, spec, seed)]
@@ -264,12 +255,12 @@ class _Planner:
     def _grid(self) -> Iterator[tuple[str, tuple[int, ...], Spec]]:
         """Rows of the grid, without pairs that are refused."""
         recipe = self.recipe
-        encodings = _matching("grid.encodings", recipe.grid.encodings, "encoding")
-        extensions = _matching("grid.extensions", recipe.grid.extensions, "extension")
+        encodings = matching("grid.encodings", recipe.grid.encodings, "encoding")
+        extensions = matching("grid.extensions", recipe.grid.extensions, "extension")
         for scheme in (f"{e}+{x}" if x else e for e in encodings for x in ("", *extensions)):
             row = Row(scheme, tuple(dict.fromkeys(recipe.tune.steps)), None)
             try:
-                spec = _checked(recipe, row, "grid", self.material, self.train_tokens)
+                spec = resolve_scheme(recipe, row, "grid", self.material, self.train_tokens)
             except UserError:
                 if "+" not in scheme and scheme in recipe.grid.encodings:
                     raise
@@ -345,121 +336,6 @@ class _Planner:
         all_inputs = {"kind": kind, "version": VERSIONS[kind]} | scheme | self.common | inputs
         cell = Cell(f"{title}, seed {inputs['seed']}", all_inputs)
         return self.plan.cells.setdefault(cell.key, cell).key
-
-
-def _matching(key: str, asked: list[str], kind: str) -> list[str]:
-    """Members that names with settings, or patterns, stand for."""
-    names, found = [n for n, e in entries().items() if e.kind == kind], []
-    for text in asked:
-        matches = fnmatch.filter(names, text) if "*" in text else [text] * (text.split(":")[0] in names)
-        if not matches:
-            raise UserError(
-                f"{key}: no {kind} is called {brief(text)}.{suggest(text, names)} All: pezoo list --{kind}s"
-            )
-        try:
-            for name, settings in read_members(text) if "*" not in text else ():
-                MemberSpec.make(name, settings)
-        except UserError as error:  # else its pairs would be left out like those that cannot work
-            raise UserError(f"{key}: {error}") from None
-        found += matches
-    return list(dict.fromkeys(found))
-
-
-def _protocols(material: Material, recipe: Recipe) -> list[tuple[Material, str]]:
-    """What is tested under which protocol.
-
-    Raises:
-        UserError: if there is no such protocol or task, or the task has another vocabulary than the text.
-    """
-    asked = recipe.test.protocols
-    try:
-        if isinstance(material, Questions):
-            for protocol in asked:
-                check_answer_protocol(protocol, material)
-            return [(material, protocol) for protocol in dict.fromkeys(asked or ["answers"])]
-        protocols = dict.fromkeys(str(parse_protocol(p)) for p in asked or ["prefix"])
-    except UserError as error:
-        raise UserError(f"test.protocols: {error}") from None
-    tests: list[tuple[Material, str]] = [(material, protocol) for protocol in protocols]
-    for task in dict.fromkeys(str(parse_task(task)) for task in recipe.test.tasks):
-        _refuse_main(parse_task(task).name)
-        questions = Questions(task, "causal", None)
-        if questions.vocab_size != material.vocab_size:
-            raise UserError(
-                f"test.tasks: {task} has a vocabulary of {questions.vocab_size}, the text of data one of "
-                f"{material.vocab_size}; a task to test a language model on must have the same"
-            )
-        tests.append((questions, "answers"))
-    return tests
-
-
-def acting(spec: Spec, phase: str) -> Spec:
-    """The scheme as it acts in a phase, if its modules are then still the same ones.
-
-    `{layers: [t5, t5+window:at=test]}` has two sets of T5 weights and would have one without the
-    window; it is kept as it is, since an extension that does not act changes only the name.
-    """
-    reduced = spec.at(phase)
-    return reduced if _pattern(reduced) == _pattern(spec) else spec
-
-
-def _pattern(spec: Spec) -> list[list[int]]:
-    """Which groups of heads in which layers share modules."""
-    seen: dict[Any, int] = {}
-    layers = [layer.heads or ((layer, 0),) for layer in spec.layers or (spec,)]
-    return [[seen.setdefault(group, len(seen)) for group in layer] for layer in layers]
-
-
-def resolve_device(recipe: Recipe) -> str:
-    """Return the kind of device that cells run on, "cpu", "cuda" or "mps": which one of several is not in their hash.
-
-    Raises:
-        UserError: if it is not there, or cannot do what the recipe asks.
-    """
-    device = find_device(recipe.device)
-    check_training(device, recipe.train.precision)
-    check_testing(device, recipe.test.precision)
-    for protocol in recipe.test.protocols if device.type == "mps" else ():
-        if protocol.partition(":")[0].strip() == "attention":
-            raise UserError(
-                "test.protocols: attention sums in float64, which device=mps does not have; type device=cpu"
-            )
-    return device.type
-
-
-def _checked(recipe: Recipe, row: Row, key: str, material: Material, train_tokens: int) -> Spec:
-    """Parse a scheme and try it on two tokens: what cannot work is refused before any training."""
-    model = recipe.model
-    try:
-        spec = parse(row.scheme)
-        _refuse_main(*(member.name for member in spec.all_members()))
-        shape = Shape(model.d_model, model.n_heads, model.n_layers, train_tokens, causal=material.causal)
-        scheme = build(spec, shape)
-        q = torch.zeros(1, model.n_heads, 2, shape.head_dim)
-        for phase in ("train", "test"):
-            with torch.no_grad():
-                prepared = scheme.prepare(scheme.positions(1, 2, phase=phase, rows=(0,)))
-                for layer in range(model.n_layers):
-                    prepared.attend(layer, q, q, q, recipe.backend)
-    except Undefined:
-        return spec
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from None
-    except Exception as error:  # in somebody's plug-in
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__}: {cut(str(error), 300)} ({where.filename}, line {where.lineno})"
-        raise UserError(f"{key}: {spec} fails with {what}") from error
-    return spec
-
-
-def _refuse_main(*names: str) -> None:
-    """Refuse members of the running program itself, which the processes of a study could not import."""
-    for name in names:
-        if entry(name).cls.__module__ == "__main__":
-            raise UserError(
-                f"{name} was defined in a notebook, a console or the running script, where the processes of a study do "
-                'not find it; put it in a file of its own and pass plugins=["FILE.py"], or --plugin FILE.py'
-            )
 
 
 def _refuse_repeats(evaluations: list[Evaluation]) -> None:
