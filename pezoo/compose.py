@@ -6,15 +6,16 @@ gives each layer the `Composition` that attention works from.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pezoo.attention import Composition, Part, Region, attend, logits
+from pezoo.composition import Composition, Part, Region
 from pezoo.contract import PHASES, Encoding, Extension, Positions, Shape, Undefined, in_float32, overrides, to_device
 from pezoo.errors import UserError, suggest
+from pezoo.prepared import Group, Prepared
 from pezoo.registry import entry, make_config
 from pezoo.scheme import Spec, fits, offers, parse
 
@@ -126,75 +127,6 @@ def _copies(cls: type, shape: Shape, config: Any, make: Callable[[], nn.Module])
     return nn.ModuleList(make() for _ in range(shape.n_layers if cls.per_layer(config) else 1))
 
 
-@dataclass(frozen=True)
-class Group:
-    """Some heads of one layer, and what the scheme adds to their attention."""
-
-    heads: slice
-    composition: Composition
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A scheme made ready for one forward."""
-
-    shape: Shape
-    input: tuple[Part, ...]
-    layers: tuple[tuple[Group, ...], ...]
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Token embeddings (B, Lq, D) with positions."""
-        with in_float32(x.device):
-            for part in self.input:
-                x = part.encoding.embed(x, part.positions)
-        return x
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
-        """Attention of one layer: q (B, H, Lq, d), k and v (B, Hkv, Lk, d) -> (B, H, Lq, d).
-
-        Raises:
-            UserError: if sizes are not those of the scheme and its positions, or the back-end cannot run it.
-        """
-        groups = self.groups(layer, q, k, v)
-        if len(groups) == 1:
-            return attend(q, k, v, groups[0].composition, backend)
-        repeat = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
-        outputs = [attend(q[:, g.heads], k[:, g.heads], v[:, g.heads], g.composition, backend) for g in groups]
-        return torch.cat(outputs, dim=1)
-
-    def logits(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
-        """What the softmax of one layer sees, (B, H, Lq, Lk), float32; -inf where a query does not see a key."""
-        groups = self.groups(layer, q, k, k)
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        return torch.cat([logits(q[:, g.heads], k[:, g.heads], g.composition) for g in groups], dim=1)
-
-    def groups(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Group, ...]:
-        """The groups of heads of a layer, after a look at what they are asked to work on."""
-        shape = self.shape
-        if not 0 <= layer < len(self.layers):
-            raise UserError(f"layer = {layer}, but the scheme has layers 0 ... {len(self.layers) - 1}")
-        if any(t.ndim != 4 for t in (q, k, v)) or k.shape[:3] != v.shape[:3] or len(q) != len(k):
-            shapes = ", ".join(str(tuple(t.shape)) for t in (q, k, v))
-            raise UserError(f"q is (B, H, Lq, d), k and v are (B, Hkv, Lk, d) with Hkv a divisor of H, not {shapes}")
-        if (q.shape[1], q.shape[3], k.shape[3]) != (shape.n_heads, shape.head_dim, shape.head_dim):
-            raise UserError(
-                f"q has {q.shape[1]} heads of width {q.shape[3]} and k heads of width {k.shape[3]}, but the scheme was "
-                f"created for {shape.n_heads} heads of width {shape.head_dim}; for the heads of q create it with "
-                f"n_heads={q.shape[1]}, head_dim={q.shape[3]}"
-            )
-        if q.shape[1] % k.shape[1]:
-            raise UserError(f"{k.shape[1]} key/value heads do not divide {q.shape[1]} query heads")
-        positions = self.layers[layer][0].composition.positions
-        n_queries, n_keys, rows = positions.query.shape[1], positions.key.shape[1], len(positions.key)
-        if (q.shape[2], k.shape[2]) != (n_queries, n_keys) or rows not in (1, len(q)):
-            raise UserError(
-                f"positions are of {n_queries} queries and {n_keys} keys in {rows} rows, but q and k have {q.shape[2]} "
-                f"and {k.shape[2]} in {len(q)}; positions.slice(start, stop, n_keys) cuts them"
-            )
-        return self.layers[layer]
-
-
 class Scheme(nn.Module):
     """A scheme built for a model: the module that holds its parameters and composes it for each forward.
 
@@ -203,6 +135,8 @@ class Scheme(nn.Module):
         prepared = scheme.prepare(scheme.positions(batch, length, phase="train", rows=rows))
         x = prepared.embed(x)                   # (B, L, D), once
         out = prepared.attend(layer, q, k, v)   # (B, H, L, d), in each layer
+
+    Schemes that read the input of each layer want it too: `prepared.attend(layer, q, k, v, x=x)`.
 
     Its parameters stay float32 when the model around it is cast to another precision.
 
@@ -259,7 +193,7 @@ class Scheme(nn.Module):
             phase: "train", "tune" or "test"; may be left out where the scheme acts alike in all of them.
             rows: numbers of these sequences, for schemes that draw random positions. In training count on from step to
                 step: range(step * B, (step + 1) * B).
-            facts: declared, documents, valid, device, seed and draws, as in `Positions.build`.
+            facts: declared, documents, valid, tokens, device, seed and draws, as in `Positions.build`.
         """
         facts = {"causal": self.shape.causal, "seed": self.seed} | facts
         return Positions.build(length, batch, phase=phase, rows=rows, **facts)
@@ -289,6 +223,12 @@ class Scheme(nn.Module):
         unknown = next((name for name in positions.draws or {} if name not in names), None)
         if unknown is not None:
             raise UserError(f"draws are given for {unknown!r}, which {self.spec} has not.{suggest(unknown, names)}")
+        if readers := self._reading_tokens():
+            n_keys, tokens = positions.key.shape[1], positions.tokens
+            if tokens is None:
+                raise UserError(f"{', '.join(readers)} reads the tokens: pass tokens=, their ids, (B, {n_keys})")
+            if tokens.ndim != 2 or tokens.shape[1] != n_keys:
+                raise UserError(f"tokens has the shape {tuple(tokens.shape)}, not (B, {n_keys})")
         if positions.phase is not None:
             return positions
         if differing := self.differs_by_phase(PHASES):
@@ -297,6 +237,10 @@ class Scheme(nn.Module):
                 "pass phase='train', phase='tune' or phase='test'"
             )
         return positions.replace(phase="test")
+
+    def _reading_tokens(self) -> list[str]:
+        """Names of the members that make coordinates of tokens."""
+        return [m.name for m in self.spec.all_members() if entry(m.name).cls.traits.tokens]
 
     def differs_by_phase(self, phases: Sequence[str]) -> list[str]:
         """Names of the extensions that do not act alike in all of these phases."""
@@ -319,6 +263,8 @@ class Scheme(nn.Module):
         phase: str | None = None,
         rows: Sequence[int] | None = None,
         positions: Positions | None = None,
+        x: Tensor | None = None,
+        tokens: Tensor | None = None,
     ) -> Tensor:
         """What the softmax of a layer sees: scaled products, biases and all that the scheme adds.
 
@@ -329,14 +275,17 @@ class Scheme(nn.Module):
             phase: as in `positions`.
             rows: as in `positions`.
             positions: instead of phase and rows.
+            x: what q and k are made of, (B, Lk, D), for schemes that read it.
+            tokens: ids of the keys' tokens, (B, Lk), for schemes that read them.
 
         Returns:
             (B, H, Lq, Lk), float32; -inf where a query does not see a key.
 
         Raises:
-            UserError: if sizes are not those of the scheme, or phase or rows are missing.
+            UserError: if sizes are not those of the scheme, or phase, rows, x or tokens are missing.
         """
-        return self.prepare(_positions_of(self, q, k, phase, rows, positions)).logits(layer, q, k)
+        prepared = self.prepare(_positions_of(self, q, k, phase, rows, positions, tokens))
+        return prepared.logits(layer, q, k, x=x)
 
     def bias(
         self, length: int, *, layer: int = 0, phase: str = "test", row: int = 0, positions: Positions | None = None
@@ -352,7 +301,14 @@ class Scheme(nn.Module):
 
         Returns:
             (H, L, L) for queries and keys, float32; causality and masks are not in it.
+
+        Raises:
+            UserError: if a bias is made of the layer's input; `logits` shows it.
         """
+        reader = next((m for m in self.members if isinstance(m, Encoding) and overrides(m, "read")), None)
+        if reader is not None:
+            name = type(reader).__name__
+            raise UserError(f"what {name} adds depends on the layer's input; scheme.logits(q, k, x=x) shows it")
         groups = self._layer(length, layer, phase, row, positions)
         with in_float32(groups[0].composition.positions.query.device):
             return torch.cat([_bias(g) for g in groups])
@@ -403,11 +359,14 @@ class Scheme(nn.Module):
 
         Arguments as in `frequencies`. Returns (L,), float32, 1 where no extension changes it.
         """
-        composition = self._group(length, layer, head, phase, row, positions).composition
+        group = self._group(length, layer, head, phase, row, positions)
+        composition = group.composition
         query = composition.positions.query
         with in_float32(query.device):
             sigma = torch.as_tensor(composition.sigma(), device=query.device)
-            return sigma.flatten()[: query.shape[1]].expand(query.shape[1]).clone()
+            if sigma.ndim:  # (1, 1 or H, Lq, 1)
+                sigma = sigma[0, (head - group.heads.start) % sigma.shape[1], :, 0]
+            return sigma.expand(query.shape[1]).clone()
 
     def _layer(self, length: int, layer: int, phase: str, row: int, positions: Positions | None) -> tuple[Group, ...]:
         if positions is None:
@@ -453,10 +412,11 @@ class Scheme(nn.Module):
         return all(m.prefix_stable for m in self.members if "test" in getattr(m, "at", ("test",)))
 
     def undefined(self, length: int, phase: str = "test") -> str | None:
-        """Why the scheme has no value at a length, or None if it has."""
+        """Why the scheme has no value at a length, or None if it has; where it reads tokens, for a text of zeros."""
         device = next((p.device for p in self.parameters()), None)
+        tokens = torch.zeros(1, length, dtype=torch.int64) if self._reading_tokens() else None
         try:
-            self.prepare(self.positions(1, length, phase=phase, rows=(0,), device=device))
+            self.prepare(self.positions(1, length, phase=phase, rows=(0,), tokens=tokens, device=device))
         except Undefined as reason:
             return str(reason)
         return None
@@ -541,6 +501,8 @@ def attend_with(
     phase: str | None = None,
     rows: Sequence[int] | None = None,
     positions: Positions | None = None,
+    x: Tensor | None = None,
+    tokens: Tensor | None = None,
     embedded: bool = False,
     backend: str = "auto",
 ) -> Tensor:
@@ -558,6 +520,8 @@ def attend_with(
         rows: numbers of these sequences, for schemes that draw random positions. In training count on from step to
             step, range(step * B, (step + 1) * B), or each step draws the same.
         positions: of these queries and keys, instead of the above; default: one document a row, without padding.
+        x: the input of the layer, which q, k and v are made of, (B, Lk, D), for schemes that read it.
+        tokens: ids of the keys' tokens, (B, Lk), for schemes that make coordinates of them.
         embedded: say True for a scheme that changes the token embeddings, once `scheme.prepare(...).embed(x)` has.
         backend: "auto", "eager", "sdpa" or "chunked".
 
@@ -565,7 +529,7 @@ def attend_with(
         (B, H, Lq, d).
 
     Raises:
-        UserError: if sizes are not those of the scheme, or phase or rows are missing.
+        UserError: if sizes are not those of the scheme, or phase, rows, x or tokens are missing.
         Undefined: if the scheme has no value for a position.
     """
     changing = [m.name for m in scheme.spec.all_members() if _embeds(entry(m.name).cls)]
@@ -574,7 +538,8 @@ def attend_with(
             f"{', '.join(changing)} changes the token embeddings, which attend never sees. Call "
             "x = scheme.prepare(scheme.positions(batch, length)).embed(x) first, then attend(..., embedded=True)"
         )
-    return scheme.prepare(_positions_of(scheme, q, k, phase, rows, positions)).attend(layer, q, k, v, backend)
+    prepared = scheme.prepare(_positions_of(scheme, q, k, phase, rows, positions, tokens))
+    return prepared.attend(layer, q, k, v, backend, x=x)
 
 
 def _embeds(cls: type) -> bool:
@@ -588,12 +553,13 @@ def _positions_of(
     phase: str | None,
     rows: Sequence[int] | None,
     positions: Positions | None,
+    tokens: Tensor | None,
 ) -> Positions:
     """Positions for these queries and keys: those given, or plain ones for the last Lq of Lk tokens."""
     if positions is None:
         n_queries, n_keys = q.shape[-2], k.shape[-2]
-        whole = scheme.positions(len(q), n_keys, phase=phase, rows=rows, device=q.device)
+        whole = scheme.positions(len(q), n_keys, phase=phase, rows=rows, tokens=tokens, device=q.device)
         return whole.slice(n_keys - n_queries, n_keys)
     if phase is not None or rows is not None:
         raise UserError("phase and rows are part of positions: pass either these, or positions=")
-    return positions
+    return positions if tokens is None else positions.replace(tokens=to_device(tokens, q.device))

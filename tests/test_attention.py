@@ -7,7 +7,7 @@ import torch
 
 import pezoo
 from pezoo import attention, bench
-from pezoo.attention import Composition, Part, Region
+from pezoo.composition import Composition, Part, Region
 from pezoo.contract import Branch, Encoding, Extension, Positions, Shape
 from pezoo.errors import UserError
 

@@ -23,8 +23,8 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pezoo.attention import Composition
 from pezoo.compose import Scheme, build
+from pezoo.composition import Composition
 from pezoo.contract import Encoding, Extension, Shape, overrides
 from pezoo.errors import UserError
 from pezoo.registry import entries, entry
@@ -165,10 +165,13 @@ class _View:
 
     @torch.no_grad()
     def at(self, length: int, phase: str = "test", rows: int = 1, last: bool = False) -> Composition:
-        """What the scheme adds at a length; `last`: for the last query only."""
-        positions = self.scheme.positions(rows, length, rows=range(rows)).replace(phase=phase)
+        """What the scheme adds at a length, to random tokens and inputs; `last`: for the last query only."""
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(16, (rows, length), generator=generator)
+        positions = self.scheme.positions(rows, length, rows=range(rows), tokens=tokens).replace(phase=phase)
         positions = positions.slice(length - 1, length) if last else positions
-        return self.scheme.prepare(positions).layers[0][0].composition
+        x = torch.randn(rows, length, self.scheme.shape.d_model, generator=generator)
+        return self.scheme.prepare(positions).reading(0, x)[0].composition
 
     def moves(self, phase: str, length: int) -> bool:
         """Whether coordinates in a phase are other than 0, 1, 2, ..."""
@@ -503,7 +506,7 @@ def _adapted(view: _View, axes: Axes) -> None:
 def _scale(view: _View, axes: Axes) -> None:
     """The factor on the content logits of the last query, against length."""
     lengths = [n for n in (view.length * 2**k // 16 for k in range(9)) if n and view.scheme.undefined(n) is None]
-    factors = [float(torch.as_tensor(view.at(n, last=True).sigma()).flatten()[-1]) for n in lengths]
+    factors = [float(torch.as_tensor(view.at(n, last=True).sigma()).flatten()[0]) for n in lengths]
     axes.plot(lengths, factors, "o-", color=PALETTE[1], lw=1.4, ms=4)
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths[::2], [str(n) for n in lengths[::2]])
