@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pezoo.compose import create
+from pezoo.compose.prepared import Prepared
 from pezoo.contract import Positions
 from pezoo.errors import UserError, suggest
 from pezoo.positions import on_tensors
-from pezoo.prepared import Prepared
 
 
 @dataclass

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pezoo import attention, prepared
+from pezoo import attention
 from pezoo.attention import observing
-from pezoo.compose import Scheme
+from pezoo.compose import Scheme, prepared
 from pezoo.data import Windows
 from pezoo.evaluation import evaluate
 from pezoo.evaluation.attention import METRICS

@@ -23,6 +23,18 @@ class Group:
     heads: slice
     composition: Composition
 
+    def bias(self) -> Tensor:
+        """The bias of these heads in the first row, (H, Lq, Lk), far regions included."""
+        composition, total = self.composition, None
+        for r, region in enumerate(composition.regions):
+            bias = composition.bias(r)
+            if bias is None:
+                n_heads = self.heads.stop - self.heads.start
+                bias = torch.zeros_like(composition.positions.distance())[:, None].expand(-1, n_heads, -1, -1)
+            inside = None if region.branch is None else region.branch.region(composition.positions)[:, None]
+            total = bias if inside is None else torch.where(inside, bias, total)
+        return total[0]
+
 
 @dataclass(frozen=True)
 class Prepared:

@@ -1,8 +1,4 @@
-"""Schemes as modules: built for a model, made ready for each forward, and composed layer by layer.
-
-`Scheme` holds the parameters. `Scheme.prepare(positions)` runs the extensions' maps and the encodings' tables once, and
-gives each layer the `Composition` that attention works from.
-"""
+"""Schemes as modules: what holds the parameters of a model's members, layer by layer."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -12,119 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pezoo.composition import Composition, Part, Region
+from pezoo.compose.plain import Plain
+from pezoo.compose.prepared import Group, Prepared
 from pezoo.contract import PHASES, Encoding, Extension, Positions, Shape, Undefined, in_float32, overrides, to_device
 from pezoo.errors import UserError, suggest
-from pezoo.prepared import Group, Prepared
-from pezoo.registry import entry, make_config
-from pezoo.scheme import Spec, fits, offers, parse
-
-
-class Plain(nn.Module):
-    """Encodings and extensions of one plain scheme, built for a model: a list of copies of each member, by its name."""
-
-    def __init__(self, spec: Spec, shape: Shape) -> None:
-        super().__init__()
-        self.spec = spec
-        members = {m.name: (entry(m.name).cls, *make_config(m.name, dict(m.settings))) for m in spec.members}
-        made: dict[str, nn.ModuleList] = {}
-        extent = shape.train_length
-        for name, (cls, config, at) in members.items():
-            if issubclass(cls, Extension):
-                made[name] = _copies(cls, shape, config, lambda cls=cls, c=config, at=at: cls(shape, c, at))
-                extent = made[name][0].extent(extent) if "train" in at else extent
-        shape = replace(shape, extent=extent)
-        for name, (cls, config, _) in members.items():
-            if issubclass(cls, Encoding):
-                made[name] = _copies(cls, shape, config, lambda cls=cls, c=config: cls(shape, c))
-        # Not `add_module`, which refuses a member named like an attribute, such as `half`.
-        self._modules.update({name: made[name] for name in members})
-        self._refuse(spec)
-
-    @property
-    def encodings(self) -> list[nn.ModuleList]:
-        """The copies of each encoding: one, or one per layer."""
-        return [copies for copies in self._modules.values() if isinstance(copies[0], Encoding)]
-
-    @property
-    def extensions(self) -> list[nn.ModuleList]:
-        """The copies of each extension: one, or one per layer."""
-        return [copies for copies in self._modules.values() if isinstance(copies[0], Extension)]
-
-    def _refuse(self, spec: Spec) -> None:
-        """Refuse an extension that suits none of the encodings it fits, or not each whose frequencies it changes.
-
-        Nor may it be one that does not work beside another.
-        """
-        for extension, *_ in self.extensions:
-            fitting = [e for e, *_ in self.encodings if not fits(type(extension), type(e))]
-            reasons = [extension.refuses(e) for e in fitting]
-            if any(reasons) if overrides(extension, "frequencies") else all(reasons):
-                raise UserError(f"{spec} cannot work: {next(filter(None, reasons))}")
-            others = [e for e, *_ in self.extensions if e is not extension and set(e.at) & set(extension.at)]
-            if reason := next(filter(None, map(extension.refuses_beside, others)), None):
-                raise UserError(f"{spec} cannot work: {reason}")
-
-    def copies(self) -> dict[str, nn.ModuleList]:
-        """The copies of each member, by name."""
-        return dict(self._modules)
-
-    def acting(self, positions: Positions, layer: int = 0) -> list[Extension]:
-        """The extensions that act in this phase, in order."""
-        copies = [c for c in self.extensions if positions.phase in c[0].at]
-        return [c[layer % len(c)] for c in copies]
-
-    def positions_at(self, positions: Positions, layer: int) -> Positions:
-        """The coordinates that encodings read at a layer."""
-        positions = positions.replace(layer=layer)
-        for extension in self.acting(positions):
-            positions = extension.coordinates(positions)
-        return positions
-
-    def parts(self, here: Positions, far: Positions | None = None) -> tuple[Part, ...]:
-        """Each encoding with the frequencies and tables that it reads; of a far region, if it reads distances."""
-        parts = []
-        for encoding, *_ in self.encodings:
-            positions = far if far is not None and offers(type(encoding))["distances"] else here
-            inv_freq = encoding.inv_freq()
-            if inv_freq is not None:
-                inv_freq = to_device(inv_freq, positions.query.device)[None]
-                for extension in self.acting(positions):
-                    inv_freq = extension.frequencies(inv_freq, positions)
-            own = positions.replace(inv_freq=inv_freq)
-            encoding.check(own)
-            parts.append(Part(encoding, own.replace(prepared=encoding.prepare(own))))
-        return tuple(parts)
-
-    def compose(self, positions: Positions, n_layers: int) -> tuple[tuple[Part, ...], list[Composition]]:
-        """What the input embedding reads, and what each layer adds to attention."""
-        acting = self.acting(positions)
-        for extension in acting:
-            extension.check(positions)
-        made: list[tuple[Positions, tuple[Region, ...]]] = []
-        for layer in range(n_layers if any(e.draws_per_layer for e in acting) else 1):
-            here = self.positions_at(positions, layer)
-            far = [branch for e in acting for branch in e.branches(here)]
-            regions = [Region(self.parts(here)), *(Region(self.parts(here, b.positions), b) for b in far)]
-            made.append((here, tuple(regions)))
-
-        def at_layer(i: int) -> Composition:
-            here, regions = made[i % len(made)]
-            own = [c[i % len(c)] for c in self.encodings]
-            regions = tuple(
-                Region(
-                    tuple(Part(e, p.positions.replace(layer=i)) for e, p in zip(own, r.parts, strict=True)),
-                    r.branch,
-                )
-                for r in regions
-            )
-            return Composition(here, regions, tuple(self.acting(positions, i)))
-
-        return made[0][1][0].parts, [at_layer(i) for i in range(n_layers)]
-
-
-def _copies(cls: type, shape: Shape, config: Any, make: Callable[[], nn.Module]) -> nn.ModuleList:
-    return nn.ModuleList(make() for _ in range(shape.n_layers if cls.per_layer(config) else 1))
+from pezoo.registry import entry
+from pezoo.scheme import Spec, parse
 
 
 class Scheme(nn.Module):
@@ -197,6 +86,29 @@ class Scheme(nn.Module):
         """
         facts = {"causal": self.shape.causal, "seed": self.seed} | facts
         return Positions.build(length, batch, phase=phase, rows=rows, **facts)
+
+    def positions_of(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        phase: str | None = None,
+        rows: Sequence[int] | None = None,
+        positions: Positions | None = None,
+        tokens: Tensor | None = None,
+    ) -> Positions:
+        """Positions of q (B, H, Lq, d) and k (B, Hkv, Lk, d): those given, or plain ones, q being of the last tokens.
+
+        Raises:
+            UserError: if phase or rows come beside positions, which have them.
+        """
+        if positions is None:
+            n_queries, n_keys = q.shape[-2], k.shape[-2]
+            whole = self.positions(len(q), n_keys, phase=phase, rows=rows, tokens=tokens, device=q.device)
+            return whole.slice(n_keys - n_queries, n_keys)
+        if phase is not None or rows is not None:
+            raise UserError("phase and rows are part of positions: pass either these, or positions=")
+        return positions if tokens is None else positions.replace(tokens=to_device(tokens, q.device))
 
     def prepare(self, positions: Positions) -> Prepared:
         """Make ready for one forward over these positions.
@@ -284,7 +196,7 @@ class Scheme(nn.Module):
         Raises:
             UserError: if sizes are not those of the scheme, or phase, rows, x or tokens are missing.
         """
-        prepared = self.prepare(_positions_of(self, q, k, phase, rows, positions, tokens))
+        prepared = self.prepare(self.positions_of(q, k, phase=phase, rows=rows, positions=positions, tokens=tokens))
         return prepared.logits(layer, q, k, x=x)
 
     def bias(
@@ -311,7 +223,7 @@ class Scheme(nn.Module):
             raise UserError(f"what {name} adds depends on the layer's input; scheme.logits(q, k, x=x) shows it")
         groups = self._layer(length, layer, phase, row, positions)
         with in_float32(groups[0].composition.positions.query.device):
-            return torch.cat([_bias(g) for g in groups])
+            return torch.cat([g.bias() for g in groups])
 
     def frequencies(
         self,
@@ -442,19 +354,6 @@ def build(spec: Spec, shape: Shape, seed: int = 0) -> Scheme:
         return Scheme(spec, shape, seed)
 
 
-def _bias(group: Group) -> Tensor:
-    """The bias of some heads, (H, Lq, Lk), far regions included."""
-    composition, total = group.composition, None
-    for r, region in enumerate(composition.regions):
-        bias = composition.bias(r)
-        if bias is None:
-            n_heads = group.heads.stop - group.heads.start
-            bias = torch.zeros_like(composition.positions.distance())[:, None].expand(-1, n_heads, -1, -1)
-        inside = None if region.branch is None else region.branch.region(composition.positions)[:, None]
-        total = bias if inside is None else torch.where(inside, bias, total)
-    return total[0]
-
-
 def create(
     scheme: str | Mapping[str, Any],
     *,
@@ -489,77 +388,3 @@ def create(
     if head_dim is None and d_model % n_heads:
         raise UserError(f"d_model = {d_model} is not divisible by n_heads = {n_heads}; or pass head_dim=")
     return build(parse(scheme), Shape(**sizes, causal=causal), seed)
-
-
-def attend_with(
-    scheme: Scheme,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    layer: int = 0,
-    phase: str | None = None,
-    rows: Sequence[int] | None = None,
-    positions: Positions | None = None,
-    x: Tensor | None = None,
-    tokens: Tensor | None = None,
-    embedded: bool = False,
-    backend: str = "auto",
-) -> Tensor:
-    """Attention under a scheme, for people's own models (`pezoo.attend`).
-
-    Each call makes the whole scheme ready anew. In a model of several layers, do so once: see `Scheme`.
-
-    Args:
-        scheme: from `pezoo.create`.
-        q: queries, (B, H, Lq, d), not rotated; the last Lq of Lk tokens.
-        k: keys, (B, Hkv, Lk, d), not rotated.
-        v: values, (B, Hkv, Lk, d).
-        layer: which layer's part of the scheme to use.
-        phase: "train", "tune" or "test"; may be left out where the scheme acts alike in all of them.
-        rows: numbers of these sequences, for schemes that draw random positions. In training count on from step to
-            step, range(step * B, (step + 1) * B), or each step draws the same.
-        positions: of these queries and keys, instead of the above; default: one document a row, without padding.
-        x: the input of the layer, which q, k and v are made of, (B, Lk, D), for schemes that read it.
-        tokens: ids of the keys' tokens, (B, Lk), for schemes that make coordinates of them.
-        embedded: say True for a scheme that changes the token embeddings, once `scheme.prepare(...).embed(x)` has.
-        backend: "auto", "eager", "sdpa" or "chunked".
-
-    Returns:
-        (B, H, Lq, d).
-
-    Raises:
-        UserError: if sizes are not those of the scheme, or phase, rows, x or tokens are missing.
-        Undefined: if the scheme has no value for a position.
-    """
-    changing = [m.name for m in scheme.spec.all_members() if _embeds(entry(m.name).cls)]
-    if changing and not embedded:
-        raise UserError(
-            f"{', '.join(changing)} changes the token embeddings, which attend never sees. Call "
-            "x = scheme.prepare(scheme.positions(batch, length)).embed(x) first, then attend(..., embedded=True)"
-        )
-    prepared = scheme.prepare(_positions_of(scheme, q, k, phase, rows, positions, tokens))
-    return prepared.attend(layer, q, k, v, backend, x=x)
-
-
-def _embeds(cls: type) -> bool:
-    return issubclass(cls, Encoding) and overrides(cls, "embed")
-
-
-def _positions_of(
-    scheme: Scheme,
-    q: Tensor,
-    k: Tensor,
-    phase: str | None,
-    rows: Sequence[int] | None,
-    positions: Positions | None,
-    tokens: Tensor | None,
-) -> Positions:
-    """Positions for these queries and keys: those given, or plain ones for the last Lq of Lk tokens."""
-    if positions is None:
-        n_queries, n_keys = q.shape[-2], k.shape[-2]
-        whole = scheme.positions(len(q), n_keys, phase=phase, rows=rows, tokens=tokens, device=q.device)
-        return whole.slice(n_keys - n_queries, n_keys)
-    if phase is not None or rows is not None:
-        raise UserError("phase and rows are part of positions: pass either these, or positions=")
-    return positions if tokens is None else positions.replace(tokens=to_device(tokens, q.device))
