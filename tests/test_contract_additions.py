@@ -348,6 +348,8 @@ def test_the_input_is_demanded_by_those_that_read_it_alone():
         pezoo.attend(scheme, q, k, v)
     with pytest.raises(UserError, match=r"x is \(B, L, 12\), for 11 tokens, not \(2, 11, 13\)"):
         pezoo.attend(scheme, q, k, v, x=F.pad(x, (0, 1)))
+    with pytest.raises(UserError, match="x has 1 rows, but q has 2"):
+        pezoo.attend(scheme, q, k, v, x=x[:1])
     with pytest.raises(UserError, match="has read 2 tokens of the input, but there are 11 keys; pass x= of all"):
         pezoo.attend(scheme, q[:, :, -2:], k, v, x=x[:, -2:])
     with pytest.raises(UserError, match=r"what Forget adds depends on the layer's input; scheme.logits\(q, k, x=x\)"):
@@ -367,6 +369,54 @@ def test_reads_are_kept_and_continued_in_a_loop_of_ones_own():
         outs.append(prepared.attend(1, q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], read=kept))
     expected = pezoo.attend(scheme, q, k, v, layer=1, x=x)
     torch.testing.assert_close(torch.cat(outs, 2), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_every_hook_of_attention_finds_what_was_read_for_its_keys():
+    asked = set()
+
+    class Looking(Encoding):
+        """Overrides the hooks of attention, changes nothing, and looks at what was read."""
+
+        def read(self, x, positions):
+            return x.sum(-1), x
+
+        def look(self, hook, positions, n_keys, queries=None):
+            asked.add(hook)
+            total, whole = positions.read
+            assert total.shape[1] == whole.shape[1] == n_keys
+            if queries is not None:
+                assert torch.equal(positions.of_queries(total), x.sum(-1)[:, queries])
+
+        def rotate(self, q, k, positions):
+            self.look("rotate", positions, k.shape[2], slice(4, L))
+            return q, k
+
+        def product(self, q, k, positions):
+            self.look("product", positions, k.shape[2])
+            return super().product(q, k, positions)
+
+        def content(self, q, k, positions):
+            start = positions.offset
+            self.look("content", positions, k.shape[2], slice(start, start + q.shape[2]))
+
+        def bias(self, positions):
+            self.look("bias", positions, positions.key.shape[1])
+
+        def normalise(self, logits, positions):
+            self.look("normalise", positions, logits.shape[3])
+            return super().normalise(logits, positions)
+
+        def mix(self, weights, v, positions):
+            self.look("mix", positions, v.shape[2])
+            return super().mix(weights, v, positions)
+
+    register("looking", title="t")(Looking)
+    q, k, v, x, _ = vectors()
+    for backend in ("eager", "chunked"):
+        asked.clear()
+        out = pezoo.attend(created("looking"), q[:, :, 4:], k, v, x=x, backend=backend)
+        assert asked == {"rotate", "product", "content", "bias", "normalise", "mix"}
+        torch.testing.assert_close(out, pezoo.attend(created("nope"), q[:, :, 4:], k, v))
 
 
 def test_a_read_that_is_not_there_for_each_token_is_refused(monkeypatch):

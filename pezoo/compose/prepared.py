@@ -119,7 +119,7 @@ class Prepared:
         return torch.cat(outputs, dim=1)
 
     def logits(self, layer: int, q: Tensor, k: Tensor, *, x: Tensor | None = None) -> Tensor:
-        """What the softmax of one layer sees, (B, H, Lq, Lk), float32; -inf where a query does not see a key."""
+        """What the softmax of one layer sees, (B, H, Lq, Lk), float32, but for a sink; -inf where a key is not seen."""
         groups = self.groups(layer, q, k, k, x)
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         return torch.cat([logits(q[:, g.heads], k[:, g.heads], g.composition) for g in groups], dim=1)
@@ -147,6 +147,8 @@ class Prepared:
                 f"positions are of {n_queries} queries and {n_keys} keys in {rows} rows, but q and k have {q.shape[2]} "
                 f"and {k.shape[2]} in {len(q)}; positions.slice(start, stop, n_keys) cuts them"
             )
+        if x is not None and len(x) != len(q):
+            raise UserError(f"x has {len(x)} rows, but q has {len(q)}")
         return self.reading(layer, x, read)
 
     def reading(self, layer: int, x: Tensor | None = None, read: Any = None) -> tuple[Group, ...]:

@@ -178,7 +178,7 @@ class Scheme(nn.Module):
         x: Tensor | None = None,
         tokens: Tensor | None = None,
     ) -> Tensor:
-        """What the softmax of a layer sees: scaled products, biases and all that the scheme adds.
+        """What the softmax of a layer sees: scaled products, biases and all that the scheme adds, but for a sink.
 
         Args:
             q: queries, (B, H, Lq, d), not rotated; the last Lq of Lk tokens.
