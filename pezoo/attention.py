@@ -5,19 +5,22 @@ Legend: B batch, R rows (1 or B), H heads, Lq queries, Lk keys, d head_dim.
     logits = sigma (scale q' k'^T + content(q, k)) + bias       q', k' rotated; sigma from extensions such as LogN
     out    = mix(softmax(logits where visible), v)
 
+An encoding may have a product of its own for q' k'^T, or another normaliser than softmax. A sink is one more logit in
+the softmax of each head, for which there is no value. q' and k' may be wider than v.
+
 A far region (a `Branch`) has logits from positions of its own, which replace the others where its region holds.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pezoo.contract import Branch, Encoding, Extension, Positions, in_float32, overrides
+from pezoo.composition import Composition
+from pezoo.contract import in_float32, overrides
 from pezoo.errors import UserError, suggest
 
 DENSE_LIMIT = 256
@@ -26,118 +29,6 @@ CHUNK = 512
 """Queries that the chunked back-end takes at a time, at most."""
 PAIRS = 2**20
 """Pairs of a query and a key that it takes at a time, at most, in all rows, where something is computed for each."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """An encoding (its part for this layer) with the positions it reads."""
-
-    encoding: Encoding
-    positions: Positions
-
-
-@dataclass(frozen=True)
-class Region:
-    """Encodings at one set of positions, and where their logits count (None: everywhere)."""
-
-    parts: tuple[Part, ...]
-    branch: Branch | None = None
-
-
-@dataclass(frozen=True)
-class Composition:
-    """All that a scheme adds to the attention of one layer: what back-ends work from."""
-
-    positions: Positions
-    regions: tuple[Region, ...]
-    extensions: tuple[Extension, ...]
-
-    @property
-    def base(self) -> tuple[Part, ...]:
-        """The encodings at the scheme's own positions."""
-        return self.regions[0].parts
-
-    def slice(self, start: int, stop: int, n_keys: int) -> "Composition":
-        """The same for some of the queries and the first keys. Branches are found anew from the sliced positions."""
-
-        def cut(region: Region) -> Region:
-            parts = tuple(Part(p.encoding, p.positions.slice(start, stop, n_keys)) for p in region.parts)
-            return Region(parts, region.branch)
-
-        positions = self.positions.slice(start, stop, n_keys)
-        return Composition(positions, tuple(map(cut, self.regions)), self.extensions)
-
-    def uses(self, hook: str) -> bool:
-        """Whether any encoding or acting extension overrides a hook."""
-        encodings = any(hasattr(Encoding, hook) and overrides(p.encoding, hook) for p in self.base)
-        return encodings or any(hasattr(Extension, hook) and overrides(e, hook) for e in self.extensions)
-
-    @property
-    def scale(self) -> float:
-        """The factor on q k^T: that of the encoding which sets one, else 1 / sqrt(d)."""
-        owners = [p.encoding for p in self.base if overrides(p.encoding, "scale")]
-        return (owners or [self.base[0].encoding])[0].scale()
-
-    def sigma(self) -> float | Tensor:
-        """The extensions' factor on content logits: a number, or (R, 1, Lq, 1)."""
-        sigma: float | Tensor = 1.0
-        for extension in self.extensions:
-            factor = extension.scale(self.positions)
-            if isinstance(factor, Tensor):
-                factor = factor[:, None, :, None]
-            if factor is not None:
-                sigma = sigma * factor
-        return sigma
-
-    def mask(self) -> Tensor | None:
-        """What extensions let a query see, (R, Lq, Lk), without causality and documents; None is all."""
-        masks = [m for e in self.extensions if (m := e.mask(self.positions)) is not None]
-        return _reduce(torch.logical_and, masks)
-
-    def visible(self) -> Tensor:
-        """Causality, documents and masks, (R, Lq, Lk)."""
-        mask = self.mask()
-        visible = self.positions.visible()
-        return visible if mask is None else visible & mask
-
-    def bias(self, region: int = 0) -> Tensor | None:
-        """The encodings' bias at a region's positions, (R, H, Lq, Lk)."""
-        parts = self.regions[region].parts
-        biases = [b for p in parts if (b := p.encoding.bias(p.positions)) is not None]
-        return _reduce(torch.add, biases)
-
-    def rotate(self, q: Tensor, k: Tensor, region: int = 0) -> tuple[Tensor, Tensor]:
-        """Rotate q and k at a region's positions."""
-        for part in self.regions[region].parts:
-            q, k = part.encoding.rotate(q, k, part.positions)
-        return q, k
-
-    def distance_table(self) -> Tensor | None:
-        """The whole bias as one row a head, (H, Lk + Lq - 1), entry m at distance largest - m; None if it needs more.
-
-        It can be had where coordinates are regular, nothing but causality masks, and every bias is of distance alone.
-        """
-        positions = self.positions
-        regular = positions.spacing is not None and not self.uses("mask") and not self.uses("branches")
-        if not regular or any(overrides(p.encoding, "bias") or p.positions.spacing is None for p in self.base):
-            return None
-        n_queries, n_keys = positions.query.shape[1], positions.key.shape[1]
-        steps = torch.arange(n_queries + n_keys - 1, device=positions.query.device)
-        steps = positions.offset + n_queries - 1 - steps  # largest index distance first
-        biased = [p for p in self.base if overrides(p.encoding, "distance_bias")]
-        tables = [p.encoding.distance_bias(steps.to(torch.float32) * p.positions.spacing[1]) for p in biased]
-        table = _reduce(torch.add, tables)
-        if table is not None and positions.causal:
-            table = table.masked_fill(steps < 0, -torch.inf)
-        return table
-
-
-def _reduce(operation: Callable[[Tensor, Tensor], Tensor], items: list[Tensor]) -> Tensor | None:
-    total = None
-    for item in items:
-        total = item if total is None else operation(total, item)
-    return total
-
 
 Observer = Callable[[Tensor, Tensor, Composition], None]
 """Called with logits (B, H, Lq, Lk), -inf where not visible, weights, and the composition of these queries and keys."""
@@ -219,7 +110,7 @@ def refusal(backend: str, composition: Composition) -> str | None:
     """Why a back-end cannot reproduce `eager` for this scheme, or None if it can."""
     if backend != "sdpa":
         return None  # eager defines the result; chunked falls back on it, chunk by chunk
-    for hook in ("branches", "content", "adapt", "mix"):
+    for hook in ("branches", "product", "content", "adapt", "normalise", "mix"):
         if composition.uses(hook):
             return f"it has no place for {hook}"
     return None
@@ -240,7 +131,7 @@ def _is_bare(composition: Composition) -> bool:
     square = positions.offset == 0 and positions.query.shape[1] == positions.key.shape[1]
     if positions.key_document is not None or (positions.causal and not square):
         return False
-    return not any(map(composition.uses, ("bias", "distance_bias", "mask")))
+    return not any(map(composition.uses, ("bias", "distance_bias", "mask", "sink")))
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
@@ -257,9 +148,10 @@ def _logits(
 ) -> tuple[Tensor, list[Tensor]]:
     """The logits, and where each region counts, (R, Lq, Lk)."""
     sigma, logits, where = composition.sigma(), None, []
+    place = composition.owner("product")
     for r, region in enumerate(composition.regions):
-        rotated_q, rotated_k = rotated[r]
-        content = (rotated_q @ rotated_k.transpose(-1, -2)).float() * composition.scale
+        own = region.parts[place]
+        content = own.encoding.product(*rotated[r], own.positions).float() * composition.scale
         for part in region.parts:
             more = part.encoding.content(q, k, part.positions)
             content = content if more is None else content + more.float()
@@ -280,17 +172,29 @@ def _logits(
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, composition: Composition, rotated: list[tuple[Tensor, Tensor]]) -> Tensor:
     logits, where = _logits(q, k, composition, rotated)
-    weights = torch.softmax(logits, dim=-1)
+    sink = composition.sink()
+    if sink is None:
+        own = composition.base[composition.owner("normalise")]
+        weights = own.encoding.normalise(logits, own.positions)
+    else:
+        weights = torch.softmax(_beside(logits, sink), dim=-1)[..., :-1]
     if _observer is not None:
         _observer(logits, weights, composition)
     weights = weights.to(v.dtype)
-    mixer = next((p for p in composition.base if overrides(p.encoding, "mix")), composition.base[0])
+    place = composition.owner("mix")
+    mixer = composition.base[place]
     if len(where) == 1 or not overrides(mixer.encoding, "mix"):
         return mixer.encoding.mix(weights, v, mixer.positions)
-    place = composition.base.index(mixer)
     parts = [region.parts[place] for region in composition.regions]
     mixed = [p.encoding.mix(weights * w[:, None], v, p.positions) for p, w in zip(parts, where, strict=True)]
     return torch.stack(mixed).sum(0)
+
+
+def _beside(logits: Tensor, sink: Tensor) -> Tensor:
+    """Logits or bias (R, 1 or H, Lq, Lk) with the sink, (H,), as one more key: (R, H, Lq, Lk + 1)."""
+    rows, _, n_queries, n_keys = logits.shape
+    size = (rows, len(sink), n_queries)
+    return torch.cat([logits.expand(*size, n_keys), sink.to(logits.dtype)[:, None, None].expand(*size, 1)], dim=-1)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
@@ -310,9 +214,15 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
         rows = torch.arange(q.shape[-2] - 1, -1, -1, device=q.device)[:, None]
         mask = _typed(table, q)[:, rows + torch.arange(k.shape[-2], device=q.device)][None]
     else:
-        mask, bias = composition.visible()[:, None], composition.bias()
+        mask, bias, sink = composition.visible()[:, None], composition.bias(), composition.sink()
+        if bias is None and sink is not None:
+            bias = torch.zeros_like(mask, dtype=torch.float32)
         if bias is not None:
-            mask = _typed(bias.masked_fill(~mask, -torch.inf), q)
+            mask = bias.masked_fill(~mask, -torch.inf)
+        if sink is not None:  # a key and a value of zeros, with the sink for a bias
+            mask, k, v = _beside(mask, sink), F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+        if mask.dtype != torch.bool:
+            mask = _typed(mask, q)
     return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
 
 

@@ -1,8 +1,8 @@
 """What members plug into: encodings, extensions, and the positions both of them read.
 
 Legend: B batch, R rows (1 when all rows of the batch agree, else B), H heads, Lq queries, Lk keys, L length, D
-d_model, d head_dim, n frequencies. Every hook has an identity default, so a member overrides only what its paper
-changes. No member remembers a length: what it needs arrives in `Positions`.
+d_model, d head_dim, n frequencies, s numbers that a member keeps of a token. Every hook has an identity default, so a
+member overrides only what its paper changes. No member remembers a length: what it needs arrives in `Positions`.
 
 Precision: hooks run under `in_float32`. Tensors made in them, from integers too, are float32, and so are a scheme's
 parameters, whatever the model's precision. q, k, v and x come in the model's dtype, and go back in it.
@@ -51,8 +51,12 @@ class Shape:
     causal: bool = True
     head_dim: int = 0
     """Width of one head (0: d_model / n_heads)."""
+    input_width: int = 0
+    """Width of the layer's input, which `read` sees (0: d_model). In a mixture of heads d_model is less: its heads'."""
 
     def __post_init__(self) -> None:
+        if not self.input_width:
+            object.__setattr__(self, "input_width", self.d_model)
         if not self.head_dim:
             object.__setattr__(self, "head_dim", self.d_model // self.n_heads)
 
@@ -71,6 +75,8 @@ class Traits:
     """Draws differ from sequence to sequence."""
     contextual: bool = False
     """Counts positions by content: reads the order of tokens, but none of their coordinates."""
+    tokens: bool = False
+    """Makes coordinates of the ids of tokens, `positions.tokens`; several tokens may have one."""
     parameters: Callable[[Shape, Any], int] = lambda shape, config: 0
     """How many parameters a copy of the member has."""
     neutral: Mapping[str, Any] | None = None
@@ -82,8 +88,9 @@ class Traits:
 class Encoding(nn.Module):
     """How positions enter the model. Subclasses keep `__init__(shape, config)` and override what their paper changes.
 
-    Attention may ask for some queries at a time: `embed` and `rotate` always see a whole call, `bias`, `content` and
-    `mix` may see a slice of its queries and a prefix of its keys, with `positions.prepared` unchanged.
+    Attention may ask for some queries at a time: `embed`, `read` and `rotate` always see a whole call. `bias`,
+    `product`, `content`, `normalise` and `mix` may see a slice of its queries and a prefix of its keys. Then
+    `positions.prepared` is unchanged, and `positions.read` is that of the keys: a prefix, begun at the first token.
     """
 
     traits: ClassVar[Traits] = Traits()
@@ -121,8 +128,21 @@ class Encoding(nn.Module):
         """Token embeddings (B, Lq, D) with positions; owns the token scale."""
         return x
 
+    def read(self, x: Tensor, positions: Positions) -> Tensor | tuple[Tensor, ...] | None:
+        """What the member needs of a layer's input, (B, L, s) or a tuple of such tensors, for each token by itself.
+
+        Called once per layer and call, with the tokens that are new in it; x is (B, L, D), what q, k and v are made
+        of (after the norm), in float32. What it returns is kept beside k and v while decoding, and comes back for all
+        keys, (B, Lk, s), as `positions.read`. So a sum over tokens is taken there, in `bias` or `content`, and
+        `positions.of_queries` picks the queries' part. `positions` has these tokens as queries, nothing prepared.
+        """
+        return None
+
     def rotate(self, q: Tensor, k: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
-        """Queries (B, H, Lq, d) and keys (B, H, Lk, d), each changed by its own position."""
+        """Queries (B, H, Lq, d) and keys (B, H, Lk, d), each changed by its own position.
+
+        Both may come back in another width than d, that of the values. Then no other encoding may rotate them further.
+        """
         return q, k
 
     def scale(self) -> float:
@@ -139,9 +159,17 @@ class Encoding(nn.Module):
             return None
         return self.distance_bias(positions.distance()).movedim(0, 1)
 
+    def product(self, q: Tensor, k: Tensor, positions: Positions) -> Tensor:
+        """What stands for q k^T of rotated queries and keys, before it is scaled, (B, H, Lq, Lk)."""
+        return q @ k.transpose(-1, -2)
+
     def content(self, q: Tensor, k: Tensor, positions: Positions) -> Tensor | None:
         """Logits that need q or k (unrotated) beside the position, added to scaled q k^T, (B, H, Lq, Lk)."""
         return None
+
+    def normalise(self, logits: Tensor, positions: Positions) -> Tensor:
+        """Logits (B, H, Lq, Lk), float32, -inf where a query does not see a key: the weights, 0 there; softmax."""
+        return torch.softmax(logits, dim=-1)
 
     def mix(self, weights: Tensor, v: Tensor, positions: Positions) -> Tensor:
         """Attention weights (B, H, Lq, Lk) applied to the values (B, H, Lk, d)."""
@@ -178,7 +206,10 @@ class Extension(nn.Module):
 
     @classmethod
     def per_layer(cls, config: Any) -> bool:
-        """Whether each layer gets an instance, with parameters, of its own; only `adapt` is asked of each."""
+        """Whether each layer gets an instance, with parameters, of its own.
+
+        `scale`, `sink`, `mask` and `adapt` are asked of each, the other hooks of the first.
+        """
         return False
 
     def same_in(self, phases: Sequence[str]) -> bool:
@@ -218,11 +249,26 @@ class Extension(nn.Module):
         return ()
 
     def scale(self, positions: Positions) -> float | Tensor | None:
-        """Factor on the content logits: a number or one a query, (R, Lq); None is 1."""
+        """Factor on the content logits, not on a bias: a number, (R, Lq), or (R, H, Lq); None is 1."""
+        return None
+
+    def sink(self) -> Tensor | None:
+        """One more logit for each head, (H,), float32: it counts in the softmax's denominator and has no value.
+
+        Several sinks of a scheme all count.
+        """
         return None
 
     def mask(self, positions: Positions) -> Tensor | None:
         """What a query may see, (R, Lq, Lk), and-ed with causality, documents and the other masks; None is all."""
+        return None
+
+    def reach(self, first: int, last: int) -> tuple[tuple[int, int], ...] | None:
+        """Where the keys lie that `mask` lets the queries first ... last see: ranges [start, stop); None is all.
+
+        Queries and keys are meant by their place in the document. A range may be larger than what is seen, begin below
+        0 and end after the last key. It holds in every phase, in decoders and encoders.
+        """
         return None
 
     def adapt(self, logits: Tensor, bias: Tensor | None, positions: Positions) -> Tensor:

@@ -4,7 +4,7 @@ Legend: B batch, R rows (1 when all rows of the batch agree, else B), Lq queries
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,24 @@ def to_device(tensor: Tensor, device: torch.device | str | None) -> Tensor:
     For ordinary memory, which is read before the call returns (on Apple's devices only if it waits).
     """
     return tensor if device is None else tensor.to(device, non_blocking=torch.device(device).type != "mps")
+
+
+def on_tensors(function: Callable[..., Tensor], *trees: Any) -> Any:
+    """What a function makes of tensors in the same places of nested tuples; None stays None."""
+    if trees[0] is None:
+        return None
+    if isinstance(trees[0], Tensor):
+        return function(*trees)
+    return tuple(on_tensors(function, *places) for places in zip(*trees, strict=True))
+
+
+def leaves(tree: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif tree is not None:
+        for place in tree:
+            yield from leaves(place)
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,8 @@ class Positions:
     ruler: Tensor | None = None  # (R, M) distance of tokens m = 0 ... M - 1 apart, where it is not that of coordinates
     inv_freq: Tensor | None = None  # (R, n) the encoding's frequencies as extensions left them
     prepared: Any = None  # what the encoding's `prepare` returned
+    tokens: Tensor | None = None  # (B, Lk) ids of the keys' tokens, for members whose trait `tokens` says so
+    read: Any = None  # what the encoding's `read` returned for the keys: (B, Lk, ...), or a tuple of such tensors
     bounds: tuple[float, float] | None = None  # all coordinates lie in [low, high], as the host knows; None: unknown
 
     def replace(self, **changes: Any) -> "Positions":
@@ -109,6 +129,10 @@ class Positions:
         if self.spacing is None and self.bounds is not None and low <= self.bounds[0] and self.bounds[1] < high:
             return True
         return low <= self.smallest() and self.largest() < high
+
+    def of_queries(self, of_keys: Tensor, dim: int = 1) -> Tensor:
+        """The queries' part of a tensor that has the keys' tokens at `dim`, as `tokens` and `read` have."""
+        return of_keys.narrow(dim, self.offset, self.query.shape[1])
 
     def factor(self, train_length: int, fixed: float | None = None) -> float | Tensor:
         """How far the declared length goes beyond training: `fixed`, else max(1, T / L); (R, 1) where rows differ."""
@@ -170,6 +194,7 @@ class Positions:
         documents: Tensor | None = None,
         valid: Tensor | None = None,
         rows: Sequence[int] | None = None,
+        tokens: Tensor | None = None,
         device: torch.device | str | None = None,
         **facts: Any,
     ) -> "Positions":
@@ -183,13 +208,14 @@ class Positions:
             documents: (B, L) ids of packed rows; where the id changes, positions restart and attention stops.
             valid: (B, L) False for padding, which is then seen by nothing but itself.
             rows: numbers of the sequences, the keys of random draws; schemes that draw demand them.
+            tokens: (B, L) ids; schemes that make coordinates of tokens demand them.
             device: where the tensors live; tensors that are given move there.
             facts: `causal`, `phase`, `seed` and `draws`, stored as they are.
 
         Raises:
             UserError: if sizes do not agree.
         """
-        for name, given in (("documents", documents), ("valid", valid)):
+        for name, given in (("documents", documents), ("valid", valid), ("tokens", tokens)):
             if given is not None and given.shape[1] != length:
                 raise UserError(f"{name} has {given.shape[1]} tokens a row, not {length}")
         if facts.get("phase") not in (None, *PHASES):
@@ -197,7 +223,7 @@ class Positions:
         if rows is not None and len(rows) != batch:
             raise UserError(f"rows numbers {len(rows)} sequences, but the batch has {batch}")
         place = torch.arange(length, device=device)[None]  # (1, L)
-        documents, valid = (t if t is None else to_device(t, place.device) for t in (documents, valid))
+        documents, valid, tokens = (t if t is None else to_device(t, place.device) for t in (documents, valid, tokens))
         index, document = place, None
         if valid is not None:  # a padding token is a document of its own, with an id that no other has
             filled = torch.zeros_like(valid, dtype=torch.int64) if documents is None else documents
@@ -216,7 +242,8 @@ class Positions:
         coordinate = index.to(torch.float32)
         return cls(
             coordinate, coordinate, index, index, document, document, declared, lengths,
-            spacing=spacing, bounds=(0.0, length - 1.0), rows=None if rows is None else tuple(rows), **facts,
+            spacing=spacing, bounds=(0.0, length - 1.0), rows=None if rows is None else tuple(rows), tokens=tokens,
+            **facts,
         )  # fmt: skip
 
     def slice(self, start: int, stop: int, n_keys: int | None = None) -> "Positions":
@@ -232,6 +259,19 @@ class Positions:
             key_document=self.key_document[:, k] if documents else None,
             offset=self.offset + start,
             bounds=self.bounds,
+            tokens=None if self.tokens is None else self.tokens[:, k],
+            read=on_tensors(lambda t: t[:, k], self.read),
+        )
+
+    def of_keys(self) -> "Positions":
+        """All keys as queries too, without what `prepare` made of other queries."""
+        return self.replace(
+            query=self.key,
+            query_index=self.key_index,
+            query_document=self.key_document,
+            offset=0,
+            bounds=self.bounds,
+            prepared=None,
         )
 
     def map(

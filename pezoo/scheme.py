@@ -281,7 +281,7 @@ def _members(pairs: list[tuple[str, dict[str, Any]]]) -> tuple[MemberSpec, ...]:
 
 def offers(encoding: type[Encoding]) -> dict[str, bool]:
     """What an encoding has for extensions to work on, read from the hooks it overrides and its traits."""
-    traits, hooks = encoding.traits, ("rotate", "bias", "distance_bias", "content", "mix")
+    traits, hooks = encoding.traits, ("rotate", "bias", "distance_bias", "product", "content", "normalise", "mix")
     in_attention = not traits.contextual and any(overrides(encoding, h) for h in hooks)
     return {
         "coordinates": in_attention or overrides(encoding, "embed"),
@@ -310,6 +310,14 @@ _LACKS = {
 }
 
 
+_ONE_OF = (
+    ("scale", "a logit scale"),
+    ("product", "a product of queries and keys"),
+    ("normalise", "a normaliser"),
+    ("mix", "relative values"),
+)
+
+
 def _check(spec: Spec) -> None:
     """Refuse a plain scheme whose parts cannot work together, naming what is missing and what would work."""
     classes = {m.name: entry(m.name).cls for m in spec.members}
@@ -317,10 +325,14 @@ def _check(spec: Spec) -> None:
     if not encodings:
         names = ", ".join(classes)
         raise UserError(f"{names} alone is no scheme: begin with an encoding, such as rope+{next(iter(classes))}")
-    for hook, words in (("scale", "a logit scale"), ("mix", "relative values")):
+    for hook, words in _ONE_OF:
         owners = [n for n, c in encodings.items() if overrides(c, hook)]
         if len(owners) > 1:
             raise UserError(f"{' and '.join(owners)} cannot be joined: each brings {words} of its own")
+    own = next((n for n, c in encodings.items() if overrides(c, "normalise")), None)
+    sink = next((n for n, c in classes.items() if issubclass(c, Extension) and overrides(c, "sink")), None)
+    if own and sink:
+        raise UserError(f"{sink} cannot join {own}: a sink counts in a softmax, and {own} has another normaliser")
     for name, cls in classes.items():
         if not issubclass(cls, Extension):
             continue

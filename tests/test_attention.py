@@ -7,8 +7,8 @@ import torch
 
 import pezoo
 from pezoo import attention
-from pezoo.attention import Composition, Part, Region
 from pezoo.cli import bench
+from pezoo.composition import Composition, Part, Region
 from pezoo.contract import Branch, Encoding, Extension, Positions, Shape
 from pezoo.errors import UserError
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pezoo import attention, compose
+from pezoo import attention
 from pezoo.attention import observing
-from pezoo.compose import Scheme
+from pezoo.compose import Scheme, prepared
 from pezoo.data import Windows
 from pezoo.evaluation import evaluate
 from pezoo.evaluation.attention import METRICS
@@ -67,7 +67,7 @@ def dense(model, ids, length, row, monkeypatch):
         return inner(q, k, v, composition, "eager")
 
     with monkeypatch.context() as patch, torch.no_grad():
-        patch.setattr(compose, "attend", spy)
+        patch.setattr(prepared, "attend", spy)
         model(ids[None, :length], model.positions(1, length, phase="test", rows=(row,)))
     return torch.cat(seen).double().numpy()
 
@@ -118,7 +118,7 @@ def test_largest_logits_are_those_of_the_formula(scheme, text, monkeypatch):
     for length in LENGTHS:
         [result] = measure(model, text, [length])
         with monkeypatch.context() as patch, torch.no_grad():
-            patch.setattr(compose, "attend", spy)
+            patch.setattr(prepared, "attend", spy)
             model(text.ids[:, :length])
         largest = torch.cat(found).amax(-1)
         found.clear()

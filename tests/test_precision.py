@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import pezoo
-from pezoo import Encoding, Traits, attention, compose, register, testing
-from pezoo.attention import Composition
+from pezoo import Encoding, Traits, attention, register, testing
+from pezoo.compose import prepared
+from pezoo.compose import scheme as scheme_module
+from pezoo.composition import Composition
 from pezoo.contract import in_float32
 from pezoo.data import Tokens
 from pezoo.positions import Positions
@@ -59,7 +61,7 @@ def test_without_the_context_around_hooks_the_kit_sees_the_models_precision(sche
     subject = next(s for s in testing.subjects(name) if str(s.spec) == scheme)
     check = "same_numbers_in_any_precision"
     assert testing.run(subject, check).status == "pass"
-    for module in (compose, attention):
+    for module in (scheme_module, prepared, attention):
         monkeypatch.setattr(module, "in_float32", lambda device: nullcontext())
     assert testing.run(subject, check).status == "fail"
 

@@ -13,6 +13,8 @@ MOST_MODULES = 16
 MOST_LINES = 400
 LONG = {"pezoo.testing.properties"}
 """The kit's list of properties is as long as the list is."""
+CORE = ("compose",)
+"""Folders of the core."""
 MEMBERS = ("pezoo.encodings", "pezoo.data.tasks")
 """What the registry looks for members in, by name; members themselves import the core."""
 
@@ -42,10 +44,10 @@ def imports(name: str) -> set[str]:
 
 
 def room(name: str) -> str:
-    """The folder of a module below `pezoo/`; a module at the top is core, or a room of its own."""
-    parts = name.split(".")[1:]
-    own = {r for rooms in order() for r in rooms} - {"core"}
-    return parts[0] if parts[0] in own else "core" if len(parts) == 1 else parts[0]
+    """The folder of a module below `pezoo/`; a module at the top is core, unless it is a room of its own."""
+    first, *more = name.split(".")[1:]
+    rooms = {room for rooms in order() for room in rooms}
+    return first if first in rooms or (more and first not in CORE) else "core"
 
 
 @cache

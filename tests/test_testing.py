@@ -733,6 +733,51 @@ class SilentHead(Sound):
         return torch.arange(float(self.shape.n_heads))
 
 
+@fails("reach_holds_what_is_seen")
+class ShortReach(Extension):
+    """A window, and a reach that leaves out its last key."""
+
+    traits = Traits(shift_invariant=True)
+
+    def mask(self, positions):
+        return positions.steps().abs() < 6
+
+    def reach(self, first, last):
+        return ((first - 4, last + 6),)
+
+
+@fails("tokens_as_declared")
+class ReadsTokens(Extension):
+    """Coordinates that move a token of one kind, without saying that it reads tokens."""
+
+    traits = Traits(shift_invariant=True)
+
+    def coordinates(self, positions):
+        if positions.tokens is None:
+            return positions
+        key = positions.key + (positions.tokens == 3) / 4
+        return positions.replace(query=positions.of_queries(key), key=key, spacing=None)
+
+
+@fails("decodes_like_the_full_pass", "decodes_padded_and_packed_rows", "growing_generation_as_declared")
+class SumsWhileReading(Encoding):
+    """A forget gate whose sum begins anew with each call."""
+
+    traits = Traits(shift_invariant=True, contextual=True, bidirectional=False)
+
+    def __init__(self, shape, config):
+        super().__init__(shape, config)
+        if not shape.causal:
+            raise UserError("for decoders only")
+
+    def read(self, x, positions):
+        return nn.functional.logsigmoid(x[..., : self.shape.n_heads]).cumsum(1)
+
+    def bias(self, positions):
+        total = positions.read.mT
+        return positions.of_queries(total, 2)[..., None] - total[:, :, None]
+
+
 @fails("compiles")
 class OtherwiseCompiled(Sound):
     """Computes something else once it is compiled."""

@@ -43,3 +43,8 @@ class Blockwise(Extension):
         size = self.config.size or max(1, self.shape.train_length // 2)
         query, key = positions.query_index // size, positions.key_index // size
         return (query[:, :, None] - key[:, None]).abs() <= 1
+
+    def reach(self, first: int, last: int) -> tuple[tuple[int, int], ...]:
+        """Whole blocks, from the one before the first query's to the one after the last's."""
+        size = self.config.size or max(1, self.shape.train_length // 2)
+        return (((first // size - 1) * size, (last // size + 2) * size),)

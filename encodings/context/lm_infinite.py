@@ -48,6 +48,11 @@ class LMInfinite(Extension):
         window = positions.steps().abs() < (self.config.size or self.shape.train_length)
         return window | (positions.key_index < self.config.first)[:, None]
 
+    def reach(self, first: int, last: int) -> tuple[tuple[int, int], ...]:
+        """The first tokens, and the window."""
+        size = self.config.size or self.shape.train_length
+        return (0, self.config.first), (first - size + 1, last + size)
+
     def branches(self, positions: Positions) -> tuple[Branch, ...]:
         """Pairs at least D apart, read at distance D."""
         return capped(positions, self.config.limit or self.shape.train_length)

@@ -46,17 +46,30 @@ class Memory(Extension):
         memory: int | None = setting(None, "M; unset: one segment", at_least=0)
         test_memory: int | None = setting(None, "M in testing; unset: as in training", at_least=0)
 
+    @property
+    def segment(self) -> int:
+        """N."""
+        return self.config.segment or max(1, self.shape.train_length // 2)
+
+    @property
+    def memory(self) -> int:
+        """M of training."""
+        return self.segment if self.config.memory is None else self.config.memory
+
     def same_in(self, phases: Sequence[str]) -> bool:
         """Unless testing has a memory of its own."""
         return self.config.test_memory is None or "test" not in phases or len(phases) == 1
 
     def mask(self, positions: Positions) -> Tensor:
         """True in the segment and the memory."""
-        c = self.config
-        segment = c.segment or max(1, self.shape.train_length // 2)
-        memory = segment if c.memory is None else c.memory
-        if positions.phase == "test" and c.test_memory is not None:
-            memory = c.test_memory
+        segment, memory = self.segment, self.memory
+        if positions.phase == "test" and self.config.test_memory is not None:
+            memory = self.config.test_memory
         start = (positions.query_index // segment * segment)[:, :, None]
         key = positions.key_index[:, None]
         return (key >= start - memory) & (key < start + segment)
+
+    def reach(self, first: int, last: int) -> tuple[tuple[int, int], ...]:
+        """From the memory of the first query's segment, the larger one, to the end of the last's."""
+        memory = max(self.memory, self.config.test_memory or 0)
+        return ((first // self.segment * self.segment - memory, (last // self.segment + 1) * self.segment),)

@@ -57,6 +57,10 @@ class Sinks(Extension):
         recent = positions.steps().abs() < self.size
         return recent | (positions.key_index < self.config.sinks)[:, None]
 
+    def reach(self, first: int, last: int) -> tuple[tuple[int, int], ...]:
+        """Sinks, and recent keys."""
+        return (0, self.config.sinks), (first - self.size + 1, last + self.size)
+
     def branches(self, positions: Positions) -> tuple[Branch, ...]:
         """Sinks that are no longer recent."""
         full = self.config.sinks + self.size - 1

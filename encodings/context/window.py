@@ -39,3 +39,8 @@ class Window(Extension):
     def mask(self, positions: Positions) -> Tensor:
         """True where |i - j| < W."""
         return positions.steps().abs() < (self.config.size or self.shape.train_length)
+
+    def reach(self, first: int, last: int) -> tuple[tuple[int, int], ...]:
+        """W - 1 tokens to both sides."""
+        size = self.config.size or self.shape.train_length
+        return ((first - size + 1, last + size),)

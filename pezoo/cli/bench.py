@@ -214,7 +214,9 @@ def forward(scheme: str, device: str, length: int, backend: str = "auto") -> Cal
     model = build(scheme, device, train_length=length // 2, backend=backend).eval()
     if model.scheme.undefined(length):
         model = build(scheme, device, train_length=length, backend=backend).eval()
-    composition = model.scheme.prepare(model.positions(1, 2, rows=(0,))).layers[0][0].composition
+    composition = (
+        model.scheme.prepare(model.positions(1, 2, rows=(0,), tokens=torch.zeros(1, 2))).layers[0][0].composition
+    )
     if backend != "auto" and refusal(backend, composition):
         return None
     return torch.inference_mode()(lambda: model(ids, model.positions(1, length, rows=(0,))))

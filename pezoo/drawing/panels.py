@@ -316,7 +316,7 @@ def _adapted(view: View, axes: Axes) -> None:
 def _scale(view: View, axes: Axes) -> None:
     """The factor on the content logits of the last query, against length."""
     lengths = [n for n in (view.length * 2**k // 16 for k in range(9)) if n and view.scheme.undefined(n) is None]
-    factors = [float(torch.as_tensor(view.at(n, last=True).sigma()).flatten()[-1]) for n in lengths]
+    factors = [float(torch.as_tensor(view.at(n, last=True).sigma()).flatten()[0]) for n in lengths]
     axes.plot(lengths, factors, "o-", color=PALETTE[1], lw=1.4, ms=4)
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths[::2], [str(n) for n in lengths[::2]])

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pezoo.attention import Composition
 from pezoo.compose import Scheme
+from pezoo.composition import Composition
 from pezoo.contract import Encoding, Extension, overrides
 
 BARE = "bare"  # a phase in which no extension acts
@@ -48,10 +48,13 @@ class View:
 
     @torch.no_grad()
     def at(self, length: int, phase: str = "test", rows: int = 1, last: bool = False) -> Composition:
-        """What the scheme adds at a length; `last`: for the last query only."""
-        positions = self.scheme.positions(rows, length, rows=range(rows)).replace(phase=phase)
+        """What the scheme adds at a length, to random tokens and inputs; `last`: for the last query only."""
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(16, (rows, length), generator=generator)
+        positions = self.scheme.positions(rows, length, rows=range(rows), tokens=tokens).replace(phase=phase)
         positions = positions.slice(length - 1, length) if last else positions
-        return self.scheme.prepare(positions).layers[0][0].composition
+        x = torch.randn(rows, length, self.scheme.shape.d_model, generator=generator)
+        return self.scheme.prepare(positions).reading(0, x)[0].composition
 
     def moves(self, phase: str, length: int) -> bool:
         """Whether coordinates in a phase are other than 0, 1, 2, ..."""

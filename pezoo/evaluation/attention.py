@@ -15,7 +15,8 @@ Softmax ignores what is added to a whole row, and logits do not: compare them be
 mass compare between schemes as well. With `octaves=true` there is also what curves are drawn from:
 
     mass_at_D          mean of sum_{D <= i - j < 2D} w_j over the rows of the last `last` queries, for D = 1, 2, 4 ...;
-                       mass_at_0 is what falls on the query's own token. They sum to 1
+                       mass_at_0 is what falls on the query's own token. They sum to 1, less
+                       what a sink takes
     entropy_at_P       mean entropy of the rows with P <= i < 2P, for P = 1, 2, 4 ...
 
 A scheme whose prefixes are stable is read once for all lengths. Memory grows with T, not with its square. No
@@ -33,7 +34,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pezoo.attention import Composition, observing
+from pezoo.attention import observing
+from pezoo.composition import Composition
 from pezoo.data import Windows
 from pezoo.evaluation.passes import Contexts, Passes
 from pezoo.evaluation.result import LengthResult

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pezoo.compose import Prepared, create
+from pezoo.compose import create
+from pezoo.compose.prepared import Prepared
 from pezoo.contract import Positions
 from pezoo.errors import UserError, suggest
+from pezoo.positions import on_tensors
 
 
 @dataclass
@@ -79,22 +81,43 @@ class TransformerConfig(ModelConfig):
 
 
 class Cache:
-    """Keys (not rotated) and values of the tokens seen so far, for decoding up to a declared length."""
+    """What was seen so far, for decoding up to a declared length: tokens, and of each layer keys, values, and reads.
+
+    Keys are not rotated. Reads are what the scheme keeps of a layer's input, if it keeps any.
+    """
 
     def __init__(self, config: TransformerConfig, batch: int, length: int, device: Any, dtype: torch.dtype) -> None:
         heads = config.n_kv_heads or config.n_heads
         size = (config.n_layers, batch, heads, length, config.d_model // config.n_heads)
         self.k = torch.zeros(size, device=device, dtype=dtype)
         self.v = torch.zeros(size, device=device, dtype=dtype)
+        self.tokens = torch.zeros(batch, length, device=device, dtype=torch.int64)
+        self.reads: dict[int, Any] = {}
         self.length = length
         self.filled = 0
 
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add keys and values of new tokens at a layer; returns all up to them, (B, Hkv, Lk, d)."""
+    def see(self, tokens: Tensor) -> Tensor:
+        """Add the ids of new tokens; returns all up to them, (B, Lk)."""
+        stop = self.filled + tokens.shape[1]
+        self.tokens[:, self.filled : stop] = tokens
+        return self.tokens[:, :stop]
+
+    def extend(self, layer: int, k: Tensor, v: Tensor, read: Any) -> tuple[Tensor, Tensor, Any]:
+        """Add keys, values and reads of new tokens at a layer.
+
+        Returns all up to them: (B, Hkv, Lk, d) twice, and (B, Lk, ...) in nested tuples.
+        """
         stop = self.filled + k.shape[2]
         self.k[layer, :, :, self.filled : stop] = k
         self.v[layer, :, :, self.filled : stop] = v
-        return self.k[layer, :, :, :stop], self.v[layer, :, :, :stop]
+        if layer not in self.reads:
+            self.reads[layer] = on_tensors(lambda t: t.new_zeros(len(t), self.length, *t.shape[2:]), read)
+
+        def add(kept: Tensor, new: Tensor) -> Tensor:
+            kept[:, self.filled : stop] = new
+            return kept[:, :stop]
+
+        return self.k[layer, :, :, :stop], self.v[layer, :, :, :stop], on_tensors(add, self.reads[layer], read)
 
 
 class Attention(nn.Module):
@@ -115,9 +138,10 @@ class Attention(nn.Module):
         heads = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in self.qkv(x).split(self.split, -1))
         q, k, v = heads  # (B, H, L, d)
         q, k = self.q_norm(q), self.k_norm(k)
+        read = prepared.read(layer, x)
         if cache is not None:
-            k, v = cache.extend(layer, k, v)
-        return self.out(prepared.attend(layer, q, k, v, self.backend).transpose(1, 2).flatten(2))
+            k, v, read = cache.extend(layer, k, v, read)
+        return self.out(prepared.attend(layer, q, k, v, self.backend, read=read).transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -261,7 +285,8 @@ class Transformer(nn.Module):
             if start + length > cache.length:
                 raise UserError(f"the cache was made for {cache.length} tokens, not {start + length}")
             positions = positions.slice(start, start + length, start + length)
-        prepared = self.scheme.prepare(positions)
+        seen = tokens if cache is None else cache.see(tokens)
+        prepared = self.scheme.prepare(positions.replace(tokens=seen))
         x = self.dropout(prepared.embed(self.embedding(tokens)))
         for layer, block in enumerate(self.blocks):
             x = block(x, prepared, layer, cache)

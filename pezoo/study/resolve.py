@@ -107,12 +107,13 @@ def resolve_scheme(recipe: Recipe, row: Row, key: str, material: Material, train
         refuse_main(*(member.name for member in spec.all_members()))
         shape = Shape(model.d_model, model.n_heads, model.n_layers, train_tokens, causal=material.causal)
         scheme = build(spec, shape)
-        q = torch.zeros(1, model.n_heads, 2, shape.head_dim)
+        q, x = torch.zeros(1, model.n_heads, 2, shape.head_dim), torch.zeros(1, 2, model.d_model)
+        tokens = torch.zeros(1, 2, dtype=torch.int64)
         for phase in ("train", "test"):
             with torch.no_grad():
-                prepared = scheme.prepare(scheme.positions(1, 2, phase=phase, rows=(0,)))
+                prepared = scheme.prepare(scheme.positions(1, 2, phase=phase, rows=(0,), tokens=tokens))
                 for layer in range(model.n_layers):
-                    prepared.attend(layer, q, q, q, recipe.backend)
+                    prepared.attend(layer, q, q, q, recipe.backend, x=x)
     except Undefined:
         return spec
     except UserError as error:

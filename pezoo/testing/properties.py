@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from pezoo import attention
-from pezoo.attention import Composition
 from pezoo.compose import create
+from pezoo.composition import Composition
 from pezoo.contract import PHASES, Encoding, Extension, Positions, Shape, Undefined, overrides
 from pezoo.errors import UserError
 from pezoo.model.transformer import Transformer, TransformerConfig
@@ -40,7 +40,7 @@ TOLERANCE = 2e-4
 """What counts as the same, relative to the largest logit."""
 ROUNDING = 1e-5
 """What float32 may change in logits that are the same, relative to the largest."""
-HOOKS = ("embed", "rotate", "bias", "distance_bias", "content", "mix")
+HOOKS = ("embed", "rotate", "bias", "distance_bias", "product", "content", "normalise", "mix")
 """What an encoding brings positions in by."""
 
 
@@ -201,8 +201,20 @@ def read(model: Transformer, ids: Tensor, **facts: Any) -> Tensor:
 
 
 def positions_of(model: Transformer, batch: int, length: int, **facts: Any) -> Positions:
-    """Positions of rows 0 ... B - 1, or with other facts."""
-    return model.positions(batch, length, **{"rows": range(batch)} | facts)
+    """Positions of rows 0 ... B - 1 of random tokens, or with other facts."""
+    return model.positions(batch, length, **{"rows": range(batch), "tokens": tokens(length, batch)} | facts)
+
+
+def composition_of(model: Transformer, positions: Positions) -> Composition:
+    """What the scheme adds to the first layer, for a random input of it."""
+    return model.scheme.prepare(positions).reading(0, inputs(model, positions))[0].composition
+
+
+def inputs(model: Transformer, positions: Positions) -> Tensor:
+    """A random input of a layer, (B or R, Lk, D), float32."""
+    size = (*positions.key.shape, model.config.d_model)
+    rows = max(len(positions.key), len(positions.rows or ()))
+    return torch.randn(rows, *size[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 
 
 def gap(a: Tensor, b: Tensor) -> float:
@@ -484,17 +496,22 @@ def _encodings(model: Transformer) -> list[Encoding]:
     return [member for member in model.scheme.members if isinstance(member, Encoding)]
 
 
-def _numbers(model: Transformer, phase: str, length: int) -> dict[str, Tensor]:
-    """What a scheme makes of positions alone, in both layers."""
+def _numbers(model: Transformer, phase: str, length: int, ids: Tensor | None = None) -> dict[str, Tensor]:
+    """What a scheme makes of positions, of ids (2, L) for those that read them, and of no q and k, in both layers."""
     config, scheme = model.config, model.scheme
-    prepared = scheme.prepare(positions_of(model, 2, length, phase=phase))
+    where = (
+        positions_of(model, 2, length, phase=phase)
+        if ids is None
+        else positions_of(model, 2, length, phase=phase, tokens=ids)
+    )
+    prepared, read = scheme.prepare(where), inputs(model, where)
     x = torch.zeros(2, length, config.d_model, dtype=torch.float32)
     q = torch.zeros(2, config.n_heads, length, config.d_model // config.n_heads, dtype=torch.float32)
     found = {"embeddings": prepared.embed(x)}
     for layer, (group,) in enumerate(prepared.layers):
         positions = group.composition.base[0].positions
         given = {"coordinates": positions.query, "distances": positions.ruler, "frequencies": positions.inv_freq}
-        logits = prepared.logits(layer, q, q)
+        logits = prepared.logits(layer, q, q, x=read)
         given["logits without content"] = logits.masked_fill(logits == -torch.inf, 0.0)
         found |= {f"{name} of layer {layer}": tensor for name, tensor in given.items() if tensor is not None}
     return found
@@ -503,6 +520,8 @@ def _numbers(model: Transformer, phase: str, length: int) -> dict[str, Tensor]:
 @check()
 def distinct_far_positions(s: Subject) -> None:
     """Up to 65,536 tokens coordinates stay apart, and so do the vectors that are embedded and rotated at the ends."""
+    if any(entry(m.name).cls.traits.tokens for m in s.spec.members):
+        raise NotApplicable("several tokens may have one coordinate")
     model = s.model()
     length, composition = _far(s, model, FAR, FAR // 16, 16 * LENGTH, LENGTH)
     coordinates = composition.base[0].positions.query
@@ -537,7 +556,7 @@ def _far(s: Subject, model: Transformer, *wanted: int) -> tuple[int, Composition
     """The first of the wanted lengths at which the scheme is defined, and its first layer there."""
     for length in wanted:
         with suppress(Undefined):
-            return length, model.scheme.prepare(positions_of(model, 1, length)).layers[0][0].composition
+            return length, composition_of(model, positions_of(model, 1, length))
     raise NotApplicable(f"undefined at {', '.join(map(str, wanted))} tokens")
 
 
@@ -854,7 +873,7 @@ def training_stays_in_its_extent(s: Subject) -> None:
     scheme = s.model().scheme
     (plain,) = scheme.parts
     extent = plain.encodings[0][0].shape.extent
-    positions = Positions.build(LENGTH, 64, phase="train", rows=range(64))
+    positions = Positions.build(LENGTH, 64, phase="train", rows=range(64), tokens=tokens(LENGTH, 64))
     for layer in range(2):
         here = plain.positions_at(positions, layer)
         largest = max(float(t.max()) for t in (here.query, here.key, here.ruler) if t is not None)
@@ -1106,12 +1125,47 @@ def no_bias(found: Entry) -> str | None:
 def bias_is_not_constant(s: Subject) -> None:
     """A bias differs from pair to pair, in every head."""
     model = s.model()
-    composition = model.scheme.prepare(positions_of(model, 1, LENGTH)).layers[0][0].composition
+    composition = composition_of(model, positions_of(model, 1, LENGTH))
     bias, visible = composition.bias(), composition.positions.visible()
     spread = bias.masked_select(visible[:, None]).view(*bias.shape[:2], -1).std(dim=-1)
     if (spread < 1e-6).any():
         head = int(spread[0].argmin())
         raise CheckFailed("a bias that depends on the pair, in every head", f"a constant in head {head}")
+
+
+def no_reach(found: Entry) -> str | None:
+    """Reason for what does not say where the keys lie that it shows."""
+    return of_extensions(found) or (None if overrides(found.cls, "reach") else "states no reach")
+
+
+@check(unless=no_reach)
+def reach_holds_what_is_seen(s: Subject) -> None:
+    """Every key that the mask shows to some queries lies in the ranges that `reach` states for them."""
+    for causal in s.modes:
+        for phase, length in s.cases(5 * LENGTH, LENGTH):
+            model = s.model(causal=causal)
+            composition = model.scheme.prepare(positions_of(model, 1, length, phase=phase)).layers[0][0].composition
+            visible, key = composition.visible()[0], torch.arange(length)
+            for width in (1, LENGTH // 2 + 1, length):
+                for first in range(0, length, width):
+                    last = min(first + width, length) - 1
+                    ranges = composition.reach(first, last, length)
+                    inside = torch.stack([(a <= key) & (key < b) for a, b in ranges] or [key < 0]).any(0)
+                    outside = (visible[first : last + 1].any(0) & ~inside).nonzero().flatten().tolist()
+                    if outside:
+                        where = f"keys seen by queries {first} ... {last} in {ranges} (causal={causal}, phase {phase})"
+                        raise CheckFailed(where, f"key {outside[0]}")
+
+
+@check()
+def tokens_as_declared(s: Subject) -> None:
+    """Other ids of the tokens change what is made of positions if, and only if, the trait `tokens` is declared."""
+    pairs, holds = [], not any(entry(m.name).cls.traits.tokens for m in s.spec.members)
+    for phase, length in s.cases(LENGTH, 3 * LENGTH):
+        model = s.model()
+        here, there = (_numbers(model, phase, length, tokens(length, 2, seed)) for seed in (0, 1))
+        pairs += [(here[name], there[name]) for name in here if here[name].shape == there[name].shape]
+    as_declared(holds, f"tokens is {not holds}", pairs, "numbers for other tokens")
 
 
 @check(slow=True, once=True)

@@ -57,7 +57,11 @@ class $class_name(Encoding):
     #   distance_bias(distance)          added to the logits; of distance alone, so that long texts are cheap
     #   bias(positions)                  added to the logits, (R, H, Lq, Lk); for all else that positions give
     #   content(q, k, positions)         added to the logits; reads queries or keys as well
+    #   product(q, k, positions)         stands for q k^T
+    #   normalise(logits, positions)     logits to weights, instead of softmax
     #   mix(weights, v, positions)       values
+    #   read(x, positions)               what it needs of the layer's input; the hooks above then find it, for all
+    #                                    keys, in positions.read, and `pezoo check` holds it against decoding
     # positions.query and positions.key are real, float32 coordinates, which extensions may have changed.
     # Keep parameters and constants, never the length of a text.
 
@@ -113,8 +117,11 @@ class $class_name(Extension):
     #   coordinates(positions)           other coordinates, for every encoding
     #   frequencies(inv_freq, positions) other frequencies (R, n), for encodings that have some
     #   branches(positions)              far regions of pairs with positions of their own
-    #   scale(positions)                 a factor on the content logits, a number or (R, Lq)
+    #   scale(positions)                 a factor on the content logits, a number, (R, Lq) or (R, H, Lq)
+    #   sink()                           one more logit for each head, (H,), without a value
     #   mask(positions)                  what a query sees, (R, Lq, Lk)
+    #   reach(first, last)               ranges of keys that the mask shows to these queries
+    # With the trait tokens=True, coordinates may be made of the tokens' ids, positions.tokens (B, Lk).
     # positions.length is the length T of the text, self.shape.train_length that of training; keep neither.
 
     def coordinates(self, positions: Positions) -> Positions:

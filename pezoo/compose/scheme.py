@@ -1,199 +1,19 @@
-"""Schemes as modules: built for a model, made ready for each forward, and composed layer by layer.
-
-`Scheme` holds the parameters. `Scheme.prepare(positions)` runs the extensions' maps and the encodings' tables once, and
-gives each layer the `Composition` that attention works from.
-"""
+"""Schemes as modules: what holds the parameters of a model's members, layer by layer."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pezoo.attention import Composition, Part, Region, attend, logits
+from pezoo.compose.plain import Plain
+from pezoo.compose.prepared import Group, Prepared
 from pezoo.contract import PHASES, Encoding, Extension, Positions, Shape, Undefined, in_float32, overrides, to_device
 from pezoo.errors import UserError, suggest
-from pezoo.registry import entry, make_config
-from pezoo.scheme import Spec, fits, offers, parse
-
-
-class Plain(nn.Module):
-    """Encodings and extensions of one plain scheme, built for a model: a list of copies of each member, by its name."""
-
-    def __init__(self, spec: Spec, shape: Shape) -> None:
-        super().__init__()
-        self.spec = spec
-        members = {m.name: (entry(m.name).cls, *make_config(m.name, dict(m.settings))) for m in spec.members}
-        made: dict[str, nn.ModuleList] = {}
-        extent = shape.train_length
-        for name, (cls, config, at) in members.items():
-            if issubclass(cls, Extension):
-                made[name] = _copies(cls, shape, config, lambda cls=cls, c=config, at=at: cls(shape, c, at))
-                extent = made[name][0].extent(extent) if "train" in at else extent
-        shape = replace(shape, extent=extent)
-        for name, (cls, config, _) in members.items():
-            if issubclass(cls, Encoding):
-                made[name] = _copies(cls, shape, config, lambda cls=cls, c=config: cls(shape, c))
-        # Not `add_module`, which refuses a member named like an attribute, such as `half`.
-        self._modules.update({name: made[name] for name in members})
-        self._refuse(spec)
-
-    @property
-    def encodings(self) -> list[nn.ModuleList]:
-        """The copies of each encoding: one, or one per layer."""
-        return [copies for copies in self._modules.values() if isinstance(copies[0], Encoding)]
-
-    @property
-    def extensions(self) -> list[nn.ModuleList]:
-        """The copies of each extension: one, or one per layer."""
-        return [copies for copies in self._modules.values() if isinstance(copies[0], Extension)]
-
-    def _refuse(self, spec: Spec) -> None:
-        """Refuse an extension that suits none of the encodings it fits, or not each whose frequencies it changes.
-
-        Nor may it be one that does not work beside another.
-        """
-        for extension, *_ in self.extensions:
-            fitting = [e for e, *_ in self.encodings if not fits(type(extension), type(e))]
-            reasons = [extension.refuses(e) for e in fitting]
-            if any(reasons) if overrides(extension, "frequencies") else all(reasons):
-                raise UserError(f"{spec} cannot work: {next(filter(None, reasons))}")
-            for name, (other, *_) in self._modules.items():
-                beside = isinstance(other, Extension) and other is not extension and set(other.at) & set(extension.at)
-                if beside and (reason := extension.refuses_beside(other)):
-                    raise UserError(f"{spec} cannot work: beside {name}, {reason}")
-
-    def copies(self) -> dict[str, nn.ModuleList]:
-        """The copies of each member, by name."""
-        return dict(self._modules)
-
-    def acting(self, positions: Positions, layer: int = 0) -> list[Extension]:
-        """The extensions that act in this phase, in order."""
-        copies = [c for c in self.extensions if positions.phase in c[0].at]
-        return [c[layer % len(c)] for c in copies]
-
-    def positions_at(self, positions: Positions, layer: int) -> Positions:
-        """The coordinates that encodings read at a layer."""
-        positions = positions.replace(layer=layer)
-        for extension in self.acting(positions):
-            positions = extension.coordinates(positions)
-        return positions
-
-    def parts(self, here: Positions, far: Positions | None = None) -> tuple[Part, ...]:
-        """Each encoding with the frequencies and tables that it reads; of a far region, if it reads distances."""
-        parts = []
-        for encoding, *_ in self.encodings:
-            positions = far if far is not None and offers(type(encoding))["distances"] else here
-            inv_freq = encoding.inv_freq()
-            if inv_freq is not None:
-                inv_freq = to_device(inv_freq, positions.query.device)[None]
-                for extension in self.acting(positions):
-                    inv_freq = extension.frequencies(inv_freq, positions)
-            own = positions.replace(inv_freq=inv_freq)
-            encoding.check(own)
-            parts.append(Part(encoding, own.replace(prepared=encoding.prepare(own))))
-        return tuple(parts)
-
-    def compose(self, positions: Positions, n_layers: int) -> tuple[tuple[Part, ...], list[Composition]]:
-        """What the input embedding reads, and what each layer adds to attention."""
-        acting = self.acting(positions)
-        for extension in acting:
-            extension.check(positions)
-        made: list[tuple[Positions, tuple[Region, ...]]] = []
-        for layer in range(n_layers if any(e.draws_per_layer for e in acting) else 1):
-            here = self.positions_at(positions, layer)
-            far = [branch for e in acting for branch in e.branches(here)]
-            regions = [Region(self.parts(here)), *(Region(self.parts(here, b.positions), b) for b in far)]
-            made.append((here, tuple(regions)))
-
-        def at_layer(i: int) -> Composition:
-            here, regions = made[i % len(made)]
-            own = [c[i % len(c)] for c in self.encodings]
-            regions = tuple(
-                Region(
-                    tuple(Part(e, p.positions.replace(layer=i)) for e, p in zip(own, r.parts, strict=True)),
-                    r.branch,
-                )
-                for r in regions
-            )
-            return Composition(here, regions, tuple(self.acting(positions, i)))
-
-        return made[0][1][0].parts, [at_layer(i) for i in range(n_layers)]
-
-
-def _copies(cls: type, shape: Shape, config: Any, make: Callable[[], nn.Module]) -> nn.ModuleList:
-    return nn.ModuleList(make() for _ in range(shape.n_layers if cls.per_layer(config) else 1))
-
-
-@dataclass(frozen=True)
-class Group:
-    """Some heads of one layer, and what the scheme adds to their attention."""
-
-    heads: slice
-    composition: Composition
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A scheme made ready for one forward."""
-
-    shape: Shape
-    input: tuple[Part, ...]
-    layers: tuple[tuple[Group, ...], ...]
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Token embeddings (B, Lq, D) with positions."""
-        with in_float32(x.device):
-            for part in self.input:
-                x = part.encoding.embed(x, part.positions)
-        return x
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, backend: str = "auto") -> Tensor:
-        """Attention of one layer: q (B, H, Lq, d), k and v (B, Hkv, Lk, d) -> (B, H, Lq, d).
-
-        Raises:
-            UserError: if sizes are not those of the scheme and its positions, or the back-end cannot run it.
-        """
-        groups = self.groups(layer, q, k, v)
-        if len(groups) == 1:
-            return attend(q, k, v, groups[0].composition, backend)
-        repeat = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
-        outputs = [attend(q[:, g.heads], k[:, g.heads], v[:, g.heads], g.composition, backend) for g in groups]
-        return torch.cat(outputs, dim=1)
-
-    def logits(self, layer: int, q: Tensor, k: Tensor) -> Tensor:
-        """What the softmax of one layer sees, (B, H, Lq, Lk), float32; -inf where a query does not see a key."""
-        groups = self.groups(layer, q, k, k)
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        return torch.cat([logits(q[:, g.heads], k[:, g.heads], g.composition) for g in groups], dim=1)
-
-    def groups(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Group, ...]:
-        """The groups of heads of a layer, after a look at what they are asked to work on."""
-        shape = self.shape
-        if not 0 <= layer < len(self.layers):
-            raise UserError(f"layer = {layer}, but the scheme has layers 0 ... {len(self.layers) - 1}")
-        if any(t.ndim != 4 for t in (q, k, v)) or k.shape[:3] != v.shape[:3] or len(q) != len(k):
-            shapes = ", ".join(str(tuple(t.shape)) for t in (q, k, v))
-            raise UserError(f"q is (B, H, Lq, d), k and v are (B, Hkv, Lk, d) with Hkv a divisor of H, not {shapes}")
-        if (q.shape[1], q.shape[3], k.shape[3]) != (shape.n_heads, shape.head_dim, shape.head_dim):
-            raise UserError(
-                f"q has {q.shape[1]} heads of width {q.shape[3]} and k heads of width {k.shape[3]}, but the scheme was "
-                f"created for {shape.n_heads} heads of width {shape.head_dim}; for the heads of q create it with "
-                f"n_heads={q.shape[1]}, head_dim={q.shape[3]}"
-            )
-        if q.shape[1] % k.shape[1]:
-            raise UserError(f"{k.shape[1]} key/value heads do not divide {q.shape[1]} query heads")
-        positions = self.layers[layer][0].composition.positions
-        n_queries, n_keys, rows = positions.query.shape[1], positions.key.shape[1], len(positions.key)
-        if (q.shape[2], k.shape[2]) != (n_queries, n_keys) or rows not in (1, len(q)):
-            raise UserError(
-                f"positions are of {n_queries} queries and {n_keys} keys in {rows} rows, but q and k have {q.shape[2]} "
-                f"and {k.shape[2]} in {len(q)}; positions.slice(start, stop, n_keys) cuts them"
-            )
-        return self.layers[layer]
+from pezoo.registry import entry
+from pezoo.scheme import Spec, parse
 
 
 class Scheme(nn.Module):
@@ -204,6 +24,8 @@ class Scheme(nn.Module):
         prepared = scheme.prepare(scheme.positions(batch, length, phase="train", rows=rows))
         x = prepared.embed(x)                   # (B, L, D), once
         out = prepared.attend(layer, q, k, v)   # (B, H, L, d), in each layer
+
+    Schemes that read the input of each layer want it too: `prepared.attend(layer, q, k, v, x=x)`.
 
     Its parameters stay float32 when the model around it is cast to another precision.
 
@@ -260,10 +82,33 @@ class Scheme(nn.Module):
             phase: "train", "tune" or "test"; may be left out where the scheme acts alike in all of them.
             rows: numbers of these sequences, for schemes that draw random positions. In training count on from step to
                 step: range(step * B, (step + 1) * B).
-            facts: declared, documents, valid, device, seed and draws, as in `Positions.build`.
+            facts: declared, documents, valid, tokens, device, seed and draws, as in `Positions.build`.
         """
         facts = {"causal": self.shape.causal, "seed": self.seed} | facts
         return Positions.build(length, batch, phase=phase, rows=rows, **facts)
+
+    def positions_of(
+        self,
+        q: Tensor,
+        k: Tensor,
+        *,
+        phase: str | None = None,
+        rows: Sequence[int] | None = None,
+        positions: Positions | None = None,
+        tokens: Tensor | None = None,
+    ) -> Positions:
+        """Positions of q (B, H, Lq, d) and k (B, Hkv, Lk, d): those given, or plain ones, q being of the last tokens.
+
+        Raises:
+            UserError: if phase or rows come beside positions, which have them.
+        """
+        if positions is None:
+            n_queries, n_keys = q.shape[-2], k.shape[-2]
+            whole = self.positions(len(q), n_keys, phase=phase, rows=rows, tokens=tokens, device=q.device)
+            return whole.slice(n_keys - n_queries, n_keys)
+        if phase is not None or rows is not None:
+            raise UserError("phase and rows are part of positions: pass either these, or positions=")
+        return positions if tokens is None else positions.replace(tokens=to_device(tokens, q.device))
 
     def prepare(self, positions: Positions) -> Prepared:
         """Make ready for one forward over these positions.
@@ -290,6 +135,12 @@ class Scheme(nn.Module):
         unknown = next((name for name in positions.draws or {} if name not in names), None)
         if unknown is not None:
             raise UserError(f"draws are given for {unknown!r}, which {self.spec} has not.{suggest(unknown, names)}")
+        if readers := self._reading_tokens():
+            n_keys, tokens = positions.key.shape[1], positions.tokens
+            if tokens is None:
+                raise UserError(f"{', '.join(readers)} reads the tokens: pass tokens=, their ids, (B, {n_keys})")
+            if tokens.ndim != 2 or tokens.shape[1] != n_keys:
+                raise UserError(f"tokens has the shape {tuple(tokens.shape)}, not (B, {n_keys})")
         if positions.phase is not None:
             return positions
         if differing := self.differs_by_phase(PHASES):
@@ -298,6 +149,10 @@ class Scheme(nn.Module):
                 "pass phase='train', phase='tune' or phase='test'"
             )
         return positions.replace(phase="test")
+
+    def _reading_tokens(self) -> list[str]:
+        """Names of the members that make coordinates of tokens."""
+        return [m.name for m in self.spec.all_members() if entry(m.name).cls.traits.tokens]
 
     def differs_by_phase(self, phases: Sequence[str]) -> list[str]:
         """Names of the extensions that do not act alike in all of these phases."""
@@ -320,8 +175,10 @@ class Scheme(nn.Module):
         phase: str | None = None,
         rows: Sequence[int] | None = None,
         positions: Positions | None = None,
+        x: Tensor | None = None,
+        tokens: Tensor | None = None,
     ) -> Tensor:
-        """What the softmax of a layer sees: scaled products, biases and all that the scheme adds.
+        """What the softmax of a layer sees: scaled products, biases and all that the scheme adds, but for a sink.
 
         Args:
             q: queries, (B, H, Lq, d), not rotated; the last Lq of Lk tokens.
@@ -330,14 +187,17 @@ class Scheme(nn.Module):
             phase: as in `positions`.
             rows: as in `positions`.
             positions: instead of phase and rows.
+            x: what q and k are made of, (B, Lk, D), for schemes that read it.
+            tokens: ids of the keys' tokens, (B, Lk), for schemes that read them.
 
         Returns:
             (B, H, Lq, Lk), float32; -inf where a query does not see a key.
 
         Raises:
-            UserError: if sizes are not those of the scheme, or phase or rows are missing.
+            UserError: if sizes are not those of the scheme, or phase, rows, x or tokens are missing.
         """
-        return self.prepare(_positions_of(self, q, k, phase, rows, positions)).logits(layer, q, k)
+        prepared = self.prepare(self.positions_of(q, k, phase=phase, rows=rows, positions=positions, tokens=tokens))
+        return prepared.logits(layer, q, k, x=x)
 
     def bias(
         self, length: int, *, layer: int = 0, phase: str = "test", row: int = 0, positions: Positions | None = None
@@ -353,10 +213,17 @@ class Scheme(nn.Module):
 
         Returns:
             (H, L, L) for queries and keys, float32; causality and masks are not in it.
+
+        Raises:
+            UserError: if a bias is made of the layer's input; `logits` shows it.
         """
+        reader = next((m for m in self.members if isinstance(m, Encoding) and overrides(m, "read")), None)
+        if reader is not None:
+            name = type(reader).__name__
+            raise UserError(f"what {name} adds depends on the layer's input; scheme.logits(q, k, x=x) shows it")
         groups = self._layer(length, layer, phase, row, positions)
         with in_float32(groups[0].composition.positions.query.device):
-            return torch.cat([_bias(g) for g in groups])
+            return torch.cat([g.bias() for g in groups])
 
     def frequencies(
         self,
@@ -404,11 +271,14 @@ class Scheme(nn.Module):
 
         Arguments as in `frequencies`. Returns (L,), float32, 1 where no extension changes it.
         """
-        composition = self._group(length, layer, head, phase, row, positions).composition
+        group = self._group(length, layer, head, phase, row, positions)
+        composition = group.composition
         query = composition.positions.query
         with in_float32(query.device):
             sigma = torch.as_tensor(composition.sigma(), device=query.device)
-            return sigma.flatten()[: query.shape[1]].expand(query.shape[1]).clone()
+            if sigma.ndim:  # (1, 1 or H, Lq, 1)
+                sigma = sigma[0, (head - group.heads.start) % sigma.shape[1], :, 0]
+            return sigma.expand(query.shape[1]).clone()
 
     def _layer(self, length: int, layer: int, phase: str, row: int, positions: Positions | None) -> tuple[Group, ...]:
         if positions is None:
@@ -454,10 +324,11 @@ class Scheme(nn.Module):
         return all(m.prefix_stable for m in self.members if "test" in getattr(m, "at", ("test",)))
 
     def undefined(self, length: int, phase: str = "test") -> str | None:
-        """Why the scheme has no value at a length, or None if it has."""
+        """Why the scheme has no value at a length, or None if it has; where it reads tokens, for a text of zeros."""
         device = next((p.device for p in self.parameters()), None)
+        tokens = torch.zeros(1, length, dtype=torch.int64) if self._reading_tokens() else None
         try:
-            self.prepare(self.positions(1, length, phase=phase, rows=(0,), device=device))
+            self.prepare(self.positions(1, length, phase=phase, rows=(0,), tokens=tokens, device=device))
         except Undefined as reason:
             return str(reason)
         return None
@@ -481,19 +352,6 @@ def build(spec: Spec, shape: Shape, seed: int = 0) -> Scheme:
     with torch.random.fork_rng(devices=[]), in_float32(torch.get_default_device()):
         torch.default_generator.manual_seed(own)
         return Scheme(spec, shape, seed)
-
-
-def _bias(group: Group) -> Tensor:
-    """The bias of some heads, (H, Lq, Lk), far regions included."""
-    composition, total = group.composition, None
-    for r, region in enumerate(composition.regions):
-        bias = composition.bias(r)
-        if bias is None:
-            n_heads = group.heads.stop - group.heads.start
-            bias = torch.zeros_like(composition.positions.distance())[:, None].expand(-1, n_heads, -1, -1)
-        inside = None if region.branch is None else region.branch.region(composition.positions)[:, None]
-        total = bias if inside is None else torch.where(inside, bias, total)
-    return total[0]
 
 
 def create(
@@ -530,71 +388,3 @@ def create(
     if head_dim is None and d_model % n_heads:
         raise UserError(f"d_model = {d_model} is not divisible by n_heads = {n_heads}; or pass head_dim=")
     return build(parse(scheme), Shape(**sizes, causal=causal), seed)
-
-
-def attend_with(
-    scheme: Scheme,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    layer: int = 0,
-    phase: str | None = None,
-    rows: Sequence[int] | None = None,
-    positions: Positions | None = None,
-    embedded: bool = False,
-    backend: str = "auto",
-) -> Tensor:
-    """Attention under a scheme, for people's own models (`pezoo.attend`).
-
-    Each call makes the whole scheme ready anew. In a model of several layers, do so once: see `Scheme`.
-
-    Args:
-        scheme: from `pezoo.create`.
-        q: queries, (B, H, Lq, d), not rotated; the last Lq of Lk tokens.
-        k: keys, (B, Hkv, Lk, d), not rotated.
-        v: values, (B, Hkv, Lk, d).
-        layer: which layer's part of the scheme to use.
-        phase: "train", "tune" or "test"; may be left out where the scheme acts alike in all of them.
-        rows: numbers of these sequences, for schemes that draw random positions. In training count on from step to
-            step, range(step * B, (step + 1) * B), or each step draws the same.
-        positions: of these queries and keys, instead of the above; default: one document a row, without padding.
-        embedded: say True for a scheme that changes the token embeddings, once `scheme.prepare(...).embed(x)` has.
-        backend: "auto", "eager", "sdpa" or "chunked".
-
-    Returns:
-        (B, H, Lq, d).
-
-    Raises:
-        UserError: if sizes are not those of the scheme, or phase or rows are missing.
-        Undefined: if the scheme has no value for a position.
-    """
-    changing = [m.name for m in scheme.spec.all_members() if _embeds(entry(m.name).cls)]
-    if changing and not embedded:
-        raise UserError(
-            f"{', '.join(changing)} changes the token embeddings, which attend never sees. Call "
-            "x = scheme.prepare(scheme.positions(batch, length)).embed(x) first, then attend(..., embedded=True)"
-        )
-    return scheme.prepare(_positions_of(scheme, q, k, phase, rows, positions)).attend(layer, q, k, v, backend)
-
-
-def _embeds(cls: type) -> bool:
-    return issubclass(cls, Encoding) and overrides(cls, "embed")
-
-
-def _positions_of(
-    scheme: Scheme,
-    q: Tensor,
-    k: Tensor,
-    phase: str | None,
-    rows: Sequence[int] | None,
-    positions: Positions | None,
-) -> Positions:
-    """Positions for these queries and keys: those given, or plain ones for the last Lq of Lk tokens."""
-    if positions is None:
-        n_queries, n_keys = q.shape[-2], k.shape[-2]
-        whole = scheme.positions(len(q), n_keys, phase=phase, rows=rows, device=q.device)
-        return whole.slice(n_keys - n_queries, n_keys)
-    if phase is not None or rows is not None:
-        raise UserError("phase and rows are part of positions: pass either these, or positions=")
-    return positions

@@ -1,0 +1,121 @@
+"""One plain scheme as a module: its encodings and extensions, built for a model and composed for each forward."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from pezoo.composition import Composition, Part, Region
+from pezoo.contract import Encoding, Extension, Positions, Shape, overrides, to_device
+from pezoo.errors import UserError
+from pezoo.registry import entry, make_config
+from pezoo.scheme import Spec, fits, offers
+
+
+class Plain(nn.Module):
+    """Encodings and extensions of one plain scheme, built for a model: a list of copies of each member, by its name."""
+
+    def __init__(self, spec: Spec, shape: Shape) -> None:
+        super().__init__()
+        self.spec = spec
+        members = {m.name: (entry(m.name).cls, *make_config(m.name, dict(m.settings))) for m in spec.members}
+        made: dict[str, nn.ModuleList] = {}
+        extent = shape.train_length
+        for name, (cls, config, at) in members.items():
+            if issubclass(cls, Extension):
+                made[name] = _copies(cls, shape, config, lambda cls=cls, c=config, at=at: cls(shape, c, at))
+                extent = made[name][0].extent(extent) if "train" in at else extent
+        shape = replace(shape, extent=extent)
+        for name, (cls, config, _) in members.items():
+            if issubclass(cls, Encoding):
+                made[name] = _copies(cls, shape, config, lambda cls=cls, c=config: cls(shape, c))
+        # Not `add_module`, which refuses a member named like an attribute, such as `half`.
+        self._modules.update({name: made[name] for name in members})
+        self._refuse(spec)
+
+    @property
+    def encodings(self) -> list[nn.ModuleList]:
+        """The copies of each encoding: one, or one per layer."""
+        return [copies for copies in self._modules.values() if isinstance(copies[0], Encoding)]
+
+    @property
+    def extensions(self) -> list[nn.ModuleList]:
+        """The copies of each extension: one, or one per layer."""
+        return [copies for copies in self._modules.values() if isinstance(copies[0], Extension)]
+
+    def _refuse(self, spec: Spec) -> None:
+        """Refuse an extension that suits none of the encodings it fits, or not each whose frequencies it changes.
+
+        Nor may it be one that does not work beside another.
+        """
+        for extension, *_ in self.extensions:
+            fitting = [e for e, *_ in self.encodings if not fits(type(extension), type(e))]
+            reasons = [extension.refuses(e) for e in fitting]
+            if any(reasons) if overrides(extension, "frequencies") else all(reasons):
+                raise UserError(f"{spec} cannot work: {next(filter(None, reasons))}")
+            for name, (other, *_) in self._modules.items():
+                beside = isinstance(other, Extension) and other is not extension and set(other.at) & set(extension.at)
+                if beside and (reason := extension.refuses_beside(other)):
+                    raise UserError(f"{spec} cannot work: beside {name}, {reason}")
+
+    def copies(self) -> dict[str, nn.ModuleList]:
+        """The copies of each member, by name."""
+        return dict(self._modules)
+
+    def acting(self, positions: Positions, layer: int = 0) -> list[Extension]:
+        """The extensions that act in this phase, in order."""
+        copies = [c for c in self.extensions if positions.phase in c[0].at]
+        return [c[layer % len(c)] for c in copies]
+
+    def positions_at(self, positions: Positions, layer: int) -> Positions:
+        """The coordinates that encodings read at a layer."""
+        positions = positions.replace(layer=layer)
+        for extension in self.acting(positions):
+            positions = extension.coordinates(positions)
+        return positions
+
+    def parts(self, here: Positions, far: Positions | None = None) -> tuple[Part, ...]:
+        """Each encoding with the frequencies and tables that it reads; of a far region, if it reads distances."""
+        parts = []
+        for encoding, *_ in self.encodings:
+            positions = far if far is not None and offers(type(encoding))["distances"] else here
+            inv_freq = encoding.inv_freq()
+            if inv_freq is not None:
+                inv_freq = to_device(inv_freq, positions.query.device)[None]
+                for extension in self.acting(positions):
+                    inv_freq = extension.frequencies(inv_freq, positions)
+            own = positions.replace(inv_freq=inv_freq)
+            encoding.check(own)
+            parts.append(Part(encoding, own.replace(prepared=encoding.prepare(own))))
+        return tuple(parts)
+
+    def compose(self, positions: Positions, n_layers: int) -> tuple[tuple[Part, ...], list[Composition]]:
+        """What the input embedding reads, and what each layer adds to attention."""
+        acting = self.acting(positions)
+        for extension in acting:
+            extension.check(positions)
+        made: list[tuple[Positions, tuple[Region, ...]]] = []
+        for layer in range(n_layers if any(e.draws_per_layer for e in acting) else 1):
+            here = self.positions_at(positions, layer)
+            far = [branch for e in acting for branch in e.branches(here)]
+            regions = [Region(self.parts(here)), *(Region(self.parts(here, b.positions), b) for b in far)]
+            made.append((here, tuple(regions)))
+
+        def at_layer(i: int) -> Composition:
+            here, regions = made[i % len(made)]
+            own = [c[i % len(c)] for c in self.encodings]
+            regions = tuple(
+                Region(
+                    tuple(Part(e, p.positions.replace(layer=i)) for e, p in zip(own, r.parts, strict=True)),
+                    r.branch,
+                )
+                for r in regions
+            )
+            return Composition(here, regions, tuple(self.acting(positions, i)))
+
+        return made[0][1][0].parts, [at_layer(i) for i in range(n_layers)]
+
+
+def _copies(cls: type, shape: Shape, config: Any, make: Callable[[], nn.Module]) -> nn.ModuleList:
+    return nn.ModuleList(make() for _ in range(shape.n_layers if cls.per_layer(config) else 1))

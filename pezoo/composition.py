@@ -1,0 +1,170 @@
+"""What a scheme adds to the attention of one layer: all that back-ends work from.
+
+Legend: B batch, R rows (1 or B), H heads, Lq queries, Lk keys, d head_dim.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pezoo.contract import Branch, Encoding, Extension, Positions, overrides
+from pezoo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Part:
+    """An encoding (its part for this layer) with the positions it reads."""
+
+    encoding: Encoding
+    positions: Positions
+
+
+@dataclass(frozen=True)
+class Region:
+    """Encodings at one set of positions, and where their logits count (None: everywhere)."""
+
+    parts: tuple[Part, ...]
+    branch: Branch | None = None
+
+
+@dataclass(frozen=True)
+class Composition:
+    """All that a scheme adds to the attention of one layer: what back-ends work from."""
+
+    positions: Positions
+    regions: tuple[Region, ...]
+    extensions: tuple[Extension, ...]
+
+    @property
+    def base(self) -> tuple[Part, ...]:
+        """The encodings at the scheme's own positions."""
+        return self.regions[0].parts
+
+    def reading(self, reads: tuple[Any, ...]) -> "Composition":
+        """The same with what each encoding has read of the layer's input, for all keys."""
+
+        def add(region: Region) -> Region:
+            pairs = zip(region.parts, reads, strict=True)
+            return Region(tuple(Part(p.encoding, p.positions.replace(read=r)) for p, r in pairs), region.branch)
+
+        return Composition(self.positions, tuple(map(add, self.regions)), self.extensions)
+
+    def slice(self, start: int, stop: int, n_keys: int) -> "Composition":
+        """The same for some of the queries and the first keys. Branches are found anew from the sliced positions."""
+
+        def cut(region: Region) -> Region:
+            parts = tuple(Part(p.encoding, p.positions.slice(start, stop, n_keys)) for p in region.parts)
+            return Region(parts, region.branch)
+
+        positions = self.positions.slice(start, stop, n_keys)
+        return Composition(positions, tuple(map(cut, self.regions)), self.extensions)
+
+    def uses(self, hook: str) -> bool:
+        """Whether any encoding or acting extension overrides a hook."""
+        encodings = any(hasattr(Encoding, hook) and overrides(p.encoding, hook) for p in self.base)
+        return encodings or any(hasattr(Extension, hook) and overrides(e, hook) for e in self.extensions)
+
+    @property
+    def scale(self) -> float:
+        """The factor on q k^T: that of the encoding which sets one, else 1 / sqrt(d)."""
+        return self.base[self.owner("scale")].encoding.scale()
+
+    def sigma(self) -> float | Tensor:
+        """The extensions' factor on content logits: a number, or (R, 1 or H, Lq, 1)."""
+        sigma: float | Tensor = 1.0
+        for extension in self.extensions:
+            factor = extension.scale(self.positions)
+            if isinstance(factor, Tensor):
+                factor = (factor if factor.ndim == 3 else factor[:, None])[..., None]
+            if factor is not None:
+                sigma = sigma * factor
+        return sigma
+
+    def sink(self) -> Tensor | None:
+        """The logit that joins each head's denominator, (H,), all sinks together; None if there is none."""
+        sinks = [s for e in self.extensions if (s := e.sink()) is not None]
+        return _reduce(torch.logaddexp, sinks)
+
+    def reach(self, first: int, last: int, n_keys: int) -> list[tuple[int, int]]:
+        """Ranges [start, stop) that hold all keys which the queries first ... last see, in order and apart.
+
+        Queries and keys are meant by their place in the document, which has `n_keys` tokens.
+        """
+        found = [(0, last + 1 if self.positions.causal else n_keys)]
+        for extension in self.extensions:
+            ranges = extension.reach(first, last)
+            if ranges is not None:
+                both = [(max(a, c), min(b, d)) for a, b in found for c, d in sorted(ranges)]
+                found = _joined([(a, b) for a, b in both if a < b])
+        return found
+
+    def mask(self) -> Tensor | None:
+        """What extensions let a query see, (R, Lq, Lk), without causality and documents; None is all."""
+        masks = [m for e in self.extensions if (m := e.mask(self.positions)) is not None]
+        return _reduce(torch.logical_and, masks)
+
+    def visible(self) -> Tensor:
+        """Causality, documents and masks, (R, Lq, Lk)."""
+        mask = self.mask()
+        visible = self.positions.visible()
+        return visible if mask is None else visible & mask
+
+    def bias(self, region: int = 0) -> Tensor | None:
+        """The encodings' bias at a region's positions, (R, H, Lq, Lk)."""
+        parts = self.regions[region].parts
+        biases = [b for p in parts if (b := p.encoding.bias(p.positions)) is not None]
+        return _reduce(torch.add, biases)
+
+    def rotate(self, q: Tensor, k: Tensor, region: int = 0) -> tuple[Tensor, Tensor]:
+        """Rotate q and k at a region's positions."""
+        width = q.shape[-1]
+        for part in self.regions[region].parts:
+            if q.shape[-1] != width and overrides(part.encoding, "rotate"):
+                name = type(part.encoding).__name__
+                raise UserError(f"{name} cannot rotate what is no longer {width} wide; name it first in the scheme")
+            q, k = part.encoding.rotate(q, k, part.positions)
+        return q, k
+
+    def owner(self, hook: str) -> int:
+        """Which encoding has a hook that one alone can have; the first if all have the default."""
+        return next((i for i, p in enumerate(self.base) if overrides(p.encoding, hook)), 0)
+
+    def distance_table(self) -> Tensor | None:
+        """The whole bias as one row a head, (H, Lk + Lq - 1), entry m at distance largest - m; None if it needs more.
+
+        It can be had where coordinates are regular, nothing but causality masks, and every bias is of distance alone.
+        """
+        positions = self.positions
+        regular = positions.spacing is not None and not any(map(self.uses, ("mask", "branches", "sink")))
+        if not regular or any(overrides(p.encoding, "bias") or p.positions.spacing is None for p in self.base):
+            return None
+        n_queries, n_keys = positions.query.shape[1], positions.key.shape[1]
+        steps = torch.arange(n_queries + n_keys - 1, device=positions.query.device)
+        steps = positions.offset + n_queries - 1 - steps  # largest index distance first
+        biased = [p for p in self.base if overrides(p.encoding, "distance_bias")]
+        tables = [p.encoding.distance_bias(steps.to(torch.float32) * p.positions.spacing[1]) for p in biased]
+        table = _reduce(torch.add, tables)
+        if table is not None and positions.causal:
+            table = table.masked_fill(steps < 0, -torch.inf)
+        return table
+
+
+def _reduce(operation: Callable[[Tensor, Tensor], Tensor], items: list[Tensor]) -> Tensor | None:
+    total = None
+    for item in items:
+        total = item if total is None else operation(total, item)
+    return total
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same ranges, in order, with those put together that touch."""
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(stop, found[-1][1])
+        else:
+            found.append((start, stop))
+    return found
