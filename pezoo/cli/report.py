@@ -11,7 +11,7 @@ def report(argv: list[str]) -> int:
         "report",
         report,
         "pezoo report runs/quickstart",
-        "pezoo report experiments/results/survey --out survey",
+        "pezoo report experiments/results/survey --out runs/figures",
         note="`pezoo run` does this at its end. A published study keeps one picture; this draws the others.\n\n",
     )
     parser.add_argument("folder", metavar="DIR", help="folder of a study, with its results")
