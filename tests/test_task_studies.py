@@ -295,6 +295,12 @@ def test_a_companion_is_the_scheme_with_a_window_of_the_training_length_in_testi
     assert [str(e.spec) for e in made.evaluations][1] == explicit
 
 
+def test_another_test_length_tests_all_of_them_again_and_trains_nothing():
+    schemes = ["rope"]
+    one, more = (plan(f"test.lengths={lengths}", schemes=schemes).cells for lengths in ("[1x, 2x]", "[1x, 2x, 4x]"))
+    assert [one[key].kind for key in one.keys() & more.keys()] == ["train"]
+
+
 def test_after_tuning_a_companion_has_the_tuned_factor():
     made = plan("test.companion=true", schemes=[{"scheme": "rope+pi", "tune": [2]}])
     assert labels(made) == ["rope+pi, 2 steps @ 2x", "rope+pi, 2 steps @ 2x | windowed"]

@@ -58,7 +58,7 @@ OVERRIDES = {
     "parts={'': {}}": "parts must be named",
     "schemes=[{scheme: rope, label: ' '}]": "schemes.0.label must be a text",
     # tasks that are none
-    "tasks=[addition+reverse_string]": "list them, as in tasks=[addition, reverse_string]",
+    "tasks=[addition+reverse_string]": "list them, as in 'tasks=[addition, reverse_string]'",
     "tasks=[rope+pi]": "'rope+pi' is no task",
     # depth
     f"description={'[' * 50}{']' * 50}": f"nested more than {DEEPEST} deep",

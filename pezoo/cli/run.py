@@ -73,7 +73,7 @@ def run_study(argv: list[str]) -> int:
         "pezoo run runs/mine train.steps=400",
         "pezoo run my_recipe.yaml data.corpus=text data.path=~/books --plugin my_encoding.py",
         note="Any key of the recipe can be set: dotted, list items by number (schemes.0=alibi).\n"
-        "What is finished is not done again: a scheme or seed that is added is done alone.\n"
+        "What is finished is not done again: a scheme that is added is done alone.\n"
         "Where the code of a plug-in changes, its schemes are trained anew.\n\n",
     )
     parser.add_argument(
