@@ -7,8 +7,8 @@ import pytest
 
 import pezoo
 from pezoo.cli import main
-from pezoo.drawing import UNSEEN, picture, save
-from pezoo.drawing.panels import SEEN
+from pezoo.drawing import picture, save
+from pezoo.drawing.panels import SEEN, UNSEEN
 from pezoo.registry import load_plugin
 from tools.docs import members
 
