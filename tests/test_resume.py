@@ -283,15 +283,12 @@ def test_no_state_is_no_news(tmp_path):
     assert said == []
 
 
-def test_a_full_disk_ends_no_training(text, tmp_path, saved_every, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(resume, "replacing", full)
+def test_a_full_disk_ends_no_training(text, tmp_path, saved_every, small_files):
     said = []
     result = train(make(), text, saving=Saving(tmp_path / "state.pt", OWNER, saved_every(6), said.append))
     assert (result.status, result.steps) == ("ok", 24)
-    assert said[0] == f"cannot save its state to {tmp_path / 'state.pt'}: No space left on device"
+    assert said[0] == f"cannot save its state to {tmp_path / 'state.pt'}: File too large"
+    assert os.listdir(tmp_path) == []
 
 
 # ---- signals --------------------------------------------------------------------------------------
