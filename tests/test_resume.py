@@ -27,6 +27,7 @@ from pezoo.data.material import Questions
 from pezoo.errors import UserError
 from pezoo.lightning import LanguageModel, fit, load
 from pezoo.resume import Saving
+from pezoo.sealed import seal
 from pezoo.study import Study, make_plan
 from pezoo.study.cells import run_cell
 from pezoo.study.store import Store
@@ -47,7 +48,7 @@ def text():
 
 
 def make(scheme="rope", **settings):
-    size = {"vocab_size": VOCAB, "d_model": 16, "n_heads": 2, "n_layers": 2, "train_length": LENGTH, "dropout": 0.2}
+    size = {"vocab_size": VOCAB, "d_model": 16, "n_heads": 2, "n_layers": 1, "train_length": LENGTH, "dropout": 0.2}
     return Transformer(TransformerConfig(**size | settings, scheme=scheme))
 
 
@@ -110,25 +111,43 @@ def curves(folder):
 
 
 CASES = {
-    "dropout": ({}, {}),
     "random positions": ({"scheme": "rope+random"}, {}),
-    "uniform": ({"scheme": "rope+random"}, {"lengths": "uniform"}),
-    "curriculum": ({"scheme": "t5"}, {"lengths": "curriculum"}),
-    "accumulated": ({}, {"accumulate": 3}),
-    "bf16-true": ({}, {"precision": "bf16-true"}),
+    "uniform, accumulated": ({"scheme": "rope+random"}, {"lengths": "uniform", "accumulate": 3}),
     "bf16-mixed": ({}, {"precision": "bf16-mixed"}),
+    "curriculum": ({"scheme": "t5", "n_layers": 2}, {"lengths": "curriculum"}),
+    "bf16-true": ({}, {"precision": "bf16-true"}),
     "64-true": ({}, {"precision": "64-true"}),
     "tied": ({"tie_embeddings": True, "scheme": "learned"}, {"schedule": "linear"}),
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_killed_training_ends_as_if_nothing_had_happened(case, text, tmp_path, kill, saved_every):
+@pytest.fixture(scope="module")
+def uncut(text, tmp_path_factory):
+    """Trainings that nothing happens to, each done once: the model, what was measured, and the curves."""
+    done = {}
+
+    def find(options, changes):
+        if (name := repr((options, changes))) not in done:
+            model, folder = make(**options), tmp_path_factory.mktemp("uncut")
+            result = train(model, text, with_settings(**changes), log_dir=folder)
+            done[name] = model, measured(result), curves(folder)
+        return done[name]
+
+    return find
+
+
+def many(first, *others):
+    """Parameters of a test, all but some of which are for the slow suite."""
+    return [*first, *(pytest.param(other, marks=pytest.mark.slow) for other in others)]
+
+
+@pytest.mark.parametrize("case", many(list(CASES)[:3], *list(CASES)[3:]))
+def test_a_killed_training_ends_as_if_nothing_had_happened(case, text, tmp_path, kill, saved_every, uncut):
     """Killed three times: before and after a validation, and in the middle of a step where batches are accumulated."""
     options, changes = CASES[case]
     settings, said = with_settings(**changes), []
-    whole, cut = make(**options), make(**options)
-    expected = train(whole, text, settings, log_dir=tmp_path / "whole")
+    whole, expected, points = uncut(options, changes)
+    cut = make(**options)
     saving = Saving(tmp_path / "state.pt", OWNER, saved_every(3), said.append)
     for batch in (11, 7, 4):
         kill(batch * settings.accumulate + settings.accumulate // 2)
@@ -140,15 +159,15 @@ def test_a_killed_training_ends_as_if_nothing_had_happened(case, text, tmp_path,
     steps = [int(re.fullmatch(r"goes on at step (\d+)", line)[1]) for line in said]
     assert len(steps) == 3
     assert all(0 < a < b for a, b in itertools.pairwise(steps))
-    assert measured(result) == measured(expected)
+    assert measured(result) == expected
     assert_same(cut, whole)
-    assert curves(tmp_path / "cut") == curves(tmp_path / "whole")
+    assert curves(tmp_path / "cut") == points
 
 
-@pytest.mark.parametrize("step", [1, 2, 9, 12, 22, 23])  # every second step ends with a validation
-def test_a_state_of_any_step_gives_the_same_end(step, text, tmp_path, kill, saved_every):
-    whole, cut, said = make("rope+random"), make("rope+random"), []
-    expected = train(whole, text, log_dir=tmp_path / "whole")
+@pytest.mark.parametrize("step", many([1, 12, 23], 2, 9, 22))  # every second step ends with a validation
+def test_a_state_of_any_step_gives_the_same_end(step, text, tmp_path, kill, saved_every, uncut):
+    whole, expected, points = uncut({"scheme": "rope+random"}, {})
+    cut, said = make("rope+random"), []
     saving = Saving(tmp_path / "state.pt", OWNER, saved_every(0), said.append)
     kill(step)
     with pytest.raises(Killed):
@@ -156,9 +175,9 @@ def test_a_state_of_any_step_gives_the_same_end(step, text, tmp_path, kill, save
     cut = make("rope+random")
     result = train(cut, text, saving=saving, log_dir=tmp_path / "cut")
     assert said == [f"goes on at step {step}"]
-    assert measured(result) == measured(expected)
+    assert measured(result) == expected
     assert_same(cut, whole)
-    assert curves(tmp_path / "cut") == curves(tmp_path / "whole")
+    assert curves(tmp_path / "cut") == points
 
 
 def test_a_tuning_and_a_training_without_validation_go_on(text, tmp_path, kill, saved_every):
@@ -190,12 +209,10 @@ def test_a_task_goes_on(tmp_path, kill, saved_every):
     assert_same(cut, whole)
 
 
-def test_saving_changes_no_number(text, tmp_path, saved_every):
-    plain, saved = make(), make()
-    expected = train(plain, text)
-    assert measured(train(saved, text, saving=Saving(tmp_path / "state.pt", OWNER, saved_every(1)))) == measured(
-        expected
-    )
+def test_saving_changes_no_number(text, tmp_path, saved_every, uncut):
+    plain, expected, _ = uncut({}, {})
+    saved = make()
+    assert measured(train(saved, text, saving=Saving(tmp_path / "state.pt", OWNER, saved_every(1)))) == expected
     assert_same(plain, saved)
 
 
@@ -235,14 +252,28 @@ def test_seconds_and_tokens_are_those_of_both_runs(text, tmp_path, kill, saved_e
 # ---- what is saved --------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def saved_state(text, tmp_path_factory):
+    """The folder of a state of step 10, as a kill left it."""
+    folder = tmp_path_factory.mktemp("state")
+    inner = LanguageModel.training_step
+
+    def step(self, batch, batch_idx):
+        if batch_idx == 10:
+            raise Killed
+        return inner(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LanguageModel, "training_step", step)
+        with pytest.raises(Killed):
+            train(make(), text, saving=Saving(folder / "state.pt", OWNER, 1e-9))
+    return folder
+
+
 @pytest.fixture
-def state(text, tmp_path, kill, saved_every):
-    """A state of step 10, as a kill left it."""
-    path = tmp_path / "state.pt"
-    kill(10)
-    with pytest.raises(Killed):
-        train(make(), text, saving=Saving(path, OWNER, saved_every(0)))
-    return path
+def state(saved_state, tmp_path):
+    """A copy of it."""
+    return Path(shutil.copytree(saved_state, tmp_path / "state")) / "state.pt"
 
 
 def test_a_state_is_one_whole_file_that_is_data(state):
@@ -253,7 +284,7 @@ def test_a_state_is_one_whole_file_that_is_data(state):
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "bit", "text", "other"])
-def test_a_damaged_state_is_thrown_away_with_one_line(damage, state, text):
+def test_a_damaged_state_is_thrown_away_with_one_line(damage, state):
     content = state.read_bytes()
     middle = content.index(torch.load(state, weights_only=True)["state_dict"]["model.head.weight"].numpy().tobytes())
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
@@ -261,12 +292,18 @@ def test_a_damaged_state_is_thrown_away_with_one_line(damage, state, text):
     state.write_bytes(damaged.get(damage, b""))
     if damage == "other":
         torch.save({"weights": {}}, state)
-    said, model, fresh = [], make(), make()
-    result = train(model, text, saving=Saving(state, OWNER, 5.0, said.append))
+    said = []
+    assert Saving(state, OWNER, note=said.append).read() is None
     assert said == ["starts anew: its saved state is damaged"]
-    assert measured(result) == measured(train(fresh, text))
-    assert_same(model, fresh)
     assert not state.exists()
+
+
+def test_a_training_with_a_damaged_state_starts_anew(state, text, uncut):
+    state.write_bytes(state.read_bytes()[:1000])
+    fresh, expected, _ = uncut({}, {})
+    model = make()
+    assert measured(train(model, text, saving=Saving(state, OWNER))) == expected
+    assert_same(model, fresh)
 
 
 def test_a_state_of_another_training_is_thrown_away_with_one_line(state):
@@ -294,11 +331,11 @@ def test_a_full_disk_ends_no_training(text, tmp_path, saved_every, small_files):
 # ---- signals --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_ctrl_c_saves_the_state_of_a_whole_step(accumulate, text, tmp_path, monkeypatch):
+@pytest.mark.parametrize("accumulate", many([3], 1))
+def test_ctrl_c_saves_the_state_of_a_whole_step(accumulate, text, tmp_path, monkeypatch, uncut):
     settings = with_settings(accumulate=accumulate)
-    whole, cut, said = make(), make(), []
-    expected = train(whole, text, settings)
+    whole, expected, _ = uncut({}, {"accumulate": accumulate})
+    cut, said = make(), []
     saving = Saving(tmp_path / "state.pt", OWNER, 5.0, said.append)
     inner, handler = LanguageModel.training_step, signal.getsignal(signal.SIGINT)
 
@@ -312,7 +349,7 @@ def test_ctrl_c_saves_the_state_of_a_whole_step(accumulate, text, tmp_path, monk
         train(cut, text, settings, saving=saving)
     assert signal.getsignal(signal.SIGINT) is handler
     cut = make()
-    assert measured(train(cut, text, settings, saving=saving)) == measured(expected)
+    assert measured(train(cut, text, settings, saving=saving)) == expected
     assert said == ["goes on at step 8"]
     assert_same(cut, whole)
 
@@ -372,14 +409,16 @@ def test_minutes_between_savings_are_above_0(recipe, value):
 
 def test_states_are_swept_when_their_cells_are_done(tmp_path):
     store = Store(tmp_path)
-    for key in ("done", "begun"):
+    for key in ("done", "begun", "damaged"):
         store.state(key).parent.mkdir(exist_ok=True)
         store.state(key).write_bytes(b"")
-    (store.path("done")).mkdir()
-    (store.path("done") / "done.json").write_text("{}")
+    for key in ("done", "damaged"):
+        store.path(key).mkdir()
+        seal(store.path(key) / "done.json", {})
+    (store.path("damaged") / "done.json").write_text("{}")
     (store.folder / ".begun.state.pt.123.tmp").write_bytes(b"")
     store.clean()
-    assert sorted(os.listdir(store.folder)) == ["begun.state.pt", "done"]
+    assert sorted(os.listdir(store.folder)) == ["begun.state.pt", "damaged", "damaged.state.pt", "done"]
 
 
 def start(recipe_path, out):

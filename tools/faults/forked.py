@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import IO
 
+FOLDER = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER), str(FOLDER.parents[1])])  # all that the server knows of paths
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["forked", "imported"])
 
