@@ -99,7 +99,8 @@ def test_a_fault_that_ends_wrongly_fails_the_program(faults, tmp_path, capsys):
     page = (tmp_path / "page.md").read_text()
     assert "| bad | 3 | 0 | all is well |" in page
     assert "| impossible | 0 | 0 | all is well; skipped 3: no disk |" in page
-    assert faults.main(["--only", "good", "--only", "impossible"]) == 0
+    assert faults.main(["--only", "good", "--only", "impossible", "--save", str(tmp_path / "page.md")]) == 0
+    assert "| bad | 3 | 0 | all is well |" in (tmp_path / "page.md").read_text(), "what was not made again is kept"
 
 
 def test_a_fault_is_repeated_by_its_seed(faults, tmp_path):

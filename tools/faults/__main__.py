@@ -20,6 +20,7 @@ from pathlib import Path
 import damage  # noqa: F401
 import kills  # noqa: F401
 import plugins  # noqa: F401
+import saving  # noqa: F401
 import surroundings  # noqa: F401
 import typed_wrongly  # noqa: F401
 from rich.console import Console
@@ -45,12 +46,14 @@ of its own. After the fault it is run once more, and must end like one that noth
 lines of `results.jsonl`, weights that are the same bit by bit, the same files, no process and no unfinished file left.
 Of a line of the results, {names} may differ.
 
-| fault | times | as it should | what should happen |
+| fault | times | as it should | what should happen, and what was measured |
 |---|---:|---:|---|
 {lines}
 
-Made by `python tools/faults {how}` with {versions}, on {where}.
-Moments and bits are drawn by the seed. `python tools/faults --help` says how to repeat one fault; `--short` takes two
+Made by `python tools/faults --seed {seed} --save docs/faults.md` with {versions}, on {where}.
+Most runs are forked from a process that has imported everything, since there are many; some of the kills, and whatever
+changes their surroundings, are programs of their own (`--real`: all). Moments and bits are drawn by the seed.
+`python tools/faults --help` says how to repeat one fault; `--short` takes two
 minutes, and is part of `make ci`.
 """
 
@@ -113,15 +116,20 @@ def table(rows: list[Row]) -> Table:
     return shown
 
 
-def markdown(rows: list[Row], seed: int, short: bool, jobs: int) -> str:
-    """The table as a page, with how it was made."""
-    lines = [f"| {row.fault.name} | {row.times} | {row.right} | {row.said()} |" for row in rows]
+def markdown(rows: list[Row], seed: int, earlier: str = "") -> str:
+    """A page of the table and how it was made; of faults that were not made now it keeps the rows of an earlier one."""
+    lines = {line[2:].split(" | ")[0]: line for line in earlier.splitlines() if line.startswith("| ")}
+    for row in rows:
+        said = row.said().replace("|", "/")
+        lines[row.fault.name] = f"| {row.fault.name} | {row.times} | {row.right} | {said} |"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    how = f"--seed {seed}{' --short' if short else ''} --jobs {jobs} --save docs/faults.md"
-    versions = f"pezoo {pezoo.__version__}, Python {platform.python_version()}, PyTorch {version('torch')}"
-    where = f"{platform.system()}, {os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GB"
-    names = ", ".join(f"`{name}`" for name in MAY_DIFFER)
-    return PAGE.format(lines="\n".join(lines), how=how, versions=versions, where=where, names=names)
+    return PAGE.format(
+        lines="\n".join(lines[name] for name in FAULTS if name in lines),
+        names=", ".join(f"`{name}`" for name in MAY_DIFFER),
+        seed=seed,
+        versions=f"pezoo {pezoo.__version__}, Python {platform.python_version()}, PyTorch {version('torch')}",
+        where=f"{platform.system()}, {os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GB",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -137,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="draws moments and bits; default: 0")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="faults at a time; default: 1")
     parser.add_argument("--real", action="store_true", help="fork no run from another: several times as slow")
-    parser.add_argument("--save", type=Path, metavar="FILE.md", help="write the table down")
+    parser.add_argument("--save", type=Path, metavar="FILE.md", help="write the table down, or renew its rows")
     parser.add_argument("--list", action="store_true", help="name the faults, and do nothing")
     args = parser.parse_args(argv)
     chosen = [one for one in FAULTS.values() if not args.only or any(text in one.name for text in args.only)]
@@ -157,9 +165,8 @@ def main(argv: list[str] | None = None) -> int:
             console.print(escape(f"{one.name}: {told}"), soft_wrap=True)
     console.print(table([row for row in rows if row.times or row.skipped]))
     if args.save is not None:
-        args.save.write_text(
-            markdown([row for row in rows if row.times or row.skipped], args.seed, args.short, args.jobs)
-        )
+        earlier = args.save.read_text() if args.save.exists() else ""
+        args.save.write_text(markdown(made, args.seed, earlier))
     return int(any(row.wrong for row in rows))
 
 

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,7 +242,8 @@ class Place:
         wanted = {"PYTHONPATH": str(ROOT), "PEZOO_CACHE": str(self.cache), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
         wanted |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "120", **(environment or {})}
         variables = {key: value for key, value in (os.environ | wanted).items() if value is not None}
-        return Running(command, variables, out, real or self.real or bool(shell))
+        real = real or self.real or bool(shell) or bool({*(environment or ())} - {"PEZOO_CACHE"})
+        return Running(command, variables, out, real)
 
     def run(self, name: str, out: Path, *more: str, **options: Any) -> Done:
         """Run a recipe to its end; see `start`."""
@@ -276,7 +276,7 @@ class Place:
         expect(not left, f"left behind: {', '.join(left)}")
         if tree:
             lost, more = files(whole) - files(out), files(out) - files(whole)
-            expect(not lost and not more, f"files missing: {[*lost]}, new: {[*more]}")
+            expect(not lost and not more, f"files missing: {sorted(lost)}, new: {sorted(more)}")
 
 
 def results(out: Path) -> list[dict[str, Any]]:
@@ -309,10 +309,10 @@ def leftovers(folder: Path) -> list[Path]:
     return [path for pattern in LEFTOVERS for path in folder.glob(pattern)]
 
 
-def files(out: Path) -> Counter[str]:
-    """Files of a study, but for logs; those of TensorBoard are named after the moment."""
+def files(out: Path) -> set[str]:
+    """Files of a study, but for logs; those of TensorBoard are named after the moment, and may be several."""
     names = (str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    return Counter(re.sub(r"events\.out\..*", "events", name) for name in names if not name.startswith("logs/"))
+    return {re.sub(r"events\.out\..*", "events", name) for name in names if not name.startswith("logs/")}
 
 
 COMMON = {
