@@ -163,7 +163,8 @@ def main(argv: list[str] | None = None) -> int:
             rows.append(run(one, place, args.short, args.seed, args.jobs, console))
             told = f"{rows[-1].right} of {rows[-1].times} as it should, {rows[-1].seconds:.0f} s"
             console.print(escape(f"{one.name}: {told}"), soft_wrap=True)
-    console.print(table([row for row in rows if row.times or row.skipped]))
+    made = [row for row in rows if row.times or row.skipped]
+    console.print(table(made))
     if args.save is not None:
         earlier = args.save.read_text() if args.save.exists() else ""
         args.save.write_text(markdown(made, args.seed, earlier))
