@@ -1,5 +1,6 @@
 """The programs in tools/, which are run from a checkout."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -109,6 +110,18 @@ def test_a_fault_is_repeated_by_its_seed(faults, tmp_path):
         faults.main(["--only", "good", "--seed", str(seed), "--save", str(tmp_path / "page.md")])
         pages.append(next(line for line in (tmp_path / "page.md").read_text().splitlines() if "| good" in line))
     assert pages[0] == pages[1] != pages[2]
+
+
+def test_what_was_made_before_ctrl_c_counts(faults, tmp_path, monkeypatch):
+    def interrupted(rng):
+        raise KeyboardInterrupt
+
+    good = faults.FAULTS["good"]
+    monkeypatch.setitem(faults.FAULTS, "good", dataclasses.replace(good, cases=lambda *_: [*good.cases(), interrupted]))
+    assert faults.main(["--save", str(tmp_path / "page.md")]) == 1
+    page = (tmp_path / "page.md").read_text()
+    assert "| good | 3 | 3 |" in page
+    assert "| bad |" not in page
 
 
 def test_a_fault_that_there_is_not_is_refused(faults, capsys):

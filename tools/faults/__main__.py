@@ -68,6 +68,8 @@ class Row:
     skipped: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    stopped: bool = False
+    """Whether Ctrl-C came before its end."""
 
     @property
     def right(self) -> int:
@@ -99,9 +101,15 @@ def run(fault: Fault, place: Place, short: bool, seed: int, jobs: int, console: 
             if note:
                 row.notes.append(note)
         row.times += 1
+        if row.times % 10 == 0:
+            console.print(escape(f"{fault.name}: {row.times} so far"), soft_wrap=True)
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, enumerate(fault.cases(place, short))))
+        try:
+            list(pool.map(one, enumerate(fault.cases(place, short))))
+        except KeyboardInterrupt:
+            row.stopped = True
+            pool.shutdown(cancel_futures=True)
     row.seconds = time.monotonic() - began
     return row
 
@@ -163,12 +171,14 @@ def main(argv: list[str] | None = None) -> int:
             rows.append(run(one, place, args.short, args.seed, args.jobs, console))
             told = f"{rows[-1].right} of {rows[-1].times} as it should, {rows[-1].seconds:.0f} s"
             console.print(escape(f"{one.name}: {told}"), soft_wrap=True)
+            if rows[-1].stopped:
+                break
     made = [row for row in rows if row.times or row.skipped]
     console.print(table(made))
     if args.save is not None:
         earlier = args.save.read_text() if args.save.exists() else ""
         args.save.write_text(markdown(made, args.seed, earlier))
-    return int(any(row.wrong for row in rows))
+    return int(any(row.wrong or row.stopped for row in rows))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import IO
 
 FOLDER = Path(__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER), str(FOLDER.parents[1])])  # all that the server knows of paths
+os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"  # of what killed processes leave, which it removes
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["forked", "imported"])
 
