@@ -25,15 +25,15 @@ def killed(place: Place, short: bool) -> Iterator[Case]:
 @fault("SIGTERM at any moment of a study", "it says so and ends; the next run goes on")
 def terminated(place: Place, short: bool) -> Iterator[Case]:
     """Of the study's own process, or of a worker."""
-    for i in range(1 if short else 12):
-        yield functools.partial(_struck, place, signal.SIGTERM, ("study", "worker")[i % 2], i % 4 == 3)
+    for i in range(1 if short else 6):
+        yield functools.partial(_struck, place, signal.SIGTERM, ("study", "worker")[i % 2], i % 6 == 5)
 
 
 @fault("Ctrl-C at any moment of a study", "it says so and ends; the next run goes on")
 def interrupted(place: Place, short: bool) -> Iterator[Case]:
     """As a terminal does it: workers have sessions of their own."""
-    for i in range(1 if short else 12):
-        yield functools.partial(_struck, place, signal.SIGINT, "study", i % 4 == 3)
+    for i in range(1 if short else 6):
+        yield functools.partial(_struck, place, signal.SIGINT, "study", i % 6 == 5)
 
 
 def _struck(place: Place, sign: int, whom: str, real: bool, rng: random.Random) -> None:
@@ -80,7 +80,7 @@ def killed_in_training(place: Place, short: bool) -> Iterator[Case]:
 def stopped_in_training(place: Place, short: bool) -> Iterator[Case]:
     """Of the study's own process, or of a worker."""
     signals = [(signal.SIGTERM, "study"), (signal.SIGINT, "study"), (signal.SIGTERM, "worker")]
-    for i in range(1 if short else 12):
+    for i in range(1 if short else 6):
         yield functools.partial(_stopped_in_training, place, TRAININGS[i % 4], *signals[i % 3])
 
 

@@ -99,6 +99,16 @@ def _plugins(place: Place, names: list[str], compared: bool, rng: random.Random)
     return f"{len(names)} kinds"
 
 
+GOOD = """
+from pezoo import Encoding, register
+
+
+@register("mine", title="Nothing")
+class Mine(Encoding):
+    pass
+"""
+
+
 @fault("a plug-in that fails where it is loaded", "exit code 1 or 2, naming it; mended, the same results")
 def bad_imports(place: Place, short: bool) -> Iterator[Case]:
     """It raises, exits, kills its process or prints; everywhere, or in the workers alone."""
@@ -111,7 +121,7 @@ def bad_imports(place: Place, short: bool) -> Iterator[Case]:
 def _bad_import(place: Place, action: str, rng: random.Random) -> None:
     folder = place.fresh()
     out, plugin = folder / "out", folder / "plugin.py"
-    plugin.write_text(action)
+    plugin.write_text(f"{action}\n{GOOD}")
     done = place.run("small", out, "--plugin", str(plugin), real=True)
     if "os.kill" not in action or "argv" in action:
         expect("Traceback" not in done.errors, f"a traceback: {done.errors[-500:]}")
@@ -119,6 +129,6 @@ def _bad_import(place: Place, action: str, rng: random.Random) -> None:
         expect(str(folder) in done.errors or done.code == 5, f"nothing is named: {done.errors[-500:]}")
     elif done.code == 0:
         raise Wrong("exit code 0")
-    plugin.write_text("")
+    plugin.write_text(GOOD)
     place.heals("small", out, "--plugin", str(plugin), real=True)
     shutil.rmtree(folder)

@@ -48,8 +48,8 @@ def full_disk(place: Place, short: bool) -> Iterator[Case]:
     """Of a size at which it is full somewhere in the middle."""
     whole = place.whole("everything")
     used = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
-    for i in range(1 if short else 10):
-        yield functools.partial(_full_disk, place, used, 0.5 if short else (i + 0.5) / 10)
+    for i in range(1 if short else 8):
+        yield functools.partial(_full_disk, place, used, 0.5 if short else (i + 0.5) / 8)
 
 
 def _full_disk(place: Place, used: int, share: float, rng: random.Random) -> str:
@@ -175,7 +175,7 @@ def _no_home(place: Place, changed: dict[str, str | None], rng: random.Random) -
 @fault("little memory", "no hang; out_of_memory or an exit code of its own; with memory the same results")
 def little_memory(place: Place, short: bool) -> Iterator[Case]:
     """As `ulimit -v`, from far too little to start up to enough."""
-    for megabytes in () if short else (200, 400, 600, 800, 1000, 1200, 1600, 2400):
+    for megabytes in () if short else (300, 600, 900, 1200, 1800):
         yield functools.partial(_little_memory, place, megabytes)
 
 

@@ -43,7 +43,7 @@ def _mutated(kind: str, count: int, part: int, rng: random.Random) -> str:
 @fault("a mutated override at the command line", "exit code 0 or 2, a message of at most a screen; nothing is written")
 def command_line(place: Place, short: bool) -> Iterator[Case]:
     """In a process of its own, as people type it."""
-    for _ in range(1 if short else 20):
+    for _ in range(1 if short else 10):
         yield functools.partial(_command_line, place)
 
 
