@@ -72,7 +72,7 @@ def fault(name: str, outcome: str) -> Callable[..., Any]:
 def expect(holds: object, otherwise: str) -> None:
     """Raise `Wrong` unless something holds."""
     if not holds:
-        raise Wrong(otherwise)
+        raise Wrong(otherwise.strip())
 
 
 @dataclass(frozen=True)
