@@ -27,6 +27,9 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
 
     Yields:
         A binary file in the same folder.
+
+    Raises:
+        OSError: naming the path, if the disk is full or nothing may be written there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,9 +41,12 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(unfinished, path)
         sync(path.parent)
-    except OSError as error:  # a full disk names no file
-        error.filename = error.filename or str(path)
-        raise
+    except (OSError, RuntimeError) as error:
+        said = error.__context__ if isinstance(error, RuntimeError) else error  # PyTorch hides what the system said
+        if not isinstance(said, OSError):
+            raise
+        said.filename = said.filename or str(path)  # a full disk names no file
+        raise said from None
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -51,6 +51,16 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def small_files():
+    """What a disk does that is full: no file can become larger than 4 kB."""
+    resource = pytest.importorskip("resource", reason="needs a limit of the size of files")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def same_zoo():
     """What a file's tests register, or load as a plug-in, is gone after them."""

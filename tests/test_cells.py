@@ -95,10 +95,11 @@ def damage(path, way):
             path.mkdir()
 
 
-@pytest.mark.parametrize("way", ["empty", "zeros", "half", "flipped", "deleted", "a folder"])
-@pytest.mark.parametrize(
-    "title", ["train rope, seed 0", "tune rope+pi, 2 steps @ 4x, seed 0", "evaluate rope+pi, seed 0"]
-)
+TRAIN, TUNE, EVALUATE = "train rope, seed 0", "tune rope+pi, 2 steps @ 4x, seed 0", "evaluate rope+pi, seed 0"
+DAMAGES = [(way, EVALUATE) for way in ("empty", "zeros", "half", "flipped", "deleted", "a folder")]
+
+
+@pytest.mark.parametrize(("way", "title"), [*DAMAGES, ("half", TRAIN), ("flipped", TRAIN), ("deleted", TUNE)])
 def test_a_damaged_cell_is_made_anew_and_a_line_says_so(finished, copy, way, title, capsys):
     [key] = [key for key, cell in copy.plan.cells.items() if cell.title == title]
     for name in sorted(path.name for path in finished.store.path(key).iterdir()):
@@ -352,6 +353,8 @@ def test_a_limit_renames_no_cell(recipe, finished):
     assert make_plan(load_recipe(recipe, ["cell_minutes=5"])).cells == finished.plan.cells
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_worker_that_ends_at_its_start_is_told_by_its_own_exit_code(recipe, tmp_path):
     (tmp_path / "plugin.py").write_text(REFUSES)
     study = Study.prepare(recipe, out=tmp_path / "out", plugins=[tmp_path / "plugin.py"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -213,6 +214,29 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
         results.write(path, fails())
     assert results.read(path) == [RESULT]
     assert os.listdir(tmp_path) == ["results.jsonl"]
+
+
+WRITERS = {
+    "plain": lambda file: file.write(bytes(100_000)),
+    "numpy": lambda file: np.savez_compressed(file, a=np.random.default_rng(0).random(9999)),
+    "torch": lambda file: torch.save({"a": torch.zeros(9999)}, file),
+    "torch, at the end": lambda file: torch.save({"a": torch.zeros(900)}, file),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_names_the_file_whoever_writes(writer, tmp_path, small_files):
+    path = tmp_path / "file"
+    path.write_text("what was there")
+    with pytest.raises(OSError, match=f"File too large: '{path}'"), results.replacing(path) as file:
+        WRITERS[writer](file)
+    assert path.read_text() == "what was there"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    with pytest.raises(RuntimeError, match="unknown"), results.replacing(tmp_path / "file"):
+        raise RuntimeError("unknown")
 
 
 def test_a_file_is_replaced_only_once_it_is_whole(tmp_path, monkeypatch):

@@ -1,44 +1,38 @@
-"""Trainings that are stopped or killed and go on: the same weights, results and curves as without it."""
+"""Trainings that are stopped or killed and go on: the same weights, results and curves as without it.
 
-import contextlib
+`python tools/faults --only training` kills and stops those of real studies.
+"""
+
 import dataclasses
 import itertools
-import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pezoo.data import Tokens
 from pezoo.data.material import Questions
 from pezoo.errors import UserError
+from pezoo.files import seal
 from pezoo.model.transformer import Transformer, TransformerConfig
-from pezoo.study import Study, make_plan
-from pezoo.study.cells import run_cell
+from pezoo.study import make_plan
 from pezoo.study.reading import load_recipe
 from pezoo.study.store import Store
 from pezoo.training import resume
-from pezoo.training.checkpoint import load
 from pezoo.training.config import TrainConfig
 from pezoo.training.fit import LanguageModel, fit
 from pezoo.training.resume import Saving
 
-ROOT = Path(__file__).parents[1]
 VOCAB, LENGTH = 19, 8
 SETTINGS = TrainConfig(steps=24, batch_size=4, warmup_steps=3, log_every=5)
 OWNER = {"cell": "abc", "torch": torch.__version__}
-KILLS = int(os.environ.get("PEZOO_TEST_KILLS", "2"))  # of each case in the slow test; 8 give more than 30 in all
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +43,7 @@ def text():
 
 
 def make(scheme="rope", **settings):
-    size = {"vocab_size": VOCAB, "d_model": 16, "n_heads": 2, "n_layers": 2, "train_length": LENGTH, "dropout": 0.2}
+    size = {"vocab_size": VOCAB, "d_model": 16, "n_heads": 2, "n_layers": 1, "train_length": LENGTH, "dropout": 0.2}
     return Transformer(TransformerConfig(**size | settings, scheme=scheme))
 
 
@@ -112,25 +106,43 @@ def curves(folder):
 
 
 CASES = {
-    "dropout": ({}, {}),
     "random positions": ({"scheme": "rope+random"}, {}),
-    "uniform": ({"scheme": "rope+random"}, {"lengths": "uniform"}),
-    "curriculum": ({"scheme": "t5"}, {"lengths": "curriculum"}),
-    "accumulated": ({}, {"accumulate": 3}),
-    "bf16-true": ({}, {"precision": "bf16-true"}),
+    "uniform, accumulated": ({"scheme": "rope+random"}, {"lengths": "uniform", "accumulate": 3}),
     "bf16-mixed": ({}, {"precision": "bf16-mixed"}),
+    "curriculum": ({"scheme": "t5", "n_layers": 2}, {"lengths": "curriculum"}),
+    "bf16-true": ({}, {"precision": "bf16-true"}),
     "64-true": ({}, {"precision": "64-true"}),
     "tied": ({"tie_embeddings": True, "scheme": "learned"}, {"schedule": "linear"}),
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_killed_training_ends_as_if_nothing_had_happened(case, text, tmp_path, kill, saved_every):
+@pytest.fixture(scope="module")
+def uncut(text, tmp_path_factory):
+    """Trainings that nothing happens to, each done once: the model, what was measured, and the curves."""
+    done = {}
+
+    def find(options, changes):
+        if (name := repr((options, changes))) not in done:
+            model, folder = make(**options), tmp_path_factory.mktemp("uncut")
+            result = train(model, text, with_settings(**changes), log_dir=folder)
+            done[name] = model, measured(result), curves(folder)
+        return done[name]
+
+    return find
+
+
+def many(first, *others):
+    """Parameters of a test, all but some of which are for the slow suite."""
+    return [*first, *(pytest.param(other, marks=pytest.mark.slow) for other in others)]
+
+
+@pytest.mark.parametrize("case", many(list(CASES)[:3], *list(CASES)[3:]))
+def test_a_killed_training_ends_as_if_nothing_had_happened(case, text, tmp_path, kill, saved_every, uncut):
     """Killed three times: before and after a validation, and in the middle of a step where batches are accumulated."""
     options, changes = CASES[case]
     settings, said = with_settings(**changes), []
-    whole, cut = make(**options), make(**options)
-    expected = train(whole, text, settings, log_dir=tmp_path / "whole")
+    whole, expected, points = uncut(options, changes)
+    cut = make(**options)
     saving = Saving(tmp_path / "state.pt", OWNER, saved_every(3), said.append)
     for batch in (11, 7, 4):
         kill(batch * settings.accumulate + settings.accumulate // 2)
@@ -142,15 +154,15 @@ def test_a_killed_training_ends_as_if_nothing_had_happened(case, text, tmp_path,
     steps = [int(re.fullmatch(r"goes on at step (\d+)", line)[1]) for line in said]
     assert len(steps) == 3
     assert all(0 < a < b for a, b in itertools.pairwise(steps))
-    assert measured(result) == measured(expected)
+    assert measured(result) == expected
     assert_same(cut, whole)
-    assert curves(tmp_path / "cut") == curves(tmp_path / "whole")
+    assert curves(tmp_path / "cut") == points
 
 
-@pytest.mark.parametrize("step", [1, 2, 9, 12, 22, 23])  # every second step ends with a validation
-def test_a_state_of_any_step_gives_the_same_end(step, text, tmp_path, kill, saved_every):
-    whole, cut, said = make("rope+random"), make("rope+random"), []
-    expected = train(whole, text, log_dir=tmp_path / "whole")
+@pytest.mark.parametrize("step", many([1, 12, 23], 2, 9, 22))  # every second step ends with a validation
+def test_a_state_of_any_step_gives_the_same_end(step, text, tmp_path, kill, saved_every, uncut):
+    whole, expected, points = uncut({"scheme": "rope+random"}, {})
+    cut, said = make("rope+random"), []
     saving = Saving(tmp_path / "state.pt", OWNER, saved_every(0), said.append)
     kill(step)
     with pytest.raises(Killed):
@@ -158,9 +170,9 @@ def test_a_state_of_any_step_gives_the_same_end(step, text, tmp_path, kill, save
     cut = make("rope+random")
     result = train(cut, text, saving=saving, log_dir=tmp_path / "cut")
     assert said == [f"goes on at step {step}"]
-    assert measured(result) == measured(expected)
+    assert measured(result) == expected
     assert_same(cut, whole)
-    assert curves(tmp_path / "cut") == curves(tmp_path / "whole")
+    assert curves(tmp_path / "cut") == points
 
 
 def test_a_tuning_and_a_training_without_validation_go_on(text, tmp_path, kill, saved_every):
@@ -192,12 +204,10 @@ def test_a_task_goes_on(tmp_path, kill, saved_every):
     assert_same(cut, whole)
 
 
-def test_saving_changes_no_number(text, tmp_path, saved_every):
-    plain, saved = make(), make()
-    expected = train(plain, text)
-    assert measured(train(saved, text, saving=Saving(tmp_path / "state.pt", OWNER, saved_every(1)))) == measured(
-        expected
-    )
+def test_saving_changes_no_number(text, tmp_path, saved_every, uncut):
+    plain, expected, _ = uncut({}, {})
+    saved = make()
+    assert measured(train(saved, text, saving=Saving(tmp_path / "state.pt", OWNER, saved_every(1)))) == expected
     assert_same(plain, saved)
 
 
@@ -237,14 +247,28 @@ def test_seconds_and_tokens_are_those_of_both_runs(text, tmp_path, kill, saved_e
 # ---- what is saved --------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def saved_state(text, tmp_path_factory):
+    """The folder of a state of step 10, as a kill left it."""
+    folder = tmp_path_factory.mktemp("state")
+    inner = LanguageModel.training_step
+
+    def step(self, batch, batch_idx):
+        if batch_idx == 10:
+            raise Killed
+        return inner(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LanguageModel, "training_step", step)
+        with pytest.raises(Killed):
+            train(make(), text, saving=Saving(folder / "state.pt", OWNER, 1e-9))
+    return folder
+
+
 @pytest.fixture
-def state(text, tmp_path, kill, saved_every):
-    """A state of step 10, as a kill left it."""
-    path = tmp_path / "state.pt"
-    kill(10)
-    with pytest.raises(Killed):
-        train(make(), text, saving=Saving(path, OWNER, saved_every(0)))
-    return path
+def state(saved_state, tmp_path):
+    """A copy of it."""
+    return Path(shutil.copytree(saved_state, tmp_path / "state")) / "state.pt"
 
 
 def test_a_state_is_one_whole_file_that_is_data(state):
@@ -255,7 +279,7 @@ def test_a_state_is_one_whole_file_that_is_data(state):
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "bit", "text", "other"])
-def test_a_damaged_state_is_thrown_away_with_one_line(damage, state, text):
+def test_a_damaged_state_is_thrown_away_with_one_line(damage, state):
     content = state.read_bytes()
     middle = content.index(torch.load(state, weights_only=True)["state_dict"]["model.head.weight"].numpy().tobytes())
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
@@ -263,12 +287,18 @@ def test_a_damaged_state_is_thrown_away_with_one_line(damage, state, text):
     state.write_bytes(damaged.get(damage, b""))
     if damage == "other":
         torch.save({"weights": {}}, state)
-    said, model, fresh = [], make(), make()
-    result = train(model, text, saving=Saving(state, OWNER, 5.0, said.append))
+    said = []
+    assert Saving(state, OWNER, note=said.append).read() is None
     assert said == ["starts anew: its saved state is damaged"]
-    assert measured(result) == measured(train(fresh, text))
-    assert_same(model, fresh)
     assert not state.exists()
+
+
+def test_a_training_with_a_damaged_state_starts_anew(state, text, uncut):
+    state.write_bytes(state.read_bytes()[:1000])
+    fresh, expected, _ = uncut({}, {})
+    model = make()
+    assert measured(train(model, text, saving=Saving(state, OWNER))) == expected
+    assert_same(model, fresh)
 
 
 def test_a_state_of_another_training_is_thrown_away_with_one_line(state):
@@ -285,25 +315,22 @@ def test_no_state_is_no_news(tmp_path):
     assert said == []
 
 
-def test_a_full_disk_ends_no_training(text, tmp_path, saved_every, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(resume, "replacing", full)
+def test_a_full_disk_ends_no_training(text, tmp_path, saved_every, small_files):
     said = []
     result = train(make(), text, saving=Saving(tmp_path / "state.pt", OWNER, saved_every(6), said.append))
     assert (result.status, result.steps) == ("ok", 24)
-    assert said[0] == f"cannot save its state to {tmp_path / 'state.pt'}: No space left on device"
+    assert said[0] == f"cannot save its state to {tmp_path / 'state.pt'}: File too large"
+    assert os.listdir(tmp_path) == []
 
 
 # ---- signals --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_ctrl_c_saves_the_state_of_a_whole_step(accumulate, text, tmp_path, monkeypatch):
+@pytest.mark.parametrize("accumulate", many([3], 1))
+def test_ctrl_c_saves_the_state_of_a_whole_step(accumulate, text, tmp_path, monkeypatch, uncut):
     settings = with_settings(accumulate=accumulate)
-    whole, cut, said = make(), make(), []
-    expected = train(whole, text, settings)
+    whole, expected, _ = uncut({}, {"accumulate": accumulate})
+    cut, said = make(), []
     saving = Saving(tmp_path / "state.pt", OWNER, 5.0, said.append)
     inner, handler = LanguageModel.training_step, signal.getsignal(signal.SIGINT)
 
@@ -317,7 +344,7 @@ def test_ctrl_c_saves_the_state_of_a_whole_step(accumulate, text, tmp_path, monk
         train(cut, text, settings, saving=saving)
     assert signal.getsignal(signal.SIGINT) is handler
     cut = make()
-    assert measured(train(cut, text, settings, saving=saving)) == measured(expected)
+    assert measured(train(cut, text, settings, saving=saving)) == expected
     assert said == ["goes on at step 8"]
     assert_same(cut, whole)
 
@@ -346,21 +373,18 @@ def test_a_handler_of_sigterm_is_called_when_the_state_is_saved(text, tmp_path, 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """Trainings of some seconds, with all that could make a second half another one."""
+    """A training and its test."""
     folder = tmp_path_factory.mktemp("text")
     draw = random.Random(0)
     for i in range(12):
         (folder / f"{i}.txt").write_text(" ".join(draw.choices(["one", "two", "three", "four", "five"], k=400)))
     return {
-        "study": "long",
         "schemes": ["rope"],
-        "workers": 1,
-        "device": "cpu",
         "data": {"corpus": "text", "path": str(folder)},
-        "model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "dropout": 0.1},
-        "train": {"length": 16, "steps": 600, "batch_size": 2, "warmup_steps": 2, "log_every": 20},
-        "tune": {"length": "2x", "warmup_steps": 1},
-        "test": {"lengths": ["1x", "4x"], "windows": 4},
+        "model": {"d_model": 16, "n_layers": 1, "n_heads": 2},
+        "train": {"length": 16, "steps": 2, "warmup_steps": 1},
+        "tune": {"warmup_steps": 1},
+        "test": {"lengths": ["1x"], "windows": 4},
     }
 
 
@@ -377,155 +401,13 @@ def test_minutes_between_savings_are_above_0(recipe, value):
 
 def test_states_are_swept_when_their_cells_are_done(tmp_path):
     store = Store(tmp_path)
-    for key in ("done", "begun"):
+    for key in ("done", "begun", "damaged"):
         store.state(key).parent.mkdir(exist_ok=True)
         store.state(key).write_bytes(b"")
-    (store.path("done")).mkdir()
-    (store.path("done") / "done.json").write_text("{}")
+    for key in ("done", "damaged"):
+        store.path(key).mkdir()
+        seal(store.path(key) / "done.json", {})
+    (store.path("damaged") / "done.json").write_text("{}")
     (store.folder / ".begun.state.pt.123.tmp").write_bytes(b"")
     store.clean()
-    assert sorted(os.listdir(store.folder)) == ["begun.state.pt", "done"]
-
-
-def start(recipe_path, out):
-    command = [sys.executable, "-m", "pezoo", "run", str(recipe_path), "--out", str(out)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=environment, text=True)
-
-
-def wait_for(condition, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
-
-
-def children(process):
-    """Ids of the workers of a study."""
-    return [int(n) for n in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("whom", "sign"), [("study", signal.SIGTERM), ("study", signal.SIGINT), ("worker", signal.SIGTERM)]
-)
-def test_a_study_that_is_stopped_saves_the_state_and_goes_on(recipe, tmp_path, whom, sign):
-    path, out = tmp_path / "long.yaml", tmp_path / "out"
-    path.write_text(yaml.safe_dump(recipe | {"train": recipe["train"] | {"steps": 1500}}))
-    process = start(path, out)
-    events = lambda: list(out.glob("tensorboard/train/**/events.*"))  # noqa: E731
-    wait_for(lambda: any(event.stat().st_size > 100 for event in events()) or time.sleep(0.5), process)
-    for number in [process.pid] if whom == "study" else children(process):
-        os.kill(number, sign)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == (128 + sign if whom == "study" else 1)
-    assert "Traceback" not in errors
-    states = list(out.glob("cells/*.state.pt"))
-    assert len(states) == 1
-    step = torch.load(states[0], weights_only=True)["counted"]["steps"]
-    assert step > 0
-    again = start(path, out)
-    _, errors = again.communicate(timeout=120)
-    assert again.returncode == 0
-    assert f"train rope, seed 0: goes on at step {step:,}\n" in errors
-    assert f"train rope, seed 0: goes on at step {step:,}\n" in (out / "logs" / "worker0.log").read_text()
-    assert not list(out.glob("cells/*.state.pt"))
-
-
-KILLED = {
-    "dropout": ({}, [], "train"),
-    "random positions": ({"schemes": ["rope+random"]}, [], "train"),
-    "uniform": ({"schemes": ["t5+random"]}, ["train.lengths=uniform", "train.accumulate=2"], "train"),
-    "tuning": ({"schemes": [{"scheme": "rope+pi", "tune": [600]}]}, ["train.steps=20"], "tune"),
-}
-SAVE_SECONDS = 0.15
-
-
-class Cells:
-    """Runs cells, each in a process of its own that can be killed."""
-
-    def __init__(self, study):
-        self.study = study
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["pezoo.study.cells"])  # imported once, not by each process
-
-    def begin(self, key):
-        """Start a cell; return its process and where what it says arrives."""
-        said, sender = self.context.Pipe(duplex=False)
-        arguments = (self.study.plan.cells[key], self.study.store, self.study.plan.corpora)
-        unheard = "".format  # of what is reported: any function that can be sent to another process
-        process = self.context.Process(target=run_cell, args=(*arguments, unheard, sender.send, SAVE_SECONDS / 60))
-        process.start()
-        sender.close()
-        return process, said
-
-    def finish(self, key):
-        """Run a cell to its end; return what it said."""
-        process, said = self.begin(key)
-        process.join(300)
-        assert process.exitcode == 0
-        lines = []
-        with contextlib.suppress(EOFError):
-            while said.poll():
-                lines.append(said.recv())
-        return lines
-
-
-def ending(study, key):
-    """Weights and facts that a training ended with, but for its times."""
-    times = ("train_seconds", "tokens_per_second", "peak_memory_bytes")
-    fit = {name: fact for name, fact in study.store.facts(key)["fit"].items() if name not in times}
-    curve = curves(study.out / study.plan.cells[key].log)
-    return load(study.store.path(key) / "model.pt")[0].state_dict(), fit, curve
-
-
-@pytest.fixture(scope="module", params=KILLED)
-def uninterrupted(request, recipe, tmp_path_factory):
-    """A recipe, the key of a cell to kill, and how it ends without that."""
-    changes, overrides, kind = KILLED[request.param]
-    whole = dataclasses.asdict(load_recipe(recipe | changes, overrides))
-    study = Study.prepare(whole, out=tmp_path_factory.mktemp("whole"))
-    cells = [key for key, cell in study.plan.cells.items() if cell.kind in ("train", "tune")]
-    key = next(key for key in cells if study.plan.cells[key].kind == kind)
-    for one in cells:
-        assert Cells(study).finish(one) == []
-    return study, whole, key, ending(study, key)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(KILLS))
-def test_killed_in_a_training_that_has_saved_its_state(uninterrupted, tmp_path, seed):
-    """Killed at a random moment after three savings or more, a training repeats one interval at most."""
-    finished, whole, key, expected = uninterrupted
-    study, draw = Study.prepare(whole, out=tmp_path / "out"), random.Random(seed)
-    for parent in study.plan.cells[key].parents:
-        shutil.copytree(finished.store.path(parent), study.store.path(parent))
-    state, seen = study.store.state(key), set()
-    process, _ = Cells(study).begin(key)
-    wanted, began = 3 + draw.randrange(3), time.monotonic()
-    while len(seen) < wanted:
-        assert process.is_alive(), "it was too fast to be killed"
-        assert time.monotonic() - began < 120
-        with contextlib.suppress(FileNotFoundError):
-            seen.add(state.stat().st_mtime_ns)
-        time.sleep(0.002)
-    time.sleep(draw.random() * SAVE_SECONDS)
-    process.kill()
-    process.join()
-    killed = time.time()
-    assert process.exitcode == -signal.SIGKILL
-    assert not study.store.done(key)
-    repeated = killed - state.stat().st_mtime
-    step = torch.load(state, weights_only=True)["counted"]["steps"]
-    print(f"killed after {len(seen)} savings, {repeated:.2f} s after step {step}")
-    assert repeated < SAVE_SECONDS + 1  # one interval, and a step and a saving on a busy machine
-
-    study.store.clean()
-    said = Cells(study).finish(key)
-    assert said == [f"{study.plan.cells[key].title}: goes on at step {step:,}"]
-    (weights, *rest), (expected_weights, *expected_rest) = ending(study, key), expected
-    assert rest == expected_rest
-    assert all(torch.equal(weights[name], weight) for name, weight in expected_weights.items())
-    assert sorted(os.listdir(study.store.folder)) == sorted([*study.plan.cells[key].parents, key])
+    assert sorted(os.listdir(store.folder)) == ["begun.state.pt", "damaged", "damaged.state.pt", "done"]

@@ -1,5 +1,6 @@
 """The programs in tools/, which are run from a checkout."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -66,3 +67,75 @@ def test_make_gpu_without_one(tmp_path):
     for recipe in ("quickstart", "recall", "randomized"):
         assert (tmp_path / recipe / "results.jsonl").stat().st_size
     assert not (tmp_path / "quickstart" / "stale").exists()
+
+
+@pytest.fixture
+def faults(monkeypatch):
+    """The program and its table of faults, one of which ends as it should, one not, and one cannot be made."""
+    monkeypatch.syspath_prepend(ROOT / "tools" / "faults")
+    before = set(sys.modules)
+    spec = importlib.util.spec_from_file_location("faults", ROOT / "tools" / "faults" / "__main__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    studies = sys.modules["studies"]
+
+    def bad(rng):
+        raise studies.Wrong("it went wrong")
+
+    def impossible(rng):
+        raise studies.Skipped("no disk")
+
+    cases = {"good": lambda rng: f"{rng.random()}", "bad": bad, "impossible": impossible}
+    made = {name: studies.Fault(name, "all is well", lambda *_, c=case: [c] * 3) for name, case in cases.items()}
+    monkeypatch.setattr(module, "FAULTS", made)
+    yield module
+    for name in set(sys.modules) - before:
+        if str(ROOT / "tools" / "faults") in (getattr(sys.modules[name], "__file__", None) or ""):
+            del sys.modules[name]
+
+
+def test_a_fault_that_ends_wrongly_fails_the_program(faults, tmp_path, capsys):
+    assert faults.main(["--save", str(tmp_path / "page.md")]) == 1
+    assert "WRONG bad, number 2: it went wrong" in capsys.readouterr().out
+    page = (tmp_path / "page.md").read_text()
+    assert "| bad | 3 | 0 | all is well |" in page
+    assert "| impossible | 0 | 0 | all is well; skipped 3: no disk |" in page
+    assert faults.main(["--only", "good", "--only", "impossible", "--save", str(tmp_path / "page.md")]) == 0
+    assert "| bad | 3 | 0 | all is well |" in (tmp_path / "page.md").read_text(), "what was not made again is kept"
+
+
+def test_a_fault_is_repeated_by_its_seed(faults, tmp_path):
+    pages = []
+    for seed in (1, 1, 2):
+        faults.main(["--only", "good", "--seed", str(seed), "--save", str(tmp_path / "page.md")])
+        pages.append(next(line for line in (tmp_path / "page.md").read_text().splitlines() if "| good" in line))
+    assert pages[0] == pages[1] != pages[2]
+
+
+def test_what_was_made_before_ctrl_c_counts(faults, tmp_path, monkeypatch):
+    def interrupted(rng):
+        raise KeyboardInterrupt
+
+    good = faults.FAULTS["good"]
+    monkeypatch.setitem(faults.FAULTS, "good", dataclasses.replace(good, cases=lambda *_: [*good.cases(), interrupted]))
+    assert faults.main(["--save", str(tmp_path / "page.md")]) == 1
+    page = (tmp_path / "page.md").read_text()
+    assert "| good | 3 | 3 |" in page
+    assert "| bad |" not in page
+
+
+def test_a_fault_that_there_is_not_is_refused(faults, capsys):
+    with pytest.raises(SystemExit):
+        faults.main(["--only", "meteor"])
+    assert "there are: good; bad; impossible" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_a_few_of_each_fault_end_as_they_should(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "tools/faults", "--short", "--jobs", "2", "--save", str(tmp_path / "page.md")],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
+    assert "| SIGKILL at any moment of a study | 3 | 3 |" in (tmp_path / "page.md").read_text()

@@ -88,7 +88,7 @@ OVERRIDES = {
     f"{'x' * 5000}=3": "unknown key 'xxx",
     f"study={'a' * 300}": "at most 200 bytes",
     'study="a\\e[31mb"': "that can be printed",
-    f"seeds={list(range(-1, 3000))}": "seeds must be different whole numbers",
+    f"seeds={list(range(-1, 500))}": "seeds must be different whole numbers",
     # keys that stand elsewhere
     "steps=100": "unknown key 'steps'. Did you mean 'train.steps' or 'tune.steps'?",
     "step=100": "Did you mean 'train.steps' or 'tune.steps'?",
