@@ -63,14 +63,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class Traits:
-    """Declared facts that code cannot show by itself; the conformance kit holds them against behaviour."""
+    """Properties that cannot be read from the class; the conformance kit tests them."""
 
     shift_invariant: bool = False
     """Adding a constant to all coordinates leaves the logits as they are (extension: in an encoding that is so)."""
     prefix_stable: bool = True
     """Logits of a prefix do not depend on how long the sequence is declared to be."""
     bidirectional: bool = True
-    """Tells direction in an encoder; False: it is symmetric there, or refused."""
+    """Whether an encoder with it can tell left from right; if not, it is symmetric in an encoder, or refused."""
     random: bool = False
     """Draws differ from sequence to sequence."""
     contextual: bool = False

@@ -66,7 +66,7 @@ class Positions:
     rows: tuple[int, ...] | None = None  # numbers of the sequences: what random draws are keyed by
     draws: Mapping[str, Tensor] | None = None  # random draws that were handed in, by member
     layer: int = 0
-    ruler: Tensor | None = None  # (R, M) distance of tokens m = 0 ... M - 1 apart, where it is not that of coordinates
+    ruler: Tensor | None = None  # (R, M) distance of two tokens m places apart; None: difference of coordinates
     inv_freq: Tensor | None = None  # (R, n) the encoding's frequencies as extensions left them
     prepared: Any = None  # what the encoding's `prepare` returned
     tokens: Tensor | None = None  # (B, Lk) ids of the keys' tokens, for members whose trait `tokens` says so

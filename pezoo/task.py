@@ -27,7 +27,7 @@ SHARE = 8
 """One question in so many is kept for testing."""
 TRIES = 16
 MOST = 64
-"""So many questions are drawn in one try for each that is wanted, at most."""
+"""Upper limit on the number of questions drawn in one try, as a multiple of the number wanted."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ appendix F.3) measure it, with k = 200.
 
 `n_tokens` is k; unset, k is `last`. A T below k cannot hold the tokens and is "undefined".
 
-Each length takes a pass, and schemes that depend on the total length are told T. No
+Each length takes a pass, and a scheme that needs the total length beforehand, such as dynamic NTK, is given T. No
 beginning-of-sequence token is added: the context's first token is one of the text. In losses by
 position there are the positions T - k ... T - 1 alone.
 """

@@ -9,7 +9,7 @@ beginning-of-sequence token is added: a block's first scored token follows one t
 
 The early tokens of a block have little context, so this perplexity falls with T even for a model
 that makes no use of distant text; `sliding`, of which this is the case S = T, shows how much of it
-is that. Each length takes a pass, and schemes that depend on the total length are told T.
+is that. Each length takes a pass, and a scheme that needs the total length beforehand, such as dynamic NTK, is given T.
 """
 
 from collections.abc import Sequence

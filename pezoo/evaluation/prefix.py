@@ -9,8 +9,8 @@ and perplexity(T) is its exponential; `last_perplexity` takes i = T - last ... T
 is one context, so there is no stride. No beginning-of-sequence token is added: the first scored
 token follows one token of text.
 
-A scheme whose prefixes are stable is read once for all lengths, at the longest one that works. Any
-other is read once a length and told that length, which all tokens of that pass then share.
+A scheme whose prefixes are stable is read once for all lengths, at the longest test length for which the forward
+pass succeeds. Any other is read once per length and told that length, which all tokens of that pass then share.
 """
 
 from collections.abc import Sequence

@@ -20,8 +20,8 @@ text about four times, whatever T is. A stride of so many tokens reads it T / S 
 T >= 2048 in Position Interpolation (Chen et al., 2023, arXiv 2306.15595) and YaRN (Peng et al.,
 2023, arXiv 2309.00071).
 
-Each length takes a pass, and schemes that depend on the total length are told T, in the shorter
-context too. No beginning-of-sequence token is added: the first scored token follows one token of
+Each length takes a pass, and a scheme that needs the total length beforehand, such as dynamic NTK, is given T,
+also in the shorter context. No beginning-of-sequence token is added: the first scored token follows one token of
 text. In losses by position, those below T - S are of the first contexts alone.
 """
 

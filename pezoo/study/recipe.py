@@ -144,7 +144,8 @@ class Recipe:
     plug-in is code, so none is loaded unless --plugin names it. `pezoo run` writes them into a study's recipe.yaml."""
     parts: dict[str, Any] = field(default_factory=dict)
     """Parts of the study by name, each with keys that differ there: schemes, grid, tasks, form, data, model, train,
-    tune, test. What a part sets, it keeps: type parts.NAME.train.steps=100 to change it."""
+    tune, test. A key set inside a part wins over the same key outside. To change it, name the part:
+    parts.NAME.train.steps=100."""
 
     def split(self) -> list[tuple[str, "Recipe"]]:
         """The parts as recipes of their own, by name; the whole, named "", if there are none.

@@ -3,7 +3,7 @@
     outcomes = check_encoding("alibi")          # or a class, or: pezoo check alibi, pezoo check my_encoding.py
     outcomes = check_task("mqar:n_pairs=8")     # a task, to those in `pezoo.testing.tasks`
 
-    @parametrize("my_encoding")                 # in a test of one's own: a case a property
+    @parametrize("my_encoding")                 # in a test of your own: one case per property
     def test_my_encoding(conformance):
         conformance()
 
@@ -242,7 +242,7 @@ def _overdue(group: list[Outcome]) -> list[Outcome]:
 
 
 def report(outcomes: list[Outcome], console: Console) -> None:
-    """Print a line a check, and for a failure what was expected, what came, and what shows it."""
+    """Print one line per check, and for a failure what was expected, what came, and what shows it."""
     width = max(len(o.check) for o in outcomes)
     for scheme in dict.fromkeys(o.scheme for o in outcomes):
         console.print(f"[bold]{escape(scheme)}[/bold]")

@@ -11,7 +11,7 @@ class TrainConfig:
     """Training, and what tuning shares with it."""
 
     length: int = 64
-    """Training length L: tokens, or for a task what it counts, and then the longest."""
+    """Training length L. For text in tokens; for a task in the task's own unit, the longest trained on."""
     lengths: Literal["fixed", "uniform", "curriculum"] = "fixed"
     """Lengths of the batches: all of L; drawn from min_length ... L; or growing to L in the first half of the steps.
     A batch of shorter text has more rows, so that its tokens stay as many."""
