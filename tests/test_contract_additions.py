@@ -254,10 +254,11 @@ def products(q, k):
     return q.double() @ k.double().mT / D**0.5
 
 
-def agree(scheme, expected, **given):
+def agree(monkeypatch, scheme, expected, **given):
     """Layer 1 in every back-end that does not refuse, by whole and continued calls; returns the names of these."""
     q, k, v, *_ = vectors()
     ran = []
+    monkeypatch.setattr(attention, "CHUNK", 3)
     for backend in attention.BACKENDS:
         try:
             out = pezoo.attend(scheme, q, k, v, layer=1, backend=backend, **given)
@@ -269,11 +270,6 @@ def agree(scheme, expected, **given):
         torch.testing.assert_close(last.double(), expected[:, :, -4:], atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(pezoo.attend(scheme, q, k, v, layer=1, **given).double(), expected, atol=2e-5, rtol=1e-4)
     return ran
-
-
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(attention, "CHUNK", 3)
 
 
 # The kit
@@ -312,14 +308,14 @@ def gates(member, x):
     return torch.log(1 / (1 + torch.exp(-(x.double() @ weight.T + bias)))).detach()
 
 
-def test_a_forget_gate_is_the_formula():
+def test_a_forget_gate_is_the_formula(monkeypatch):
     scheme, (q, k, v, x, _) = created("forget"), vectors()
     f, z = gates(scheme.parts[0].encodings[0][1], x), products(q, k)
 
     def logit(b, h, i, j):
         return z[b, h, i, j] + sum(float(f[b, t, h]) for t in range(j + 1, i + 1))
 
-    assert agree(scheme, by_pairs(logit, v, softmax), x=x) == ["eager", "sdpa", "chunked"]
+    assert agree(monkeypatch, scheme, by_pairs(logit, v, softmax), x=x) == ["eager", "sdpa", "chunked"]
 
 
 def test_gates_of_a_group_of_heads_read_the_whole_input():
@@ -371,7 +367,8 @@ def test_reads_are_kept_and_continued_in_a_loop_of_ones_own():
     torch.testing.assert_close(torch.cat(outs, 2), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_every_hook_of_attention_finds_what_was_read_for_its_keys():
+def test_every_hook_of_attention_finds_what_was_read_for_its_keys(monkeypatch):
+    monkeypatch.setattr(attention, "CHUNK", 3)
     asked = set()
 
     class Looking(Encoding):
@@ -440,7 +437,7 @@ def test_what_is_read_is_float32(dtype):
 # A product, a normaliser, wide keys
 
 
-def test_a_product_of_ones_own_is_the_formula():
+def test_a_product_of_ones_own_is_the_formula(monkeypatch):
     scheme, (q, k, v, x, _) = created("householder"), vectors()
     (member,) = (scheme.parts[0].encodings[0][1],)
     w, beta = (x.double() @ member.project.weight.double().T).detach().split([H * D, H], -1)
@@ -452,7 +449,7 @@ def test_a_product_of_ones_own_is_the_formula():
             turn = turn @ (torch.eye(D) - beta[b, t, h] * torch.outer(w[b, t, h], w[b, t, h]))
         return k[b, h, j].double() @ turn @ q[b, h, i].double() / D**0.5
 
-    assert agree(scheme, by_pairs(logit, v, softmax), x=x) == ["eager", "chunked"]
+    assert agree(monkeypatch, scheme, by_pairs(logit, v, softmax), x=x) == ["eager", "chunked"]
 
 
 def test_a_product_reads_rotated_queries_and_keys():
@@ -474,14 +471,14 @@ def break_stick(row):
     return [*reversed(shares), rest]
 
 
-def test_stick_breaking_is_the_formula():
+def test_stick_breaking_is_the_formula(monkeypatch):
     scheme, (q, k, v, *_) = created("stick_breaking"), vectors()
     z = products(q, k)
     expected = by_pairs(lambda b, h, i, j: z[b, h, i, j], v, break_stick)
-    assert agree(scheme, expected) == ["eager", "chunked"]
+    assert agree(monkeypatch, scheme, expected) == ["eager", "chunked"]
 
 
-def test_wide_keys_are_the_formula():
+def test_wide_keys_are_the_formula(monkeypatch):
     scheme, (q, k, v, *_) = created("polar"), vectors()
     phase = scheme.parts[0].encodings[0][0].phase.double().detach()[:, 0]
     w = 100.0 ** -(torch.arange(D, dtype=torch.float64) / D)
@@ -490,7 +487,7 @@ def test_wide_keys_are_the_formula():
     def logit(b, h, i, j):
         return (a[b, h, i] * b_[b, h, j] * torch.cos((i - j) * w - phase[h])).sum() / D**0.5
 
-    assert agree(scheme, by_pairs(logit, v, softmax)) == ["eager", "sdpa", "chunked"]
+    assert agree(monkeypatch, scheme, by_pairs(logit, v, softmax)) == ["eager", "sdpa", "chunked"]
 
 
 @pytest.mark.parametrize("extension", ["pi:factor=4", "yarn:factor=4", "ntk:factor=4", "rerope:window=3", "logn"])
@@ -515,7 +512,7 @@ def test_what_is_wide_is_not_rotated_further():
 # Scales and sinks
 
 
-def test_a_scale_of_each_head_and_layer_is_the_formula():
+def test_a_scale_of_each_head_and_layer_is_the_formula(monkeypatch):
     scheme, (q, k, v, *_) = created("alibi+learned_scale"), vectors()
     s, z = scheme.parts[0].extensions[0][1].strength.tolist(), products(q, k)
     bias = created("alibi").bias(L).double()
@@ -523,7 +520,7 @@ def test_a_scale_of_each_head_and_layer_is_the_formula():
     def logit(b, h, i, j):
         return s[h] * math.log(i + 2) * z[b, h, i, j] + bias[h, i, j]
 
-    assert agree(scheme, by_pairs(logit, v, softmax)) == ["eager", "sdpa", "chunked"]
+    assert agree(monkeypatch, scheme, by_pairs(logit, v, softmax)) == ["eager", "sdpa", "chunked"]
     for layer in range(2):
         s = scheme.parts[0].extensions[0][layer].strength.tolist()
         came = [scheme.temperature(5, layer=layer, head=h).tolist() for h in range(H)]
@@ -542,7 +539,7 @@ def test_factors_of_all_shapes_multiply():
 
 
 @pytest.mark.parametrize("encoding", ["nope", "alibi", "fire"])
-def test_a_sink_is_one_more_column_of_the_softmax(encoding):
+def test_a_sink_is_one_more_column_of_the_softmax(encoding, monkeypatch):
     scheme, (q, k, v, *_) = created(f"{encoding}+learned_sink"), vectors()
     s = scheme.parts[0].extensions[0][1].logit
     plain = created(encoding)
@@ -550,7 +547,7 @@ def test_a_sink_is_one_more_column_of_the_softmax(encoding):
     logits = plain.logits(q, k, layer=1).double()
     column = s.double()[:, None, None].expand(2, H, L, 1)
     expected = torch.cat([logits, column], -1).softmax(-1)[..., :-1] @ v.double()
-    assert agree(scheme, expected.detach()) == ["eager", "sdpa", "chunked"]
+    assert agree(monkeypatch, scheme, expected.detach()) == ["eager", "sdpa", "chunked"]
 
 
 def test_two_sinks_are_two_columns():
@@ -563,7 +560,8 @@ def test_two_sinks_are_two_columns():
         torch.testing.assert_close(out[:, h].double(), expected[:, 0], atol=2e-5, rtol=1e-4)
 
 
-def test_the_weights_that_are_observed_leave_out_the_sink():
+def test_the_weights_that_are_observed_leave_out_the_sink(monkeypatch):
+    monkeypatch.setattr(attention, "CHUNK", 3)
     scheme, (q, k, v, *_) = created("nope+off_by_one"), vectors()
     seen = []
     with attention.observing(lambda logits, weights, composition: seen.append((logits, weights))):
@@ -618,14 +616,14 @@ def test_segments_are_counted_from_tokens():
     assert positions.query.tolist() == [[0, 0, 1, 0, 0, 1, 2], [0, 0, 0, 0, 1, 1, 1]]
 
 
-def test_coordinates_from_tokens_are_those_given():
+def test_coordinates_from_tokens_are_those_given(monkeypatch):
     scheme, plain, (q, k, v, _, tokens) = created("rope+segments"), created("rope"), vectors()
     ends = (tokens == END).float()
     given = ends.cumsum(1) - ends
     assert given.max() > 1
     positions = plain.positions(2, L).replace(query=given, key=given, spacing=None)
     expected = pezoo.attend(plain, q, k, v, layer=1, positions=positions)
-    agree(scheme, expected.double(), tokens=tokens)
+    agree(monkeypatch, scheme, expected.double(), tokens=tokens)
     again = pezoo.attend(scheme, q, k, v, layer=1, positions=scheme.positions(2, L), tokens=tokens)
     torch.testing.assert_close(again, expected)
     torch.testing.assert_close(scheme.logits(q, k, tokens=tokens), plain.logits(q, k, positions=positions))
