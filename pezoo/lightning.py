@@ -32,7 +32,7 @@ from pezoo.devices import check_training, without_subnormals
 from pezoo.errors import UserError
 from pezoo.evaluation.memory import peak_memory, reset_peak_memory
 from pezoo.evaluation.passes import outcome
-from pezoo.results import replacing
+from pezoo.results import curves_into, replacing
 from pezoo.resume import Saver, Saving, Signals, State, StateFile, read_files, write_files
 from pezoo.task import IGNORE, Example
 from pezoo.transformer import Transformer, TransformerConfig
@@ -350,9 +350,10 @@ def fit(
         )
         del state, curves  # as large as the model three times over
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=saving.path if going_on else None)
-            if validation is not None and module.validated_at != module.steps:
-                trainer.validate(module, datamodule=data, verbose=False)
+            with curves_into(log_dir):
+                trainer.fit(module, datamodule=data, ckpt_path=saving.path if going_on else None)
+                if validation is not None and module.validated_at != module.steps:
+                    trainer.validate(module, datamodule=data, verbose=False)
         except Exception as error:
             status, reason = outcome(error)
             if status == "failed":

@@ -10,6 +10,7 @@ import json
 import math
 import numbers
 import os
+import threading
 import types
 import typing
 import zipfile
@@ -357,6 +358,32 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         raise said from None
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def curves_into(folder: str | Path | None) -> Iterator[None]:
+    """Let TensorBoard write curves: a full disk names the folder, and is told once, not by its thread as well.
+
+    Args:
+        folder: where they go; None: nowhere, and nothing is changed.
+
+    Raises:
+        OSError: naming the folder, if it cannot be written.
+    """
+    usual = threading.excepthook
+
+    def told(what: threading.ExceptHookArgs) -> None:
+        if not issubclass(what.exc_type, OSError):  # which the thread hands on to who writes
+            usual(what)
+
+    threading.excepthook = told if folder is not None else usual
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or (folder and str(folder))
+        raise
+    finally:
+        threading.excepthook = usual
 
 
 def sync(folder: Path) -> None:

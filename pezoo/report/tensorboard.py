@@ -19,7 +19,7 @@ from pezoo.report.figure import readable
 from pezoo.report.groups import groups, headline, matrices, metrics, select
 from pezoo.report.statistics import curves, losses_by_label, mean_by_position
 from pezoo.report.table import MANY, by_length
-from pezoo.results import Result
+from pezoo.results import Result, curves_into
 
 PLAIN_PROTOCOLS = ("prefix", "answers")
 """The protocols that tags do not name."""
@@ -70,7 +70,7 @@ def write(results: Iterable[Result], logdir: str | Path, cells: str | Path | Non
     for old in folder.rglob("events.out.tfevents.*"):
         old.unlink()
     for label in folders:
-        with SummaryWriter(folder / folders[label]) as writer:
+        with curves_into(folder / folders[label]), SummaryWriter(folder / folders[label]) as writer:
             for card in cards:
                 points = card.curves.get(label, {})
                 if label in markers:
