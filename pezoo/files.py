@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,6 +50,32 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         raise said from None
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def curves_into(folder: str | Path | None) -> Iterator[None]:
+    """Let TensorBoard write curves: a full disk names the folder, and is told once, not by its thread as well.
+
+    Args:
+        folder: where they go; None: nowhere, and nothing is changed.
+
+    Raises:
+        OSError: naming the folder, if it cannot be written.
+    """
+    usual = threading.excepthook
+
+    def told(what: threading.ExceptHookArgs) -> None:
+        if not issubclass(what.exc_type, OSError):  # which the thread hands on to who writes
+            usual(what)
+
+    threading.excepthook = told if folder is not None else usual
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or (folder and str(folder))
+        raise
+    finally:
+        threading.excepthook = usual
 
 
 def sync(folder: Path) -> None:

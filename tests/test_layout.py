@@ -15,9 +15,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import pezoo
 from pezoo import registry
 
 ROOT = Path(__file__).parents[1]
@@ -218,7 +220,7 @@ def test_wheel_holds_every_member_and_recipe_and_no_results(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     inside = [*ROOT.glob("encodings/**/*.py"), *RECIPES]
     expected = {f"pezoo/{path.relative_to(ROOT)}" for path in inside}
-    expected |= {str(path.relative_to(ROOT)) for path in ROOT.glob("pezoo/**/*.py")}
+    expected |= {str(path.relative_to(ROOT)) for path in ROOT.glob("pezoo/**/*.py")} | {"pezoo/py.typed"}
     assert names == expected
     assert RECIPES
 
@@ -249,3 +251,8 @@ def test_the_package_is_found_in_the_folder_that_holds_the_checkout(tmp_path, ho
     file, many = execute(*arguments, cwd=tmp_path).split()
     assert Path(file) == tmp_path / "pezoo" / "pezoo" / "__init__.py"
     assert many == "True"
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == pezoo.__version__

@@ -1029,6 +1029,12 @@ def test_writing_again_replaces_the_view_and_spares_the_training_logs(tmp_path):
     assert kept.read_text() == "mine"
 
 
+def test_a_full_disk_names_the_folder_of_curves_once(tmp_path, small_files, capfd):
+    with pytest.raises(OSError, match=f"File too large: '{tmp_path}/test/all schemes'"):
+        tensorboard.write(study(), tmp_path)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_protocols_have_groups_of_their_own(tmp_path):
     folder = tensorboard.write(study(protocols=("prefix", "non_overlapping")), tmp_path)
     assert set(events(folder / "rope")[0]) == {

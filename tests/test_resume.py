@@ -323,6 +323,12 @@ def test_a_full_disk_ends_no_training(text, tmp_path, saved_every, small_files):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_full_disk_under_the_curves_names_their_folder(text, tmp_path, small_files, capfd):
+    with pytest.raises(OSError, match=f"File too large: '{tmp_path}/curves'"):
+        train(make(), text, with_settings(log_every=1, steps=60), log_dir=tmp_path / "curves")
+    assert "Traceback" not in capfd.readouterr().err
+
+
 # ---- signals --------------------------------------------------------------------------------------
 
 

@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import interpolation_theory as theory
-from experiments.interpolation_theory import (
+from pezoo.contract import Shape
+from pezoo.errors import UserError
+from pezoo.registry import entry, make_config
+from tools import interpolation_theory as theory
+from tools.interpolation_theory import (
     SOLVERS,
     abel_sum,
     analyse,
@@ -21,9 +24,6 @@ from experiments.interpolation_theory import (
     grid,
     largest_h,
 )
-from pezoo.contract import Shape
-from pezoo.errors import UserError
-from pezoo.registry import entry, make_config
 
 SMALL = {"length": 64, "head_dim": 16}
 

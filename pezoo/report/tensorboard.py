@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pezoo.escape import safe_names
+from pezoo.files import curves_into
 from pezoo.report.curves import draw_by_position, draw_curves
 from pezoo.report.figure import readable
 from pezoo.report.groups import groups, headline, matrices, metrics, select
@@ -71,7 +72,7 @@ def write(results: Iterable[Result], logdir: str | Path, source: str | Path | No
     for old in folder.rglob("events.out.tfevents.*"):
         old.unlink()
     for label in folders:
-        with SummaryWriter(folder / folders[label]) as writer:
+        with curves_into(folder / folders[label]), SummaryWriter(folder / folders[label]) as writer:
             for card in cards:
                 points = card.curves.get(label, {})
                 if label in markers:

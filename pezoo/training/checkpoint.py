@@ -9,6 +9,7 @@ import torch
 from pezoo.errors import UserError
 from pezoo.files import replacing
 from pezoo.model.transformer import Transformer, TransformerConfig
+from pezoo.training.keys import from_stored, to_stored
 
 
 def save(path: str | Path, model: Transformer, extra: dict[str, Any]) -> None:
@@ -19,7 +20,7 @@ def save(path: str | Path, model: Transformer, extra: dict[str, Any]) -> None:
         model: what is kept: its configuration and weights.
         extra: plain values (numbers, texts, lists, dictionaries, tensors) to keep beside them.
     """
-    config = vars(model.config) | {"scheme": model.scheme.spec.data}
+    config = to_stored(model.config) | {"scheme": model.scheme.spec.data}
     with replacing(path) as file:
         torch.save({"config": config, "weights": model.state_dict(), "extra": extra}, file)
 
@@ -35,6 +36,6 @@ def load(path: str | Path) -> tuple[Transformer, dict[str, Any]]:
         config, weights, extra = state["config"], state["weights"], state["extra"]
     except (OSError, EOFError, RuntimeError, LookupError, TypeError, pickle.PickleError) as error:
         raise UserError(f"cannot read a checkpoint from {path}: {error}") from error
-    model = Transformer(TransformerConfig(**config))
+    model = Transformer(TransformerConfig(**from_stored(TransformerConfig, config)))
     model.to(weights["head.weight"].dtype).load_state_dict(weights)
     return model.eval(), extra

@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
 from pezoo.data.material import Batched, Batches
+from pezoo.files import curves_into
 from pezoo.model.devices import check_training, without_subnormals
 from pezoo.model.transformer import Transformer
 from pezoo.outcome import outcome, peak_memory, reset_peak_memory
@@ -346,9 +347,10 @@ def fit(
         )
         del state, curves  # as large as the model three times over
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=saving.path if going_on else None)
-            if validation is not None and module.validated_at != module.steps:
-                trainer.validate(module, datamodule=data, verbose=False)
+            with curves_into(log_dir):
+                trainer.fit(module, datamodule=data, ckpt_path=saving.path if going_on else None)
+                if validation is not None and module.validated_at != module.steps:
+                    trainer.validate(module, datamodule=data, verbose=False)
         except Exception as error:
             status, reason = outcome(error)
             if status == "failed":

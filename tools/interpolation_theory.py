@@ -21,7 +21,7 @@ which is the wrong way round, as c^y is convex. So the stated bound is too small
 half-way between two integers exceeds it. The paper's "about 600 times smaller" compares Abel with stated.
 
 Source: Chen, Wong, Chen and Tian (2023, arXiv 2306.15595), section 2.2, theorem 2.1, appendices A to C; Abel from Su et
-al. (2021, arXiv 2104.09864), section 3.4.3. Run it with `python experiments/interpolation_theory.py`.
+al. (2021, arXiv 2104.09864), section 3.4.3. Run it with `python tools/interpolation_theory.py`.
 """
 
 import argparse
@@ -232,7 +232,7 @@ def table(scores: pd.DataFrame, length: int, head_dim: int, base: float) -> str:
     lines = [
         "# Position Interpolation's theory, recomputed",
         "",
-        f"`python experiments/interpolation_theory.py` with d = {head_dim}, base {base:g}, L = {length}. The formulas "
+        f"`python tools/interpolation_theory.py` with d = {head_dim}, base {base:g}, L = {length}. The formulas "
         "stand in that file.",
         "",
         "## Scores fitted to noise",
@@ -364,10 +364,10 @@ def draw(scores: pd.DataFrame, length: int, head_dim: int, base: float) -> Figur
 def main(argv: Sequence[str] | None = None) -> int:
     """Write scores.csv, table.md and interpolation_theory.svg and .png to a folder."""
     parser = argparse.ArgumentParser(
-        prog="python experiments/interpolation_theory.py",
+        prog="python tools/interpolation_theory.py",
         description=main.__doc__,
-        epilog="examples:\n  python experiments/interpolation_theory.py\n"
-        "  python experiments/interpolation_theory.py --head-dim 16 --length 64 --out small",
+        epilog="examples:\n  python tools/interpolation_theory.py\n"
+        "  python tools/interpolation_theory.py --head-dim 16 --length 64 --out small",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("runs/interpolation_theory"), help="folder (%(default)s)")
