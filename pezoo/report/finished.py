@@ -1,5 +1,6 @@
 """A finished study, run here or published: its results, and what people look at, made anew."""
 
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,5 +55,5 @@ def load(folder: str | Path) -> Finished:
         raise UserError(f"{folder} is no folder of a study: it has no results.jsonl; name one that `pezoo run` made")
     results = read(path)
     if not results:
-        raise UserError(f"the study in {folder} has no results yet; pezoo run {folder} goes on with it")
+        raise UserError(f"the study in {folder} has no results yet; type: pezoo run {shlex.quote(str(folder))}")
     return Finished(Path(folder), results)
