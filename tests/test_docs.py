@@ -23,7 +23,7 @@ from pezoo.task import make_task
 from pezoo.testing.properties import CheckFailed
 from tools import docs
 
-FAST = ("alibi", "learned", "nope", "rope")
+FAST = ("alibi", "nope")
 PAGES = sorted([*docs.ROOT.glob("*.md"), *docs.ZOO.parent.glob("*.md")])
 NAMES = [e.name for e in docs.members("encoding")]
 RENEW = "run: python -m tools.docs"

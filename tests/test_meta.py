@@ -124,6 +124,8 @@ def continued(built, pieces, **known):
         built(piece, positions, cache)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("name", [*MEMBERS, *MIXTURES])
 def test_every_member_trains_and_decodes_without_waiting(name):
     """One step in which rows are packed and padded and have names and lengths of their own, then decoding."""

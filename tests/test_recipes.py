@@ -16,7 +16,10 @@ from pezoo.task import parse_task
 
 RECIPES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(recipes_dir().glob("*.yaml"))}
 QUICK = ("kerple", "quickstart", "randomized")
-"""Whose reports are written in the default suite as well; the others have many figures."""
+"""Run in the default suite as well."""
+each_recipe = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else (pytest.mark.slow, pytest.mark.ci)) for n in RECIPES]
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +110,7 @@ def test_every_recipe_is_planned_at_the_sizes_that_need_no_download(name, size):
     assert found == asked_for(recipe)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@each_recipe
 def test_every_recipe_gives_the_results_that_it_asks_for(name, finished):
     study = finished(name)
     results = read(study.results_path)
@@ -119,9 +122,7 @@ def test_every_recipe_gives_the_results_that_it_asks_for(name, finished):
     assert {r.metric for r in results} & {"perplexity", "exact_match"}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else (pytest.mark.slow, pytest.mark.ci)) for n in RECIPES]
-)
+@each_recipe
 def test_every_recipe_has_a_report(name, finished):
     study = finished(name)
     pezoo.run(name, ["size=test"], out=study.out)

@@ -403,6 +403,8 @@ def whole():
     )
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_worker_gives_the_numbers_of_this_process_and_finished_parts_are_kept(whole, tmp_path):
     here = Study.prepare(whole, out=tmp_path / "here")
     results = run_here(here)

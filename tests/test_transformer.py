@@ -136,6 +136,8 @@ def small_chunks(monkeypatch):
 # The grid: every encoding with every extension
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("scheme", GRID)
 @pytest.mark.usefixtures("small_chunks")
 def test_every_pair_works_or_is_refused_with_a_reason(scheme):
@@ -218,6 +220,8 @@ def test_packed_documents_are_as_if_alone(scheme):
     same(decode(model, tokens, [sizes[0] + 1, length - sizes[0] - 1], documents=documents), together)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @each_scheme
 def test_padding_on_either_side_changes_nothing(scheme):
     model = build(scheme)

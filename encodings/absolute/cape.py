@@ -45,18 +45,18 @@ class CAPE(Extension):
         max_scale: float = setting(1.03, "S, of the stretching of a sequence", at_least=1)
 
     @property
-    def reach(self) -> float:
+    def margin(self) -> float:
         """How far a coordinate may move before it is stretched."""
         return self.config.max_shift + self.config.max_jitter
 
     def extent(self, extent: int) -> int:
         """The largest coordinate moved and stretched as far as it may be."""
-        return math.ceil((extent - 1 + self.reach) * self.config.max_scale) + 1
+        return math.ceil((extent - 1 + self.margin) * self.config.max_scale) + 1
 
     def refuses(self, encoding: Encoding) -> str | None:
         """An encoding that has nothing below 0, unless no coordinate gets there."""
         try:
-            encoding.check(Positions.build(1).scaled(0.0).map(lambda p, index: p - self.reach))
+            encoding.check(Positions.build(1).scaled(0.0).map(lambda p, index: p - self.margin))
         except Undefined as reason:
             return f"cape draws coordinates below 0, and {reason}"
         return None

@@ -434,13 +434,17 @@ def heads_of_any_width(s: Subject) -> None:
     phase, length = s.cases(3 * LENGTH, LENGTH)[0]
     sizes = {"n_heads": 3, "n_layers": 2, "train_length": LENGTH}
     usual, given = create(s.spec, d_model=60, **sizes), create(s.spec, d_model=48, head_dim=20, **sizes)
-    q, k, v = torch.randn(3, 2, 3, length, 20, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, length, 20, generator=generator)
+    x = torch.randn(2, length, 60, generator=generator)
     shapes = [{name: p.shape for name, p in scheme.state_dict().items()} for scheme in (usual, given)]
     if shapes[0] == shapes[1]:  # else a parameter has the width of the model, and the numbers differ
         given.load_state_dict(usual.state_dict())
     for layer in range(2):
-        came, expected = (x.prepare(x.positions(2, length, phase=phase, rows=range(2))) for x in (given, usual))
-        came, expected = (x.attend(layer, q, k, v, "eager") for x in (came, expected))
+        facts = {"phase": phase, "rows": range(2), "tokens": tokens(length)}
+        came, expected = (scheme.prepare(scheme.positions(2, length, **facts)) for scheme in (given, usual))
+        came = came.attend(layer, q, k, v, "eager", x=x[..., :48])
+        expected = expected.attend(layer, q, k, v, "eager", x=x)
         if came.shape != v.shape:
             raise CheckFailed(f"a result of shape {tuple(v.shape)}", str(tuple(came.shape)))
         equal(expected if shapes[0] == shapes[1] else came, came, "attention with head_dim=20")
