@@ -165,7 +165,7 @@ def losses_of(source: str | Path, cells: Iterable[str]) -> dict[str, list[Losses
 def _unpack(path: Path, changed: int) -> dict[str, list[Losses]]:
     """What `pack_losses` wrote; read once for each time that the file has changed."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
         losses: dict[str, list[Losses]] = {}
         document = edge = sums = 0
