@@ -1,5 +1,6 @@
 """Cells that heal: whole or made anew, failures tried again, and what computed them."""
 
+import os
 import random
 import shutil
 import subprocess
@@ -259,6 +260,7 @@ member("gone", lambda: os._exit(7))
 member("hungry", lambda: throw(MemoryError("no room")))
 """
 REFUSES = """
+import os
 import sys
 
 from pezoo import Encoding, register
@@ -269,7 +271,7 @@ class Refuses(Encoding):
     pass
 
 
-if sys.argv[0] == "-c":  # as a worker begins
+if os.getpid() != THE_TEST:
     sys.exit(5)
 """
 REASONS = {
@@ -356,7 +358,7 @@ def test_a_limit_renames_no_cell(recipe, finished):
 @pytest.mark.slow
 @pytest.mark.ci
 def test_a_worker_that_ends_at_its_start_is_told_by_its_own_exit_code(recipe, tmp_path):
-    (tmp_path / "plugin.py").write_text(REFUSES)
+    (tmp_path / "plugin.py").write_text(REFUSES.replace("THE_TEST", str(os.getpid())))
     study = Study.prepare(recipe, out=tmp_path / "out", plugins=[tmp_path / "plugin.py"])
     with pytest.raises(ChildProcessError, match=r"could not start: it ended with exit code 5; see .*worker0\.log"):
         study.run()

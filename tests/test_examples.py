@@ -75,10 +75,12 @@ def test_readme_runs_a_study(in_a_folder, monkeypatch):
 
     def small(recipe, overrides=(), **rest):
         asked.append((recipe, list(overrides)))
-        return whole(recipe, [*overrides, "size=test", "schemes=[nope]"], **rest)
+        return whole(recipe, [*overrides, "size=test", "schemes=[nope]"], out="runs/quickstart", **rest)
 
     monkeypatch.setattr(pezoo, "run", small)
-    results = run(blocks(docs.README, "python")[0])["results"]
+    ran = run(blocks(docs.README, "python")[0])
+    results = ran["results"]
+    assert len(ran["study"].frame) == len(results)
     assert asked == [("quickstart", ["seeds=[0]"])]
     assert {r.seed for r in results} == {0}
     assert all(r.status == "ok" for r in results)
