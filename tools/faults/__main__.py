@@ -53,8 +53,8 @@ Of a line of the results, {names} may differ.
 Made by `python tools/faults --seed {seed} --save docs/faults.md` with {versions},
 on {where}. Most runs are forked from a process that has imported everything, since there are
 many; some of the kills, and whatever changes their surroundings, are programs of their own (`--real`: all). Moments and
-bits are drawn by the seed. `python tools/faults --only NAME` repeats one fault and renews its row here; the rows are from
-several such runs. A short form is part of `make ci`.
+bits are drawn by the seed. `python tools/faults --only NAME` repeats one fault and renews its row here; the
+rows are from several such runs. A short form is part of `make ci`.
 """
 
 
