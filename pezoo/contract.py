@@ -114,7 +114,7 @@ class Encoding(nn.Module):
         return False
 
     def inv_freq(self) -> Tensor | None:
-        """Frequencies in radians a position, (n,), fastest first, for extensions to change; None if it has none."""
+        """Frequencies in radians per position, (n,), fastest first, for extensions to change; None if it has none."""
         return None
 
     def check(self, positions: Positions) -> None:

@@ -52,7 +52,7 @@ PIPE = "&#124;"  # a | that does not end a cell of a Markdown table
 
 
 def frequencies(head_dim: int = 128, base: float = 10_000.0) -> Array:
-    """RoPE's theta_k in radians a position, fastest first, (head_dim / 2,).
+    """RoPE's theta_k in radians per position, fastest first, (head_dim / 2,).
 
     >>> frequencies(4, base=100.0)
     array([1. , 0.1])

@@ -235,7 +235,7 @@ class Scheme(nn.Module):
         row: int = 0,
         positions: Positions | None = None,
     ) -> Tensor:
-        """Frequencies in radians a position, as the extensions leave them at a declared length of `length` tokens.
+        """Frequencies in radians per position, as the extensions leave them at a declared length of `length` tokens.
 
         Args:
             length: tokens of the sequence.
