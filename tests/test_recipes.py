@@ -103,9 +103,9 @@ def test_every_recipe_is_planned_at_the_sizes_that_need_no_download(name, size):
     recipe = load_recipe(name, [f"size={size}"])
     assert (recipe.study, recipe.size) == (name, size)
     found = {
-        (e.part, e.tested.name, e.label, e.seed, e.protocol, length)
+        (e.trial.part, e.test.material.name, e.label, e.seed, str(e.test.protocol), length)
         for e in make_plan(recipe).evaluations
-        for length in e.recipe.test_lengths
+        for length in e.trial.test_lengths
     }
     assert found == asked_for(recipe)
 

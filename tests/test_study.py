@@ -538,7 +538,7 @@ def test_a_device_is_found_by_name_and_its_number_renames_no_cell(there, asked, 
 def test_what_a_device_cannot_do_is_refused_by_name(there, overrides, message, recipe, machine):
     machine(**there)
     with pytest.raises(UserError, match=re.escape(message)):
-        resolve_device(load_recipe(recipe, overrides))
+        make_plan(load_recipe(recipe, overrides))
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "mps:1", "cpu:0", "CUDA", ""])

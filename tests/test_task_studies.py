@@ -58,7 +58,7 @@ def kinds(made):
 
 
 def labels(made, part=None):
-    return [e.label for e in made.evaluations if part in (None, e.part)]
+    return [e.label for e in made.evaluations if part in (None, e.trial.part)]
 
 
 def values(results):
@@ -71,7 +71,7 @@ def values(results):
 def test_parts_that_train_alike_share_a_training():
     made = plan(parts={"short": {}, "long": {"test": {"lengths": ["4x"]}}, "other": {"train": {"steps": 3}}})
     assert kinds(made) == {"train": 2, "evaluate": 3}
-    assert [e.part for e in made.evaluations] == ["short", "long", "other"]
+    assert [e.trial.part for e in made.evaluations] == ["short", "long", "other"]
     trained = [made.cells[e.cell].parent for e in made.evaluations]
     assert trained[0] == trained[1] != trained[2]
 
@@ -290,7 +290,7 @@ def test_a_companion_is_the_scheme_with_a_window_of_the_training_length_in_testi
     assert labels(made, "companion") == ["rope+pi", "rope+pi | windowed"]
     assert labels(made, "explicit") == ["rope+pi", explicit]
     assert kinds(made) == {"train": 1, "evaluate": 2}
-    cells = {part: [e.cell for e in made.evaluations if e.part == part] for part in ("companion", "explicit")}
+    cells = {part: [e.cell for e in made.evaluations if e.trial.part == part] for part in ("companion", "explicit")}
     assert cells["companion"] == cells["explicit"]
     assert [str(e.spec) for e in made.evaluations][1] == explicit
 
@@ -330,7 +330,11 @@ def test_each_task_and_form_is_trained_by_itself():
         parts={"a": {}, "b": {"form": "encoder"}},
     )
     assert kinds(made) == {"train": 6, "evaluate": 6}
-    assert [e.tested.name for e in made.evaluations if e.part == "a"] == ["reverse_string", "copy:symbols=4", "copy"]
+    assert [e.test.material.name for e in made.evaluations if e.trial.part == "a"] == [
+        "reverse_string",
+        "copy:symbols=4",
+        "copy",
+    ]
 
 
 def test_what_is_written_twice_is_tested_once(text):
@@ -371,7 +375,7 @@ def test_a_cell_of_a_task_is_named_by_what_determines_it(change):
 def test_editing_the_source_of_a_task_renames_its_cells_and_no_others(text, monkeypatch):
     def planned():
         made = plan("test.lengths=[1x]", tasks=["language_modelling", "reverse_string"], data=text)
-        return {e.tested.name: {e.cell, *made.ancestors(e.cell)} for e in made.evaluations}
+        return {e.test.material.name: {e.cell, *made.ancestors(e.cell)} for e in made.evaluations}
 
     before, original = planned(), Entry.source_hash.fget
     edited = property(lambda entry: "edited" if entry.name == "reverse_string" else original(entry))
@@ -443,7 +447,7 @@ def test_a_language_model_is_tested_on_tasks_of_its_vocabulary(text, tmp_path):
     assert kinds(study.plan) == {"train": 1, "evaluate": 2}
     results = run_here(study)
     assert {(r.task, r.protocol, r.corpus) for r in results} == {
-        ("language_modelling", "prefix", study.plan.evaluations[0].tested.source),
+        ("language_modelling", "prefix", study.plan.evaluations[0].test.material.source),
         ("passkey_text", "answers", "passkey_text, causal form"),
     }
     asked = [r for r in results if r.task == "passkey_text"]

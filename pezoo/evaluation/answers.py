@@ -30,6 +30,7 @@ from pezoo.contract import Undefined
 from pezoo.data.material import TESTING, Questions
 from pezoo.errors import UserError, suggest
 from pezoo.evaluation.passes import read_out
+from pezoo.evaluation.protocols import Protocol
 from pezoo.evaluation.result import LengthResult
 from pezoo.evaluation.retrieval import k_max
 from pezoo.model.decode import stream
@@ -47,8 +48,8 @@ DRAWN = 32
 """Questions of one shape that are drawn together: the result does not depend on the size of a forward pass."""
 
 
-def check_answer_protocol(protocol: str, questions: Questions) -> None:
-    """Refuse a protocol that a task cannot be tested by.
+def parse_answer_protocol(protocol: str, questions: Questions) -> Protocol:
+    """Read a protocol that a task is to be tested by.
 
     Raises:
         UserError: if there is no such protocol, or the task has no use for it.
@@ -58,6 +59,7 @@ def check_answer_protocol(protocol: str, questions: Questions) -> None:
         raise UserError(f"no protocol {protocol!r} for tasks.{near} Known: {known}")
     if protocol == "generation" and (questions.form == "encoder" or questions.task.layout == "inline"):
         raise UserError(f"{questions.source}, has no answer to generate token by token; use the protocol answers")
+    return Protocol(protocol, None, ANSWER_PROTOCOLS[protocol])
 
 
 class _NotFiniteError(ArithmeticError):
@@ -155,7 +157,7 @@ def evaluate_answers(
         UserError: an unknown protocol, one that the form does not have, or a precision that the device does not have.
         Exception: whatever else the model or the task raises.
     """
-    check_answer_protocol(protocol, questions)
+    parse_answer_protocol(protocol, questions)
     device = torch.device(device)
     check_testing(device, precision)
     training, home = model.training, next(model.parameters()).device

@@ -26,15 +26,14 @@ class Protocol:
 
     name: str
     settings: Any
-    """All of them, of the protocol's `Settings`."""
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics it can give."""
-        return PROTOCOLS[self.name].METRICS
+    """All of them, of the protocol's `Settings`; None for a protocol of tasks, which has none."""
+    metrics: tuple[str, ...]
+    """Names of the metrics it can give."""
 
     def __str__(self) -> str:
         """As in scheme notation: the name, and the settings that are not default."""
+        if self.settings is None:
+            return self.name
         default = type(self.settings)()
         fields = [(f.name, getattr(self.settings, f.name)) for f in dataclasses.fields(default)]
         return str(MemberSpec(self.name, tuple((k, v) for k, v in fields if v != getattr(default, k))))
@@ -61,4 +60,5 @@ def parse_protocol(text: str | Protocol) -> Protocol:
     if name not in PROTOCOLS:
         near, known = suggest(name, PROTOCOLS), ", ".join(PROTOCOLS)
         raise UserError(f"unknown protocol {name!r}.{near} Choose from: {known}")
-    return Protocol(name, checked_settings(name, PROTOCOLS[name].Settings, settings))
+    module = PROTOCOLS[name]
+    return Protocol(name, checked_settings(name, module.Settings, settings), module.METRICS)

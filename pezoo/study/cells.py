@@ -11,20 +11,16 @@ from typing import Any
 import torch
 
 from pezoo.data import Corpus, windows
-from pezoo.data.material import Material, Questions, Text
-from pezoo.errors import UserError
+from pezoo.data.material import Questions
 from pezoo.evaluation import LengthResult, evaluate
 from pezoo.evaluation.answers import evaluate_answers
 from pezoo.evaluation.result import with_bits_per_byte
 from pezoo.model.transformer import Transformer
-from pezoo.results import LANGUAGE_MODELLING
 from pezoo.results.losses import Losses, write_losses
 from pezoo.study.plan import Cell, count_parameters
 from pezoo.study.store import Store, versions
 from pezoo.training.checkpoint import load, save
-from pezoo.training.config import TrainConfig
 from pezoo.training.fit import fit
-from pezoo.training.keys import from_stored
 from pezoo.training.resume import Saving
 
 Report = Callable[[int, int, float | None], None]
@@ -67,26 +63,11 @@ def run_cell(
     return facts
 
 
-def find_material(facts: Mapping[str, Any], corpora: Mapping[str, Corpus]) -> Material:
-    """The text or the task that a cell's facts speak of.
-
-    Raises:
-        UserError: if the corpus is no longer the one that the study was planned with.
-    """
-    if facts["task"] != LANGUAGE_MODELLING:
-        return Questions(facts["task"], facts["form"], facts["train_length"])
-    if facts["hash"] not in corpora:
-        raise UserError("the corpus has changed since this run began; run the study again")
-    return Text(corpora[facts["hash"]])
-
-
 def fit_model(
     cell: Cell, store: Store, corpora: Mapping[str, Corpus], folder: Path, report: Report, saving: Saving
 ) -> dict[str, Any]:
     """Train a model, or tune a trained one."""
-    inputs, model = cell.inputs, cell.model()
-    settings = TrainConfig(**from_stored(TrainConfig, inputs["settings"]))
-    material = find_material(inputs["data"], corpora)
+    inputs, model, settings, material = cell.inputs, cell.model(), cell.settings(), cell.material(corpora)
     if cell.parent is not None:
         parent = store.facts(cell.parent)
         if parent["fit"]["status"] != "ok":
@@ -142,7 +123,7 @@ def evaluate_model(
     """Test a model at every length."""
     inputs, model, fitted = cell.inputs, cell.model(), store.facts(cell.parent)["fit"]
     lengths, protocol, count, seed = inputs["lengths"], inputs["protocol"], *inputs["windows"].values()
-    tested = find_material(inputs.get("tested", inputs["data"]), corpora)
+    tested = cell.material(corpora)
     how = {"protocol": protocol, **{name: inputs[name] for name in ("batch_tokens", "device", "precision")}}
     how["progress"] = lambda done, total: report(done, total, None)
     found, facts = [], {}

@@ -5,9 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from pezoo.evaluation import parse_protocol
-from pezoo.evaluation.answers import ANSWER_PROTOCOLS
-from pezoo.results import BITS_PER_BYTE, LANGUAGE_MODELLING, Result
+from pezoo.data.material import Text
+from pezoo.results import BITS_PER_BYTE, Result
 from pezoo.study.plan import Evaluation, Plan, digest
 from pezoo.study.store import Store, now, provenance
 
@@ -59,8 +58,9 @@ def _failed(plan: Plan, key: str, failure: Failure, title: str) -> dict[str, Any
 
 
 def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, Any]) -> list[Result]:
-    recipe, spec, key = evaluation.recipe, evaluation.spec, evaluation.cell
-    tested, inputs = evaluation.tested, plan.cells[key].inputs
+    trial, spec, key = evaluation.trial, evaluation.spec, evaluation.cell
+    recipe, tested, protocol = trial.recipe, evaluation.test.material, evaluation.test.protocol
+    inputs = plan.cells[key].inputs
     handed = [store.facts(k) for k in plan.line(key) if store.done(k)]
     fits = [facts["fit"] for facts in handed]
     common = {
@@ -71,18 +71,18 @@ def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, An
         "encoding": "+".join(spec.encodings),
         "extensions": spec.extensions,
         "family": spec.family,
-        "part": evaluation.part,
+        "part": trial.part,
         "task": tested.name,
         "corpus": tested.source,
         "corpus_digest": inputs["data"].get("digest", ""),
         "tokenizer": inputs["data"].get("tokenizer", ""),
-        "protocol": evaluation.protocol,
+        "protocol": str(protocol),
         "train_length": recipe.train.length,
         "seed": evaluation.seed,
         "learning_rate": handed[-1]["learning_rate"] if handed else recipe.train.lr,
         "steps": recipe.train.steps,
         "finetune_steps": evaluation.tune_steps,
-        "finetune_length": recipe.tune_length if evaluation.tune_steps else None,
+        "finetune_length": trial.tune_length if evaluation.tune_steps else None,
         "params": found["params"],
         "train_seconds": sum(fit["train_seconds"] for fit in fits) if fits else None,
         "tokens_per_second": fits[-1]["tokens_per_second"] if fits else None,
@@ -94,10 +94,7 @@ def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, An
         "window_overlap": found.get("overlap"),
         "date": found["date"],
     }
-    if tested.name == LANGUAGE_MODELLING:
-        metrics = (*parse_protocol(evaluation.protocol).metrics, BITS_PER_BYTE)
-    else:
-        metrics = ANSWER_PROTOCOLS[evaluation.protocol]
+    metrics = (*protocol.metrics, BITS_PER_BYTE) if isinstance(tested, Text) else protocol.metrics
     measured = [m for m in metrics if any(m in at["values"] for at in found["lengths"])]
     results = []
     for at in found["lengths"]:

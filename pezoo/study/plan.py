@@ -1,4 +1,4 @@
-"""Recipe to plan: which cells a study consists of, and which of them depend on which.
+"""Trials to plan: which cells a study consists of, and which of them depend on which.
 
 A cell is a training, a choice among trainings, a tuning or an evaluation. Its name is the hash of its inputs, and its
 inputs are all that the code that runs it gets to see, so two cells with one name give the same numbers:
@@ -11,26 +11,26 @@ inputs are all that the code that runs it gets to see, so two cells with one nam
   can afford 50 would run them.
 - evaluate: the trained or tuned parent, the whole scheme, protocol, lengths and windows or questions.
 
-A recipe with parts is planned part by part; what two parts share is one cell.
+What two trials share is one cell. A cell's inputs are plain data, since processes pass them on; the cell makes objects
+of them again.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pezoo.data import Corpus, crops, load, windows
-from pezoo.data.material import TESTING, TRAINING, Material, Questions, Text
-from pezoo.errors import UserError, cut
+from pezoo.data import Corpus
+from pezoo.data.material import Material, Questions, Text
+from pezoo.errors import UserError
 from pezoo.escape import safe_names
 from pezoo.model.transformer import ModelConfig, Transformer, TransformerConfig
 from pezoo.results import LANGUAGE_MODELLING
 from pezoo.scheme import MemberSpec, Spec
-from pezoo.study.recipe import Recipe, Row
-from pezoo.study.resolve import acting, matching, refuse_main, resolve_device, resolve_protocols, resolve_scheme
-from pezoo.task import parse_task
+from pezoo.study.recipe import Recipe
+from pezoo.study.resolve import Test, Trial, acting, in_part, load_corpora, resolve
 from pezoo.training.config import TrainConfig
 from pezoo.training.keys import from_stored, hashed, to_stored
 
@@ -95,20 +95,37 @@ class Cell:
         )
         return Transformer(config)
 
+    def settings(self) -> TrainConfig:
+        """How it trains or tunes."""
+        return TrainConfig(**from_stored(TrainConfig, self.inputs["settings"]))
+
+    def material(self, corpora: Mapping[str, Corpus]) -> Material:
+        """What it reads: in a test what is tested, else what is trained on.
+
+        Args:
+            corpora: those of the study, by hash.
+
+        Raises:
+            UserError: if the corpus is no longer the one that the study was planned with.
+        """
+        facts = self.inputs.get("tested", self.inputs["data"])
+        if facts["task"] != LANGUAGE_MODELLING:
+            return Questions(facts["task"], facts["form"], facts["train_length"])
+        if facts["hash"] not in corpora:
+            raise UserError("the corpus has changed since this run began; run the study again")
+        return Text(corpora[facts["hash"]])
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """A use of an evaluation cell by the recipe: which row of which table its numbers go to."""
 
-    part: str
-    recipe: Recipe
-    """That of the part."""
+    trial: Trial
     label: str
     spec: Spec
     seed: int
-    protocol: str
+    test: Test
     tune_steps: int
-    tested: Material
     cell: str
 
 
@@ -148,13 +165,6 @@ def count_parameters(model: Transformer) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def load_corpora(recipe: Recipe) -> dict[str, Corpus]:
-    """The corpora that a recipe's parts read, by hash; none is loaded for tasks alone."""
-    parts = [one for _, one in recipe.split() if LANGUAGE_MODELLING in one.tasks]
-    configs = {repr(one.data): one.data for one in parts}
-    return {corpus.hash: corpus for corpus in map(load, configs.values())}
-
-
 def make_plan(recipe: Recipe) -> Plan:
     """Plan a study; its text is tokenised, if it has not been.
 
@@ -165,12 +175,9 @@ def make_plan(recipe: Recipe) -> Plan:
     """
     plan = Plan(recipe, load_corpora(recipe), {}, [])
     logs: dict[str, list[str]] = {}
-    for name, part in recipe.split():
-        try:
-            for task in dict.fromkeys(t if t == LANGUAGE_MODELLING else str(parse_task(t)) for t in part.tasks):
-                _Planner(plan, name, part, task, logs).add_all()
-        except UserError as error:
-            raise UserError(f"parts.{cut(name)}: {error}" if name else str(error)) from None
+    for trial in resolve(recipe, plan.corpora):
+        with in_part(trial.part):
+            _Planner(plan, trial, logs).add_all()
     names = safe_names(dict.fromkeys(name for place in logs.values() for name in place))
     for key, place in logs.items():
         cell = plan.cells[key]
@@ -180,108 +187,47 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 class _Planner:
-    """Adds to a plan what a part of the recipe wants for one task."""
+    """Adds to a plan what a trial wants."""
 
-    def __init__(self, plan: Plan, part: str, recipe: Recipe, task: str, logs: dict[str, list[str]]) -> None:
-        self.plan, self.part, self.recipe = plan, part, recipe
+    def __init__(self, plan: Plan, trial: Trial, logs: dict[str, list[str]]) -> None:
+        self.plan, self.trial, self.recipe = plan, trial, trial.recipe
         self.logs = logs
         """By key of a training or tuning, what tells its training curves from others: part, task, row."""
-        device = resolve_device(recipe)
-        if task == LANGUAGE_MODELLING:
-            self.material: Material = Text(plan.corpora[load(recipe.data).hash])
-            self._check_text()
-        else:
-            refuse_main(parse_task(task).name)
-            self.material = Questions(task, recipe.form, recipe.train.length)
-            self._check_lengths()
-        self.protocols = resolve_protocols(self.material, recipe)
-        self.train_tokens = self.material.n_tokens(recipe.train.length)
         self.common = {
-            "model": to_stored(recipe.model),
-            "train_length": self.train_tokens,
-            "data": self.material.facts(),
-            "backend": recipe.backend,
-            "device": device,
-            "threads": recipe.threads,
+            "model": to_stored(self.recipe.model),
+            "train_length": trial.train_tokens,
+            "data": trial.material.facts(),
+            "backend": self.recipe.backend,
+            "device": trial.device,
+            "threads": self.recipe.threads,
         }
-        self.place = [x for x in (part, "" if task == LANGUAGE_MODELLING else self.material.name) if x]
+        task = "" if isinstance(trial.material, Text) else trial.material.name
+        self.place = [name for name in (trial.part, task) if name]
         """What tells this part and task from others, for people."""
-
-    def _check_text(self) -> None:
-        """Refuse a corpus that has not enough text for crops and windows."""
-        corpus, recipe = self.material.corpus, self.recipe
-        crops(corpus.train, recipe.train.length, 1, 0, 0)
-        if self._tunes:
-            crops(corpus.train, recipe.tune_length, 1, 0, 0)
-        windows(corpus.test, max(recipe.test_lengths), recipe.test.windows, recipe.test.seed)
-
-    @property
-    def _tunes(self) -> bool:
-        """Whether any model is tuned."""
-        recipe = self.recipe
-        counts = [steps for row in recipe.rows for steps in row.tune]
-        return any(counts + (recipe.tune.steps if recipe.grid.encodings else []))
-
-    def _check_lengths(self) -> None:
-        """Refuse lengths for which the task has no questions, in training, tuning or testing."""
-        train, least = self.recipe.train, self.material.task.least_length
-        if (given := train.min_length or least) < least:
-            raise UserError(
-                f"train.min_length={given} is too short for {self.material.name}; type train.min_length={least}"
-            )
-        self.recipe = dataclasses.replace(self.recipe, train=dataclasses.replace(train, min_length=given))
-        lengths = [(TRAINING, length) for length in [train.length] + [self.recipe.tune_length] * self._tunes]
-        for split, length in [*lengths, *((TESTING, length) for length in self.recipe.test_lengths)]:
-            try:
-                self.material.pairs(split, 0, 1, length, 0)
-            except UserError:
-                raise
-            except Exception as error:  # in somebody's plug-in, or of numbers that are too large
-                what = f"{type(error).__name__}: {cut(str(error), 300)}"
-                raise UserError(f"{self.material.name}, length {length}, fails with {what}") from error
 
     def add_all(self) -> None:
         """Add cells and evaluations, ordered by scheme, then seed."""
-        recipe, rows = self.recipe, []
-        for i, row in enumerate(recipe.rows):
-            spec = resolve_scheme(recipe, row, f"schemes.{i}", self.material, self.train_tokens)
-            rows.append((row.label or (row.scheme if isinstance(row.scheme, str) else str(spec)), row.tune, spec))
-        rows += self._grid()
-        found = [e for seed in recipe.seeds for name, tune, spec in rows for e in self._row(name, tune, spec, seed)]
+        seeds = self.recipe.seeds
+        found = [e for seed in seeds for row in self.trial.rows for e in self._row(row.label, row.tune, row.spec, seed)]
         _refuse_repeats(found)
         place = {label: i for i, label in enumerate(dict.fromkeys(e.label for e in found))}
-        self.plan.evaluations.extend(sorted(found, key=lambda e: (place[e.label], recipe.seeds.index(e.seed))))
-
-    def _grid(self) -> Iterator[tuple[str, tuple[int, ...], Spec]]:
-        """Rows of the grid, without pairs that are refused."""
-        recipe = self.recipe
-        encodings = matching("grid.encodings", recipe.grid.encodings, "encoding")
-        extensions = matching("grid.extensions", recipe.grid.extensions, "extension")
-        for scheme in (f"{e}+{x}" if x else e for e in encodings for x in ("", *extensions)):
-            row = Row(scheme, tuple(dict.fromkeys(recipe.tune.steps)), None)
-            try:
-                spec = resolve_scheme(recipe, row, "grid", self.material, self.train_tokens)
-            except UserError:
-                if "+" not in scheme and scheme in recipe.grid.encodings:
-                    raise
-                continue
-            yield scheme, row.tune, spec
+        self.plan.evaluations.extend(sorted(found, key=lambda e: (place[e.label], seeds.index(e.seed))))
 
     def _row(self, name: str, tune: tuple[int, ...], spec: Spec, seed: int) -> Iterator[Evaluation]:
         """The cells of one scheme and seed; its evaluations."""
-        recipe, trained = self.recipe, self._train(name, spec, seed)
+        trial, trained = self.trial, self._train(name, spec, seed)
         for steps in tune:
             parent, tested, label = trained, spec, name
             if steps:
-                label = f"{name}, {steps} steps @ {recipe.tune_length / recipe.train.length:g}x"
-                parent = self._fit("tune", name, label, spec, recipe.tuning(steps), seed, parent=trained)
-                tested = spec.fixed(self.material.n_tokens(recipe.tune_length), self.train_tokens)
-            for what, protocol in self.protocols:
-                yield self._evaluate(label, tested, seed, parent, steps, what, protocol)
+                label = f"{name}, {steps} steps @ {trial.tune_length / self.recipe.train.length:g}x"
+                parent = self._fit("tune", name, label, spec, self.recipe.tuning(steps), seed, parent=trained)
+                tested = spec.fixed(trial.material.n_tokens(trial.tune_length), trial.train_tokens)
+            for test in trial.tests:
+                yield self._evaluate(label, tested, seed, parent, steps, test)
             windowed = self._windowed(tested)
             if windowed is not None:
-                for what, protocol in self.protocols:
-                    yield self._evaluate(f"{label} | windowed", windowed, seed, parent, steps, what, protocol)
+                for test in trial.tests:
+                    yield self._evaluate(f"{label} | windowed", windowed, seed, parent, steps, test)
 
     def _train(self, name: str, spec: Spec, seed: int) -> str:
         """The training cell, or that which chooses among several learning rates."""
@@ -303,31 +249,30 @@ class _Planner:
         self.logs.setdefault(key, [*self.place, shown])
         return key
 
-    def _evaluate(
-        self, label: str, spec: Spec, seed: int, parent: str, steps: int, tested: Material, protocol: str
-    ) -> Evaluation:
-        recipe, what = self.recipe, label
-        if len(self.protocols) > 1:
-            what = f"{label} ({protocol if tested is self.material else f'{tested.name}, {protocol}'})"
+    def _evaluate(self, label: str, spec: Spec, seed: int, parent: str, steps: int, test: Test) -> Evaluation:
+        recipe, trial, what = self.recipe, self.trial, label
+        own = test.material is trial.material
+        if len(trial.tests) > 1:
+            what = f"{label} ({test.protocol if own else f'{test.material.name}, {test.protocol}'})"
         facts = {
-            "protocol": protocol,
-            "lengths": recipe.test_lengths,
+            "protocol": str(test.protocol),
+            "lengths": trial.test_lengths,
             "windows": {"count": recipe.test.windows, "seed": recipe.test.seed},
             "batch_tokens": recipe.test.batch_tokens,
             "precision": recipe.test.precision,
         }
-        if isinstance(tested, Text):
+        if isinstance(test.material, Text):
             facts["last"] = recipe.test.last or recipe.train.length
-        elif tested is not self.material:
-            facts["tested"] = tested.facts()
+        elif not own:
+            facts["tested"] = test.material.facts()
         cell = self._add("evaluate", what, spec, seed=seed, parent=parent, **facts)
-        return Evaluation(self.part, recipe, label, spec, seed, protocol, steps, tested, cell)
+        return Evaluation(trial, label, spec, seed, test, steps, cell)
 
     def _windowed(self, spec: Spec) -> Spec | None:
         """The scheme with a window of L in testing, where the recipe wants it and the scheme takes one."""
         if not self.recipe.test.companion or not spec.members or "window" in spec.extensions:
             return None
-        window = MemberSpec.make("window", {"size": self.train_tokens, "at": ["test"]})
+        window = MemberSpec.make("window", {"size": self.trial.train_tokens, "at": ["test"]})
         return Spec((*spec.members, window))
 
     def _add(self, kind: str, name: str, spec: Spec, **inputs: Any) -> str:
@@ -346,7 +291,7 @@ def _refuse_repeats(evaluations: list[Evaluation]) -> None:
             raise UserError(
                 f"schemes: {cells[e.cell]!r} and {e.label!r} are the same scheme, {e.spec}; keep one of them"
             )
-        row = (e.label, e.seed, e.protocol, e.tested.name)
+        row = (e.label, e.seed, str(e.test.protocol), e.test.material.name)
         if row in labels:
             raise UserError(f"schemes: two rows are called {e.label!r}; give one of them another label")
         cells[e.cell], labels[row] = e.label, e.cell

@@ -1,22 +1,159 @@
-"""What a recipe says in words, as schemes, protocols and a device: tried before anything is trained."""
+"""A recipe's texts, read once: from here on there are trials, with schemes, tasks, protocols and lengths as objects.
 
+All that is wrong with them is said here, before anything is trained.
+"""
+
+import contextlib
+import dataclasses
 import fnmatch
 import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pezoo.compose import build
 from pezoo.contract import Shape, Undefined
-from pezoo.data.material import Material, Questions
+from pezoo.data import Corpus, crops, load, windows
+from pezoo.data.material import TESTING, TRAINING, Material, Questions, Text
 from pezoo.errors import UserError, brief, cut, suggest
-from pezoo.evaluation import parse_protocol
-from pezoo.evaluation.answers import check_answer_protocol
+from pezoo.evaluation import Protocol, parse_protocol
+from pezoo.evaluation.answers import parse_answer_protocol
 from pezoo.model.devices import check_testing, check_training, find_device
 from pezoo.registry import entries, entry
+from pezoo.results import LANGUAGE_MODELLING
 from pezoo.scheme import MemberSpec, Spec, parse, read_members
-from pezoo.study.recipe import Recipe, Row
+from pezoo.study.recipe import Recipe
 from pezoo.task import parse_task
+
+
+@dataclass(frozen=True)
+class Row:
+    """A scheme of a trial."""
+
+    label: str
+    spec: Spec
+    tune: tuple[int, ...]
+    """Steps of each tuning; 0 is the trained model as it is."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """A text or task under a protocol."""
+
+    __test__ = False  # pytest would collect it
+    material: Material
+    protocol: Protocol
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one part of a recipe asks on one task: which schemes, trained on what, tested how."""
+
+    part: str
+    recipe: Recipe
+    """The part's, for its settings."""
+    device: str
+    material: Material
+    """What is trained on."""
+    train_tokens: int
+    """Tokens of a sequence of the training length."""
+    test_lengths: list[int]
+    """Ascending."""
+    tune_length: int
+    tests: list[Test]
+    rows: list[Row]
+
+
+@contextlib.contextmanager
+def in_part(part: str) -> Iterator[None]:
+    """Name the part in messages about it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"parts.{cut(part)}: {error}" if part else str(error)) from None
+
+
+def load_corpora(recipe: Recipe) -> dict[str, Corpus]:
+    """The corpora that a recipe's parts read, by hash; none is loaded for tasks alone."""
+    parts = [one for _, one in recipe.split() if LANGUAGE_MODELLING in one.tasks]
+    configs = {repr(one.data): one.data for one in parts}
+    return {corpus.hash: corpus for corpus in map(load, configs.values())}
+
+
+def resolve(recipe: Recipe, corpora: Mapping[str, Corpus]) -> list[Trial]:
+    """Read a recipe's texts.
+
+    Args:
+        recipe: as `load_recipe` returns it.
+        corpora: what `load_corpora` returns for it.
+
+    Raises:
+        UserError: for whatever is wrong with a scheme, task, protocol, length or device.
+    """
+    trials = []
+    for name, part in recipe.split():
+        with in_part(name):
+            for task in dict.fromkeys(t if t == LANGUAGE_MODELLING else str(parse_task(t)) for t in part.tasks):
+                trials.append(_trial(name, part, task, corpora))
+    return trials
+
+
+def _trial(part: str, recipe: Recipe, task: str, corpora: Mapping[str, Corpus]) -> Trial:
+    device = resolve_device(recipe)
+    test_lengths, tune_length = recipe.test_lengths, recipe.tune_length
+    counts = [steps for row in recipe.rows for steps in row.tune]
+    tunes = any(counts + (recipe.tune.steps if recipe.grid.encodings else []))
+    fit_lengths = [recipe.train.length] + [tune_length] * tunes
+    if task == LANGUAGE_MODELLING:
+        material: Material = Text(corpora[load(recipe.data).hash])
+        for length in fit_lengths:
+            crops(material.corpus.train, length, 1, 0, 0)
+        windows(material.corpus.test, max(test_lengths), recipe.test.windows, recipe.test.seed)
+    else:
+        refuse_main(parse_task(task).name)
+        material = Questions(task, recipe.form, recipe.train.length)
+        recipe = _check_lengths(material, recipe, fit_lengths, test_lengths)
+    tests = _tests(material, recipe, device)
+    train_tokens = material.n_tokens(recipe.train.length)
+    rows = []
+    for i, row in enumerate(recipe.rows):
+        spec = _scheme(recipe, row.scheme, f"schemes.{i}", material, train_tokens)
+        rows.append(Row(row.label or (row.scheme if isinstance(row.scheme, str) else str(spec)), spec, row.tune))
+    rows += _grid(recipe, material, train_tokens)
+    return Trial(part, recipe, device, material, train_tokens, test_lengths, tune_length, tests, rows)
+
+
+def _check_lengths(material: Questions, recipe: Recipe, fit_lengths: list[int], test_lengths: list[int]) -> Recipe:
+    """Refuse lengths of which the task has no questions; the recipe with the shortest length filled in."""
+    train, least = recipe.train, material.task.least_length
+    if (given := train.min_length or least) < least:
+        raise UserError(f"train.min_length={given} is too short for {material.name}; type train.min_length={least}")
+    lengths = [(TRAINING, length) for length in fit_lengths] + [(TESTING, length) for length in test_lengths]
+    for split, length in lengths:
+        try:
+            material.pairs(split, 0, 1, length, 0)
+        except UserError:
+            raise
+        except Exception as error:  # in somebody's plug-in, or of numbers that are too large
+            what = f"{type(error).__name__}: {cut(str(error), 300)}"
+            raise UserError(f"{material.name}, length {length}, fails with {what}") from error
+    return dataclasses.replace(recipe, train=dataclasses.replace(train, min_length=given))
+
+
+def _grid(recipe: Recipe, material: Material, train_tokens: int) -> Iterator[Row]:
+    """Rows of the grid, without pairs that are refused."""
+    encodings = matching("grid.encodings", recipe.grid.encodings, "encoding")
+    extensions = matching("grid.extensions", recipe.grid.extensions, "extension")
+    for scheme in (f"{e}+{x}" if x else e for e in encodings for x in ("", *extensions)):
+        try:
+            spec = _scheme(recipe, scheme, "grid", material, train_tokens)
+        except UserError:
+            if "+" not in scheme and scheme in recipe.grid.encodings:
+                raise
+            continue
+        yield Row(scheme, spec, tuple(dict.fromkeys(recipe.tune.steps)))
 
 
 def matching(key: str, asked: list[str], kind: str) -> list[str]:
@@ -37,23 +174,20 @@ def matching(key: str, asked: list[str], kind: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def resolve_protocols(material: Material, recipe: Recipe) -> list[tuple[Material, str]]:
-    """What is tested under which protocol.
-
-    Raises:
-        UserError: if there is no such protocol or task, or the task has another vocabulary than the text.
-    """
+def _tests(material: Material, recipe: Recipe, device: str) -> list[Test]:
+    """What is tested, and how."""
     asked = recipe.test.protocols
     try:
         if isinstance(material, Questions):
-            for protocol in asked:
-                check_answer_protocol(protocol, material)
-            return [(material, protocol) for protocol in dict.fromkeys(asked or ["answers"])]
-        protocols = dict.fromkeys(str(parse_protocol(p)) for p in asked or ["prefix"])
+            protocols = [parse_answer_protocol(protocol, material) for protocol in asked or ["answers"]]
+        else:
+            protocols = [parse_protocol(protocol) for protocol in asked or ["prefix"]]
     except UserError as error:
         raise UserError(f"test.protocols: {error}") from None
-    tests: list[tuple[Material, str]] = [(material, protocol) for protocol in protocols]
-    for task in dict.fromkeys(str(parse_task(task)) for task in recipe.test.tasks):
+    if device == "mps" and any(protocol.name == "attention" for protocol in protocols):
+        raise UserError("test.protocols: attention sums in float64, which device=mps does not have; type device=cpu")
+    tests = [Test(material, protocol) for protocol in dict.fromkeys(protocols)]
+    for task in dict.fromkeys(str(parse_task(task)) for task in recipe.test.tasks if isinstance(material, Text)):
         refuse_main(parse_task(task).name)
         questions = Questions(task, "causal", None)
         if questions.vocab_size != material.vocab_size:
@@ -61,7 +195,7 @@ def resolve_protocols(material: Material, recipe: Recipe) -> list[tuple[Material
                 f"test.tasks: {task} has a vocabulary of {questions.vocab_size}, the text of data one of "
                 f"{material.vocab_size}; a task to test a language model on must have the same"
             )
-        tests.append((questions, "answers"))
+        tests.append(Test(questions, parse_answer_protocol("answers", questions)))
     return tests
 
 
@@ -91,19 +225,14 @@ def resolve_device(recipe: Recipe) -> str:
     device = find_device(recipe.device)
     check_training(device, recipe.train.precision)
     check_testing(device, recipe.test.precision)
-    for protocol in recipe.test.protocols if device.type == "mps" else ():
-        if protocol.partition(":")[0].strip() == "attention":
-            raise UserError(
-                "test.protocols: attention sums in float64, which device=mps does not have; type device=cpu"
-            )
     return device.type
 
 
-def resolve_scheme(recipe: Recipe, row: Row, key: str, material: Material, train_tokens: int) -> Spec:
+def _scheme(recipe: Recipe, given: str | Mapping[str, Any], key: str, material: Material, train_tokens: int) -> Spec:
     """Parse a scheme and try it on two tokens: what cannot work is refused before any training."""
     model = recipe.model
     try:
-        spec = parse(row.scheme)
+        spec = parse(given)
         refuse_main(*(member.name for member in spec.all_members()))
         shape = Shape(model.d_model, model.n_heads, model.n_layers, train_tokens, causal=material.causal)
         scheme = build(spec, shape)

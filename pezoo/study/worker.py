@@ -42,8 +42,9 @@ def _serve() -> None:
     from pezoo.outcome import outcome
     from pezoo.registry import load_plugin
     from pezoo.study.cells import run_cell
-    from pezoo.study.plan import Cell, load_corpora
+    from pezoo.study.plan import Cell
     from pezoo.study.reading import load_recipe
+    from pezoo.study.resolve import load_corpora
     from pezoo.study.store import Store, tried_again
 
     for plugin in study["plugins"]:
