@@ -8,18 +8,17 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pezoo.report.figure import GREY, Style, folded, heading, styles
-from pezoo.report.groups import WINDOWED, chance, select, window_overlap, words
+from pezoo.report.axes import bare, length_axis, value_axis
+from pezoo.report.figure import Style, folded, heading, styles
+from pezoo.report.groups import WINDOWED, select, window_overlap, words
 from pezoo.report.intervals import losses_by_label, mean_by_position
-from pezoo.report.statistics import ACCURACIES, PERPLEXITIES, Curve, Summary, curves, length_name, scale_of
-from pezoo.results import LANGUAGE_MODELLING, Result
+from pezoo.report.statistics import Curve, Summary, curves, length_name, scale_of
+from pezoo.results import Result
 
 Bars = Literal["spread", "interval"]
 Shown = dict[str, tuple[Line2D, float]]
 """Text of the legend -> line, and where it ends on the right."""
-NOTE = {"color": GREY, "fontsize": 9}
 
 
 def draw_curves(
@@ -53,8 +52,8 @@ def draw_curves(
     looks = styles(kept)
     figure, axes = _axes(looks)
     shown = _plot(axes, kept, looks, bars)
-    _length_axis(axes, {r.test_length for r in kept}, kept, "test length")
-    _value_axis(axes, kept[0], shown)
+    length_axis(axes, {r.test_length for r in kept}, kept, "test length")
+    value_axis(axes, kept[0], [end for _, end in shown.values()])
     _legend(figure, shown)
     heading(figure, f"{words(metric).capitalize()} by test length", kept, *_facts(kept, bars))
     return figure
@@ -77,11 +76,11 @@ def draw_tasks(tasks: Mapping[str, list[Result]]) -> Figure:
     panels = figure.subplots(n_rows, n_columns, squeeze=False).flat
     lines: dict[str, Line2D] = {}
     for axes, (name, kept) in zip(panels, tasks.items(), strict=False):
-        _bare(axes)
+        bare(axes)
         shown = _plot(axes, kept, looks, bars, plain=True)
         lines |= {label: line for label, (line, _) in shown.items()}
-        _length_axis(axes, {r.test_length for r in kept}, kept, "", small=True)
-        _value_axis(axes, kept[0], shown, small=True)
+        length_axis(axes, {r.test_length for r in kept}, kept, "", small=True)
+        value_axis(axes, kept[0], [end for _, end in shown.values()], small=True)
         axes.set_title(folded(name, 40), fontsize=9)
     for axes in panels[len(tasks) :]:
         axes.set_axis_off()
@@ -119,7 +118,7 @@ def draw_by_position(results: Iterable[Result], source: str | Path, protocol: st
         shown[label] = line, list(means.values())[-1] if means else -math.inf
     longest = max(r.test_length for r in kept)
     positions = {r.test_length for r in kept} | {4**k for k in range(12) if 4**k < longest}
-    _length_axis(axes, positions, kept, "position in the context")
+    length_axis(axes, positions, kept, "position in the context")
     axes.set_ylabel("loss (nats per token)")
     _legend(figure, shown)
     heading(figure, "Loss by position", kept, *_facts(kept))
@@ -174,13 +173,8 @@ def _axes(labels: Iterable[str]) -> tuple[Figure, Axes]:
     width = max(len(line) for text in lines for line in text.split("\n"))
     figure = Figure(figsize=(9.5 + 0.06 * max(0, width - 24), max(4.2, height)), layout="constrained")
     axes = figure.add_subplot()
-    _bare(axes)
+    bare(axes)
     return figure, axes
-
-
-def _bare(axes: Axes) -> None:
-    axes.grid(color="0.92", lw=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _is_companion(label: str, labels: Container[str]) -> bool:
@@ -222,68 +216,6 @@ def _ending(curve: Curve, train_length: int) -> str:
             text = trouble.replace("_", " ") + some
             parts.setdefault(text, length_name(length, train_length))
     return "".join(f" ({text} from {length})" for text, length in parts.items())
-
-
-def _length_axis(axes: Axes, lengths: set[int], kept: list[Result], name: str, small: bool = False) -> None:
-    trained = {r.train_length for r in kept}
-    unit = " (tokens)" if kept[0].task == LANGUAGE_MODELLING else ""
-    at = min(trained)
-    ticks = _apart(lengths | trained, trained, 6 if small else 16)
-    names = [str(t) for t in ticks]
-    axes.set_xscale("log", base=2)
-    if len(trained) > 1:
-        axes.set_xlabel(name + unit)
-    else:
-        axes.axvline(at, color=GREY, lw=1.2, ls="--", zorder=1.9)
-    if len(trained) == 1 and not small:
-        axes.set_xlabel(f"{name}{unit}, L = {at}")
-        axes.annotate(
-            "training length", (at, 1), (0, 3), axes.get_xaxis_transform(), "offset points", **NOTE, ha="center"
-        )
-        if name == "test length":
-            names = [f"{t}\n{length_name(t, at)}" if t >= at and 100 * t % at == 0 else str(t) for t in ticks]
-    axes.set_xticks(ticks, names)
-    axes.set_xticks([], minor=True)
-
-
-def _apart(ticks: Iterable[int], wanted: Container[int], most: int) -> list[int]:
-    """Return the ticks that leave each other room on a logarithmic axis; the wanted ones stay."""
-    ticks = sorted(ticks)
-    room = math.log(ticks[-1] / ticks[0]) / most
-    kept: list[int] = []
-    for tick in sorted(ticks, key=lambda t: (t not in wanted, -t)):
-        if all(abs(math.log(tick / other)) >= room for other in kept):
-            kept.append(tick)
-    return sorted(kept)
-
-
-def _value_axis(axes: Axes, result: Result, shown: Shown, small: bool = False) -> None:
-    name = words(result.metric)
-    axes.set_ylabel("" if small else f"{name} (log scale)" if result.metric in PERPLEXITIES else name)
-    if result.metric in PERPLEXITIES and any(math.isfinite(end) for _, end in shown.values()):
-        _log_axis(axes)
-    elif result.metric in ACCURACIES:
-        axes.set_ylim(-0.03, 1.03)
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
-        if (guessed := chance(result)) is not None:
-            axes.axhline(guessed, color=GREY, lw=1.2, ls=":", zorder=1.9)
-            if not small:
-                axes.annotate("guessing", (1, guessed), (3, 0), axes.get_yaxis_transform(), "offset points", **NOTE)
-
-
-def _log_axis(axes: Axes) -> None:
-    """Make the y axis logarithmic, with ticks that read as plain numbers, not powers."""
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
-        ticks = [step * 10.0**k for k in decades for step in steps if low <= step * 10.0**k <= high]
-        if len(ticks) > 4:
-            break
-    if len(ticks) < 3:
-        ticks = [t for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.set_yticks([], minor=True)
 
 
 def _legend(figure: Figure, shown: dict[str, tuple[Line2D, float]]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from pezoo.escape import in_figure
@@ -162,14 +163,67 @@ def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
     stem = path.with_suffix("") if path.suffix in (".svg", ".png") else path
     svg, png = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")
     with matplotlib.rc_context(SAVING):
-        # Finding places for everything takes most of the time, and one time is enough.
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")
+        settle(figure)
         with replacing(svg) as file:
             figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
         with replacing(png) as file:
             figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
     return svg, png
+
+
+def settle(figure: Figure) -> None:
+    """Find places for everything, once: this takes most of the time. Names at the ends of lines then move apart."""
+    if figure.get_layout_engine() is None or "none" in str(type(figure.get_layout_engine())).lower():
+        return
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    space_names(figure)
+
+
+def space_names(figure: Figure) -> None:
+    """Move names at the ends of lines apart, up and down, so that none covers another.
+
+    Args:
+        figure: with a settled layout.
+    """
+    for axes in figure.axes:
+        names = [text for text in axes.texts if (text.get_gid() or "").startswith("name-") and text.get_in_layout()]
+        if len(names) < 2:
+            continue
+        renderer = figure.canvas.get_renderer() if hasattr(figure.canvas, "get_renderer") else None
+        boxes = [text.get_window_extent(renderer) for text in names]
+        middles = np.array([(box.y0 + box.y1) / 2 for box in boxes])
+        heights = np.array([box.height for box in boxes])
+        for text, middle, at in zip(names, spread(middles, heights), middles, strict=True):
+            text.set_position((text.xyann[0], text.xyann[1] + (middle - at) * 72 / figure.dpi))
+
+
+def spread(middles: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """Return middles that are at least half the two heights apart, as near to the given ones as that allows.
+
+    Args:
+        middles: (n,) where things want to be.
+        heights: (n,) how high they are.
+
+    >>> spread(np.array([0.0, 1.0, 50.0]), np.array([10.0, 10.0, 10.0])).tolist()
+    [-4.5, 5.5, 50.0]
+    """
+    order = np.argsort(middles, kind="stable")
+    blocks: list[tuple[list[int], float]] = []
+    for i in order:
+        blocks.append(([int(i)], float(middles[i])))
+        while len(blocks) > 1:
+            (upper, above), (lower, below) = blocks[-1], blocks[-2]
+            if above - heights[upper].sum() / 2 >= below + heights[lower].sum() / 2:
+                break
+            members = lower + upper
+            starts = np.concatenate([[0.0], np.cumsum(heights[members])[:-1]]) + heights[members] / 2
+            blocks[-2:] = [(members, float(np.mean(middles[members] - starts)) + heights[members].sum() / 2)]
+    found = np.empty_like(middles, dtype=float)
+    for members, middle in blocks:
+        start = middle - heights[members].sum() / 2
+        found[members] = start + np.cumsum(heights[members]) - heights[members] / 2
+    return found
 
 
 def _extended(result: Result) -> int:

@@ -29,6 +29,8 @@ from pezoo.results import BITS_PER_BYTE, LANGUAGE_MODELLING, Result
 
 BITS = "bits/byte at L"
 MAKERS = ("pezoo", "torch", "python")
+LENGTHS = r"[\d.]*L|T = \d+|\d+"
+"""Columns that are test lengths."""
 MANY = 6
 """So many tasks of one part have tables and figures of their own; more are only shown together."""
 
@@ -42,6 +44,8 @@ class Table:
     frame: pandas.DataFrame
     """Texts; the index has a name."""
     notes: tuple[str, ...] = ()
+    best: str = ""
+    """Whether the "least" or the "most" of each length is best; empty: nothing is."""
 
     def markdown(self) -> str:
         """Return the table without its heading; the text ends in a newline."""
@@ -136,7 +140,8 @@ def by_length(results: Iterable[Result], metric: str = "perplexity", protocol: s
         notes += _add_verdicts(frame, kept)
     if metric == "loss":
         notes += _add_bits(frame, [r for r in results if (r.metric, r.protocol) == (BITS_PER_BYTE, protocol)])
-    return Table(_heading(name, metric, f"{protocol} protocol"), _caption(kept), frame, tuple(notes))
+    best = "most" if metric in ACCURACIES else "least" if metric in (*PERPLEXITIES, "loss", BITS_PER_BYTE) else ""
+    return Table(_heading(name, metric, f"{protocol} protocol"), _caption(kept), frame, tuple(notes), best)
 
 
 def scores(tasks: Mapping[str, list[Result]]) -> Table:
@@ -250,10 +255,27 @@ def markdown(results: Iterable[Result]) -> str:
         UserError: if there are no results, or they cannot share tables.
     """
     results = list(results)
-    sections = [f"# {in_markdown(', '.join(dict.fromkeys(r.study for r in results)))}\n", f"{_made_with(results)}.\n"]
+    sections = [f"# {in_markdown(', '.join(dict.fromkeys(r.study for r in results)))}\n", f"{made_with(results)}.\n"]
     for table in every_table(results):
         sections += [f"## {in_markdown(table.heading)}\n", table.markdown()]
     return "\n".join(sections)
+
+
+def best_cells(table: Table) -> set[tuple[str, str]]:
+    """Return the best cells of a table by length, as (row, column): those with the best mean that the text shows."""
+    best: set[tuple[str, str]] = set()
+    for column in table.frame.columns if table.best else ():
+        means = {row: _mean_of(text) for row, text in table.frame[column].items()}
+        known = [mean for row, mean in means.items() if mean is not None and row != "(guessing)"]
+        if known and re.fullmatch(LENGTHS, column):
+            first = min(known) if table.best == "least" else max(known)
+            best |= {(row, column) for row, mean in means.items() if mean == first}
+    return best
+
+
+def _mean_of(text: str) -> float | None:
+    found = re.match(r"[-+]?[\d.]+(e[-+]?\d+)?", str(text))
+    return float(found[0]) if found else None
 
 
 def _metric(result: Result) -> str:
@@ -281,7 +303,7 @@ def _over(kept: list[Result]) -> str:
     return f"mean ± sample standard deviation over {seeds} seeds"
 
 
-def _made_with(results: list[Result]) -> str:
+def made_with(results: list[Result]) -> str:
     """Return in one line which versions of what counts most made results."""
     found = {name: sorted({r.versions[name] for r in results if name in r.versions}) for name in MAKERS}
     return "Made with " + ", ".join(f"{name} {' and '.join(versions)}" for name, versions in found.items() if versions)

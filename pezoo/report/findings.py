@@ -1,0 +1,222 @@
+"""What a study says, in a few sentences made from its statistics."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pezoo.report.comparisons import Comparison, compare_all, in_range, lower_is_better
+from pezoo.report.groups import WINDOWED, groups, headline, metrics, select, words
+from pezoo.report.statistics import ACCURACIES, TOLERANCE, Curve, curves, length_name
+from pezoo.report.table import by_task, score_groups, scores
+from pezoo.results import Result
+
+NAMED = 3
+"""Names that a sentence lists; of more it gives the number."""
+
+
+def findings(results: Iterable[Result], losses: str | Path | None = None) -> list[str]:
+    """Return three to five sentences: what is best at L and far beyond, what is cheap, what broke, how sure that is.
+
+    They speak of the foremost metric of the first group. Of several tasks, the first gives the best on average.
+
+    Args:
+        results: results of one study.
+        losses: where losses by document are, as in `pezoo.results.losses.losses_of`; None: there are none.
+
+    Raises:
+        UserError: if there are no results.
+    """
+    results = list(results)
+    found = groups(results)
+    name, group = next(iter(found.items()))
+    kept = headline_results(group)
+    said = [*_over_tasks(found), *_best(kept, losses), *_cheapest(kept), *_broken(kept), _sure(kept)]
+    where = f"Of {len(found)} parts of this study, these sentences speak of {name}." if len(found) > 1 and name else ""
+    return [sentence for sentence in [*said, where] if sentence]
+
+
+def headline_results(group: Iterable[Result]) -> list[Result]:
+    """Return the results of a group's foremost metric, without companions with a window.
+
+    Raises:
+        UserError: if there are none.
+    """
+    group = list(group)
+    return [r for r in select(group, *headline(metrics(group))) if not r.label.endswith(WINDOWED)]
+
+
+def highlights(kept: Sequence[Result], baseline: str | None = None, most: int = 6) -> list[str]:
+    """Return the labels that a figure should show first: the best, the baseline, what others build on, the worst.
+
+    Args:
+        kept: what `headline_results` returned.
+        baseline: to be among them.
+        most: so many.
+    """
+    found = curves(kept)
+    longest = max(length for curve in found.values() for length in curve)
+    ranked = _ranked(found, longest, kept[0].metric)
+    # Members that many schemes of the study are built on are what readers look for.
+    hosts: dict[str, int] = {}
+    for r in {r.label: r for r in kept}.values():
+        hosts[r.encoding] = hosts.get(r.encoding, 0) + 1
+    plain = [label for label in sorted(found, key=lambda one: -hosts.get(one, 0)) if hosts.get(label, 0) > 1]
+    wanted = [*_first(_best_at(kept, in_range(kept))), *ranked[:2], *([baseline] if baseline in found else []), *plain]
+    wanted += [*ranked[2:3], *ranked[-1:], *ranked]
+    return list(dict.fromkeys(wanted))[:most] or list(found)[:most]
+
+
+def _best(kept: list[Result], losses: str | Path | None) -> list[str]:
+    """Return a sentence on the best at L, and one on the best at the longest length."""
+    said = []
+    for length in dict.fromkeys((in_range(kept), max(r.test_length for r in kept))):
+        ranked, at = _best_at(kept, length), curves(r for r in kept if r.test_length == length)
+        where, metric = f"At {_at(length, kept)}", words(kept[0].metric)
+        if not ranked:
+            said.append(f"{where}, no scheme has a value with every seed.")
+            continue
+        best, unit = at[ranked[0]][length], " %" if kept[0].metric in ACCURACIES else ""
+        if len(ranked) > 1 and len({at[label][length].mean for label in ranked}) == 1:
+            said.append(f"{where}, all {len(ranked)} schemes have the same {metric}, {best}{unit}.")
+            continue
+        pairs = [one for one in compare_all(kept, ranked[0], losses, lengths=[length]) if one.effect is not None]
+        said.append(f"{where}, {ranked[0]} has the best {metric}, {best}{unit}{_ties(pairs)}.")
+    return said
+
+
+def _ties(pairs: Sequence[Comparison]) -> str:
+    ties = [one.label for one in pairs if one.verdict == "tie"]
+    if all(one.verdict == "unknown" for one in pairs):
+        return ""
+    if not ties:
+        return "; every other scheme is worse, by the paired 95 % interval"
+    return f"; {_names(ties)} cannot be told apart from it, by the paired 95 % interval"
+
+
+def _cheapest(kept: list[Result]) -> list[str]:
+    """Return a sentence on the scheme that trains fastest, among those near the best at the longest length."""
+    long = max(r.test_length for r in kept)
+    near = _near_best(kept, long)
+    seconds: dict[str, list[float]] = {}
+    for r in kept:
+        if r.test_length == long and r.train_seconds is not None:
+            seconds.setdefault(r.label, []).append(r.train_seconds)
+    costs = {label: sum(each) / len(each) for label, each in seconds.items()}
+    candidates = [label for label in near if label in costs]
+    best = _first(_best_at(kept, long))
+    if len(candidates) < 2 or not best or best[0] not in costs or len({_mean_at(kept, one, long) for one in near}) == 1:
+        return []
+    cheap = min(candidates, key=lambda label: costs[label])
+    if cheap == best[0]:
+        return [f"Of the {len(candidates)} within 10 % of that, it is also the one that trains fastest."]
+    share = costs[cheap] / costs[best[0]]
+    return [
+        f"Of the {len(candidates)} within 10 % of that, {cheap} trains fastest, in {share:.0%} of {best[0]}'s time."
+    ]
+
+
+def _broken(kept: list[Result]) -> list[str]:
+    """Return a sentence on what no longer works beyond L, and where."""
+    if kept[0].metric in ACCURACIES or len({r.train_length for r in kept}) > 1:
+        return []
+    found, short = curves(kept), in_range(kept)
+    first: dict[int, list[str]] = {}
+    lost: dict[str, list[str]] = {}
+    for label, curve in found.items():
+        for length in sorted(n for n in curve if n > short):
+            summary = curve[length]
+            if summary.mean is None:
+                lost.setdefault(f"{summary.troubles[0].replace('_', ' ')} from {_at(length, kept)}", []).append(label)
+                break
+            if short in curve and curve[short].mean and summary.mean > curve[short].mean * (1 + TOLERANCE):
+                first.setdefault(length, []).append(label)
+                break
+    broken = sum(map(len, first.values()))
+    parts = [f"at {_at(length, kept)} {_names(first[length])}" for length in sorted(first)]
+    said = []
+    if parts:
+        said.append(
+            f"{broken} of {len(found)} schemes rise more than 10 % above their own value at L: {'; '.join(parts)}"
+        )
+    said += [f"{_names(labels)} {'is' if len(labels) == 1 else 'are'} {what}" for what, labels in lost.items()]
+    if not said:
+        return [
+            f"No scheme rises more than 10 % above its own value at L, up to {_at(max(r.test_length for r in kept), kept)}."
+        ]
+    text = "; ".join(said)
+    return [f"{text[0].upper() if not text.startswith(tuple(found)) else text[0]}{text[1:]}."]
+
+
+def _sure(kept: list[Result]) -> str:
+    """Return a sentence on what the numbers stand on."""
+    seeds, one = len({r.seed for r in kept}), kept[0]
+    documents = max((r.n_documents for r in kept), default=0)
+    what = f"{documents} test documents" if one.metric not in ACCURACIES else f"{documents} questions"
+    if seeds == 1:
+        return f"All of this is one seed on {what}: no interval can be given, so nothing is called better or a tie."
+    return f"All of this rests on {seeds} seeds and {what}, under the protocol {one.protocol}."
+
+
+def _over_tasks(found: dict[str, list[Result]]) -> list[str]:
+    """Return a sentence on the best on average, where schemes are compared on several tasks."""
+    for metric in ACCURACIES:
+        for names in score_groups(found, metric):
+            frame = scores(by_task(names)).frame
+            means = {label: _number(text) for label, text in frame["mean"].items() if label != "(guessing)"}
+            known = {label: mean for label, mean in means.items() if mean is not None}
+            if known:
+                best = max(known, key=lambda label: known[label])
+                text = frame.loc[best, "mean"]
+                return [f"Over {len(names)} tasks, beyond L, {best} is best on average: {words(metric)} {text} %."]
+    return []
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(str(text).split()[0])
+    except (ValueError, IndexError):
+        return None
+
+
+def _ranked(found: dict[str, Curve], length: int, metric: str) -> list[str]:
+    """Return the labels that have a value there with every seed, the best first."""
+    means = {
+        label: curve[length].mean for label, curve in found.items() if length in curve and not curve[length].troubles
+    }
+    known = {label: mean for label, mean in means.items() if mean is not None and math.isfinite(mean)}
+    return sorted(known, key=lambda label: known[label], reverse=not lower_is_better(metric))
+
+
+def _best_at(kept: Sequence[Result], length: int) -> list[str]:
+    return _ranked(curves(kept), length, kept[0].metric)
+
+
+def _mean_at(kept: Sequence[Result], label: str, length: int) -> float | None:
+    return curves(r for r in kept if r.label == label)[label][length].mean
+
+
+def _first(labels: Sequence[str]) -> list[str]:
+    return list(labels[:1])
+
+
+def _near_best(kept: Sequence[Result], length: int) -> list[str]:
+    ranked, found = _best_at(kept, length), curves(kept)
+    if not ranked:
+        return []
+    best = found[ranked[0]][length].mean
+    if lower_is_better(kept[0].metric):
+        return [label for label in ranked if found[label][length].mean <= best * (1 + TOLERANCE)]
+    return [label for label in ranked if found[label][length].mean >= best - TOLERANCE]
+
+
+def _at(length: int, kept: Sequence[Result]) -> str:
+    trained = {r.train_length for r in kept}
+    if len(trained) > 1:
+        return str(length)
+    return length_name(length, trained.pop())
+
+
+def _names(labels: Sequence[str]) -> str:
+    if len(labels) > NAMED:
+        return f"{', '.join(labels[: NAMED - 1])} and {len(labels) - NAMED + 1} more"
+    return " and ".join(filter(None, (", ".join(labels[:-1]), labels[-1])))
