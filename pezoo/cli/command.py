@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pezoo.cli.check import check, new
 from pezoo.cli.generate import generate
 from pezoo.cli.list import list_members
-from pezoo.cli.report import report
+from pezoo.cli.report import compare, report
 from pezoo.cli.run import run_study
 from pezoo.cli.show import show
 from pezoo.errors import NeedsPlugins, UserError, brief, suggest
@@ -39,7 +39,8 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "list": ("list [PATTERN] [--json]", list_members),
     "show": ("show SCHEME [--save FILE] [--json]", show),
     "run": ("run RECIPE|DIR [key=value ...] [--out DIR] [--plugin FILE.py] [--dry-run] [--replace]", run_study),
-    "report": ("report DIR [--out FOLDER]", report),
+    "report": ("report DIR [DIR ...] [--out FOLDER]", report),
+    "compare": ("compare DIR DIR", compare),
     "generate": ("generate DIR SCHEME [--prompt TEXT] [--tokens N]", generate),
     "bench": ("bench [--json]", bench),
     "check": ("check NAME|FILE.py [--slow] [--json]", check),

@@ -1,4 +1,4 @@
-"""`pezoo report`."""
+"""`pezoo report`, and `pezoo compare`, which shows what cannot be one report."""
 
 from pathlib import Path
 
@@ -6,16 +6,17 @@ from pezoo.cli.shared import make_parser, say, shown
 
 
 def report(argv: list[str]) -> int:
-    """Draw the tables and figures of a finished study anew, run here or published."""
+    """Write the report of a finished study anew, or one report of several studies."""
     parser = make_parser(
         "report",
         report,
         "pezoo report runs/quickstart",
-        "pezoo report experiments/results/survey --out runs/figures",
-        note="`pezoo run` does this at its end. A published study keeps one picture; this draws the others.\n\n",
+        "pezoo report runs/seeds_0_to_2 runs/seeds_3_to_5 --out runs/together",
+        "pezoo report experiments/results/survey --out runs/survey_report",
+        note="`pezoo run` does this at its end. Several studies must share text, model, training and testing.\n\n",
     )
-    parser.add_argument("folder", metavar="DIR", help="folder of a study, with its results")
-    parser.add_argument("--out", metavar="FOLDER", help="where tables and figures go (default: DIR/report)")
+    parser.add_argument("folders", metavar="DIR", nargs="+", help="folder of a study, with its results")
+    parser.add_argument("--out", metavar="FOLDER", help="where the report goes (default: DIR/report, of the first DIR)")
     args = parser.parse_args(argv)
 
     from rich.markup import escape
@@ -23,10 +24,45 @@ def report(argv: list[str]) -> int:
     from pezoo.report import table
     from pezoo.report.finished import load
 
-    study = load(args.folder)
-    out = Path(args.folder, "report") if args.out is None else Path(args.out)
+    study = load(*args.folders)
+    out = Path(args.folders[0], "report") if args.out is None else Path(args.out)
     study.write(out)
-    for one in table.overview(study.results):
+    for one in table.overview(study.results, study.baseline, study.losses):
         one.show()
-    say(escape(shown(f"report: {out}")))
+    show_answer(study.answer)
+    say(escape(shown(f"report: {out / 'report.html'}")))
+    return 0
+
+
+def show_answer(sentences: list[str]) -> None:
+    """Print what a study says."""
+    from rich.markup import escape
+
+    say("")
+    for sentence in sentences:
+        say(escape(shown(sentence)))
+    say("")
+
+
+def compare(argv: list[str]) -> int:
+    """Show two or more studies side by side, whatever they differ in."""
+    parser = make_parser(
+        "compare",
+        compare,
+        "pezoo compare runs/quickstart runs/mine",
+        "pezoo compare experiments/results/quickstart runs/quickstart",
+        note="Where they differ in nothing but schemes, seeds and machines, `pezoo report A B` makes one report.\n\n",
+    )
+    parser.add_argument("folders", metavar="DIR", nargs="+", help="folders of studies, with their results")
+    args = parser.parse_args(argv)
+
+    from pezoo.errors import UserError
+    from pezoo.report.finished import load, side_by_side
+    from pezoo.report.table import Table
+
+    if len(args.folders) < 2:
+        raise UserError(f"compare needs two folders or more, got {args.folders[0]}; for one: pezoo report DIR")
+    frame, differ = side_by_side([load(folder) for folder in args.folders])
+    notes = differ or ["they differ in nothing that moves numbers but schemes, seeds and machines"]
+    Table("Side by side", "Mean ± spread over seeds, of each study's foremost metric", frame, tuple(notes)).show()
     return 0

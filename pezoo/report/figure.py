@@ -146,29 +146,29 @@ def folded(label: str, width: int = 44) -> str:
     return re.sub(r" ?\0", "", broken)
 
 
-def save(figure: Figure, path: str | Path) -> tuple[Path, Path]:
-    """Save a figure as SVG and as PNG; the same figure always gives the same bytes.
+def save(figure: Figure, path: str | Path) -> tuple[Path, Path, Path]:
+    """Save a figure as SVG, PNG and PDF; the same figure always gives the same bytes.
 
     Args:
         figure: what to save; its layout is settled by this.
         path: either file, or their common name without a suffix.
 
     Returns:
-        Paths of the SVG and of the PNG file.
+        Paths of the SVG, PNG and PDF file.
 
     Raises:
         OSError: if they cannot be written.
     """
     path = Path(path)
-    stem = path.with_suffix("") if path.suffix in (".svg", ".png") else path
-    svg, png = stem.with_name(f"{stem.name}.svg"), stem.with_name(f"{stem.name}.png")
+    stem = path.with_suffix("") if path.suffix in (".svg", ".png", ".pdf") else path
+    metadata = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
+    paths = {form: stem.with_name(f"{stem.name}.{form}") for form in metadata}
     with matplotlib.rc_context(SAVING):
         settle(figure)
-        with replacing(svg) as file:
-            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-        with replacing(png) as file:
-            figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
-    return svg, png
+        for form, path in paths.items():
+            with replacing(path) as file:
+                figure.savefig(file, format=form, dpi=150, metadata=metadata[form])
+    return tuple(paths.values())
 
 
 def settle(figure: Figure) -> None:

@@ -61,8 +61,8 @@ def highlights(kept: Sequence[Result], baseline: str | None = None, most: int = 
     for r in {r.label: r for r in kept}.values():
         hosts[r.encoding] = hosts.get(r.encoding, 0) + 1
     plain = [label for label in sorted(found, key=lambda one: -hosts.get(one, 0)) if hosts.get(label, 0) > 1]
-    wanted = [*_first(_best_at(kept, in_range(kept))), *ranked[:2], *([baseline] if baseline in found else []), *plain]
-    wanted += [*ranked[2:3], *ranked[-1:], *ranked]
+    wanted = [*_first(_best_at(kept, in_range(kept))), *ranked[:2], *([baseline] if baseline in found else [])]
+    wanted += [*plain[:2], *ranked[-1:], *ranked]
     return list(dict.fromkeys(wanted))[:most] or list(found)[:most]
 
 
@@ -140,11 +140,9 @@ def _broken(kept: list[Result]) -> list[str]:
         )
     said += [f"{_names(labels)} {'is' if len(labels) == 1 else 'are'} {what}" for what, labels in lost.items()]
     if not said:
-        return [
-            f"No scheme rises more than 10 % above its own value at L, up to {_at(max(r.test_length for r in kept), kept)}."
-        ]
-    text = "; ".join(said)
-    return [f"{text[0].upper() if not text.startswith(tuple(found)) else text[0]}{text[1:]}."]
+        longest = _at(max(r.test_length for r in kept), kept)
+        return [f"Up to {longest}, no scheme rises more than 10 % above its own value at L."]
+    return [f"{'; '.join(said)}."]
 
 
 def _sure(kept: list[Result]) -> str:

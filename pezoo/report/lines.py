@@ -1,17 +1,22 @@
 """Figures for many schemes: some lines in colour with their names at the ends, the others in grey behind them."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pezoo.report.curves import bare, length_axis, value_axis
 from pezoo.report.figure import Style, folded, heading, styles
-from pezoo.report.groups import WINDOWED, select, words
-from pezoo.report.statistics import Curve, curves
+from pezoo.report.groups import WINDOWED, words
+from pezoo.report.intervals import interval, losses_by_label
+from pezoo.report.statistics import PERPLEXITIES, curves
 from pezoo.results import Result
 
+Points = dict[float, tuple[float, float, float]]
+"""Test length or position -> mean, and the ends of its interval (the mean itself where there is none)."""
 MOST = 7
 """Lines that one panel shows in colour."""
 CONTEXT = {"color": "0.5", "alpha": 0.35, "lw": 0.8, "zorder": 1.5}
@@ -20,66 +25,92 @@ NAME = 7.5
 """Size of the names at the ends of lines."""
 
 
+def by_length(kept: Sequence[Result]) -> dict[str, Points]:
+    """Return the points of each label's curve over the test length, without companions with a window.
+
+    Args:
+        kept: what `select` returned.
+    """
+    found: dict[str, Points] = {}
+    for label, curve in curves(r for r in kept if not r.label.endswith(WINDOWED)).items():
+        points = {
+            length: (s.mean, *(s.interval() or (s.mean, s.mean))) for length, s in curve.items() if s.mean is not None
+        }
+        found[label] = points
+    return found
+
+
+def by_position(kept: Sequence[Result], source: str | Path) -> dict[str, Points]:
+    """Return the loss by position of each label at its longest test length, with its interval over seeds.
+
+    Args:
+        kept: what `select` returned, of the loss.
+        source: where the losses are, as in `pezoo.results.losses.losses_of`.
+    """
+    found: dict[str, Points] = {}
+    for label, seeds in losses_by_label(kept, source, kept[0].protocol).items():
+        if label.endswith(WINDOWED):
+            continue
+        at: dict[float, list[float]] = {}
+        for losses in seeds:
+            for position, loss in zip(*losses.by_position(), strict=True):
+                at.setdefault(float(position), []).append(float(loss))
+        means = {position: (fmean(each), *(interval(each) or (fmean(each),) * 2)) for position, each in at.items()}
+        found[label] = {position: means[position] for position in sorted(means) if math.isfinite(means[position][0])}
+    return found
+
+
 def draw_named(
-    results: Iterable[Result],
-    metric: str,
-    protocol: str,
+    kept: Sequence[Result],
+    lines: Mapping[str, Points],
     named: Collection[str],
     wide: bool = True,
     apart: Collection[str] | None = None,
 ) -> Figure:
-    """Draw a metric over the test length; each line in its colour, with its name at its end.
+    """Draw lines into one panel, each with its name at its end.
 
-    Elements have ids by which a page finds them: `line-3`, `band-3` and `name-3` are those of the fourth label of
-    `curves`.
+    Elements have ids by which a page finds them: `line-3`, `band-3` and `name-3` are those of the fourth label.
 
     Args:
-        results: results of one group.
-        metric: what to show.
-        protocol: how it was tested.
+        kept: results of one metric and protocol.
+        lines: label -> points.
         named: labels to show in colour and with their names; the others are grey.
         wide: for a screen; else for a phone.
         apart: labels whose names are moved apart; default: all that are named.
     """
-    kept = [r for r in select(results, metric, protocol) if not r.label.endswith(WINDOWED)]
-    found = curves(kept)
     figure = Figure(figsize=(8.6, 4.6) if wide else (4.2, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    _panel(axes, found, styles(kept), named)
-    _axes(axes, kept, found)
-    if apart is not None:
-        for i, label in enumerate(found):
-            for text in axes.texts:
-                if text.get_gid() == f"name-{i}" and label not in apart:
-                    text.set_in_layout(False)
+    _panel(axes, lines, styles(kept), named, apart)
+    _axes(axes, kept, lines, "test length")
     return figure
 
 
-def draw_families(results: Iterable[Result], metric: str, protocol: str) -> Figure:
-    """Draw a metric over the test length, a panel per family, with all other schemes in grey.
+def draw_families(kept: Sequence[Result], lines: Mapping[str, Points], name: str = "test length") -> Figure:
+    """Draw lines into a panel per family, with all other schemes in grey.
 
     A family with more schemes than `MOST` has a panel per encoding, or several.
 
     Args:
-        results: results of one group.
-        metric: what to show.
-        protocol: how it was tested.
+        kept: results of one metric and protocol.
+        lines: label -> points.
+        name: of the x axis: "test length" or "position".
     """
-    kept = [r for r in select(results, metric, protocol) if not r.label.endswith(WINDOWED)]
-    found, looks = curves(kept), styles(kept)
-    panels = families(kept)
+    looks = styles(kept)
+    panels = families(r for r in kept if r.label in lines)
     n_columns = min(3, len(panels))
     n_rows = math.ceil(len(panels) / n_columns)
     figure = Figure(figsize=(4.1 * n_columns, 2.9 * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
-    for axes, (name, labels) in zip(grid.flat, panels.items(), strict=False):
-        _panel(axes, found, looks, labels)
-        axes.set_title(folded(name), fontsize=9, loc="left")
-        _axes(axes, kept, found, small=True)
+    for axes, (title, labels) in zip(grid.flat, panels.items(), strict=False):
+        _panel(axes, lines, looks, labels)
+        axes.set_title(folded(title), fontsize=9, loc="left")
+        _axes(axes, kept, lines, name, small=True)
         axes.tick_params(labelbottom=True)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    heading(figure, f"{words(metric).capitalize()} by test length, by family", kept, "grey: all others")
+    bands = ["bands: 95 % confidence interval"] if len({r.seed for r in kept}) > 1 else []
+    grey = ["grey: all others"] if len(panels) > 1 else []
+    heading(figure, f"{words(kept[0].metric).capitalize()} by {name}", kept, *bands, *grey)
     return figure
 
 
@@ -112,36 +143,42 @@ def families(results: Iterable[Result]) -> dict[str, list[str]]:
     return panels
 
 
-def _panel(axes: Axes, found: Mapping[str, Curve], looks: Mapping[str, Style], named: Collection[str]) -> None:
+def _panel(
+    axes: Axes,
+    lines: Mapping[str, Points],
+    looks: Mapping[str, Style],
+    named: Collection[str],
+    apart: Collection[str] | None = None,
+) -> None:
     bare(axes)
     ends = {}
-    for i, (label, curve) in enumerate(found.items()):
-        points = {length: s for length, s in curve.items() if s.mean is not None}
-        x, y = list(points), [s.mean for s in points.values()]
+    for i, (label, points) in enumerate(lines.items()):
+        x, y = list(points), [mean for mean, _, _ in points.values()]
         if label not in named:
             axes.plot(x, y, **CONTEXT, gid=f"line-{i}")
             continue
         look = looks[label]
-        filled = look.colour if look.filled else "white"
-        axes.plot(
-            x, y, color=look.colour, ls=look.dashes, marker=look.marker, ms=4, mfc=filled, lw=1.4, gid=f"line-{i}"
-        )
-        intervals = [s.interval() or (s.mean, s.mean) for s in points.values()]
-        if any(low < high for low, high in intervals):
-            low, high = zip(*intervals, strict=True)
+        (line,) = axes.plot(x, y, color=look.colour, ls=look.dashes, lw=1.4, gid=f"line-{i}")
+        line.set(marker=look.marker, markersize=4, markerfacecolor=look.colour if look.filled else "white")
+        line.set_markevery(max(1, len(x) // 8))
+        if any(low < high for _, low, high in points.values()):
+            _, low, high = zip(*points.values(), strict=True)
             axes.fill_between(x, low, high, color=look.colour, alpha=0.13, lw=0, gid=f"band-{i}")
         if x:
             ends[i, label] = x[-1], y[-1]
-    for (i, label), (x, y) in ends.items():
-        text = axes.annotate(
-            folded(label, 30), (x, y), (6, 0), textcoords="offset points", va="center", fontsize=NAME, gid=f"name-{i}"
-        )
-        text.set_color(looks[label].colour)
-        text.set_annotation_clip(False)
+    for (i, label), end in ends.items():
+        text = axes.annotate(folded(label, 30), end, (6, 0), textcoords="offset points", va="center", fontsize=NAME)
+        text.set(color=looks[label].colour, gid=f"name-{i}", annotation_clip=False)
+        text.set_in_layout(apart is None or label in apart)
 
 
-def _axes(axes: Axes, kept: list[Result], found: Mapping[str, Curve], small: bool = False) -> None:
-    lengths = {r.test_length for r in kept}
-    length_axis(axes, lengths, kept, "" if small else "test length", small=small)
-    last = [list(curve.values())[-1].mean for curve in found.values()]
-    value_axis(axes, kept[0], [value for value in last if value is not None], small=small)
+def _axes(axes: Axes, kept: Sequence[Result], lines: Mapping[str, Points], name: str, small: bool = False) -> None:
+    ticks = {r.test_length for r in kept}
+    if name == "position":
+        ticks |= {4**k for k in range(12) if 4**k < max(ticks)}
+    length_axis(axes, ticks, list(kept), "" if small else name, small=small)
+    value_axis(axes, kept[0], [list(points.values())[-1][0] for points in lines.values() if points], small=small)
+    if kept[0].metric in PERPLEXITIES:  # a wide interval must not squeeze the lines
+        values = [mean for points in lines.values() for mean, _, _ in points.values()]
+        if values:
+            axes.set_ylim(min(values) / 1.06, max(values) * 1.06)

@@ -3,9 +3,10 @@
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import matplotlib
@@ -16,23 +17,31 @@ from pezoo.escape import in_figure
 from pezoo.report.figure import SAVING, settle, styles
 from pezoo.report.findings import headline_results, highlights
 from pezoo.report.groups import groups, words
-from pezoo.report.lines import draw_named
+from pezoo.report.lines import by_length, draw_named
 from pezoo.report.statistics import curves, length_name
 from pezoo.report.table import Table, best_cells, made_with
 from pezoo.results import Result
 
+if TYPE_CHECKING:
+    from pezoo.report.write import About
+
+MOST_BYTES = 2_000_000
+"""So much of pictures is in the page; the others lie beside it."""
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
+@dataclass
+class Section:
+    """What the page shows folded, under one name."""
+
+    name: str
+    pictures: dict[str, str] = field(default_factory=dict)
+    """What each shows -> SVG."""
+    tables: Sequence[Table] = ()
+
+
 def render(
-    results: Iterable[Result],
-    answer: Iterable[str],
-    first: Table,
-    sections: Iterable[dict[str, Any]],
-    question: str = "",
-    baseline: str | None = None,
-    recipe: str = "",
-    command: str = "",
+    results: Iterable[Result], answer: Iterable[str], first: Table, sections: Iterable[Section], about: "About"
 ) -> str:
     """Return the page.
 
@@ -40,63 +49,54 @@ def render(
         results: results of one study.
         answer: what it says, in sentences.
         first: the table of the first screen.
-        sections: what is folded: `name`, `text`, `pictures` (name -> figure) and `tables`.
-        question: what the study asks.
-        baseline: label that others are compared with.
-        recipe: the recipe as YAML.
-        command: what makes the page again.
+        sections: what is folded.
+        about: what else is known of the study.
     """
-    results = list(results)
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, keep_trailing_newline=True
-    )
-    chart = _chart(next(iter(groups(results).values())), baseline)
-    studies = ", ".join(dict.fromkeys(r.study for r in results))
-    shown = [
-        {
-            "name": section["name"],
-            "text": section.get("text", ""),
-            "pictures": [
-                {"name": name, "svg": inline(figure, f"s{i}p{k}-")}
-                for k, (name, figure) in enumerate(section.get("pictures", {}).items())
-            ],
-            "tables": [_rows(table) for table in section.get("tables", ())],
-        }
-        for i, section in enumerate(sections)
-    ]
+    results, shown, room = list(results), [], MOST_BYTES
+    for i, section in enumerate(sections):
+        pictures, left_out = [], []
+        for k, (name, svg) in enumerate(section.pictures.items()):
+            inside = within(svg, f"s{i}p{k}-")
+            room -= len(inside)
+            pictures += [{"name": name, "svg": inside}] * (room > 0)
+            left_out += [name] * (room <= 0)
+        tables = [_rows(table) for table in section.tables]
+        shown.append({"name": section.name, "pictures": pictures, "left_out": left_out, "tables": tables})
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    chart = _chart(next(iter(groups(results).values())), about.baseline)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=studies,
-        question=question,
+        title=", ".join(dict.fromkeys(r.study for r in results)),
+        about=about,
         answer=list(answer),
         first=_rows(first),
         chart=chart,
         sections=shown,
         made_with=made_with(results),
-        recipe=recipe,
-        command=command,
         values=_script(chart["lines"]),
     )
 
 
-def inline(figure: Figure, prefix: str) -> Markup:
-    """Return a figure as SVG that can stand in a page beside others.
-
-    Args:
-        figure: what to show.
-        prefix: goes before all ids, which must differ in a page.
-    """
+def drawn(figure: Figure) -> str:
+    """Return a figure as SVG."""
     file = io.StringIO()
     with matplotlib.rc_context(SAVING):
         settle(figure)
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = file.getvalue()
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return file.getvalue()
+
+
+def within(svg: str, prefix: str) -> Markup:
+    """Return an SVG that can stand in a page beside others: as wide as there is room, on the page's own ground.
+
+    Args:
+        svg: as matplotlib writes it.
+        prefix: goes before all ids, which must differ in a page.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'\bid="', f'id="{prefix}', svg)
-    svg = re.sub(r"url\(#", f"url(#{prefix}", svg)
-    return Markup(re.sub(r'href="#', f'href="#{prefix}', svg))
+    head, rest = svg.split(">", 1)
+    svg = re.sub(r' (width|height)="[^"]*"', "", head) + ">" + rest
+    return Markup(re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg))
 
 
 def _chart(group: list[Result], baseline: str | None) -> dict[str, Any]:
@@ -104,9 +104,9 @@ def _chart(group: list[Result], baseline: str | None) -> dict[str, Any]:
     kept = headline_results(group)
     found, looks, named = curves(kept), styles(kept), highlights(kept, baseline)
     metric, protocol = kept[0].metric, kept[0].protocol
-    forms = {}
+    forms, lines_of = {}, by_length(kept)
     for form, wide in (("wide", True), ("narrow", False)):
-        svg = str(inline(draw_named(kept, metric, protocol, list(found), wide, apart=named), f"{form[0]}-"))
+        svg = str(within(drawn(draw_named(kept, lines_of, list(found), wide, apart=named)), f"{form[0]}-"))
         for i in (i for i, label in enumerate(found) if label not in named):
             for kind, state in (("line", "off"), ("band", "gone"), ("name", "gone")):
                 own = f'id="{form[0]}-{kind}-{i}"'

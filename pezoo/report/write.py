@@ -1,42 +1,104 @@
-"""Writes the report of a study: tables, figures and TensorBoard's view."""
+"""Writes the report of a study: a page, tables, figures and TensorBoard's view."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from pezoo.escape import safe_names
+from matplotlib.figure import Figure
+
+from pezoo.escape import in_markdown, safe_names
 from pezoo.files import replacing
 from pezoo.report import heatmap, table, tensorboard
 from pezoo.report.curves import draw_by_position, draw_curves, draw_tasks
-from pezoo.report.figure import readable, save
-from pezoo.report.groups import HEADLINES, groups, headline, matrices, metrics, select
-from pezoo.report.intervals import losses_by_label
+from pezoo.report.figure import save
+from pezoo.report.findings import findings
+from pezoo.report.groups import HEADLINES, WINDOWED, groups, headline, matrices, metrics, select, words
+from pezoo.report.lines import MOST, by_length, by_position, draw_families
+from pezoo.report.page import Section, render
 from pezoo.report.statistics import ACCURACIES, grids, length_name
-from pezoo.results import Result
+from pezoo.results import Result, to_frame
+from pezoo.results.losses import Sources
+
+
+class About(NamedTuple):
+    """What a report says of its study beside the results."""
+
+    question: str = ""
+    recipe: str = ""
+    """YAML."""
+    baseline: str | None = None
+    """Label that others are compared with; None: the best in range."""
+    command: str = "pezoo report DIR"
+    """What writes the report again."""
+
+
+class Picture(NamedTuple):
+    """A figure, and the name of its file without the suffix."""
+
+    group: str
+    stem: str
+    figure: Figure
 
 
 def write_report(
-    results: Iterable[Result], folder: str | Path, source: str | Path, logdir: str | Path | None = None
+    results: Iterable[Result],
+    folder: str | Path,
+    source: Sources,
+    logdir: str | Path | None = None,
+    about: About = About(),  # noqa: B008 (it is immutable)
 ) -> None:
     """Write everything that people look at, from results alone.
 
-    `folder` then holds `table.md` and figures, each as SVG and PNG. The name of a figure says group, what it shows,
-    and the protocol unless that is the group's first: `curves` and `loss_by_position` of language modelling,
-    `passkey_exact_match`, `passkey_exact_match_by_depth`, `grid_4L`. Several tasks share
-    `exact_match_by_task`; many share `exact_match_by_length` as well, and have no curves of their own.
+    `folder` then holds `report.html`, one page with all of it; `report.md`, `results.csv`, `table.tex`; and figures,
+    each as SVG, PNG and PDF. The name of a figure says group, what it shows, and the protocol unless that is the
+    group's first: `curves` and `loss_by_position` of language modelling, `passkey_exact_match`,
+    `passkey_exact_match_by_depth`, `grid_4L`. Several tasks share `exact_match_by_task`; many share
+    `exact_match_by_length` as well, and have no curves of their own.
 
     Args:
         results: results of one study.
         folder: where tables and figures go.
-        source: where losses by position are: the study's folder `cells`, or the file of a published study.
+        source: where losses by position are, as in `pezoo.results.losses.losses_of`.
         logdir: the study's TensorBoard folder; without it nothing is written for TensorBoard.
+        about: what else is known of the study.
 
     Raises:
         UserError: if there are no results, or they cannot share tables.
         OSError: if something cannot be written.
     """
     results, folder = list(results), Path(folder)
-    with replacing(folder / "table.md") as file:
-        file.write(table.markdown(results).encode())
+    answer = findings(results, source)
+    tables = table.every_table(results)
+    sections: dict[str, Section] = {}
+    for picture in _pictures(results, source):
+        svg = save(picture.figure, folder / picture.stem)[0]
+        section = sections.setdefault(picture.group, Section(picture.group or "Figures"))
+        section.pictures[words(picture.stem)] = svg.read_text(encoding="utf-8")
+    every = [*sections.values(), Section("All tables", tables=tables)]
+    ranking = table.ranking(results, source, about.baseline)
+    texts = {
+        "report.html": render(results, answer, ranking, every, about),
+        "report.md": _markdown(results, answer, [ranking, *tables], about),
+        "table.tex": "\n".join(one.latex() for one in [ranking, *tables]),
+        "results.csv": to_frame(results).to_csv(index=False, lineterminator="\n"),
+    }
+    for name, text in texts.items():
+        with replacing(folder / name) as file:
+            file.write(text.encode())
+    if logdir is not None:
+        tensorboard.write(results, logdir, source)
+
+
+def _markdown(results: list[Result], answer: list[str], tables: list[table.Table], about: About) -> str:
+    """Return the report in Markdown."""
+    lines = [f"# {in_markdown(', '.join(dict.fromkeys(r.study for r in results)))}", ""]
+    lines += [in_markdown(about.question), ""] if about.question else []
+    lines += [*(f"- {in_markdown(sentence)}" for sentence in answer), "", f"{table.made_with(results)}.", ""]
+    return "\n".join(lines) + "\n" + "\n".join(f"## {in_markdown(one.heading)}\n\n{one.markdown()}" for one in tables)
+
+
+def _pictures(results: list[Result], source: Sources) -> Iterator[Picture]:
+    """Yield all figures of a study: those over tasks, then those of each group."""
     found = groups(results)
     every = found | matrices(results)
     parts = dict.fromkeys(group[0].part for group in found.values())
@@ -45,43 +107,36 @@ def write_report(
     for metric in ACCURACIES:
         for names in table.score_groups(found, metric):
             tasks = table.by_task(names)
-            stem = stems[found[next(iter(names))][0].part]
-            save(heatmap.draw_scores(tasks), folder / f"{stem}{metric}_by_task")
+            part = found[next(iter(names))][0].part
+            yield Picture(part, f"{stems[part]}{metric}_by_task", heatmap.draw_scores(tasks))
             if len(tasks) > table.MANY:
-                save(draw_tasks(tasks), folder / f"{stem}{metric}_by_length")
+                yield Picture(part, f"{stems[part]}{metric}_by_length", draw_tasks(tasks))
                 for name in names:
                     done[name].add(metric)
     for name, group in every.items():
-        _draw(group, folder, stems[name], source, done[name])
-    if logdir is not None:
-        tensorboard.write(results, logdir, source)
+        for stem, figure in _of_group(group, source, done[name]):
+            yield Picture(name, f"{stems[name]}{stem}", figure)
 
 
-def _draw(group: list[Result], folder: Path, stem: str, source: str | Path, done: Container[str]) -> None:
-    """Draw the figures of one group, but for the curves of metrics that are done."""
+def _of_group(group: list[Result], source: Sources, done: Container[str]) -> Iterator[tuple[str, Figure]]:
+    """Yield the figures of one group, but for the curves of metrics that are done."""
     found = metrics(group)
+    many = len({r.label.removesuffix(WINDOWED) for r in group}) > MOST
     for protocol, names in found.items():
         end = "" if protocol == next(iter(found)) else "_" + safe_names([protocol], space="_")[protocol]
         drawn = [m for m in HEADLINES if m in names] or [m for m in names if "_at_" not in m]
         for metric in [m for m in drawn if m not in done]:
-            what = "curves" if metric == "perplexity" else metric
-            for more, some in _readable(select(group, metric, protocol)):
-                save(draw_curves(some, metric, protocol), folder / f"{stem}{what}{end}{more}")
+            kept = select(group, metric, protocol)
+            figure = draw_families(kept, by_length(kept)) if many else draw_curves(kept, metric, protocol)
+            yield f"{'curves' if metric == 'perplexity' else metric}{end}", figure
         if any(r.depth is not None and (r.metric, r.protocol) == ("exact_match", protocol) for r in group):
-            save(heatmap.draw_depth(group, protocol=protocol), folder / f"{stem}exact_match_by_depth{end}")
-        if "loss" in names and losses_by_label(group, source, protocol):
-            for more, some in _readable(select(group, "loss", protocol)):
-                save(draw_by_position(some, source, protocol), folder / f"{stem}loss_by_position{end}{more}")
+            yield f"exact_match_by_depth{end}", heatmap.draw_depth(group, protocol=protocol)
+        if "loss" in names and (lines := by_position(kept := select(group, "loss", protocol), source)):
+            several = many and len(lines) > 1
+            figure = draw_families(kept, lines, "position") if several else draw_by_position(kept, source, protocol)
+            yield f"loss_by_position{end}", figure
     metric, protocol = headline(found)
     kept = select(group, metric, protocol)
     for length in sorted({length for length, _ in grids(kept) if length > kept[0].train_length}):
         at = length_name(length, kept[0].train_length).replace(" = ", "")
-        save(heatmap.draw_grid(kept, metric, protocol, length), folder / f"{stem}grid_{at}")
-
-
-def _readable(kept: list[Result]) -> list[tuple[str, list[Result]]]:
-    """Return the results under the end of their file's name, by encoding if they would make too many curves."""
-    if readable(kept):
-        return [("", kept)]
-    ends = safe_names({r.encoding: None for r in kept}, space="_")
-    return [(f"_{end}", [r for r in kept if r.encoding == encoding]) for encoding, end in ends.items()]
+        yield f"grid_{at}", heatmap.draw_grid(kept, metric, protocol, length)

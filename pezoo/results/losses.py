@@ -143,16 +143,24 @@ def _flat(arrays: Sequence[np.ndarray], kind: type) -> np.ndarray:
     return np.concatenate([array.ravel() for array in arrays] or [np.empty(0)]).astype(kind)
 
 
-def losses_of(source: str | Path, cells: Iterable[str]) -> dict[str, list[Losses]]:
+Sources = str | Path | tuple["str | Path", ...]
+"""Where losses are: the folder `cells/` of a study, a file of `pack_losses`, or several of these."""
+
+
+def losses_of(source: Sources, cells: Iterable[str]) -> dict[str, list[Losses]]:
     """The losses of some cells, by cell; a cell that has none is left out.
 
     Args:
-        source: the folder `cells/` of a study, with `losses_*.npz` in a folder per cell, or a file of `pack_losses`.
+        source: the folder `cells/` of a study, with `losses_*.npz` in a folder per cell, or a file of `pack_losses`; of
+            several, the first that has a cell counts.
         cells: their names.
 
     Raises:
         UserError: if a file is not whole.
     """
+    cells = list(cells)
+    if isinstance(source, tuple):
+        return {cell: losses for one in reversed(source) for cell, losses in losses_of(one, cells).items()}
     source = Path(source)
     if source.is_file():
         packed = _unpack(source, source.stat().st_mtime_ns)

@@ -185,9 +185,9 @@ def claim(folder: Path, recipe: Recipe, plugins: Iterable[str], replace: bool) -
         return f"replacing the study {old} in {folder} by {new}", True
     if before is None:
         return f"{path} was not whole, and is written anew" * path.is_file(), False
-    changes = list(_changes(_flat(_compared(before)), _flat(_compared(recipe, _recorded(folder, plugins)))))
-    more = f", and {len(changes) - MOST} more" if len(changes) > MOST else ""
-    return f"changed since the last run: {', '.join(changes[:MOST])}{more}" if changes else "", False
+    found = list(changes(flat(_compared(before)), flat(_compared(recipe, _recorded(folder, plugins)))))
+    more = f", and {len(found) - MOST} more" if len(found) > MOST else ""
+    return f"changed since the last run: {', '.join(found[:MOST])}{more}" if found else "", False
 
 
 def _title(study: str, size: str) -> str:
@@ -209,16 +209,16 @@ def _compared(recipe: Recipe, plugins: list[str] | None = None) -> dict[str, Any
     return {key: value for key, value in content.items() if key not in ("study", "description", "size", "sizes")}
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Values by dotted key."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         key = f"{prefix}{name}"
-        found |= _flat(value, f"{key}.") if isinstance(value, Mapping) and value else {key: value}
+        found |= flat(value, f"{key}.") if isinstance(value, Mapping) and value else {key: value}
     return found
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     """Keys that differ, each with what was there and what is now."""
     for key in dict.fromkeys([*old, *new]):
         before, after = old.get(key), new.get(key)

@@ -66,7 +66,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
         name, given = "study", dict(recipe)
     else:
         path = find_recipe(recipe)
-        name, given = path.stem, _read(path)
+        name, given = path.stem, read_yaml(path)
     pairs = [_parse_override(text) for text in overrides]
     early = [(key, value) for key, value in pairs if re.match(r"sizes?\b", key)]
     tree = merge({}, given)
@@ -90,7 +90,12 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
     return result
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A recipe's keys as its file holds them.
+
+    Raises:
+        UserError: if there is no such file, or it is no recipe.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
