@@ -140,9 +140,9 @@ def test_labels_cannot_leave_the_text_they_stand_in(tmp_path):
     from dataclasses import replace
 
     odd = "</script><script>alert(1)</script>"
-    results = [
-        replace(r, label=odd) for r in pezoo.load(PUBLISHED / "quickstart").results if r.label == "rope"
-    ] + [r for r in pezoo.load(PUBLISHED / "quickstart").results if r.label == "alibi"]
+    results = [replace(r, label=odd) for r in pezoo.load(PUBLISHED / "quickstart").results if r.label == "rope"] + [
+        r for r in pezoo.load(PUBLISHED / "quickstart").results if r.label == "alibi"
+    ]
     pezoo.results.write(tmp_path / "results.jsonl", [r for r in results if r.metric == "perplexity"])
     pezoo.load(tmp_path).write(tmp_path / "report")
     text = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")

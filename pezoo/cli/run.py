@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
+from pezoo.cli.report import show_answer
 from pezoo.cli.shared import add_plugin, make_console, make_parser, say, shown
 from pezoo.errors import UserError
 from pezoo.escape import in_terminal
@@ -56,10 +57,12 @@ def _refuse_windows() -> None:
 
 
 def write_report(study: "Study", results: "list[Result]") -> None:
-    """Write the tables, figures and TensorBoard's extrapolation view of a study."""
+    """Write the page, tables, figures and TensorBoard's extrapolation view of a study."""
+    from pezoo.report.finished import about
     from pezoo.report.write import write_report as write
 
-    write(results, study.out / "report", study.store.folder, study.out / "tensorboard")
+    told = about(study.recipe.to_dict(), f"pezoo run {shlex.quote(str(study.out))}")
+    write(results, study.out / "report", study.store.folder, study.out / "tensorboard", told)
 
 
 def run_study(argv: list[str]) -> int:
@@ -128,11 +131,13 @@ def _show_plan(study: "Study") -> None:
 
 def _show_results(study: "Study", results: "list[Result]") -> None:
     from pezoo.report import table
+    from pezoo.report.findings import findings
     from pezoo.report.tensorboard import ADDRESS
 
-    for one in table.overview(results):
+    for one in table.overview(results, study.recipe.baseline, study.store.folder):
         one.show()
-    lines = [f"results:     {study.results_path}", f"report:      {study.out / 'report'}"]
+    show_answer(findings(results, study.store.folder))
+    lines = [f"results:     {study.results_path}", f"report:      {study.out / 'report' / 'report.html'}"]
     for key, failure in study.failures.items():
         title = study.plan.cells[key].title
         lines.append(f"failed:      {title}: {failure.reason}; see {study.out / 'logs'}")

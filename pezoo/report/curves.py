@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Container, Iterable, Mapping
-from pathlib import Path
 from typing import Literal
 
 from matplotlib.axes import Axes
@@ -15,6 +14,7 @@ from pezoo.report.groups import WINDOWED, select, window_overlap, words
 from pezoo.report.intervals import losses_by_label, mean_by_position
 from pezoo.report.statistics import Curve, Summary, curves, length_name, scale_of
 from pezoo.results import Result
+from pezoo.results.losses import Sources
 
 Bars = Literal["spread", "interval"]
 Shown = dict[str, tuple[Line2D, float]]
@@ -90,7 +90,7 @@ def draw_tasks(tasks: Mapping[str, list[Result]]) -> Figure:
     return figure
 
 
-def draw_by_position(results: Iterable[Result], source: str | Path, protocol: str = "prefix") -> Figure:
+def draw_by_position(results: Iterable[Result], source: Sources, protocol: str = "prefix") -> Figure:
     """Draw the loss by position in the context, at the longest test length of each scheme.
 
     Args:

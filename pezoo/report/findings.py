@@ -2,19 +2,19 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from pezoo.report.comparisons import Comparison, compare_all, in_range, lower_is_better
 from pezoo.report.groups import WINDOWED, groups, headline, metrics, select, words
 from pezoo.report.statistics import ACCURACIES, TOLERANCE, Curve, curves, length_name
 from pezoo.report.table import by_task, score_groups, scores
 from pezoo.results import Result
+from pezoo.results.losses import Sources
 
 NAMED = 3
 """Names that a sentence lists; of more it gives the number."""
 
 
-def findings(results: Iterable[Result], losses: str | Path | None = None) -> list[str]:
+def findings(results: Iterable[Result], losses: Sources | None = None) -> list[str]:
     """Return three to five sentences: what is best at L and far beyond, what is cheap, what broke, how sure that is.
 
     They speak of the foremost metric of the first group. Of several tasks, the first gives the best on average.
@@ -45,7 +45,7 @@ def headline_results(group: Iterable[Result]) -> list[Result]:
     return [r for r in select(group, *headline(metrics(group))) if not r.label.endswith(WINDOWED)]
 
 
-def highlights(kept: Sequence[Result], baseline: str | None = None, most: int = 6) -> list[str]:
+def highlights(kept: Sequence[Result], baseline: str = "", most: int = 6) -> list[str]:
     """Return the labels that a figure should show first: the best, the baseline, what others build on, the worst.
 
     Args:
@@ -66,7 +66,7 @@ def highlights(kept: Sequence[Result], baseline: str | None = None, most: int = 
     return list(dict.fromkeys(wanted))[:most] or list(found)[:most]
 
 
-def _best(kept: list[Result], losses: str | Path | None) -> list[str]:
+def _best(kept: list[Result], losses: Sources | None) -> list[str]:
     """Return a sentence on the best at L, and one on the best at the longest length."""
     said = []
     for length in dict.fromkeys((in_range(kept), max(r.test_length for r in kept))):

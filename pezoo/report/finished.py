@@ -240,7 +240,9 @@ def side_by_side(studies: list[Finished]) -> tuple[pandas.DataFrame, list[str]]:
     )
     first, *others = studies
     said = [
-        f"{names[0]} -> {name}: {one}" for name, other in zip(names[1:], others, strict=True) for one in differences(first, other)
+        f"{names[0]} -> {name}: {one}"
+        for name, other in zip(names[1:], others, strict=True)
+        for one in differences(first, other)
     ]
     return frame, said
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 
 from matplotlib.axes import Axes
@@ -14,6 +13,7 @@ from pezoo.report.groups import WINDOWED, words
 from pezoo.report.intervals import interval, losses_by_label
 from pezoo.report.statistics import PERPLEXITIES, curves
 from pezoo.results import Result
+from pezoo.results.losses import Sources
 
 Points = dict[float, tuple[float, float, float]]
 """Test length or position -> mean, and the ends of its interval (the mean itself where there is none)."""
@@ -40,7 +40,7 @@ def by_length(kept: Sequence[Result]) -> dict[str, Points]:
     return found
 
 
-def by_position(kept: Sequence[Result], source: str | Path) -> dict[str, Points]:
+def by_position(kept: Sequence[Result], source: Sources) -> dict[str, Points]:
     """Return the loss by position of each label at its longest test length, with its interval over seeds.
 
     Args:

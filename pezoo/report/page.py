@@ -99,7 +99,7 @@ def within(svg: str, prefix: str) -> Markup:
     return Markup(re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg))
 
 
-def _chart(group: list[Result], baseline: str | None) -> dict[str, Any]:
+def _chart(group: list[Result], baseline: str) -> dict[str, Any]:
     """Return the chart of the first screen: its two forms, and what can be said of each line."""
     kept = headline_results(group)
     found, looks, named = curves(kept), styles(kept), highlights(kept, baseline)

@@ -26,8 +26,8 @@ class About(NamedTuple):
     question: str = ""
     recipe: str = ""
     """YAML."""
-    baseline: str | None = None
-    """Label that others are compared with; None: the best in range."""
+    baseline: str = ""
+    """Label that others are compared with; empty: the best in range."""
     command: str = "pezoo report DIR"
     """What writes the report again."""
 
@@ -68,14 +68,14 @@ def write_report(
     """
     results, folder = list(results), Path(folder)
     answer = findings(results, source)
-    tables = table.every_table(results)
+    tables = table.every_table(results, about.baseline, source)
     sections: dict[str, Section] = {}
     for picture in _pictures(results, source):
         svg = save(picture.figure, folder / picture.stem)[0]
         section = sections.setdefault(picture.group, Section(picture.group or "Figures"))
         section.pictures[words(picture.stem)] = svg.read_text(encoding="utf-8")
     every = [*sections.values(), Section("All tables", tables=tables)]
-    ranking = table.ranking(results, source, about.baseline)
+    ranking = table.ranking(results, about.baseline, source)
     texts = {
         "report.html": render(results, answer, ranking, every, about),
         "report.md": _markdown(results, answer, [ranking, *tables], about),
@@ -118,10 +118,21 @@ def _pictures(results: list[Result], source: Sources) -> Iterator[Picture]:
             yield Picture(name, f"{stems[name]}{stem}", figure)
 
 
+def draw_headline(group: list[Result]) -> Figure:
+    """Draw the foremost metric of a group over the test length."""
+    metric, protocol = headline(metrics(group))
+    kept = select(group, metric, protocol)
+    return draw_families(kept, by_length(kept)) if _many(kept) else draw_curves(kept, metric, protocol)
+
+
+def _many(group: Iterable[Result]) -> bool:
+    return len({r.label.removesuffix(WINDOWED) for r in group}) > MOST
+
+
 def _of_group(group: list[Result], source: Sources, done: Container[str]) -> Iterator[tuple[str, Figure]]:
     """Yield the figures of one group, but for the curves of metrics that are done."""
     found = metrics(group)
-    many = len({r.label.removesuffix(WINDOWED) for r in group}) > MOST
+    many = _many(group)
     for protocol, names in found.items():
         end = "" if protocol == next(iter(found)) else "_" + safe_names([protocol], space="_")[protocol]
         drawn = [m for m in HEADLINES if m in names] or [m for m in names if "_at_" not in m]
