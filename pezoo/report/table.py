@@ -195,11 +195,11 @@ def against(
     if not found:
         return None
     lengths = sorted({one.test_length for one in found})
-    last, tests = _length(lengths[-1], kept), sum(one.p is not None for one in found)
-    rows: dict[str, dict[str, str]] = {}
+    names, tests = {length: _length(length, kept) for length in lengths}, sum(one.p is not None for one in found)
+    last, rows = names[lengths[-1]], {}
     for one in found:
-        row = rows.setdefault(one.label, {_length(length, kept): "–" for length in lengths})
-        row[_length(one.test_length, kept)] = _effect(one)
+        row = rows.setdefault(one.label, dict.fromkeys(names.values(), "–"))
+        row[names[one.test_length]] = _effect(one)
         if tests and one.test_length == lengths[-1]:
             row |= {f"interval at {last}": _interval(one), "p": "–" if one.p_corrected is None else _p(one.p_corrected)}
     frame = pandas.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("scheme")
@@ -492,7 +492,9 @@ def _add_bits(frame: pandas.DataFrame, bits: list[Result]) -> list[str]:
 def _add_effective_lengths(frame: pandas.DataFrame, kept: list[Result]) -> list[str]:
     """Add the columns that say how far each row works, and return what they mean."""
     found, trained = curves(kept), {r.label: r.train_length for r in kept}
-    best = {n: best_value({label: found[label] for label in found if trained[label] == n}, n) for n in trained.values()}
+    best = {
+        n: best_value({label: found[label] for label in found if trained[label] == n}, n) for n in {*trained.values()}
+    }
     frame["stable to"] = [_effective(found[label], trained[label]) for label in frame.index]
     frame["good to"] = [
         "–" if best[n] is None else _effective(found[label], n, best[n])
