@@ -355,6 +355,15 @@ def test_a_limit_renames_no_cell(recipe, finished):
     assert make_plan(load_recipe(recipe, ["cell_minutes=5"])).cells == finished.plan.cells
 
 
+def test_a_baseline_is_the_label_of_a_row_and_renames_no_cell(recipe, finished):
+    label = "rope+pi, 2 steps @ 4x"
+    assert make_plan(load_recipe(recipe, [f"baseline='{label}'"])).cells == finished.plan.cells
+    with pytest.raises(UserError, match=r"baseline must be the label of one .* got 'rope'\. Did you mean"):
+        make_plan(load_recipe(recipe, ["baseline=rope"]))
+    with pytest.raises(UserError, match=r"got 'x'\. They are 'rope\+pi', 'rope\+pi, 2 steps @ 4x'"):
+        make_plan(load_recipe(recipe, ["baseline=x"]))
+
+
 @pytest.mark.slow
 @pytest.mark.ci
 def test_a_worker_that_ends_at_its_start_is_told_by_its_own_exit_code(recipe, tmp_path):

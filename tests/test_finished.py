@@ -36,6 +36,19 @@ def test_its_report_is_drawn_by_a_command(tmp_path, capsys):
     assert f"report: {tmp_path / 'report'}" in out
 
 
+def test_its_baseline_is_that_of_its_recipe(tmp_path):
+    few = [r for r in pezoo.load(PUBLISHED).results if r.label in ("rope", "alibi") and r.metric == "perplexity"]
+    results.write(tmp_path / "results.jsonl", few)
+    assert pezoo.load(tmp_path).baseline == ""
+    (tmp_path / "recipe.yaml").write_text("study: a\nbaseline: alibi\n")
+    study = pezoo.load(tmp_path)
+    study.write(tmp_path / "report")
+    assert "ratio to alibi, the study's baseline" in (tmp_path / "report" / "table.md").read_text()
+    (tmp_path / "recipe.yaml").write_text("{")
+    with pytest.raises(UserError, match=r"cannot read .*recipe\.yaml"):
+        pezoo.load(tmp_path)
+
+
 def test_a_folder_without_results_is_refused(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "has no results.jsonl; name one that `pezoo run` made" in capsys.readouterr().err

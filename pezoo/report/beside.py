@@ -55,11 +55,11 @@ def against(
     if not found:
         return None
     lengths = sorted({one.test_length for one in found})
-    last, tests = length_words(lengths[-1], kept), sum(one.p is not None for one in found)
-    rows: dict[str, dict[str, str]] = {}
+    names, tests = {length: length_words(length, kept) for length in lengths}, sum(one.p is not None for one in found)
+    last, rows = names[lengths[-1]], {}
     for one in found:
-        row = rows.setdefault(one.label, {length_words(length, kept): "–" for length in lengths})
-        row[length_words(one.test_length, kept)] = _effect(one)
+        row = rows.setdefault(one.label, dict.fromkeys(names.values(), "–"))
+        row[names[one.test_length]] = _effect(one)
         if tests and one.test_length == lengths[-1]:
             row |= {f"interval at {last}": _interval(one), "p": "–" if one.p_corrected is None else _p(one.p_corrected)}
     frame = pandas.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("scheme")

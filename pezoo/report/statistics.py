@@ -5,8 +5,10 @@ import statistics
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import pandas
 
 from pezoo.report.groups import WINDOWED, chance
@@ -53,7 +55,7 @@ class Summary:
         """Number of seeds, those without a value included."""
         return len(self.values) + len(self.troubles)
 
-    @property
+    @cached_property
     def mean(self) -> float | None:
         """Mean of the values there are, geometric on a logarithmic scale; None without any."""
         if len(set(self.values)) < 2:
@@ -65,12 +67,12 @@ class Summary:
         """The mean, if every seed has a value."""
         return None if self.troubles else self.mean
 
-    @property
+    @cached_property
     def spread(self) -> float | None:
         """Sample standard deviation, on a logarithmic scale that of the logarithms; None with fewer than two values."""
         if len(self.values) < 2:
             return None
-        return statistics.stdev(map(math.log, self.values) if self.scale == "log" else self.values)
+        return float(np.std(np.log(self.values) if self.scale == "log" else self.values, ddof=1))
 
     @property
     def spread_ends(self) -> tuple[float, float] | None:

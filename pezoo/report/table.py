@@ -289,7 +289,9 @@ def _add_bits(frame: pandas.DataFrame, bits: list[Result]) -> list[str]:
 def _add_effective_lengths(frame: pandas.DataFrame, kept: list[Result]) -> list[str]:
     """Add the columns that say how far each row works, and return what they mean."""
     found, trained = curves(kept), {r.label: r.train_length for r in kept}
-    best = {n: best_value({label: found[label] for label in found if trained[label] == n}, n) for n in trained.values()}
+    best = {
+        n: best_value({label: found[label] for label in found if trained[label] == n}, n) for n in {*trained.values()}
+    }
     frame["stable to"] = [_effective(found[label], trained[label]) for label in frame.index]
     frame["good to"] = [
         "–" if best[n] is None else _effective(found[label], n, best[n])
