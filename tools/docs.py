@@ -34,7 +34,7 @@ from pezoo.report.finished import LOSSES, load
 from pezoo.results import find_results, read, write
 from pezoo.results.losses import losses_of, pack_losses
 from pezoo.scheme import Spec, parse
-from pezoo.study.reading import recipes_dir
+from pezoo.study.reading import own_recipes
 from pezoo.study.recipe import Recipe
 from pezoo.task import make_task
 from pezoo.testing import properties as checks
@@ -83,8 +83,8 @@ def _paper(e: Entry) -> str:
 
 def recipes() -> dict[str, dict[str, Any]]:
     """The recipes that come with pezoo by name, as they are written, the quickstart first."""
-    paths = sorted(recipes_dir().glob("*.yaml"), key=lambda path: (path.stem != "quickstart", path.stem))
-    return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths}
+    paths = sorted(own_recipes().items(), key=lambda item: (item[0] != "quickstart", item[0]))
+    return {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in paths}
 
 
 def recipes_table() -> str:
