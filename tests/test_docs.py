@@ -137,6 +137,10 @@ def test_published_tables_are_what_their_results_give():
     assert [path.parent.name for path, text in found.items() if text != page(path)] == [], RENEW
 
 
+def test_the_scorecard_is_what_published_results_give():
+    assert docs.scorecard_page() == page(docs.SCORECARD), RENEW
+
+
 def test_a_finished_study_can_be_published(tmp_path, monkeypatch):
     monkeypatch.setattr(docs, "PUBLISHED", tmp_path / "published")
     finished = tmp_path / "mine-gpu"

@@ -20,7 +20,7 @@ def report(argv: list[str]) -> int:
 
     from rich.markup import escape
 
-    from pezoo.report import table
+    from pezoo.report import scorecard, table
     from pezoo.report.finished import load
 
     study = load(args.folder)
@@ -28,5 +28,7 @@ def report(argv: list[str]) -> int:
     study.write(out)
     for one in table.overview(study.results):
         one.show()
+    if judged := scorecard.of_study(study.results, study.losses):
+        scorecard.table(judged).show()
     say(escape(shown(f"report: {out}")))
     return 0

@@ -66,8 +66,9 @@ class Test(Other):
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """The labels that are compared."""
-        return list(zip(self.label, self.label[1:] or (self.baseline or self.label[0],), strict=False))
+        """The labels that are compared; none for a correlation."""
+        beside = self.label[1:] or tuple(self.baseline or label for label in self.label)
+        return list(zip(self.label, beside, strict=False))
 
     @property
     def region(self) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pezoo.escape import safe_names
 from pezoo.files import replacing
-from pezoo.report import heatmap, table, tensorboard
+from pezoo.report import heatmap, scorecard, table, tensorboard
 from pezoo.report.curves import draw_by_position, draw_curves, draw_tasks
 from pezoo.report.figure import readable, save
 from pezoo.report.groups import HEADLINES, groups, headline, matrices, metrics, select
@@ -19,7 +19,8 @@ def write_report(
 ) -> None:
     """Write everything that people look at, from results alone.
 
-    `folder` then holds `table.md` and figures, each as SVG and PNG. The name of a figure says group, what it shows,
+    `folder` then holds `table.md`, `claims.md` if the study tests published findings, and figures, each as SVG and
+    PNG. The name of a figure says group, what it shows,
     and the protocol unless that is the group's first: `curves` and `loss_by_position` of language modelling,
     `passkey_exact_match`, `passkey_exact_match_by_depth`, `grid_4L`. Several tasks share
     `exact_match_by_task`; many share `exact_match_by_length` as well, and have no curves of their own.
@@ -37,6 +38,7 @@ def write_report(
     results, folder = list(results), Path(folder)
     with replacing(folder / "table.md") as file:
         file.write(table.markdown(results).encode())
+    scorecard.write(scorecard.of_study(results, source), folder)
     found = groups(results)
     every = found | matrices(results)
     parts = dict.fromkeys(group[0].part for group in found.values())
