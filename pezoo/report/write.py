@@ -15,21 +15,25 @@ from pezoo.results import Result
 
 
 def write_report(
-    results: Iterable[Result], folder: str | Path, source: str | Path, logdir: str | Path | None = None
+    results: Iterable[Result],
+    folder: str | Path,
+    source: str | Path,
+    logdir: str | Path | None = None,
+    baseline: str = "",
 ) -> None:
     """Write everything that people look at, from results alone.
 
     `folder` then holds `table.md`, `claims.md` if the study tests published findings, and figures, each as SVG and
-    PNG. The name of a figure says group, what it shows,
-    and the protocol unless that is the group's first: `curves` and `loss_by_position` of language modelling,
-    `passkey_exact_match`, `passkey_exact_match_by_depth`, `grid_4L`. Several tasks share
-    `exact_match_by_task`; many share `exact_match_by_length` as well, and have no curves of their own.
+    PNG. The name of a figure says group, what it shows, and the protocol unless that is the group's first: `curves` and
+    `loss_by_position` of language modelling, `passkey_exact_match`, `passkey_exact_match_by_depth`, `grid_4L`. Several
+    tasks share `exact_match_by_task`; many share `exact_match_by_length` as well, and have no curves of their own.
 
     Args:
         results: results of one study.
         folder: where tables and figures go.
         source: where losses by position are: the study's folder `cells`, or the file of a published study.
         logdir: the study's TensorBoard folder; without it nothing is written for TensorBoard.
+        baseline: the label that tables compare with; empty: the best scheme at L.
 
     Raises:
         UserError: if there are no results, or they cannot share tables.
@@ -37,7 +41,7 @@ def write_report(
     """
     results, folder = list(results), Path(folder)
     with replacing(folder / "table.md") as file:
-        file.write(table.markdown(results).encode())
+        file.write(table.markdown(results, baseline, source).encode())
     scorecard.write(scorecard.of_study(results, source), folder)
     found = groups(results)
     every = found | matrices(results)
