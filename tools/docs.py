@@ -34,7 +34,7 @@ from pezoo.registry import FAMILIES, Entry, entries, entry, make_config
 from pezoo.report import scorecard, table
 from pezoo.report.claims import read_claims
 from pezoo.report.finished import LOSSES, Finished, load
-from pezoo.report.verdicts import judge
+from pezoo.report.verdicts import Judgement, judge
 from pezoo.results import find_results, write
 from pezoo.results.losses import losses_of, pack_losses
 from pezoo.scheme import Spec, parse
@@ -441,17 +441,22 @@ _load = cache(load)
 
 def published() -> dict[Path, str]:
     """The text of each published study's tables, from its results."""
-    return {folder / "table.md": table.markdown(study.results) for folder, study in finished().items()}
+    return {
+        folder / "table.md": table.markdown(study.results, study.baseline, study.losses)
+        for folder, study in finished().items()
+    }
 
 
 def scorecard_page() -> str:
     """What became of all claims in the published studies, in Markdown; one that two studies test stands there twice."""
-    studies, judged = finished(), []
+    judged: list[Judgement] = []
     for claim in read_claims():
-        ran = [s for s in studies.values() if s.results[0].study == claim.recipe]
-        judged += [judge(claim, s.results, s.losses) for s in ran] or [judge(claim, [])]
-    links = {s.results[0].study: f"../experiments/results/{folder.name}/table.md" for folder, s in studies.items()}
-    return "\n".join([_SCORECARD, *scorecard.counts(judged), *scorecard.sections(judged, links)]) + "\n"
+        ran = {folder: study for folder, study in finished().items() if study.results[0].study == claim.recipe}
+        for folder, study in ran.items():
+            one = judge(claim, study.results, study.losses)
+            judged.append(dataclasses.replace(one, link=f"../experiments/results/{folder.name}/table.md"))
+        judged += [] if ran else [judge(claim, [])]
+    return "\n".join([_SCORECARD, *scorecard.counts(judged), *scorecard.sections(judged)]) + "\n"
 
 
 _SCORECARD = """# Scorecard

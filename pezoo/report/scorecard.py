@@ -1,7 +1,7 @@
 """Shows what claims came to: a table for a terminal, and pages in Markdown."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas
@@ -68,13 +68,8 @@ def counts(judged: Sequence[Judgement]) -> list[str]:
     return [*lines, "", f"{decided} of {len(judged)} claims are decided."]
 
 
-def sections(judged: Sequence[Judgement], links: Mapping[str, str] | None = None) -> list[str]:
-    """Return a section in Markdown for each verdict, with a table of its claims.
-
-    Args:
-        judged: the claims.
-        links: by recipe, where its results are.
-    """
+def sections(judged: Sequence[Judgement]) -> list[str]:
+    """Return a section in Markdown for each verdict, with a table of its claims."""
     lines: list[str] = []
     for verdict in VERDICTS:
         found = [j for j in judged if j.verdict == verdict]
@@ -85,7 +80,7 @@ def sections(judged: Sequence[Judgement], links: Mapping[str, str] | None = None
             lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
             for j in found:
                 cells = [_claim(j.claim), needed(j.claim.test), effect(j), *[j.note] * bool(last)]
-                lines.append(f"| {' | '.join([*cells, _tested(j, links or {}), _source(j.claim)])} |")
+                lines.append(f"| {' | '.join([*cells, _tested(j), _source(j.claim)])} |")
     return lines
 
 
@@ -129,10 +124,10 @@ def _source(claim: Claim) -> str:
     return f"{link}, {claim.where}: {in_markdown(source.scope)}; {in_markdown(source.protocol)}"
 
 
-def _tested(judged: Judgement, links: Mapping[str, str]) -> str:
+def _tested(judged: Judgement) -> str:
     """Return what was compared, in which study, and how large that was."""
     claim, test = judged.claim, judged.claim.test
-    study = f"[{claim.recipe}]({links[claim.recipe]})" if claim.recipe in links else f"`{claim.recipe}`"
+    study = f"[{claim.recipe}]({judged.link})" if judged.link else f"`{claim.recipe}`"
     task = "all tasks" if test.task == EVERY else "" if test.task == LANGUAGE_MODELLING else test.task
     facts = [study, test.part, task, f"{test.metric.replace('_', ' ')} ({test.protocol})", compared(test)]
     return "; ".join(filter(None, [*facts, *size(judged)]))

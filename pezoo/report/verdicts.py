@@ -56,6 +56,8 @@ class Judgement:
     """Test documents that the interval is for; None where it is for other seeds alone."""
     results: Sequence[Result] = field(default=(), repr=False)
     """Those of the pair."""
+    link: str = ""
+    """Where the study is published, for a page that says so."""
 
 
 class _NotTested(Exception):
