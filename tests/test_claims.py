@@ -25,7 +25,7 @@ from pezoo.study.reading import load_recipe, own_recipes
 from pezoo.task import parse_task
 
 SOURCE = {"arxiv": "2108.12409", "scope": "large models", "protocol": "blocks"}
-TEST = {"says": "lower", "by": 0.1, "protocol": "prefix", "label": "alibi", "baseline": "rope", "at": "8x"}
+TEST = {"says": "lower", "by": 0.1, "protocol": "sliding", "label": "alibi", "baseline": "rope", "at": "8x"}
 CLAIM = {"key": "one", "claim": "A sentence.", "source": "s", "where": "Table 1", "recipe": "survey", "test": TEST}
 TRAINED = 64
 SEEDS = (0, 1, 2)
@@ -39,7 +39,7 @@ def claim(**test):
 
 def result(label, value, ratio=8, seed=0, **changes):
     facts = {"study": "survey", "cell": f"{label}-{seed}", "scheme": "rope", "encoding": "rope", "extensions": ()}
-    facts |= {"family": "relative", "task": LANGUAGE_MODELLING, "corpus": "python", "protocol": "prefix"}
+    facts |= {"family": "relative", "task": LANGUAGE_MODELLING, "corpus": "python", "protocol": "sliding"}
     facts |= {"metric": "perplexity", "n_tokens": 99, "n_documents": 500, "train_length": TRAINED, "scale_factor": None}
     facts |= {"learning_rate": 1e-3, "steps": 9, "finetune_steps": 0, "finetune_length": None, "params": 250_000}
     facts |= {"train_seconds": None, "eval_seconds": 1.0, "tokens_per_second": 1.0, "peak_memory_bytes": None}
@@ -224,7 +224,7 @@ def test_what_is_not_tested_is_not_run_and_says_what_is_missing():
     for test, why in (
         ({"label": "t5"}, "no 't5'"),
         ({"at": "2x"}, "'alibi' was not tested at 2x"),
-        ({"protocol": "sliding"}, "under sliding"),
+        ({"protocol": "last"}, "under last"),
         ({"part": "text"}, "no results of text"),
         ({"baseline_at": "1x"}, "'rope' was not tested at 1x"),
     ):
@@ -293,6 +293,12 @@ def test_fewer_test_documents_than_it_takes_are_named():
         (("claims", 0, "test", "label"), ["a", "b"], r"compares \('a', 'b'\) with nothing"),
         (("claims", 0, "test", "baseline"), None, r"compares \('alibi',\) with nothing; give baseline"),
         (("claims", 0, "test", "other"), {"at": "8x", "protocol": "last"}, r"`ranks like` has `other`"),
+        (
+            ("claims", 0, "test"),
+            TEST | {"protocol": "prefix", "baseline_at": "1x"},
+            r"at two lengths, where it is that of other",
+        ),
+        (("claims", 0, "test"), TEST | {"metric": "last_perplexity", "baseline_at": "1x"}, r"take perplexity under"),
         (("claims", 0, "test", "protocol"), None, r"claims\.one\.test lacks the key protocol"),
         (("claims", 1), copy.deepcopy(CLAIM), r"claims\.one stands there twice"),
         (("sources", "s", "arxiv"), None, r"sources\.s must have an arxiv number or else a url"),
@@ -420,6 +426,12 @@ def test_its_recipe_tests_what_the_claim_compares(one):
 # ---- where they are shown -----------------------------------------------------------------------
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr("pezoo.report.write._draw", lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_a_report_has_the_claims_that_its_study_tests(tmp_path, capsys):
     results = perplexities(
         {"alibi": 5.0, "rope": 9.0, "nope": 8.0, "sinusoidal": 8.1}, ratio=1, protocol="non_overlapping"
@@ -441,6 +453,7 @@ def test_a_report_has_the_claims_that_its_study_tests(tmp_path, capsys):
     assert f"{counted['reproduced'] + counted['contradicted']} of {len(mine)} claims are decided." in page
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_study_of_ones_own_has_no_claims(tmp_path):
     results = perplexities({"alibi": 5.0, "rope": 9.0}, study="mine")
     write_report(results, tmp_path, tmp_path / "cells")

@@ -162,6 +162,12 @@ def _claim(given: Any, where: str, sources: Mapping[str, Source]) -> Claim:
         raise UserError(
             f"{where}.test compares {brief(made.label)} with nothing; give baseline, baseline_at or a chain"
         )
+    other_tokens = made.protocol == "prefix" or (made.metric == "last_perplexity" and made.protocol != "last")
+    if made.task == LANGUAGE_MODELLING and made.baseline_at not in ("", made.at) and other_tokens:
+        raise UserError(
+            f"{where}.test compares {made.metric} ({made.protocol}) at two lengths, where it is that of other tokens; "
+            "take perplexity under non_overlapping, sliding or last"
+        )
     if not 0 <= made.by < math.inf or (made.by == 0 and made.says in ("lower", "higher", "near", "ranks like")):
         raise UserError(f"{where}.test.by must be the smallest effect that matters, above 0, got {made.by}")
     return _made(Claim, given | {"source": sources[name], "test": made}, where)
