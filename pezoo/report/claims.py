@@ -49,7 +49,7 @@ class Other:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Test(Other):
+class Decision(Other):
     """The comparison that decides a claim."""
 
     says: Says
@@ -97,7 +97,7 @@ class Claim:
     """Where in the source: a table, a figure, a section."""
     recipe: str
     """Name of the study whose results decide."""
-    test: Test
+    test: Decision
     after_the_fact: bool = False
     """Whether the results that decide it were published before the claim was written."""
 
@@ -153,7 +153,7 @@ def _claim(given: Any, where: str, sources: Mapping[str, Source]) -> Claim:
         test["label"] = [test["label"]]
     if test.get("other") is not None:
         test["other"] = _made(Other, test["other"], f"{where}.test.other")
-    made = _made(Test, test, f"{where}.test")
+    made = _made(Decision, test, f"{where}.test")
     ranks = made.says == "ranks like"
     if ranks != (made.other is not None) or ranks != (not made.label):
         raise UserError(f"{where}.test: `ranks like` has `other` and no label, everything else a label and no `other`")

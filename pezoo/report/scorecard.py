@@ -8,7 +8,7 @@ import pandas
 
 from pezoo.escape import in_markdown
 from pezoo.files import replacing
-from pezoo.report.claims import BEYOND, EVERY, Claim, Source, Test, read_claims
+from pezoo.report.claims import BEYOND, EVERY, Claim, Decision, Source, read_claims
 from pezoo.report.statistics import scale_of
 from pezoo.report.table import Table
 from pezoo.report.verdicts import VERDICTS, Judgement, judge_all
@@ -84,10 +84,10 @@ def sections(judged: Sequence[Judgement]) -> list[str]:
     return lines
 
 
-def needed(test: Test) -> str:
+def needed(test: Decision) -> str:
     """Return the effects with which a claim holds.
 
-    >>> needed(Test(says="lower", by=0.02, protocol="last", label=("alibi",), baseline="rope", at="8x"))
+    >>> needed(Decision(says="lower", by=0.02, protocol="last", label=("alibi",), baseline="rope", at="8x"))
     'at most ×0.980'
     """
     low, high = (_shown(edge, test) if math.isfinite(edge) else "" for edge in test.region)
@@ -104,7 +104,7 @@ def effect(judged: Judgement) -> str:
     return f"{in_markdown(chain)}{_shown(judged.effect, test)} [{around}]"
 
 
-def _shown(value: float, test: Test) -> str:
+def _shown(value: float, test: Decision) -> str:
     scale = scale_of(test.metric)
     if test.other is not None:
         return f"{value:.2f}"
@@ -133,10 +133,10 @@ def _tested(judged: Judgement) -> str:
     return "; ".join(filter(None, [*facts, *size(judged)]))
 
 
-def compared(test: Test) -> str:
+def compared(test: Decision) -> str:
     """Return in words which numbers a claim compares.
 
-    >>> compared(Test(says="no higher", by=0.02, protocol="last", label=("alibi",), at="8x", baseline_at="1x"))
+    >>> compared(Decision(says="no higher", by=0.02, protocol="last", label=("alibi",), at="8x", baseline_at="1x"))
     '`alibi` at 8L with `alibi` at L'
     """
     if test.other is not None:
