@@ -172,6 +172,7 @@ def test_the_mean_over_lengths_beyond_and_over_tasks():
     judged = judge(claim(**test), results)
     assert judged.effect == pytest.approx(0.25)
     assert judged.verdict == "reproduced"
+    assert {r.n_documents for r in judged.results} == {4 * 400}
     assert judge(claim(**test | {"by": 0.4}), results).verdict == "contradicted"
     assert judge(claim(**test | {"task": "sort"}), results).effect == pytest.approx(0.2)
     # A seed that lacks a task is left out, one that has no value leaves the claim open.
