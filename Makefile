@@ -16,7 +16,7 @@ help:
 	@echo "make test      the default test suite (a few minutes)"
 	@echo "make test-all  the slow tests as well"
 	@echo "make lint      ruff"
-	@echo "make docs      renew what is generated: tables of README and docs/, docs/zoo.md, docs/grid.md, pictures"
+	@echo "make docs      renew what is generated: tables of README and docs/, the zoo, the grid, the scorecard"
 	@echo "make ci        what CI runs: lint, the default suite, a slice of the slow tests"
 	@echo "make gpu       what there is to see on a GPU, into runs/gpu; one stage: make gpu STAGE=tests, bench or recipes"
 	@echo "make clean     remove .venv and what builds and tests leave; runs/ stays"

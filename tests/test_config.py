@@ -4,10 +4,10 @@ import pytest
 import yaml
 
 from pezoo.errors import UserError
-from pezoo.study.reading import find_recipe, load_recipe, recipes_dir
+from pezoo.study.reading import find_recipe, load_recipe, own_recipes
 from pezoo.study.recipe import Recipe
 
-RECIPES = sorted(path.stem for path in recipes_dir().glob("*.yaml"))
+RECIPES = sorted(own_recipes())
 
 
 def recipe(**keys):

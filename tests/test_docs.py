@@ -17,7 +17,7 @@ from pezoo.results import LANGUAGE_MODELLING, write
 from pezoo.results.losses import Losses, losses_of, write_losses
 from pezoo.study import Study
 from pezoo.study.cells import run_cell
-from pezoo.study.reading import _parse_override, load_recipe, recipes_dir
+from pezoo.study.reading import _parse_override, load_recipe, own_recipes
 from pezoo.study.recipe import Recipe
 from pezoo.task import make_task
 from pezoo.testing.properties import CheckFailed
@@ -93,7 +93,7 @@ def paths(tree, above=()):
 
 def commands():
     """What documents show as `pezoo run RECIPE key=value ...`, of recipes that come with pezoo."""
-    shipped = {path.stem for path in recipes_dir().glob("*.yaml")}
+    shipped = own_recipes()
     for path in PAGES:
         for line in re.findall(r"pezoo run [^`\n]+", page(path)):
             recipe, *rest = shlex.split(line, comments=True)[2:]
@@ -135,6 +135,10 @@ def test_published_tables_are_what_their_results_give():
     found = docs.published()
     assert {path.parent.name for path in found} >= {"quickstart", "interpolation"}
     assert [path.parent.name for path, text in found.items() if text != page(path)] == [], RENEW
+
+
+def test_the_scorecard_is_what_published_results_give():
+    assert docs.scorecard_page() == page(docs.SCORECARD), RENEW
 
 
 def test_a_finished_study_can_be_published(tmp_path, monkeypatch):

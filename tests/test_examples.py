@@ -12,11 +12,11 @@ import torch
 
 import pezoo
 from pezoo import cli, testing
-from pezoo.study.reading import recipes_dir
+from pezoo.study.reading import own_recipes
 from tools import docs
 
 PAGES = sorted([*docs.ROOT.glob("*.md"), *docs.ZOO.parent.glob("*.md")])
-SHIPPED = {path.stem for path in recipes_dir().glob("*.yaml")}
+SHIPPED = set(own_recipes())
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

@@ -11,10 +11,10 @@ from pezoo.registry import entries
 from pezoo.results import LANGUAGE_MODELLING, read
 from pezoo.study import Study, make_plan
 from pezoo.study.cells import run_cell
-from pezoo.study.reading import load_recipe, recipes_dir
+from pezoo.study.reading import load_recipe, own_recipes
 from pezoo.task import parse_task
 
-RECIPES = {path.stem: yaml.safe_load(path.read_text()) for path in sorted(recipes_dir().glob("*.yaml"))}
+RECIPES = {name: yaml.safe_load(path.read_text()) for name, path in own_recipes().items()}
 QUICK = ("kerple", "quickstart", "randomized")
 """Run in the default suite as well."""
 each_recipe = pytest.mark.parametrize(

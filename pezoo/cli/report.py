@@ -21,7 +21,7 @@ def report(argv: list[str]) -> int:
 
     from rich.markup import escape
 
-    from pezoo.report import table
+    from pezoo.report import scorecard, table
     from pezoo.report.finished import load
 
     study = load(*args.folders)
@@ -29,6 +29,8 @@ def report(argv: list[str]) -> int:
     study.write(out)
     for one in table.overview(study.results, study.baseline, study.losses):
         one.show()
+    if judged := scorecard.of_study(study.results, study.losses):
+        scorecard.table(judged).show()
     show_answer(study.answer)
     say(escape(shown(f"report: {out / 'report.html'}")))
     return 0

@@ -51,6 +51,8 @@ class Comparison:
     lower_is_better: bool
     lost: int = 0
     """Seeds in which one of the two has no value, since it diverged, say."""
+    parts: tuple[Part, Part] | None = None
+    """What seeds and what documents add to the variance that the interval is made of; None without an interval."""
 
     @property
     def no_effect(self) -> float:
@@ -74,8 +76,9 @@ def compare(
     test_length: int,
     losses: Sources | None = None,
     level: float = 0.95,
+    baseline_length: int | None = None,
 ) -> Comparison:
-    """Compare two schemes at one test length.
+    """Compare two schemes at one test length, or a scheme with itself at another.
 
     Args:
         results: what `select` returned. Those of other schemes say how much seeds differ in this study.
@@ -84,6 +87,7 @@ def compare(
         test_length: where to compare.
         losses: where losses by document are, as in `pezoo.results.losses.losses_of`; None: there are none.
         level: probability that the interval is made to hold.
+        baseline_length: where to take the baseline, if not at the same length.
 
     Raises:
         UserError: if there are no results of one of the two, or a losses file is not whole.
@@ -91,7 +95,7 @@ def compare(
     study = _Study(list(results), losses, level)
     for one in (label, baseline):
         study.check(one)
-    return study.compare(label, baseline, test_length)
+    return study.compare(label, baseline, test_length, baseline_length or test_length)
 
 
 def compare_all(
@@ -201,8 +205,8 @@ class _Study:
             hint = suggest(label, self.labels) or f" There are {cut(', '.join(map(repr, self.labels)))}."
             raise UserError(f"there are no results of {label!r} to compare.{hint}")
 
-    def compare(self, label: str, baseline: str, length: int) -> Comparison:
-        one, other = (self.at.get(length, {}).get(name, {}) for name in (label, baseline))
+    def compare(self, label: str, baseline: str, length: int, baseline_length: int | None = None) -> Comparison:
+        one, other = self._seeds(label, length), self._seeds(baseline, baseline_length or length)
         both = one.keys() & other.keys()
         seeds = tuple(sorted(s for s in both if one[s].value is not None and other[s].value is not None))
         lost = len(both) - len(seeds)
@@ -231,7 +235,10 @@ class _Study:
         half = half_width(from_seeds, rest, self.level)
         p = p_value(effect, from_seeds, rest)
         low, high = self._shown(effect - half), self._shown(effect + half)
-        return replace(made, low=low, high=high, p=p, p_corrected=p, documents=documents)
+        return replace(made, low=low, high=high, p=p, p_corrected=p, documents=documents, parts=(from_seeds, rest))
+
+    def _seeds(self, label: str, length: int) -> dict[int, Result]:
+        return self.at.get(length, {}).get(label, {})
 
     @cached_property
     def scale(self) -> str:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from pezoo.escape import in_markdown, safe_names
 from pezoo.files import replacing
-from pezoo.report import heatmap, table, tensorboard
+from pezoo.report import heatmap, scorecard, table, tensorboard
 from pezoo.report.captions import made_with
 from pezoo.report.curves import draw_by_position, draw_curves, draw_tasks
 from pezoo.report.figure import save
@@ -39,8 +39,8 @@ def write_report(
 ) -> None:
     """Write everything that people look at, from results alone.
 
-    `folder` then holds `report.html`, one page with all of it; `report.md`, `results.csv`, `table.tex`; and figures,
-    each as SVG, PNG and PDF. The name of a figure says group, what it shows, and the protocol unless that is the
+    `folder` then holds `report.html`, one page with all of it; `report.md`, `results.csv`, `table.tex`; `claims.md`, if
+    the study tests published findings; and figures, each as SVG, PNG and PDF. The name of a figure says group, what it shows, and the protocol unless that is the
     group's first: `curves` and `loss_by_position` of language modelling, `passkey_exact_match`,
     `passkey_exact_match_by_depth`, `grid_4L`. Several tasks share `exact_match_by_task`; many share
     `exact_match_by_length` as well, and have no curves of their own.
@@ -64,7 +64,10 @@ def write_report(
         svg = save(picture.figure, folder / picture.stem)[0]
         section = sections.setdefault(picture.group, Section(picture.group or "Figures"))
         section.pictures[words(picture.stem)] = svg.read_text(encoding="utf-8")
-    every = [*sections.values(), Section("All tables", tables=tables)]
+    judged = scorecard.of_study(results, source)
+    scorecard.write(judged, folder)
+    findings_of_others = [Section("Published findings", tables=[scorecard.table(judged)])] if judged else []
+    every = [*sections.values(), *findings_of_others, Section("All tables", tables=tables)]
     texts = {
         "report.html": render(results, answer, ranking, every, about),
         "report.md": _markdown(results, answer, [ranking, *tables], about),

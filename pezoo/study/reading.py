@@ -15,12 +15,20 @@ from pezoo.results import LANGUAGE_MODELLING
 from pezoo.study.recipe import Recipe, join_trees, merge, merge_typed, require, to_recipe
 from pezoo.typed import check_plain, check_yaml, said
 
+CLAIMS = "claims.yaml"
+"""File beside the recipes with published findings that they test; `pezoo.report.claims` reads it."""
+
 
 def recipes_dir() -> Path:
     """Return the folder of the recipes that come with pezoo: `experiments/`, in a checkout or a wheel."""
     package = Path(__file__).parents[1]
     installed = package / "experiments"
     return installed if installed.is_dir() else package.parent / "experiments"
+
+
+def own_recipes() -> dict[str, Path]:
+    """Return the files of the recipes that come with pezoo, by name; what is claimed of them is no recipe."""
+    return {path.stem: path for path in sorted(recipes_dir().glob("*.yaml")) if path.name != CLAIMS}
 
 
 def find_recipe(name: str | Path) -> Path:
@@ -35,7 +43,7 @@ def find_recipe(name: str | Path) -> Path:
             return path
     except OSError as error:  # its name is too long, say
         raise UserError(f"cannot read the recipe {brief(str(name))}: {error.strerror}") from None
-    shipped = {p.stem: p for p in sorted(recipes_dir().glob("*.yaml"))}
+    shipped = own_recipes()
     if str(name) in shipped:
         return shipped[str(name)]
     if path.is_dir():

@@ -18,7 +18,7 @@ import pezoo
 from pezoo.errors import LONGEST, UserError
 from pezoo.escape import in_figure, in_markdown, in_terminal, safe_names
 from pezoo.study import make_plan
-from pezoo.study.reading import load_recipe, recipes_dir
+from pezoo.study.reading import load_recipe, own_recipes
 from pezoo.task import make_task
 
 SECONDS = 20
@@ -130,7 +130,7 @@ def recipe(rng: random.Random) -> None:
 
 def file(rng: random.Random, path: Path) -> None:
     """Read the mutated file of a recipe."""
-    text = rng.choice([*recipes_dir().glob("*.yaml")]).read_text() if rng.random() < 0.5 else yaml.safe_dump(BASE)
+    text = rng.choice([*own_recipes().values()]).read_text() if rng.random() < 0.5 else yaml.safe_dump(BASE)
     path.write_text(mutate_text(rng, text).encode("utf-8", "replace").decode())
     load_recipe(path, rng.choice([[], ["size=test"]]))
 

@@ -1,0 +1,245 @@
+"""What claims came to, from the results of the studies that test them.
+
+A claim names one comparison, and with it a region of effects in which it holds: `lower` by 0.02 is a ratio of
+perplexities of at most 1 / 1.02. The verdict rests on the 95 % interval of the effect and on that region alone:
+
+- **reproduced**: the whole interval lies in the region;
+- **contradicted**: the whole interval lies outside it, so an effect of the claimed size can be ruled out;
+- **undecided**: the interval crosses an edge of the region, or there is none, as with one seed;
+- **not run**: the study has no results, or does not test what the claim compares.
+
+A chain of labels holds if each of its pairs does, and falls if one of them does; with k pairs each interval has a level
+of 1 - 0.05 / k. A correlation is Spearman's, over schemes, with the interval of Bonett and Wright (2000, doi
+10.1007/BF02294183). More schemes narrow it, not more seeds.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
+from typing import Literal, get_args
+
+import pandas
+
+from pezoo.errors import UserError
+from pezoo.report.claims import BEYOND, EVERY, Claim, Other
+from pezoo.report.comparisons import Comparison, compare
+from pezoo.report.groups import TOGETHER, matrices, select
+from pezoo.report.paired import Part, half_width
+from pezoo.report.statistics import PERPLEXITIES, scale_of, summarise
+from pezoo.results import Result
+from pezoo.results.losses import Sources
+
+Verdict = Literal["reproduced", "contradicted", "undecided", "not run"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+LEVEL = 0.95
+MOST_SEEDS = 100
+"""A claim that needs more is not called decidable by seeds."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of a claim in one study."""
+
+    claim: Claim
+    verdict: Verdict
+    note: str = ""
+    """What is missing, or what would decide."""
+    pair: tuple[str, str] = ("", "")
+    """The labels compared; of a chain the pair that decides."""
+    effect: float | None = None
+    """A ratio for perplexities, a correlation, else a difference."""
+    low: float | None = None
+    """Where its interval begins; None where there is none."""
+    high: float | None = None
+    documents: int | None = None
+    """Test documents that the interval is for; None where it is for other seeds alone."""
+    results: Sequence[Result] = field(default=(), repr=False)
+    """Those of the pair."""
+    link: str = ""
+    """Where the study is published, for a page that says so."""
+
+
+class _NotTested(Exception):
+    """What the claim compares is not among the results."""
+
+
+def judge(claim: Claim, results: Iterable[Result], losses: Sources | None = None) -> Judgement:
+    """Say what became of a claim.
+
+    Args:
+        claim: what is claimed.
+        results: of one study, or of none.
+        losses: where losses by document are, as in `pezoo.results.losses.losses_of`.
+
+    Raises:
+        UserError: if a losses file is not whole.
+    """
+    mine = [r for r in results if r.study == claim.recipe]
+    if not mine:
+        return Judgement(claim, "not run", f"no results of `pezoo run {claim.recipe}`")
+    try:
+        if claim.test.other is not None:
+            return _ranks(claim, mine)
+        judged = [_compared(claim, pair, mine, losses) for pair in claim.test.pairs]
+    except _NotTested as error:
+        return Judgement(claim, "not run", str(error))
+    worst = ("contradicted", "undecided", "reproduced")
+    return min(judged, key=lambda j: (worst.index(j.verdict), _room(j)))
+
+
+def judge_all(claims: Iterable[Claim], results: Iterable[Result], losses: Sources | None = None) -> list[Judgement]:
+    """Say what became of the claims that a study tests, in the order of the claims.
+
+    Args:
+        claims: all there are.
+        results: as in `judge`.
+        losses: as in `judge`.
+    """
+    results = list(results)
+    studies = {r.study for r in results}
+    return [judge(claim, results, losses) for claim in claims if claim.recipe in studies]
+
+
+def _compared(claim: Claim, pair: tuple[str, str], mine: list[Result], losses: Sources | None) -> Judgement:
+    """Judge a claim by one pair of labels."""
+    test, found = claim.test, _numbers(mine, claim.test)
+    ends = zip(pair, (test.at, test.baseline_at or test.at), strict=True)
+    sides = [_at(found, label, at) for label, at in ends]
+    lengths = [side[0].test_length for side in sides]
+    level = 1 - (1 - LEVEL) / len(test.pairs)
+    came = compare(_alike(found, sides), *pair, lengths[0], losses, level, baseline_length=lengths[1])
+    verdict = _verdict(test.region, came.low, came.high)
+    note = _advice(came, test.region, level) if verdict == "undecided" else ""
+    shown = came.effect, came.low, came.high, came.documents
+    return Judgement(claim, verdict, note, pair, *shown, [*sides[0], *sides[1]])
+
+
+def _ranks(claim: Claim, mine: list[Result]) -> Judgement:
+    """Judge a claim of correlation: the order of the schemes, from best to worst, by two metrics."""
+    means, used = [], []
+    for test in (claim.test, claim.test.other):
+        found = _numbers(mine, test)
+        labels = dict.fromkeys(r.label for r in found)
+        sides = {label: _at(found, label, test.at) for label in labels}
+        sign = 1 if scale_of(test.metric) == "share" else -1
+        each = {label: summarise(side) for label, side in sides.items()}
+        means.append({label: sign * one.mean for label, one in each.items() if one.mean is not None})
+        used += [r for side in sides.values() for r in side]
+    both = [label for label in means[0] if label in means[1]]
+    if len(both) < 4:
+        return Judgement(
+            claim, "undecided", f"{len(both)} schemes have both numbers; 4 or more are needed", results=used
+        )
+    rho = float(pandas.DataFrame(means)[both].T.corr("spearman").iloc[0, 1])
+    if math.isnan(rho):
+        return Judgement(claim, "undecided", "all schemes have the same number", results=used)
+    z = math.atanh(max(-0.9999, min(0.9999, rho)))
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt((1 + rho**2 / 2) / (len(both) - 3))
+    low, high = math.tanh(z - half), math.tanh(z + half)
+    verdict = _verdict(claim.test.region, low, high)
+    note = f"the interval is over {len(both)} schemes; more schemes would narrow it, more seeds would not"
+    return Judgement(claim, verdict, note if verdict == "undecided" else "", ("", ""), rho, low, high, None, used)
+
+
+def _numbers(mine: list[Result], test: Other) -> list[Result]:
+    """Return the results that a test is about, or means of them where it asks for means, one a seed and length."""
+    pool = mine if test.part != TOGETHER else [r for group in matrices(mine).values() for r in group]
+    pool = [r for r in pool if r.part == test.part and test.task in (EVERY, r.task)]
+    pool = [r for r in pool if (r.metric, r.protocol) == (test.metric, test.protocol) and r.depth is None]
+    if test.at == BEYOND:
+        pool = [r for r in pool if r.test_length > r.train_length]
+    if not pool:
+        what = ", ".join(filter(None, (test.part, "" if test.task == EVERY else test.task, test.metric)))
+        raise _NotTested(f"the study has no results of {what} under {test.protocol}")
+    tasks = dict.fromkeys(r.task for r in pool)
+    try:
+        kept = [r for task in tasks for r in select(_of(pool, task), test.metric, test.protocol)]
+    except UserError as error:
+        raise _NotTested(str(error)) from None
+    if test.at != BEYOND and test.task != EVERY:
+        return kept
+    sets: dict[tuple[str, int, int], list[Result]] = {}
+    for r in kept:
+        sets.setdefault((r.label, r.seed, 0 if test.at == BEYOND else r.test_length), []).append(r)
+    whole = max(map(len, sets.values()))
+    return [_mean(each) for each in sets.values() if len(each) == whole]
+
+
+def _of(results: list[Result], task: str) -> list[Result]:
+    return [r for r in results if r.task == task]
+
+
+def _mean(results: list[Result]) -> Result:
+    """Return one result with the mean and all questions, or the first of those that have no value."""
+    lost = [r for r in results if r.value is None]
+    longest = max(results, key=lambda r: r.test_length)
+    facts = {"test_length": longest.test_length, "length_ratio": longest.length_ratio}
+    value = {} if lost else {"value": summarise(results).mean, "n_documents": sum(r.n_documents for r in results)}
+    return replace((lost or results)[0], **facts, **value)
+
+
+def _at(found: list[Result], label: str, at: str) -> list[Result]:
+    """Return the results of a label at a multiple of its training length, one for each seed."""
+    mine = [r for r in found if r.label == label]
+    if not mine:
+        raise _NotTested(f"the study has no {label!r} in {found[0].metric} under {found[0].protocol}")
+    there = mine if at == BEYOND else [r for r in mine if math.isclose(r.length_ratio, float(at[:-1]))]
+    if not there:
+        raise _NotTested(f"{label!r} was not tested at {at}")
+    return there
+
+
+def _alike(found: list[Result], sides: Sequence[Sequence[Result]]) -> list[Result]:
+    """Return the results that say how much seeds differ in such a comparison.
+
+    One model beside itself, at another length or under another extension, differs less from seed to seed than two
+    models do: only schemes that share the model count then, and at two lengths none but itself. A training is known by
+    the time that it took.
+    """
+    labels = {r.label for side in sides for r in side}
+    if _trainings(sides[0]) != _trainings(sides[1]):
+        return found
+    if sides[0][0].test_length != sides[1][0].test_length:
+        return [r for r in found if r.label in labels]
+    each: dict[str, list[Result]] = {}
+    for r in found:
+        each.setdefault(r.label, []).append(r)
+    return [r for same in each.values() if _trainings(same) == _trainings(sides[0]) for r in same]
+
+
+def _trainings(results: Iterable[Result]) -> set[tuple[int, float | None, int]]:
+    return {(r.seed, r.train_seconds, r.finetune_steps) for r in results}
+
+
+def _verdict(region: tuple[float, float], low: float | None, high: float | None) -> Verdict:
+    if low is None or high is None:
+        return "undecided"
+    if region[0] <= low and high <= region[1]:
+        return "reproduced"
+    return "contradicted" if high < region[0] or low > region[1] else "undecided"
+
+
+def _room(judged: Judgement) -> float:
+    """How far the effect is inside the region, or outside where that is negative."""
+    low, high = judged.claim.test.region
+    return math.inf if judged.effect is None else min(judged.effect - low, high - judged.effect)
+
+
+def _advice(came: Comparison, region: tuple[float, float], level: float) -> str:
+    """Say what would decide a claim: how many seeds, if the effect and its spread stay what they are."""
+    if came.lost:
+        return f"{came.lost} of {came.lost + came.seeds} seeds have no value"
+    if came.parts is None:
+        return "one seed says nothing of how seeds differ: run three or more"
+    scaled = math.log if came.metric in PERPLEXITIES else float
+    edges = [scaled(edge) for edge in region if math.isfinite(edge)]
+    distance = min(abs(scaled(came.effect) - edge) for edge in edges)
+    seeds, documents = came.parts
+    for n in range(came.seeds + 1, MOST_SEEDS + 1):
+        more = Part(seeds.variance * came.seeds / n, seeds.df + n - came.seeds)
+        if half_width(more, documents, level) < distance:
+            return f"about {n} seeds would decide"
+    if half_width(Part(0.0, 1.0), documents, level) >= distance:
+        return "more seeds would not decide: it takes more test documents"
+    return "more seeds would hardly decide: the effect is about as large as the smallest one that matters"
