@@ -40,10 +40,10 @@ def write_report(
     """Write everything that people look at, from results alone.
 
     `folder` then holds `report.html`, one page with all of it; `report.md`, `results.csv`, `table.tex`; `claims.md`, if
-    the study tests published findings; and figures, each as SVG, PNG and PDF. The name of a figure says group, what it shows, and the protocol unless that is the
-    group's first: `curves` and `loss_by_position` of language modelling, `passkey_exact_match`,
-    `passkey_exact_match_by_depth`, `grid_4L`. Several tasks share `exact_match_by_task`; many share
-    `exact_match_by_length` as well, and have no curves of their own.
+    the study tests published findings; and figures, each as SVG, PNG and PDF. The name of a figure says group, what it
+    shows, and the protocol unless that is the group's first: `curves` and `loss_by_position` of language modelling,
+    `passkey_exact_match`, `passkey_exact_match_by_depth`, `grid_4L`. Several tasks share `exact_match_by_task`; many
+    share `exact_match_by_length` as well, and have no curves of their own.
 
     Args:
         results: results of one study.
