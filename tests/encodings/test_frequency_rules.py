@@ -10,7 +10,6 @@ from scipy.integrate import solve_ivp
 
 import pezoo
 from pezoo.contract import Extension, Positions, Shape
-from pezoo.encodings.interpolation.longrope import search_factors, seed_factors
 from pezoo.registry import entry, make_config, register
 
 RULES = (
@@ -361,41 +360,6 @@ def test_clex_is_refused_where_it_has_another_number_of_frequencies():
 
 
 # LongRoPE's search and refusals
-
-
-def test_search_finds_better_factors_than_its_seeds():
-    target = torch.linspace(1, 3, 8) ** 1.5
-    asked = []
-
-    def evaluate(candidate):
-        asked.append(tuple(candidate))
-        return float((torch.tensor(candidate) - target).square().mean())
-
-    best, loss = search_factors(evaluate, series(16)[0], 64, 8.0)
-    seeds = [evaluate(seed) for seed in seed_factors(series(16)[0], 64, 8.0)]
-    assert loss < 0.5 * min(seeds)
-    assert loss == evaluate(best)
-    assert best == sorted(best)
-    assert min(best) >= 1
-    assert max(best) <= 10
-    searched = asked[: -len(seeds) - 1]
-    assert len(searched) == len(set(searched))
-    assert search_factors(evaluate, series(16)[0], 64, 8.0) == (best, loss)
-
-
-def test_seeds_are_pi_ntk_and_yarn():
-    pi, ntk, yarn = (torch.tensor(s) for s in seed_factors(series(64)[0], 64, 4.0))
-    torch.testing.assert_close(pi, torch.full((32,), 4.0))
-    torch.testing.assert_close(series(64)[0] / ntk, apply("ntk", series(64), 1, 64, factor=4))
-    torch.testing.assert_close(series(64)[0] / yarn, apply("yarn", series(64), 1, 64, factor=4))
-
-
-def test_found_factors_build_a_scheme():
-    best, _ = search_factors(sum, series(16)[0], 64, 8.0, iterations=1)
-    text = "rope+longrope:factor=8:long=" + ",".join(f"{a:g}" for a in best)
-    scheme = pezoo.create(text, d_model=16, n_heads=1, n_layers=1, train_length=64)
-    composition = scheme.prepare(Positions.build(1, declared=512, phase="test")).layers[0][0].composition
-    torch.testing.assert_close(composition.base[0].positions.inv_freq[0], series(16)[0] / torch.tensor(best))
 
 
 @pytest.mark.parametrize(
