@@ -58,11 +58,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_plugin(parser: argparse.ArgumentParser) -> None:
     """Add `--plugin`."""
     parser.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="file that registers members (repeatable)",
+        "--plugin", action="append", default=[], metavar="FILE.py", help="file that registers members (repeatable)"
     )
 
 

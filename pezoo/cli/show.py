@@ -54,11 +54,7 @@ def show(argv: list[str]) -> int:
     if alone is not None and alone.kind == "alias":
         console.print(f"[bold]{alone.name}[/bold]: {escape(alone.title)}, stands for {escape(alone.scheme)}\n")
     if spec is not None and (spec.extensions or len(names) > 1):
-        acting = {
-            "training": spec.at("train"),
-            "tuning": spec.at("tune"),
-            "testing": spec.at("test"),
-        }
+        acting = {"training": spec.at("train"), "tuning": spec.at("tune"), "testing": spec.at("test")}
         console.print(_facts(str(spec), {"family": spec.family} | {f"in {k}": str(v) for k, v in acting.items()}))
     for name in names:
         entry = registry.entry(name)
