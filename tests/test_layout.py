@@ -225,6 +225,17 @@ def test_wheel_holds_every_member_and_recipe_and_no_results(wheel):
     assert RECIPES
 
 
+def test_the_description_of_the_wheel_has_no_link_to_a_file_that_is_not_there(wheel):
+    with zipfile.ZipFile(wheel) as files:
+        (name,) = (name for name in files.namelist() if name.endswith(".dist-info/METADATA"))
+        told = files.read(name).decode()
+    links = re.findall(r"\[[^\]]*\]\(([^)]*)\)", told)
+    assert links
+    assert all(link.startswith(("https://", "#")) for link in links)
+    assert "\n# pezoo\n" in told
+    assert "Description-Content-Type: text/markdown" in told
+
+
 @pytest.mark.slow
 @pytest.mark.ci
 def test_wheel_works_from_anywhere(wheel, tmp_path):
