@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import run_cells
 from pezoo.errors import UserError
 from pezoo.evaluation.answers import ANSWER_PROTOCOLS
 from pezoo.evaluation.protocols import PROTOCOLS
@@ -16,7 +17,6 @@ from pezoo.report.finished import load
 from pezoo.results import LANGUAGE_MODELLING, write
 from pezoo.results.losses import Losses, losses_of, write_losses
 from pezoo.study import Study
-from pezoo.study.cells import run_cell
 from pezoo.study.reading import _parse_override, load_recipe, recipes_dir
 from pezoo.study.recipe import Recipe
 from pezoo.task import make_task
@@ -122,8 +122,7 @@ def test_the_recipe_of_ones_own_runs(tmp_path):
     (tmp_path / "majority.py").write_text(task)
     plugins = [tmp_path / "majority.py"]
     study = Study.prepare(tmp_path / "my_study.yaml", ["size=test"], tmp_path / "out", plugins)
-    for cell in study.plan.cells.values():
-        run_cell(cell, study.store, study.plan.corpora, lambda *_: None)
+    run_cells(study)
     results = study.results()
     assert {r.status for r in results} == {"ok"}
     assert {(r.part, r.task) for r in results} == {("counting", "majority"), ("reading", "language_modelling")}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 import pezoo
+from helpers import transformers_frequencies
 from pezoo.contract import Extension, Positions, Shape
 from pezoo.registry import entry, make_config, register
 
@@ -47,20 +48,8 @@ def apply(name, inv_freq, length, train_length, **given):
 
 
 def theirs(kind, width, base, train_length, length, **parameters):
-    """Frequencies and attention factor of transformers."""
-    transformers = pytest.importorskip("transformers", reason="parity needs transformers")
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    rope = {"rope_type": kind, "rope_theta": base, "original_max_position_embeddings": train_length} | parameters
-    config = transformers.LlamaConfig(
-        hidden_size=width,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=width,
-        max_position_embeddings=length,
-        rope_parameters=rope,
-    )
-    return ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=length)
+    rope = {"rope_theta": base, "original_max_position_embeddings": train_length}
+    return transformers_frequencies(kind, width, length, length, **rope | parameters)
 
 
 widths = st.integers(2, 64).map(lambda n: 2 * n)
