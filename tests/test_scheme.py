@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pezoo
+from helpers import member
 from pezoo.compose import create
 from pezoo.contract import Positions
 from pezoo.errors import UserError
@@ -254,7 +255,7 @@ def test_an_extension_acts_where_it_fits():
     prepared = scheme.prepare(Positions.build(32, phase="test"))
     sinusoid, alibi = prepared.input
     assert alibi.positions.inv_freq is None
-    assert sinusoid.positions.inv_freq[0, -1] < scheme.parts[0].encodings[0][0].inv_freq()[-1]
+    assert sinusoid.positions.inv_freq[0, -1] < member(scheme, "sinusoidal").inv_freq()[-1]
     assert len(prepared.layers[0][0].composition.regions) == 2
 
 
@@ -299,7 +300,7 @@ def test_heads_are_cut_in_the_given_order():
 )
 def test_tables_are_as_long_as_what_training_shows(scheme, extent):
     built = create(scheme, **SIZES)
-    assert len(built.parts[0].encodings[0][0].table) == extent
+    assert len(member(built, "learned").table) == extent
 
 
 def test_undefined_lengths_are_declared():

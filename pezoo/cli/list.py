@@ -62,5 +62,5 @@ def list_members(argv: list[str]) -> int:
 def _line(entry: "Entry", width: int) -> str:
     title = escape(f"{entry.title}, {entry.year}" if entry.year else entry.title)
     stands = f" = {escape(entry.scheme)}" if entry.scheme else ""
-    marks = f"  [dim]({', '.join(marks_of(entry))})[/dim]" if marks_of(entry) else ""
+    marks = f"  [dim]({', '.join(marks_of(entry.traits))})[/dim]" if marks_of(entry.traits) else ""
     return f"[cyan]{entry.name:<{width}}[/cyan] {title}{stands}{marks}"
