@@ -78,7 +78,7 @@ class DAPE(Extension):
         """Encodings without a bias, unless the network reads sums."""
         if self.config.reads == "sum" or overrides(encoding, "bias") or overrides(encoding, "distance_bias"):
             return None
-        name = type(encoding).__name__
+        name = encoding.name
         return f"{name} has no bias for the network to read beside q.k; add the setting reads=sum, which needs none"
 
     def correction(self, inputs: list[Tensor], positions: Positions) -> Tensor:

@@ -79,7 +79,7 @@ class CLEX(Extension):
 
     def refuses(self, encoding: Encoding) -> str | None:
         """Encodings with no frequencies, or with another number of them."""
-        inv_freq, name = encoding.inv_freq(), type(encoding).__name__
+        inv_freq, name = encoding.inv_freq(), encoding.name
         if inv_freq is None:
             return f"clex changes frequencies, and {name} has none; it works with rope"
         n = len(inv_freq)
