@@ -15,7 +15,7 @@ help:
 	@echo "make demo      train and test the quickstart study, and say where to look"
 	@echo "make test      the default test suite (a few minutes)"
 	@echo "make test-all  the slow tests as well"
-	@echo "make lint      ruff, and mypy on the core"
+	@echo "make lint      ruff, and mypy on the core and the members"
 	@echo "make docs      renew what is generated: tables of README and docs/, docs/zoo.md, docs/grid.md, pictures"
 	@echo "make ci        what CI runs: lint, the default suite, a slice of the slow tests"
 	@echo "make gpu       what there is to see on a GPU, into runs/gpu; one stage: make gpu STAGE=tests, bench or recipes"

@@ -92,6 +92,12 @@ class Positions:
             return self.steps().to(torch.float32) * self.spacing[1]
         return self.query[:, :, None] - self.key[:, None, :]
 
+    def angles(self, coordinates: Tensor) -> Tensor:
+        """Coordinates (R, L) times the encoding's frequencies, as extensions left them: radians, (R, L, n)."""
+        if self.inv_freq is None:
+            raise TypeError("these positions have no frequencies: the encoding does not override inv_freq")
+        return coordinates[..., None] * self.inv_freq[:, None]
+
     def steps(self) -> Tensor:
         """Query index minus key index within the document, (R, Lq, Lk), int64."""
         return self.query_index[:, :, None] - self.key_index[:, None, :]
