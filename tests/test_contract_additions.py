@@ -341,7 +341,7 @@ def test_far_regions_keep_what_was_read():
 def test_the_input_is_demanded_by_those_that_read_it_alone():
     q, k, v, x, _ = vectors()
     scheme = created("rope+forget")
-    with pytest.raises(UserError, match=r"Forget reads the input of the layer: pass x=.*\(B, Lk, D\)"):
+    with pytest.raises(UserError, match=r"forget reads the input of the layer: pass x=.*\(B, Lk, D\)"):
         pezoo.attend(scheme, q, k, v)
     with pytest.raises(UserError, match=r"x is \(B, L, 12\), for 11 tokens, not \(2, 11, 13\)"):
         pezoo.attend(scheme, q, k, v, x=F.pad(x, (0, 1)))
@@ -349,7 +349,7 @@ def test_the_input_is_demanded_by_those_that_read_it_alone():
         pezoo.attend(scheme, q, k, v, x=x[:1])
     with pytest.raises(UserError, match="has read 2 tokens of the input, but there are 11 keys; pass x= of all"):
         pezoo.attend(scheme, q[:, :, -2:], k, v, x=x[:, -2:])
-    with pytest.raises(UserError, match=r"what Forget adds depends on the layer's input; scheme.logits\(q, k, x=x\)"):
+    with pytest.raises(UserError, match=r"what forget adds depends on the layer's input; scheme.logits\(q, k, x=x\)"):
         scheme.bias(8)
     plain = created("rope")
     assert torch.equal(pezoo.attend(plain, q, k, v, x=x), pezoo.attend(plain, q, k, v))
@@ -420,7 +420,7 @@ def test_every_hook_of_attention_finds_what_was_read_for_its_keys(monkeypatch):
 def test_a_read_that_is_not_there_for_each_token_is_refused(monkeypatch):
     monkeypatch.setattr(Forget, "read", lambda self, x, positions: x.mean(1))
     q, k, v, x, _ = vectors()
-    with pytest.raises(UserError, match=r"Forget.read gives \(2, 12\), but it is to begin with \(2, 11\)"):
+    with pytest.raises(UserError, match=r"read of forget gives \(2, 12\), but it is to begin with \(2, 11\)"):
         pezoo.attend(created("forget"), q, k, v, x=x)
 
 
@@ -506,7 +506,7 @@ def test_extensions_act_on_wide_keys(extension):
 def test_what_is_wide_is_not_rotated_further():
     q, k, v, *_ = vectors()
     assert pezoo.attend(created("rope+polar"), q, k, v).isfinite().all()
-    with pytest.raises(UserError, match="RoPE cannot rotate what is no longer 4 wide; name it first in the scheme"):
+    with pytest.raises(UserError, match="rope cannot rotate what is no longer 4 wide; name it first in the scheme"):
         pezoo.attend(created("polar+rope"), q, k, v)
 
 

@@ -220,7 +220,7 @@ def test_what_cannot_work_is_refused(scheme, message):
 
 def test_a_task_is_no_part_of_a_scheme(monkeypatch):
     monkeypatch.setattr(pezoo.registry, "_entries", dict(pezoo.registry._entries))
-    pezoo.register("copying", title="Copy")(type("Copying", (), {"__doc__": "A task."}))
+    pezoo.register("copying", title="Copy")(type("Copying", (pezoo.Task,), {"__doc__": "A task."}))
     with pytest.raises(UserError, match="copying is a task, not an encoding or an extension"):
         parse("rope+copying")
 
@@ -234,11 +234,11 @@ def test_a_task_is_no_part_of_a_scheme(monkeypatch):
         ("rope", {"d_model": 2}, "head_dim = 1 leaves none to turn"),
         ({"layers": ["rope", "nope", "nope"]}, {}, "layers lists 3 schemes, which does not divide n_layers = 2"),
         ({"heads": {"rope": 2, "alibi": 1}}, {}, "heads names 3 heads in all, but n_heads = 2"),
-        ("rope+dape", {}, r"rope\+dape cannot work: RoPE has no bias for the network"),
+        ("rope+dape", {}, r"rope\+dape cannot work: rope has no bias for the network"),
         ("rope+ntk", {"d_model": 4}, "NTK scaling needs at least two frequencies; raise head_dim"),
         ("rope+dynamic_ntk", {"d_model": 4}, "NTK scaling needs at least two frequencies"),
-        ("rope+random:relative=toeplitz", {}, "RoPE reads each position by itself"),
-        ("rope+sinusoidal+clex", {}, "clex is built for 4 frequencies and Sinusoidal has 8"),
+        ("rope+random:relative=toeplitz", {}, "rope reads each position by itself"),
+        ("rope+sinusoidal+clex", {}, "clex is built for 4 frequencies and sinusoidal has 8"),
     ],
 )
 def test_what_the_model_cannot_hold_is_refused(scheme, sizes, message):

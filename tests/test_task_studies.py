@@ -106,7 +106,7 @@ def test_a_size_changes_a_part_without_losing_the_rest_of_it():
         ({"schemes": ["roppe"]}, "parts.mine: schemes.0: .*'roppe'. Did you mean 'rope'"),
         ({"tasks": ["revers_string"]}, "parts.mine: 'revers_string' is no task. Did you mean 'reverse_string'"),
         ({"tasks": ["mqar"], "form": "encoder"}, "parts.mine: mqar has no encoder form"),
-        ({"tasks": ["mqar"]}, "parts.mine: MQAR .* needs a length of at least 16 tokens, got 6"),
+        ({"tasks": ["mqar"]}, "parts.mine: mqar with .* needs a length of at least 16 tokens, got 6"),
         ({"test": {"protocols": ["prefix"]}}, "parts.mine: test.protocols: no protocol 'prefix' for tasks"),
         ({"grid": {"encodings": ["roppe"]}}, "parts.mine: grid.encodings: no encoding is called 'roppe'"),
         ({"tasks": ["lego"], "train": {"min_length": 1}}, "parts.mine: train.min_length=1 is too short for lego"),

@@ -300,7 +300,7 @@ def _reason(text: str, encoding: str, extension: str) -> str:
     """A refusal without the names of the two: many pairs share it."""
     for head in (f"{extension} does not fit {encoding}: it ", f"{encoding}+{extension} cannot work: "):
         text = text.removeprefix(head)
-    text = re.sub(rf"\b{entry(encoding).cls.__name__}\b", "the encoding", text)
+    text = re.sub(rf"\b{encoding}\b", "the encoding", text)
     return re.split(r"[.;] [Ii]t works with", text)[0]
 
 

@@ -56,7 +56,8 @@ class LongRoPE(Extension):
 
     def refuses(self, encoding: Encoding) -> str | None:
         """Lists that do not have a factor for each frequency."""
-        n = len(encoding.inv_freq())
+        inv_freq = encoding.inv_freq()
+        n = 0 if inv_freq is None else len(inv_freq)
         for name in ("short", "long"):
             given = len(getattr(self.config, name))
             if given not in (0, n):

@@ -49,8 +49,9 @@ def show(argv: list[str]) -> int:
     else:
         spec = parse(args.scheme)
         names = [*spec.encodings, *spec.extensions]
-    scheme = None if spec is None else {"scheme": str(spec), "family": spec.family, "settings": spec.data}
-    if scheme is not None:
+    scheme = None
+    if spec is not None:
+        scheme = {"scheme": str(spec), "family": spec.family, "settings": spec.data}
         scheme |= {f"in {phase}ing": str(spec.at(phase)) for phase in ("train", "test")}
     if args.save:
         from pezoo import drawing as pictures

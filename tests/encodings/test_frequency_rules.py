@@ -344,7 +344,7 @@ def test_clex_is_refused_where_it_has_another_number_of_frequencies():
     with pytest.raises(pezoo.UserError, match="n_frequencies=32"):
         pezoo.create("sinusoidal+clex", **shape)
     pezoo.create("sinusoidal+clex:n_frequencies=32", **shape)
-    with pytest.raises(pezoo.UserError, match="ALiBi has none"):
+    with pytest.raises(pezoo.UserError, match="alibi has none"):
         pezoo.create("alibi+clex", **shape)
 
 
