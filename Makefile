@@ -15,7 +15,7 @@ help:
 	@echo "make demo      train and test the quickstart study, and say where to look"
 	@echo "make test      the default test suite (a few minutes)"
 	@echo "make test-all  the slow tests as well"
-	@echo "make lint      ruff"
+	@echo "make lint      ruff, and mypy on the core and the members"
 	@echo "make docs      renew what is generated: tables of README and docs/, the zoo, the grid, the scorecard"
 	@echo "make ci        what CI runs: lint, the default suite, a slice of the slow tests"
 	@echo "make gpu       what there is to see on a GPU, into runs/gpu; one stage: make gpu STAGE=tests, bench or recipes"
@@ -34,7 +34,7 @@ test-all: $(VENV)/.installed-test
 	@$(PYTEST) -m "not gpu"
 
 lint: $(VENV)/.installed-test
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 docs: $(VENV)/.installed
 	@$(BIN)/python -m tools.docs
@@ -50,7 +50,7 @@ gpu: $(VENV)/.installed-test
 	@$(BIN)/python tools/gpu.py $(STAGE) --device $(DEVICE)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find pezoo encodings tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps are written last, so that an interrupted step is taken again from its start.

@@ -147,7 +147,8 @@ def _logits(
     q: Tensor, k: Tensor, composition: Composition, rotated: list[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, list[Tensor]]:
     """The logits, and where each region counts, (R, Lq, Lk)."""
-    sigma, logits, where = composition.sigma(), None, []
+    logits: Tensor  # of the first region at once, which has no branch
+    sigma, where = composition.sigma(), list[Tensor]()
     place = composition.owner("product")
     for r, region in enumerate(composition.regions):
         own = region.parts[place]

@@ -123,7 +123,7 @@ class Composition:
         width = q.shape[-1]
         for part in self.regions[region].parts:
             if q.shape[-1] != width and overrides(part.encoding, "rotate"):
-                name = type(part.encoding).__name__
+                name = part.encoding.name
                 raise UserError(f"{name} cannot rotate what is no longer {width} wide; name it first in the scheme")
             q, k = part.encoding.rotate(q, k, part.positions)
         return q, k
@@ -144,8 +144,11 @@ class Composition:
         n_queries, n_keys = positions.query.shape[1], positions.key.shape[1]
         steps = torch.arange(n_queries + n_keys - 1, device=positions.query.device)
         steps = positions.offset + n_queries - 1 - steps  # largest index distance first
-        biased = [p for p in self.base if overrides(p.encoding, "distance_bias")]
-        tables = [p.encoding.distance_bias(steps.to(torch.float32) * p.positions.spacing[1]) for p in biased]
+        tables = [
+            p.encoding.distance_bias(steps.to(torch.float32) * spacing[1])
+            for p in self.base
+            if overrides(p.encoding, "distance_bias") and (spacing := p.positions.spacing)
+        ]
         table = _reduce(torch.add, tables)
         if table is not None and positions.causal:
             table = table.masked_fill(steps < 0, -torch.inf)

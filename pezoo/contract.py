@@ -23,7 +23,10 @@ __all__ = [
     "Branch",
     "Encoding",
     "Extension",
+    "Member",
+    "NoSettings",
     "Positions",
+    "Registered",
     "Shape",
     "Traits",
     "Undefined",
@@ -85,19 +88,28 @@ class Traits:
     """Conformance checks that the member is known to fail, each with the reason."""
 
 
-class Encoding(nn.Module):
-    """How positions enter the model. Subclasses keep `__init__(shape, config)` and override what their paper changes.
+@dataclass(frozen=True)
+class NoSettings:
+    """The Config of what has no settings."""
 
-    Attention may ask for some queries at a time: `embed`, `read` and `rotate` always see a whole call. `bias`,
-    `product`, `content`, `normalise` and `mix` may see a slice of its queries and a prefix of its keys. Then
-    `positions.prepared` is unchanged, and `positions.read` is that of the keys: a prefix, begun at the first token.
-    """
+
+class Registered:
+    """What `register` puts into the zoo: encodings, extensions and tasks."""
+
+    name: ClassVar[str]
+    """What it is registered as, and what messages call it; until then, its class's name."""
+    Config: ClassVar[type[Any]] = NoSettings
+    """A dataclass of its settings."""
+
+    def __init_subclass__(cls, **facts: Any) -> None:
+        super().__init_subclass__(**facts)
+        cls.name = cls.__name__
+
+
+class Member(Registered, nn.Module):
+    """What encodings and extensions have in common."""
 
     traits: ClassVar[Traits] = Traits()
-
-    @dataclass
-    class Config:
-        """Settings: none."""
 
     def __init__(self, shape: Shape, config: Any) -> None:
         super().__init__()
@@ -110,15 +122,28 @@ class Encoding(nn.Module):
 
     @classmethod
     def per_layer(cls, config: Any) -> bool:
-        """Whether each layer gets an instance of its own; `embed` and `prepare` are asked of the first."""
+        """Whether each layer gets an instance, with parameters, of its own.
+
+        Of an encoding, `embed` and `prepare` are asked of the first. Of an extension, `scale`, `sink`, `mask` and
+        `adapt` are asked of each, the other hooks of the first.
+        """
         return False
+
+    def check(self, positions: Positions) -> None:
+        """Raise `Undefined` where the member has no value for a position."""
+
+
+class Encoding(Member):
+    """How positions enter the model. Subclasses keep `__init__(shape, config)` and override what their paper changes.
+
+    Attention may ask for some queries at a time: `embed`, `read` and `rotate` always see a whole call. `bias`,
+    `product`, `content`, `normalise` and `mix` may see a slice of its queries and a prefix of its keys. Then
+    `positions.prepared` is unchanged, and `positions.read` is that of the keys: a prefix, begun at the first token.
+    """
 
     def inv_freq(self) -> Tensor | None:
         """Frequencies in radians per position, (n,), fastest first, for extensions to change; None if it has none."""
         return None
-
-    def check(self, positions: Positions) -> None:
-        """Raise `Undefined` where the encoding has no value for a coordinate."""
 
     def prepare(self, positions: Positions) -> Any:
         """Tables that all layers share, made once a forward and handed back as `positions.prepared`."""
@@ -147,7 +172,7 @@ class Encoding(nn.Module):
 
     def scale(self) -> float:
         """What q k^T is multiplied by."""
-        return self.shape.head_dim**-0.5
+        return float(self.shape.head_dim**-0.5)
 
     def distance_bias(self, distance: Tensor) -> Tensor:
         """Bias of each head for real distances (query minus key) of any shape (...): (H, ...), float32."""
@@ -185,32 +210,14 @@ class Branch:
     """Given (a slice of) the scheme's own positions: True where this branch counts, (R, Lq, Lk)."""
 
 
-class Extension(nn.Module):
+class Extension(Member):
     """What carries an encoding past its training length. Acts in the phases named by its setting `at`."""
 
-    traits: ClassVar[Traits] = Traits()
     default_at: ClassVar[tuple[str, ...]] = ("tune", "test")
 
-    @dataclass
-    class Config:
-        """Settings: none beside `at`."""
-
     def __init__(self, shape: Shape, config: Any, at: tuple[str, ...] | None = None) -> None:
-        super().__init__()
-        self.shape, self.config, self.at = shape, config, at or self.default_at
-
-    @property
-    def prefix_stable(self) -> bool:
-        """Whether this instance, with its settings, is prefix-stable."""
-        return self.traits.prefix_stable
-
-    @classmethod
-    def per_layer(cls, config: Any) -> bool:
-        """Whether each layer gets an instance, with parameters, of its own.
-
-        `scale`, `sink`, `mask` and `adapt` are asked of each, the other hooks of the first.
-        """
-        return False
+        super().__init__(shape, config)
+        self.at = at or self.default_at
 
     def same_in(self, phases: Sequence[str]) -> bool:
         """Whether it acts alike in these phases, all of which it acts in."""
@@ -232,9 +239,6 @@ class Extension(nn.Module):
     def refuses_beside(self, other: "Extension") -> str | None:
         """Why it cannot act together with another extension of the scheme, in some phase of both; None if it can."""
         return None
-
-    def check(self, positions: Positions) -> None:
-        """Raise `Undefined` where the extension has no value for a position."""
 
     def coordinates(self, positions: Positions) -> Positions:
         """Other coordinates."""
@@ -298,7 +302,7 @@ def settle(distance: Tensor) -> Tensor:
     return (distance * 64).round() / 64
 
 
-def overrides(member: Encoding | Extension | type, hook: str) -> bool:
+def overrides(member: Member | type[Member], hook: str) -> bool:
     """Whether a member (or its class) has its own version of a hook."""
     cls = member if isinstance(member, type) else type(member)
     base = Encoding if issubclass(cls, Encoding) else Extension

@@ -132,10 +132,10 @@ def seal(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         with other.open("rb") as file:
             os.fsync(file.fileno())
         files[other.name] = {"size": other.stat().st_size, "sha256": _sha256(other)}
-    facts = json.loads(json.dumps({**facts, "files": files}))
+    sealed: dict[str, Any] = json.loads(json.dumps({**facts, "files": files}))
     with replacing(path) as file:
-        file.write(json.dumps(facts | {"sha256": _sha256_of(facts)}, indent=1).encode())
-    return facts
+        file.write(json.dumps(sealed | {"sha256": _sha256_of(sealed)}, indent=1).encode())
+    return sealed
 
 
 def unseal(path: Path, *, digests: bool = True) -> dict[str, Any]:

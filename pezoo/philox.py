@@ -17,7 +17,7 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
-def philox(counter: tuple[Tensor | int, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
     """Four words of 32 random bits, int64, for counters of four words (tensors that broadcast) and a key of two."""
     (a, b, c, d), (one, two) = counter, key
     for _ in range(ROUNDS):

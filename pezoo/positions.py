@@ -92,6 +92,12 @@ class Positions:
             return self.steps().to(torch.float32) * self.spacing[1]
         return self.query[:, :, None] - self.key[:, None, :]
 
+    def angles(self, coordinates: Tensor) -> Tensor:
+        """Coordinates (R, L) times the encoding's frequencies, as extensions left them: radians, (R, L, n)."""
+        if self.inv_freq is None:
+            raise TypeError("these positions have no frequencies: the encoding does not override inv_freq")
+        return coordinates[..., None] * self.inv_freq[:, None]
+
     def steps(self) -> Tensor:
         """Query index minus key index within the document, (R, Lq, Lk), int64."""
         return self.query_index[:, :, None] - self.key_index[:, None, :]
@@ -99,7 +105,7 @@ class Positions:
     def visible(self) -> Tensor:
         """What causality and documents let a query see, (R, Lq, Lk), bool."""
         visible = self.steps() >= 0 if self.causal else torch.ones_like(self.steps(), dtype=torch.bool)
-        if self.key_document is not None:
+        if self.query_document is not None and self.key_document is not None:
             visible = visible & (self.query_document[:, :, None] == self.key_document[:, None, :])
         return visible
 
@@ -236,9 +242,8 @@ class Positions:
             document = starts.cumsum(dim=1)  # an id that comes back later is another document
         spacing = (0.0, 1.0) if document is None else None
         declared = length if declared is None else declared
-        lengths = (declared,)
-        if isinstance(declared, Tensor):
-            lengths, declared = tuple(declared.tolist()), to_device(declared, place.device)
+        lengths = tuple(declared.tolist()) if isinstance(declared, Tensor) else (declared,)
+        declared = to_device(declared, place.device) if isinstance(declared, Tensor) else declared
         coordinate = index.to(torch.float32)
         return cls(
             coordinate, coordinate, index, index, document, document, declared, lengths,
@@ -249,14 +254,13 @@ class Positions:
     def slice(self, start: int, stop: int, n_keys: int | None = None) -> "Positions":
         """Queries start ... stop - 1 of these, seeing the first `n_keys` keys (default: all)."""
         q, k = slice(start, stop), slice(n_keys)
-        documents = self.key_document is not None
         return self.replace(
             query=self.query[:, q],
             query_index=self.query_index[:, q],
-            query_document=self.query_document[:, q] if documents else None,
+            query_document=None if self.query_document is None else self.query_document[:, q],
             key=self.key[:, k],
             key_index=self.key_index[:, k],
-            key_document=self.key_document[:, k] if documents else None,
+            key_document=None if self.key_document is None else self.key_document[:, k],
             offset=self.offset + start,
             bounds=self.bounds,
             tokens=None if self.tokens is None else self.tokens[:, k],
@@ -288,9 +292,9 @@ class Positions:
 
     def scaled(self, factor: float | Tensor) -> "Positions":
         """Coordinates, and a ruler if there is one, times `factor`, a number or (R, 1)."""
-        known = (
-            None if facts is None or isinstance(factor, Tensor) else tuple(f * factor for f in facts)
-            for facts in (self.spacing, self.bounds)
-        )
+
+        def known(facts: tuple[float, float] | None) -> tuple[float, float] | None:
+            return None if facts is None or isinstance(factor, Tensor) else (facts[0] * factor, facts[1] * factor)
+
         ruler = None if self.ruler is None else self.ruler * factor
-        return self.map(lambda p, index: p * factor, *known).replace(ruler=ruler)
+        return self.map(lambda p, index: p * factor, known(self.spacing), known(self.bounds)).replace(ruler=ruler)

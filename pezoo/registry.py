@@ -7,22 +7,23 @@ import importlib.metadata
 import importlib.util
 import inspect
 import math
+import operator
 import pkgutil
 import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pezoo.contract import PHASES, Encoding, Extension, Traits
+from pezoo.contract import PHASES, Encoding, Extension, Member, Registered, Traits
 from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.sources import PLUGIN, plugin_module, source_hash
 from pezoo.typed import check_items, check_plain
@@ -35,6 +36,7 @@ FAMILIES = (
 """Families of members, in the order of the survey, then those of tasks."""
 LARGEST = 2**31 - 1
 """Largest whole number of a setting."""
+R = TypeVar("R", bound=type[Registered])
 _entries: dict[str, "Entry"] = {}
 
 
@@ -67,9 +69,21 @@ class Entry:
     arxiv: str = ""
     equation: str = ""
     summary: str = ""
-    cls: type | None = field(default=None, repr=False)
+    cls: type[Registered] | None = field(default=None, repr=False)
     scheme: str = ""
     """What an alias stands for."""
+
+    @property
+    def member(self) -> type[Member]:
+        """The class of an encoding or an extension.
+
+        Raises:
+            UserError: for a task, or an alias.
+        """
+        if self.cls is None or not issubclass(self.cls, Member):
+            kind = "a task" if self.kind == "task" else f"an alias of {self.scheme}"
+            raise UserError(f"{self.name} is {kind}, not an encoding or an extension")
+        return self.cls
 
     @property
     def traits(self) -> Traits | None:
@@ -83,23 +97,22 @@ class Entry:
             return {}
         result = {}
         for f in dataclasses.fields(self.cls.Config):
-            default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+            default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
             kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", None)
             kind = str(f.type) if kind in (None, "Literal", "Optional", "Union") else kind
             kind = kind.replace("typing.", "")
             choices = list(typing.get_args(f.type)) if typing.get_origin(f.type) is typing.Literal else []
             facts = {"type": kind, "default": default, "choices": choices}
             result[f.name] = facts | {"help": f.metadata.get("help", "")}
-        if self.kind == "extension":
-            help = "phases in which it acts"
+        if issubclass(self.cls, Extension):
             facts = {"type": "phases", "default": list(self.cls.default_at), "choices": []}
-            result["at"] = facts | {"help": help}
+            result["at"] = facts | {"help": "phases in which it acts"}
         return result
 
     @property
     def source_hash(self) -> str:
-        """SHA-256 of the code that the member's numbers depend on; `pezoo.sources` says what that is."""
-        return source_hash(self.cls.__module__)
+        """SHA-256 of the code that the member's numbers depend on, as `pezoo.sources` says; empty for an alias."""
+        return source_hash(self.cls.__module__) if self.cls else ""
 
 
 def register(
@@ -112,7 +125,7 @@ def register(
     equation: str = "",
     family: str | None = None,
     aliases: Mapping[str, tuple[str, str]] | None = None,
-) -> Callable[[type], type]:
+) -> Callable[[R], R]:
     """Class decorator that adds an encoding, an extension or a task to the zoo.
 
     Args:
@@ -126,20 +139,22 @@ def register(
         aliases: literature names for schemes around this member: {name: (scheme, title)}.
 
     Raises:
-        UserError: if a name is malformed or taken.
+        UserError: if a name is malformed or taken, or the class is none of these.
     """
 
-    def add(cls: type) -> type:
+    def add(cls: R) -> R:
+        if not issubclass(cls, Registered):
+            raise UserError(f"the class of {name} extends neither Encoding, nor Extension, nor Task")
         kinds = ((Encoding, "encoding"), (Extension, "extension"))
         kind = next((k for base, k in kinds if issubclass(cls, base)), "task")
         folders = [name for name in cls.__module__.split(".")[:-1] if not name.startswith(PLUGIN)]
         place = family or (folders[-1] if folders else "custom")
         summary = (inspect.getdoc(cls) or "").split("\n")[0]
-        facts = {"year": year, "authors": authors, "arxiv": arxiv}
-        _add(Entry(name, kind, place, title, **facts, equation=equation, summary=summary, cls=cls))
+        made = partial(Entry, family=place, year=year, authors=authors, arxiv=arxiv)
+        _add(made(name, kind, title=title, equation=equation, summary=summary, cls=cls))
         for alias, (scheme, alias_title) in (aliases or {}).items():
-            facts["summary"] = f"stands for {scheme}"
-            _add(Entry(alias, "alias", place, alias_title, **facts, scheme=scheme))
+            _add(made(alias, "alias", title=alias_title, summary=f"stands for {scheme}", scheme=scheme))
+        cls.name = name
         return cls
 
     return add
@@ -187,10 +202,13 @@ def load_plugin(path: str | Path) -> list[str]:
         raise UserError(f"plug-in {path}: no such Python file")
     loaded, before = set(sys.modules), dict(_entries)
     module = plugin_module(path)
-    if added := module.__spec__.loader_state or _defined_in(path):
+    spec = module.__spec__
+    if spec is None or spec.loader is None:
+        raise UserError(f"plug-in {path} has been run already, and has taken away its __spec__")
+    if added := spec.loader_state or _defined_in(path):
         return list(added)
     try:
-        module.__spec__.loader.exec_module(module)
+        spec.loader.exec_module(module)
     except Exception as error:
         _forget(before, loaded)
         raise UserError(f"plug-in {path}: {type(error).__name__}: {error}") from error
@@ -198,7 +216,7 @@ def load_plugin(path: str | Path) -> list[str]:
     if not added:
         _forget(before, loaded)
         raise UserError(f"plug-in {path} registers nothing: decorate a class with @pezoo.register(...)")
-    module.__spec__.loader_state = added
+    spec.loader_state = added
     return list(added)
 
 
@@ -239,8 +257,8 @@ def entry(name: str) -> Entry:
 def _meant(name: str) -> str:
     """Return " Did you mean ...?": members with the word in what papers call them, or else of a near name."""
     word = re.compile(rf"\b{re.escape(name)}", re.IGNORECASE)
-    found = {n: word.search(e.title) for n, e in entries().items()} if len(name) > 3 else {}
-    called = sorted((n for n, match in found.items() if match), key=lambda n: found[n].start())
+    places = {n: match.start() for n, e in entries().items() if len(name) > 3 and (match := word.search(e.title))}
+    called = sorted(places, key=lambda n: places[n])
     said = suggest(name, _entries)
     return said if said or not called else f" Did you mean {' or '.join(map(repr, called[:2]))}?"
 
@@ -285,7 +303,9 @@ def make_config(name: str, settings: Mapping[str, Any]) -> tuple[Any, tuple[str,
         UserError: for an unknown setting, a wrong type or a value out of range.
     """
     found = entry(name)
-    if found.kind != "extension":
+    if found.cls is None:
+        raise UserError(f"{name} stands for {found.scheme}: its settings are those of the members")
+    if not issubclass(found.cls, Extension):
         return checked_settings(name, found.cls.Config, settings), None
     others = {key: value for key, value in settings.items() if key != "at"}
     config = checked_settings(name, found.cls.Config, others, also=("at",))
@@ -340,7 +360,7 @@ def checked_settings(name: str, cls: type, settings: Mapping[str, Any], also: Se
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = getattr(error, "full_key", "") or ""
         raise UserError(f"{name}:{key}: {cut(str(error).splitlines()[0], 200)}") from None
-    for f in dataclasses.fields(config):
+    for f in dataclasses.fields(cls):
         value, limits = getattr(config, f.name), f.metadata
         for number in value if isinstance(value, list) else [value]:
             _check_range(f"{name}:{f.name}", number, limits)
@@ -362,15 +382,10 @@ def _check_range(key: str, value: Any, limits: Mapping[str, Any]) -> None:
         raise UserError(f"{key} must be a finite number, got {value}")
     if isinstance(value, int) and abs(value) > LARGEST:
         raise UserError(f"{key} must be at most {LARGEST}, got {value}")
-    tests = (
-        ("above", "above", lambda v, limit: v > limit),
-        ("at_least", "at least", lambda v, limit: v >= limit),
-        ("at_most", "at most", lambda v, limit: v <= limit),
-    )
-    for name, words, holds in tests:
+    for name, holds in (("above", operator.gt), ("at_least", operator.ge), ("at_most", operator.le)):
         limit = limits.get(name)
         if limit is not None and not holds(value, limit):
-            raise UserError(f"{key} must be {words} {limit:g}, got {value:g}")
+            raise UserError(f"{key} must be {name.replace('_', ' ')} {limit:g}, got {value:g}")
 
 
 def _phases(name: str, value: Any) -> tuple[str, ...]:

@@ -6,11 +6,11 @@ form for mixtures: `{layers: [rope, rope, nope]}`, `{heads: {rope: 4, alibi: 4}}
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pezoo.contract import Encoding, Extension, overrides
+from pezoo.contract import PHASES, Encoding, Extension, overrides
 from pezoo.errors import UserError, brief, cut
 from pezoo.registry import entries, entry, make_config, plain
 from pezoo.typed import read_yaml
@@ -34,7 +34,7 @@ class MemberSpec:
         config, at = make_config(name, settings)
         kept = []
         for key, facts in entry(name).parameters.items():
-            value = list(at) if key == "at" else getattr(config, key)
+            value = list(at or ()) if key == "at" else getattr(config, key)
             if value != facts["default"]:
                 kept.append((key, tuple(value) if isinstance(value, list) else value))
         return cls(name, tuple(kept))
@@ -42,10 +42,8 @@ class MemberSpec:
     @property
     def at(self) -> tuple[str, ...]:
         """Phases in which it acts; every phase for an encoding."""
-        found = entry(self.name)
-        every = ("train", "tune", "test")
-        default = found.cls.default_at if found.kind == "extension" else every
-        return dict(self.settings).get("at", default)
+        cls, set_to = entry(self.name).member, dict(self.settings).get("at")
+        return tuple(set_to or (cls.default_at if issubclass(cls, Extension) else PHASES))
 
     @property
     def full(self) -> dict[str, Any]:
@@ -80,7 +78,7 @@ class Spec:
     def _parts(self) -> tuple["Spec", ...]:
         return self.layers or tuple(spec for spec, _ in self.heads)
 
-    def _map(self, function: Any) -> "Spec":
+    def _map(self, function: "Callable[[Spec], Spec]") -> "Spec":
         """The same mixture with every plain scheme changed."""
         if self.members:
             return function(self)
@@ -232,7 +230,7 @@ def _parse_mapping(mapping: Mapping[str, Any]) -> Spec:
             return _check_mixture(Spec(layers=tuple(parse(part) for part in layers)))
         heads = mapping["heads"]  # {scheme: n}, or [[scheme, n], ...] where the schemes are mappings themselves
         pairs = list(heads.items()) if isinstance(heads, Mapping) else heads
-        good = isinstance(pairs, Sequence) and not isinstance(pairs, str) and pairs
+        good = isinstance(pairs, Sequence) and not isinstance(pairs, str)
         good = good and all(isinstance(p, Sequence) and len(p) == 2 for p in pairs)
         pairs = [(part, plain(n)) for part, n in pairs] if good else []
         if not pairs or any(type(n) is not int or n < 1 for _, n in pairs):
@@ -254,8 +252,6 @@ def _members(pairs: list[tuple[str, dict[str, Any]]]) -> tuple[MemberSpec, ...]:
     members: list[MemberSpec] = []
     for name, settings in pairs:
         found = entry(name)
-        if found.kind == "task":
-            raise UserError(f"{name} is a task, not an encoding or an extension")
         if found.kind == "alias":
             parts = read_members(found.scheme)
             for key, value in settings.items():
@@ -271,9 +267,8 @@ def _members(pairs: list[tuple[str, dict[str, Any]]]) -> tuple[MemberSpec, ...]:
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice:
         raise UserError(f"{twice} occurs twice in {'+'.join(names)}; name each member once")
-    kinds = [entry(n).kind for n in names]
-    order = {"encoding": 0, "extension": 1}  # encodings first; extensions keep their order
-    return tuple(m for _, m in sorted(zip(kinds, members, strict=True), key=lambda km: order[km[0]]))
+    # Encodings first; extensions keep their order.
+    return tuple(sorted(members, key=lambda m: issubclass(entry(m.name).member, Extension)))
 
 
 # ---- what fits what -----------------------------------------------------------------------------
@@ -320,7 +315,7 @@ _ONE_OF = (
 
 def _check(spec: Spec) -> None:
     """Refuse a plain scheme whose parts cannot work together, naming what is missing and what would work."""
-    classes = {m.name: entry(m.name).cls for m in spec.members}
+    classes = {m.name: entry(m.name).member for m in spec.members}
     encodings = {n: c for n, c in classes.items() if issubclass(c, Encoding)}
     if not encodings:
         names = ", ".join(classes)
@@ -336,9 +331,9 @@ def _check(spec: Spec) -> None:
     for name, cls in classes.items():
         if not issubclass(cls, Extension):
             continue
-        lacking = [fits(cls, e) for e in encodings.values()]
-        if all(lacking):
-            zoo = [n for n, e in entries().items() if e.kind == "encoding" and not fits(cls, e.cls)]
+        lacking = [lack for e in encodings.values() if (lack := fits(cls, e))]
+        if len(lacking) == len(encodings):
+            zoo = [n for n, e in entries().items() if e.cls and issubclass(e.cls, Encoding) and not fits(cls, e.cls)]
             raise UserError(
                 f"{name} does not fit {'+'.join(encodings)}: it needs {_LACKS[lacking[0]]}. "
                 f"It works with: {', '.join(zoo)}"
@@ -351,7 +346,7 @@ def _check_mixture(spec: Spec) -> Spec:
         raise UserError("layers cannot be nested inside a mixture; list every layer once")
     if spec.heads and any(part.heads for part in spec._parts()):
         raise UserError("heads cannot be nested inside heads; list every group of heads once")
-    embedding = [n for n in spec.encodings if overrides(entry(n).cls, "embed")]
+    embedding = [n for n in spec.encodings if overrides(entry(n).member, "embed")]
     if embedding:
         raise UserError(
             f"{', '.join(embedding)} acts on the input embedding, which layers and heads share; "

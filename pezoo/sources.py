@@ -9,15 +9,18 @@ The hash of a member covers the file that defines it and all that this imports, 
 It reads import statements, wherever in a file they stand. The rest of pezoo is named by `pezoo.study.plan.VERSIONS`;
 Python's own library, other packages, data files and imports by `importlib` name nothing.
 
-What cannot move a number is left out of the hash: comments, layout, docstrings, the facts under `@register` and the
-help of a `setting`. So what is hashed is the syntax tree, written out here and not by `ast.dump` or `ast.unparse`: they
+What cannot move a number is left out of the hash: comments, layout, docstrings, the facts under `@register`, the help
+of a `setting`, and annotations that nothing reads, with the imports that serve them alone. So what is hashed is the
+syntax tree, written out here and not by `ast.dump` or `ast.unparse`: they
 change between versions of Python, by fields that are new and empty, or in how they quote.
 """
 
 import ast
 import hashlib
 import importlib.util
+import inspect
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -26,13 +29,15 @@ from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 PLUGIN = "pezoo_plugin_"
 """Begins the names of modules that are plug-ins, or lie beside one."""
 ZOO = ("pezoo.encodings", "pezoo.data.tasks")
 IDLE_FIELDS = {"ctx", "kind", "type_comment"}
 """Fields of a syntax tree that say nothing of their own."""
+BLIND = {"classmethod", "property", "staticmethod"}
+"""Decorators that read no annotations."""
 
 
 # ---- what lies beside a plug-in -----------------------------------------------------------------
@@ -56,9 +61,9 @@ def plugin_module(path: Path) -> ModuleType:
     name = f"{package}.{path.stem.replace('.', '_')}"
     if name not in sys.modules:
         importlib.invalidate_caches()  # files may be a moment old
-        spec = importlib.util.spec_from_file_location(name, path, loader=_Loader(name, str(path)))
+        spec = ModuleSpec(name, _Loader(name, str(path)), origin=str(path), loader_state=[])
+        spec.has_location = True
         sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader_state = []
     return sys.modules[name]
 
 
@@ -73,7 +78,7 @@ def _is_near(top: str, folder: str) -> bool:
         usual = None
     if usual is None or near.origin is None:  # a folder without __init__.py comes after all others
         return usual is None
-    return not (usual.has_location and os.path.realpath(usual.origin) == os.path.realpath(near.origin))
+    return not (usual.origin and os.path.realpath(usual.origin) == os.path.realpath(near.origin))
 
 
 def _may_be_near(top: str) -> bool:
@@ -84,22 +89,19 @@ class _Loader(SourceFileLoader):
     """Runs a file of a plug-in, whose imports find what lies beside it."""
 
     def get_code(self, fullname: str) -> CodeType:
-        """The code, never from `__pycache__`, where others would find it."""
-        return self.source_to_code(self.get_data(self.path), self.path)
-
-    def source_to_code(self, data: bytes, path: str, **how: Any) -> CodeType:
-        """The code, with the private names of neighbours."""
-        package = self.name.partition(".")[0]
+        """The code, with the private names of neighbours; never from `__pycache__`, where others would find it."""
+        data, package = self.get_data(self.path), fullname.partition(".")[0]
         [folder] = sys.modules[package].__path__
-        tree, changed = ast.parse(data, path), False
+        tree, changed = ast.parse(data, self.path), False
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and not node.level and _is_near(node.module.partition(".")[0], folder):
-                node.module, changed = f"{package}.{node.module}", True
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                if _is_near(node.module.partition(".")[0], folder):
+                    node.module, changed = f"{package}.{node.module}", True
             elif isinstance(node, ast.Import):
                 found = [(alias, _is_near(alias.name.partition(".")[0], folder)) for alias in node.names]
                 node.names = [a for alias, near in found for a in (_private(alias, package) if near else [alias])]
                 changed |= any(near for _, near in found)
-        return super().source_to_code(tree if changed else data, path, **how)
+        return self.source_to_code(tree if changed else data, self.path)
 
 
 def _private(alias: ast.alias, package: str) -> Iterator[ast.alias]:
@@ -119,7 +121,7 @@ class _Finder:
         """Where a module is, and what runs it."""
         spec = PathFinder.find_spec(name, path, target) if name.startswith(PLUGIN) else None
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
-            spec.loader = _Loader(name, spec.origin)
+            spec.loader = _Loader(name, spec.loader.path)
         return spec
 
 
@@ -164,9 +166,9 @@ class _Source:
             places = [(self.tree, above + tuple(module.split(".") if module else ()))]
         else:
             trees = dict.fromkeys((self.tree, *_package(self.tree), *_zoo()))
-            places = [(tree, tree.parts(module)) for tree in trees]
+            places = [(tree, parts) for tree in trees if (parts := tree.parts(module)) is not None]
         for tree, parts in places:
-            for more in ((), *((name,) for name in names)) if parts is not None else ():
+            for more in ((), *((name,) for name in names)):
                 if (file := _file(tree, parts + more)) is not None:
                     yield _Source(tree, parts + more, file)
 
@@ -194,7 +196,7 @@ def _package(tree: _Tree) -> list[_Tree]:
 
 def _source(module: str) -> _Source:
     """The place of a module that is loaded."""
-    file = Path(sys.modules[module].__file__).resolve()
+    file = Path(inspect.getfile(sys.modules[module])).resolve()
     for tree in _zoo():
         if (parts := tree.parts(module)) is not None:
             return _Source(tree, parts, file)
@@ -242,8 +244,29 @@ def _read(source: bytes) -> tuple[str, tuple[tuple[int, str, tuple[str, ...]], .
     return hashlib.sha256(_canonical(tree).encode()).hexdigest(), tuple(imports)
 
 
+def _annotations(tree: ast.AST) -> list[ast.expr]:
+    """The annotations that nothing reads: all but those of a class's fields, and of functions under a decorator."""
+    found, waiting = list[ast.expr](), list[tuple[ast.AST, bool]]([(tree, False)])
+    while waiting:
+        node, in_class = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            in_class = False
+            if all(isinstance(d, ast.Name) and d.id in BLIND for d in node.decorator_list):
+                every = [node.returns, *(arg.annotation for arg in ast.walk(node.args) if isinstance(arg, ast.arg))]
+                found += [annotation for annotation in every if annotation is not None]
+        elif isinstance(node, ast.AnnAssign) and not in_class:
+            found.append(node.annotation)
+        in_class |= isinstance(node, ast.ClassDef)
+        waiting += [(child, in_class) for child in ast.iter_child_nodes(node)]
+    return found
+
+
 def _canonical(tree: ast.AST) -> str:
     """A syntax tree as text, without what cannot move a number."""
+    inside = {node for annotation in _annotations(tree) for node in ast.walk(annotation)}
+    texts = [getattr(node, "id", getattr(node, "value", None)) for node in inside]
+    noted = {name for text in texts if isinstance(text, str) for name in re.findall(r"\w+", text)}
+    noted -= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node not in inside}
     ours = {
         alias.asname or alias.name: alias.name
         for node in ast.walk(tree)
@@ -251,27 +274,41 @@ def _canonical(tree: ast.AST) -> str:
         for alias in node.names
     }
 
-    def calls(node: Any, name: str) -> bool:
+    def calls(node: object, name: str) -> TypeGuard[ast.Call]:
         """Whether it calls a function of pezoo's, by its name or as pezoo.name."""
         if not isinstance(node, ast.Call):
             return False
-        f = node.func
-        attribute = isinstance(f, ast.Attribute) and isinstance(f.value, ast.Name) and f.value.id == "pezoo"
-        return f.attr == name if attribute else isinstance(f, ast.Name) and ours.get(f.id) == name
+        match node.func:
+            case ast.Attribute(value=ast.Name(id="pezoo"), attr=called):
+                return called == name
+            case ast.Name(id=called):
+                return ours.get(called) == name
+        return False
 
-    def idle(node: Any) -> bool:
-        """Whether it does nothing: a docstring, `...`, `pass`, the facts of a member."""
-        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        return text or isinstance(node, ast.Pass) or calls(node, "register")
+    def idle(node: object) -> bool:
+        """Whether it does nothing: a docstring, `...`, `pass`, the facts of a member, what serves annotations."""
+        match node:
+            case ast.Expr(value=ast.Constant()) | ast.Pass():
+                return True
+            case ast.AnnAssign(value=None, annotation=annotation):
+                return annotation in inside
+            case ast.alias(name=name, asname=asname):
+                return (asname or name.partition(".")[0]) in noted
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                return all(map(idle, names))
+        return calls(node, "register")
 
-    said, waiting = [], [tree]
+    said, waiting = list[str](), list[object]([tree])
     while waiting:  # no recursion: a sum of a thousand terms is a tree as deep
         item = waiting.pop()
         if isinstance(item, list):
             said.append(str(len(item)))
             waiting += reversed(item)
         elif isinstance(item, ast.AST):
+            if isinstance(item, ast.AnnAssign) and item.annotation in inside and item.value:
+                item = ast.Assign([item.target], item.value)
             fields = {name: value for name, value in ast.iter_fields(item) if name not in IDLE_FIELDS}
+            fields = {k: v for k, v in fields.items() if isinstance(v, list) or v not in inside}
             if isinstance(item, ast.JoinedStr):  # Python 3.12 has empty texts in some
                 fields["values"] = [x for x in item.values if getattr(x, "value", None) != ""]
             if calls(item, "setting"):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pezoo.contract import Registered
 from pezoo.errors import UserError, brief, suggest
 from pezoo.registry import entry, list_tasks, make_config
 from pezoo.scheme import MemberSpec, read_members
@@ -49,12 +50,7 @@ class Example(NamedTuple):
     """(B, L) int64, `IGNORE` where nothing is asked."""
 
 
-@dataclass(frozen=True)
-class NoSettings:
-    """The Config of a task that has no settings."""
-
-
-class Task:
+class Task(Registered):
     """A task: what a question and its answer are at each length.
 
     A subclass states `n_symbols`, `sample`, `input_length` and `output_length`, and `solve`, from which `answer` and
@@ -72,7 +68,6 @@ class Task:
         config: the task's settings, of its `Config`.
     """
 
-    Config: ClassVar[type] = NoSettings
     layout: ClassVar[Literal["marked", "plain", "inline"]] = "marked"
     forms: ClassVar[tuple[Form, ...]] = ("causal", "encoder")
     least_length: int = 1
@@ -130,7 +125,7 @@ class Task:
         Raises:
             UserError: if a question is none; see `require`.
         """
-        raise UserError(f"{type(self).__name__} answers no given questions: its class has no `solve`")
+        raise UserError(f"{self.name} answers no given questions: its class has no `solve`")
 
     def distance(self, length: int, depth: float) -> int:
         """Tokens from the needle to the end of the question, for a task that has depths."""
@@ -166,7 +161,7 @@ class Task:
             rows = inputs.to("cpu", torch.int64).reshape(-1, inputs.shape[-1]).contiguous()
             strange = rows[(rows < 0) | (rows >= self.n_symbols)]
             if strange.numel():
-                raise UserError(f"{type(self).__name__} has the ids 0 to {self.n_symbols - 1}, got {strange[0]}")
+                raise UserError(f"{self.name} has the ids 0 to {self.n_symbols - 1}, got {strange[0]}")
             found = self.solve(rows).to(inputs.device)
             return found if inputs.ndim == 2 else self.ended(found[0])
         if isinstance(inputs, Sequence) and inputs:
@@ -209,7 +204,7 @@ class Task:
         if not good.all():
             question = self.text(inputs[~good][0])
             question = question if len(question) <= 60 else question[:60] + "..."
-            raise UserError(f"{question!r} is no question of {type(self).__name__}: its questions are {what}")
+            raise UserError(f"{question!r} is no question of {self.name}: its questions are {what}")
 
     @property
     def vocab_size(self) -> int:
@@ -230,7 +225,7 @@ class Task:
             UserError: if the task has no such form.
         """
         if form not in self.forms:
-            raise UserError(f"{type(self).__name__} has no {form} form; form is one of {', '.join(self.forms)}")
+            raise UserError(f"{self.name} has no {form} form; form is one of {', '.join(self.forms)}")
         inputs, outputs = pairs.inputs, pairs.outputs
         if self.layout == "inline":
             return Example(inputs, outputs)
@@ -279,8 +274,8 @@ def _read(text: str, symbols: Sequence[str]) -> list[int]:
 
 def is_test(inputs: Tensor) -> Tensor:
     """Which questions are kept for testing: one in `SHARE`, by a hash of their symbols, (B, n) -> (B,)."""
-    keys = torch.Generator().manual_seed(0x5EED)
-    keys = torch.randint(1, 2**62, (inputs.shape[1],), generator=keys)
+    generator = torch.Generator().manual_seed(0x5EED)
+    keys = torch.randint(1, 2**62, (inputs.shape[1],), generator=generator)
     mixed = ((inputs + 1) * keys).sum(1)  # wraps around
     mixed = (mixed ^ (mixed >> 29)) * 0x1B873593AC4D2A7D
     return (mixed >> 40) % SHARE == 0
@@ -319,8 +314,7 @@ def draw(
         size = min(2 * size, MOST * batch_size)  # where questions are few, the share of either kind is anything
     kind = "test" if test else "training"
     raise UserError(
-        f"{type(task).__name__} has too few questions of length {length} to keep {kind} questions apart; "
-        "choose greater lengths"
+        f"{task.name} has too few questions of length {length} to keep {kind} questions apart; choose greater lengths"
     )
 
 
@@ -332,8 +326,11 @@ def make_task(text: str) -> Task:
     """
     spec = parse_task(text)
     config, _ = make_config(spec.name, dict(spec.settings))
+    cls = entry(spec.name).cls
+    if cls is None or not issubclass(cls, Task):
+        raise UserError(f"{spec.name} is no task: its class does not extend Task")
     try:
-        return entry(spec.name).cls(config)
+        return cls(config)
     except UserError:
         raise
     except Exception as error:  # in somebody's plug-in, or of a number that is too large

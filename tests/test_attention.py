@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import pezoo
+from helpers import member
 from pezoo import attention
 from pezoo.cli import bench
 from pezoo.composition import Composition, Part, Region
@@ -121,7 +122,7 @@ def test_two_encodings_add_up():
         for name in ("alibi", "rope")
     ]
     alibi, rope = (p.layers[0][0].composition for p in alone)
-    kerple = scheme.parts[0].encodings[1][0].bias(Positions.build(L, phase="test"))
+    kerple = member(scheme, "kerple").bias(Positions.build(L, phase="test"))
     assert torch.equal(composition.bias(), alibi.bias() + kerple)
     for ours, theirs in zip(composition.rotate(q, k), rope.rotate(q, k), strict=True):
         assert torch.equal(ours, theirs)
@@ -180,7 +181,7 @@ def test_chunks_of_pairs_are_bounded(monkeypatch):
     monkeypatch.setattr(attention, "PAIRS", 100)
     sizes = []
     scheme = make("fire")
-    fire = scheme.parts[0].encodings[0][0]
+    fire = member(scheme, "fire")
     bias = fire.bias
     monkeypatch.setattr(fire, "bias", lambda p: sizes.append((p.query.shape[1], p.key.shape[1])) or bias(p))
     q, k, v = torch.randn(3, 1, 3, 30, 8)
@@ -202,7 +203,7 @@ def test_biases_are_not_rounded_to_the_dtype_of_the_tokens(dtype, backend, monke
     """Distances 1000 and 1001 are one in bfloat16."""
     monkeypatch.setattr(attention, "CHUNK", 64)
     scheme = make("alibi:slopes=learned", n_heads=1)
-    scheme.parts[0].encodings[0][0].slopes.data.fill_(-1.0)  # far keys attract
+    member(scheme, "alibi").slopes.data.fill_(-1.0)  # far keys attract
     q, k = torch.zeros(2, 1, 1, 1500, 8, dtype=dtype)
     v = torch.zeros(1, 1, 1500, 8, dtype=dtype)
     v[:, :, 0] = 1

@@ -1,16 +1,17 @@
 """Cells that heal: whole or made anew, failures tried again, and what computed them."""
 
 import os
-import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import pezoo.files
 import pezoo.study.store
+from helpers import damage, values, write_words
 from pezoo.errors import UserError
 from pezoo.files import sweep
 from pezoo.model.transformer import Transformer
@@ -22,20 +23,16 @@ from pezoo.study.launcher import _how
 from pezoo.study.plan import Cell
 from pezoo.study.reading import load_recipe
 
-TIMES = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "date")
-WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     """A training, a tuning, and their two evaluations."""
-    folder, draw = tmp_path_factory.mktemp("text"), random.Random(0)
-    for i in range(12):
-        (folder / f"{i}.txt").write_text(" ".join(draw.choices(WORDS, k=250)))
     return {
         "study": "healing",
         "schemes": [{"scheme": "rope+pi", "tune": [0, 2]}],
-        "data": {"corpus": "text", "path": str(folder)},
+        "data": write_words(tmp_path_factory.mktemp("text")),
         "model": {"d_model": 16, "n_layers": 1, "n_heads": 2},
         "train": {"length": 16, "steps": 3, "batch_size": 4, "warmup_steps": 2},
         "tune": {"length": "4x", "warmup_steps": 1},
@@ -58,10 +55,6 @@ def run_here(study, hidden=Transformer.hidden):
     return made
 
 
-def values(results):
-    return [{k: v for k, v in vars(r).items() if k not in (*TIMES, "config_hash")} for r in results]
-
-
 @pytest.fixture(scope="module")
 def finished(recipe, tmp_path_factory):
     study = Study.prepare(recipe, out=tmp_path_factory.mktemp("finished") / "study")
@@ -77,23 +70,6 @@ def copy(finished, tmp_path):
 
 
 # ---- whole or made anew -------------------------------------------------------------------------
-
-
-def damage(path, way):
-    content = bytearray(path.read_bytes())
-    path.unlink()
-    match way:
-        case "empty":
-            path.touch()
-        case "zeros":
-            path.write_bytes(bytes(len(content)))
-        case "half":
-            path.write_bytes(content[: len(content) // 2])
-        case "flipped":
-            content[len(content) // 2] ^= 4
-            path.write_bytes(content)
-        case "a folder":
-            path.mkdir()
 
 
 TRAIN, TUNE, EVALUATE = "train rope, seed 0", "tune rope+pi, 2 steps @ 4x, seed 0", "evaluate rope+pi, seed 0"
@@ -229,36 +205,6 @@ def test_a_model_that_cannot_be_built_is_not_built_to_tell_that(recipe, tmp_path
     assert {r.test_length for r in found} == {16, 64}
 
 
-PLUGIN = """
-import os
-import sys
-from pathlib import Path
-
-from pezoo import Encoding, UserError, register
-
-HERE = Path(__file__).parent
-
-
-def member(name, act):
-    class Member(Encoding):
-        def embed(self, x, positions):
-            if x.shape[1] > 16 and (HERE / "bad").exists():
-                act()
-            return x
-
-    register(name, title="Fails in a long test")(Member)
-
-
-def throw(error):
-    raise error
-
-
-member("buggy", lambda: throw(ValueError("a bug")))
-member("mistaken", lambda: throw(UserError("my mistake")))
-member("leaving", lambda: sys.exit(3))
-member("gone", lambda: os._exit(7))
-member("hungry", lambda: throw(MemoryError("no room")))
-"""
 REFUSES = """
 import os
 import sys
@@ -275,9 +221,9 @@ if os.getpid() != THE_TEST:
     sys.exit(5)
 """
 REASONS = {
-    "buggy": ("failed", "ValueError: a bug"),
+    "raises": ("failed", "ValueError: a bug"),
     "mistaken": ("failed", "UserError: my mistake"),
-    "leaving": ("failed", "SystemExit: 3"),
+    "leaves": ("failed", "SystemExit: 3"),
     "gone": ("failed", "its process ended with exit code 7"),
     "hungry": ("out_of_memory", "no room"),
 }
@@ -286,7 +232,7 @@ REASONS = {
 @pytest.mark.slow
 @pytest.mark.ci
 def test_failed_cells_are_told_with_their_reason_and_tried_again(recipe, tmp_path, capsys):
-    (tmp_path / "plugin.py").write_text(PLUGIN)
+    shutil.copy(ROOT / "tools" / "faults" / "failing.py", tmp_path / "plugin.py")
     (tmp_path / "bad").touch()
     plan = recipe | {"parts": {"huge": {"schemes": ["nope"], "model": {"d_model": 2_000_000}}, "small": {}}}
     plan |= {"schemes": [*REASONS, "nope"]}
@@ -316,7 +262,7 @@ def test_failed_cells_are_told_with_their_reason_and_tried_again(recipe, tmp_pat
     again.run()
     assert not again.failures
     assert {r.status for r in read(out / "results.jsonl")} == {"ok"}
-    assert "train buggy" not in capsys.readouterr().err, "its training was kept"
+    assert "train raises" not in capsys.readouterr().err, "its training was kept"
 
 
 SLEEPY = """

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pezoo
+from helpers import member
 from pezoo import Encoding, Extension, Positions, Traits, UserError, attention, register, testing
 from pezoo.contract import overrides
 from pezoo.drawing import picture
@@ -310,7 +311,7 @@ def gates(member, x):
 
 def test_a_forget_gate_is_the_formula(monkeypatch):
     scheme, (q, k, v, x, _) = created("forget"), vectors()
-    f, z = gates(scheme.parts[0].encodings[0][1], x), products(q, k)
+    f, z = gates(member(scheme, "forget", 1), x), products(q, k)
 
     def logit(b, h, i, j):
         return z[b, h, i, j] + sum(float(f[b, t, h]) for t in range(j + 1, i + 1))
@@ -320,7 +321,7 @@ def test_a_forget_gate_is_the_formula(monkeypatch):
 
 def test_gates_of_a_group_of_heads_read_the_whole_input():
     scheme, (q, k, v, x, _) = created({"heads": {"forget": 1, "alibi": 2}}), vectors()
-    f, z = gates(scheme.parts[0].encodings[0][1], x), products(q, k)
+    f, z = gates(member(scheme, "forget", 1), x), products(q, k)
     logits = z[:, 0] + f[..., 0].cumsum(1)[:, :, None] - f[..., 0].cumsum(1)[:, None]
     expected = logits.masked_fill(torch.ones(L, L).triu(1).bool(), -torch.inf).softmax(-1) @ v[:, 0].double()
     out = pezoo.attend(scheme, q, k, v, layer=1, x=x)
@@ -332,7 +333,7 @@ def test_far_regions_keep_what_was_read():
     scheme, (q, k, _, x, _) = created("rope+forget+rerope:window=3"), vectors()
     plain = created("rope+rerope:window=3")
     given = {"layer": 1, "phase": "test"}
-    f = gates(scheme.parts[0].encodings[1][1], x).cumsum(1).transpose(1, 2)
+    f = gates(member(scheme, "forget", 1), x).cumsum(1).transpose(1, 2)
     expected = plain.logits(q, k, **given).double() + f[..., None] - f[:, :, None]
     torch.testing.assert_close(scheme.logits(q, k, x=x, **given).double(), expected, atol=1e-4, rtol=1e-4)
 
@@ -340,7 +341,7 @@ def test_far_regions_keep_what_was_read():
 def test_the_input_is_demanded_by_those_that_read_it_alone():
     q, k, v, x, _ = vectors()
     scheme = created("rope+forget")
-    with pytest.raises(UserError, match=r"Forget reads the input of the layer: pass x=.*\(B, Lk, D\)"):
+    with pytest.raises(UserError, match=r"forget reads the input of the layer: pass x=.*\(B, Lk, D\)"):
         pezoo.attend(scheme, q, k, v)
     with pytest.raises(UserError, match=r"x is \(B, L, 12\), for 11 tokens, not \(2, 11, 13\)"):
         pezoo.attend(scheme, q, k, v, x=F.pad(x, (0, 1)))
@@ -348,7 +349,7 @@ def test_the_input_is_demanded_by_those_that_read_it_alone():
         pezoo.attend(scheme, q, k, v, x=x[:1])
     with pytest.raises(UserError, match="has read 2 tokens of the input, but there are 11 keys; pass x= of all"):
         pezoo.attend(scheme, q[:, :, -2:], k, v, x=x[:, -2:])
-    with pytest.raises(UserError, match=r"what Forget adds depends on the layer's input; scheme.logits\(q, k, x=x\)"):
+    with pytest.raises(UserError, match=r"what forget adds depends on the layer's input; scheme.logits\(q, k, x=x\)"):
         scheme.bias(8)
     plain = created("rope")
     assert torch.equal(pezoo.attend(plain, q, k, v, x=x), pezoo.attend(plain, q, k, v))
@@ -419,7 +420,7 @@ def test_every_hook_of_attention_finds_what_was_read_for_its_keys(monkeypatch):
 def test_a_read_that_is_not_there_for_each_token_is_refused(monkeypatch):
     monkeypatch.setattr(Forget, "read", lambda self, x, positions: x.mean(1))
     q, k, v, x, _ = vectors()
-    with pytest.raises(UserError, match=r"Forget.read gives \(2, 12\), but it is to begin with \(2, 11\)"):
+    with pytest.raises(UserError, match=r"read of forget gives \(2, 12\), but it is to begin with \(2, 11\)"):
         pezoo.attend(created("forget"), q, k, v, x=x)
 
 
@@ -431,7 +432,7 @@ def test_what_is_read_is_float32(dtype):
     with torch.autocast("cpu", torch.bfloat16):
         ((read,),) = prepared.read(0, x)
     assert read.dtype == torch.float32
-    torch.testing.assert_close(read.double(), gates(scheme.parts[0].encodings[0][0], x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(read.double(), gates(member(scheme, "forget"), x), atol=1e-5, rtol=1e-5)
 
 
 # A product, a normaliser, wide keys
@@ -439,8 +440,8 @@ def test_what_is_read_is_float32(dtype):
 
 def test_a_product_of_ones_own_is_the_formula(monkeypatch):
     scheme, (q, k, v, x, _) = created("householder"), vectors()
-    (member,) = (scheme.parts[0].encodings[0][1],)
-    w, beta = (x.double() @ member.project.weight.double().T).detach().split([H * D, H], -1)
+    project = member(scheme, "householder", 1).project
+    w, beta = (x.double() @ project.weight.double().T).detach().split([H * D, H], -1)
     w, beta = F.normalize(w.view(2, L, H, D), dim=-1), 2 / (1 + torch.exp(-beta))
 
     def logit(b, h, i, j):
@@ -480,7 +481,7 @@ def test_stick_breaking_is_the_formula(monkeypatch):
 
 def test_wide_keys_are_the_formula(monkeypatch):
     scheme, (q, k, v, *_) = created("polar"), vectors()
-    phase = scheme.parts[0].encodings[0][0].phase.double().detach()[:, 0]
+    phase = member(scheme, "polar").phase.double().detach()[:, 0]
     w = 100.0 ** -(torch.arange(D, dtype=torch.float64) / D)
     a, b_ = (torch.log1p(torch.exp(t.double())) for t in (q, k))
 
@@ -505,7 +506,7 @@ def test_extensions_act_on_wide_keys(extension):
 def test_what_is_wide_is_not_rotated_further():
     q, k, v, *_ = vectors()
     assert pezoo.attend(created("rope+polar"), q, k, v).isfinite().all()
-    with pytest.raises(UserError, match="RoPE cannot rotate what is no longer 4 wide; name it first in the scheme"):
+    with pytest.raises(UserError, match="rope cannot rotate what is no longer 4 wide; name it first in the scheme"):
         pezoo.attend(created("polar+rope"), q, k, v)
 
 
@@ -514,7 +515,7 @@ def test_what_is_wide_is_not_rotated_further():
 
 def test_a_scale_of_each_head_and_layer_is_the_formula(monkeypatch):
     scheme, (q, k, v, *_) = created("alibi+learned_scale"), vectors()
-    s, z = scheme.parts[0].extensions[0][1].strength.tolist(), products(q, k)
+    s, z = member(scheme, "learned_scale", 1).strength.tolist(), products(q, k)
     bias = created("alibi").bias(L).double()
 
     def logit(b, h, i, j):
@@ -522,7 +523,7 @@ def test_a_scale_of_each_head_and_layer_is_the_formula(monkeypatch):
 
     assert agree(monkeypatch, scheme, by_pairs(logit, v, softmax)) == ["eager", "sdpa", "chunked"]
     for layer in range(2):
-        s = scheme.parts[0].extensions[0][layer].strength.tolist()
+        s = member(scheme, "learned_scale", layer).strength.tolist()
         came = [scheme.temperature(5, layer=layer, head=h).tolist() for h in range(H)]
         assert came == [pytest.approx([s[h] * math.log(i + 2) for i in range(5)]) for h in range(H)]
 
@@ -530,18 +531,18 @@ def test_a_scale_of_each_head_and_layer_is_the_formula(monkeypatch):
 def test_factors_of_all_shapes_multiply():
     scheme = created("rope+learned_scale+logn+yarn:factor=4")
     alone = [created(f"rope+{e}").temperature(40, head=2) for e in ("learned_scale", "logn", "yarn:factor=4")]
-    own = scheme.parts[0].extensions[0][0].strength
-    own.data = created("rope+learned_scale").parts[0].extensions[0][0].strength.data
+    own = member(scheme, "learned_scale").strength
+    own.data = member(created("rope+learned_scale"), "learned_scale").strength.data
     torch.testing.assert_close(scheme.temperature(40, head=2), alone[0] * alone[1] * alone[2])
     mixed = created({"heads": {"rope": 1, "rope+learned_scale": 2}})
-    s = mixed.parts[1].extensions[0][0].strength.tolist()
+    s = member(mixed, "learned_scale", part=1).strength.tolist()
     assert mixed.temperature(3, head=2).tolist() == pytest.approx([s[1] * math.log(i + 2) for i in range(3)])
 
 
 @pytest.mark.parametrize("encoding", ["nope", "alibi", "fire"])
 def test_a_sink_is_one_more_column_of_the_softmax(encoding, monkeypatch):
     scheme, (q, k, v, *_) = created(f"{encoding}+learned_sink"), vectors()
-    s = scheme.parts[0].extensions[0][1].logit
+    s = member(scheme, "learned_sink", 1).logit
     plain = created(encoding)
     plain.load_from(scheme)
     logits = plain.logits(q, k, layer=1).double()
@@ -552,7 +553,7 @@ def test_a_sink_is_one_more_column_of_the_softmax(encoding, monkeypatch):
 
 def test_two_sinks_are_two_columns():
     scheme, (q, k, v, *_) = created("nope+learned_sink+off_by_one"), vectors()
-    s, z = scheme.parts[0].extensions[0][1].logit.tolist(), products(q, k)
+    s, z = member(scheme, "learned_sink", 1).logit.tolist(), products(q, k)
     for h in range(H):
         row, values = (lambda b, _, i, j, h=h: z[b, h, i, j]), v[:, [h] * H]
         expected = by_pairs(row, values, lambda logits, h=h: softmax(logits, s[h], 0.0))

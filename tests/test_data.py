@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from helpers import damage
 from pezoo.data import Corpus, DataConfig, Tokens, Windows, crops, load, windows
 from pezoo.data import corpus as corpus_module
 from pezoo.data import tokens as tokens_module
@@ -483,22 +484,6 @@ def test_a_build_that_comes_second_yields(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus_module, "_facts", lambda folder: None)
     assert load(text_config(data), tmp_path).hash == first.hash
     assert len(list((tmp_path / "corpora").iterdir())) == 1
-
-
-def damage(path, way):
-    """Spoil a file as a disk, a kill or somebody's hand may."""
-    content = bytearray(path.read_bytes())
-    path.unlink()
-    match way:
-        case "empty":
-            path.touch()
-        case "half":
-            path.write_bytes(content[: len(content) // 2])
-        case "flipped":
-            content[len(content) // 2] ^= 4
-            path.write_bytes(content)
-        case "a folder":
-            path.mkdir()
 
 
 @pytest.mark.parametrize("way", ["empty", "half", "flipped", "deleted", "a folder"])

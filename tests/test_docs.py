@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import run_cells
 from pezoo.errors import UserError
 from pezoo.evaluation.answers import ANSWER_PROTOCOLS
 from pezoo.evaluation.protocols import PROTOCOLS
@@ -16,7 +17,6 @@ from pezoo.report.finished import load
 from pezoo.results import LANGUAGE_MODELLING, write
 from pezoo.results.losses import Losses, losses_of, write_losses
 from pezoo.study import Study
-from pezoo.study.cells import run_cell
 from pezoo.study.reading import _parse_override, load_recipe, own_recipes
 from pezoo.study.recipe import Recipe
 from pezoo.task import make_task
@@ -122,8 +122,7 @@ def test_the_recipe_of_ones_own_runs(tmp_path):
     (tmp_path / "majority.py").write_text(task)
     plugins = [tmp_path / "majority.py"]
     study = Study.prepare(tmp_path / "my_study.yaml", ["size=test"], tmp_path / "out", plugins)
-    for cell in study.plan.cells.values():
-        run_cell(cell, study.store, study.plan.corpora, lambda *_: None)
+    run_cells(study)
     results = study.results()
     assert {r.status for r in results} == {"ok"}
     assert {(r.part, r.task) for r in results} == {("counting", "majority"), ("reading", "language_modelling")}
@@ -179,8 +178,25 @@ def test_every_member_has_a_small_picture_and_none_is_left_over():
     assert not any("<dc:date>" in page(path) for path in files.values())
 
 
+def read_grid(page: str) -> dict[str, dict[str, docs.Pair]]:
+    """What `docs.grid` wrote, as it was given."""
+    table, _, rest = page.partition("## Reasons")
+    reasons = ["", *re.findall(r"^\d+\. (.*)$", rest, re.MULTILINE)]
+    columns: dict[str, dict[str, docs.Pair]] = {}
+    names: list[str] = []
+    for line in table.splitlines():
+        first, *cells = (cell.strip().strip("`") for cell in line.strip("|").split("|"))
+        if line.startswith("| |"):
+            names = cells
+        elif line.startswith("| `+"):
+            for name, cell in zip(names, cells, strict=True):
+                sign, number = re.fullmatch(r"(.)(?:<sup>(\d+)</sup>)?", cell).groups()
+                columns.setdefault(name, {})[first.removeprefix("+")] = docs.Pair(sign, reasons[int(number or 0)])
+    return columns
+
+
 def test_grid_is_whole_and_reads_back():
-    columns = docs.read_grid(page(docs.GRID))
+    columns = read_grid(page(docs.GRID))
     assert docs.grid(columns) == page(docs.GRID), RENEW
     assert list(columns) == NAMES, RENEW
     extensions = [e.name for e in docs.members("extension")]
@@ -192,7 +208,7 @@ slow = (pytest.mark.slow, pytest.mark.ci)
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else slow) for name in NAMES])
 def test_grid_is_what_running_the_pairs_gives(name):
-    assert docs.column(name) == docs.read_grid(page(docs.GRID))[name], RENEW
+    assert docs.column(name) == read_grid(page(docs.GRID))[name], RENEW
 
 
 def test_a_refusal_that_names_a_setting_is_tried_with_it():

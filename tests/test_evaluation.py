@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from helpers import watch
 from pezoo.compose import Scheme
 from pezoo.contract import Undefined
 from pezoo.data import Windows
@@ -87,18 +88,6 @@ def assert_equals_one_by_one(result, model, text, contexts):
             inside = of_document[:, (positions >= start) & (positions < stop)]
             assert bins.tokens[row, column] == inside.size
             assert bins.loss_sum[row, column] == pytest.approx(inside.sum(), rel=1e-4)
-
-
-def watch(model, monkeypatch):
-    """Record the positions and shapes of each forward pass."""
-    seen = []
-
-    def hidden(self, tokens, positions=None, cache=None, inner=Transformer.hidden):
-        seen.append((tuple(tokens.shape), positions))
-        return inner(self, tokens, positions, cache)
-
-    monkeypatch.setattr(Transformer, "hidden", hidden)
-    return seen
 
 
 def breaking(error, beyond, monkeypatch):
@@ -228,12 +217,12 @@ def test_protocols_agree_at_the_windows_own_length(scheme, text):
 
 def test_one_pass_serves_all_lengths_of_a_stable_scheme(text, monkeypatch):
     model = make("rope")
-    seen = watch(model, monkeypatch)
+    seen = watch(monkeypatch)
     at_once = evaluate(model, text, LENGTHS, last=LAST)
-    assert [shape for shape, _ in seen] == [(5, 50)]
+    assert [tokens.shape for tokens, _ in seen] == [(5, 50)]
     monkeypatch.setattr(Scheme, "prefix_stable", False)
     apart = evaluate(model, text, LENGTHS, last=LAST)
-    assert sorted(shape for shape, _ in seen[1:]) == [(5, 8), (5, 13), (5, 50)]
+    assert sorted(tokens.shape for tokens, _ in seen[1:]) == [(5, 8), (5, 13), (5, 50)]
     for a, b in zip(at_once, apart, strict=True):
         assert a.values == pytest.approx(b.values, rel=1e-5)
         np.testing.assert_allclose(a.bins.loss_sum, b.bins.loss_sum, rtol=1e-4)
@@ -248,16 +237,16 @@ def test_random_draws_are_the_same_again(protocol, text):
 
 @pytest.mark.parametrize("scheme", ["dynamic_sinusoidal", "rope+pi", "rope+dynamic_ntk"])
 def test_other_schemes_take_a_pass_a_length_and_are_told_it(scheme, text, monkeypatch):
-    seen = watch(model := make(scheme), monkeypatch)
+    model, seen = make(scheme), watch(monkeypatch)
     evaluate(model, text, LENGTHS, last=LAST)
-    assert sorted((shape[1], facts.length) for shape, facts in seen) == [(8, 8), (13, 13), (50, 50)]
+    assert sorted((tokens.shape[1], facts.length) for tokens, facts in seen) == [(8, 8), (13, 13), (50, 50)]
     assert all(facts.phase == "test" for _, facts in seen)
 
 
 @pytest.mark.parametrize("protocol", OF_LOSS)
 def test_random_draws_do_not_depend_on_the_batch_size(protocol, text, monkeypatch):
     model = make("rope+random")
-    seen = watch(model, monkeypatch)
+    seen = watch(monkeypatch)
     a = evaluate(model, text, [8], protocol=protocol, last=LAST, batch_tokens=16384)
     whole = [row for _, facts in seen for row in facts.rows]
     seen.clear()

@@ -13,7 +13,6 @@ import copy
 import json
 import math
 import os
-import random
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers import WORDS, write_words
 from pezoo import attention, task
 from pezoo.data import material
 from pezoo.evaluation import answers
@@ -72,15 +72,11 @@ RENEW = f"python tests/{Path(__file__).name}"
 
 def measure(folder, parts=tuple(PARTS)):
     """Run cells in this process; what they found, by title."""
-    words, draw = ["one", "two", "three", "four", "five", "six", "seven"], random.Random(0)
-    text = Path(folder) / "text"
-    text.mkdir(parents=True)
-    for i in range(12):
-        (text / f"{i}.txt").write_text(" ".join(draw.choices(words, k=250)))
+    data = write_words(Path(folder) / "text", words=WORDS[:7])
     recipe = {
         "study": "fingerprint",
         "device": "cpu",
-        "data": {"corpus": "text", "path": str(text)},
+        "data": data,
         "model": {"d_model": 16, "n_layers": 2, "n_heads": 2},
         "train": {"length": 16, "steps": 6, "batch_size": 4, "lr": 1e-2, "warmup_steps": 2},
         "tune": {"length": "4x", "batch_size": 2, "lr": 3e-3, "warmup_steps": 1},

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 import pezoo
+from helpers import run_cells
 from pezoo.cli import main
 from pezoo.errors import NeedsPlugins, UserError
 from pezoo.results import read
 from pezoo.study import Study, folder, study
-from pezoo.study.cells import run_cell
 from pezoo.study.reading import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -67,9 +67,7 @@ def told(results):
 
 def finish(made):
     """Run what is not done in this process, without workers, then end the run as the command does."""
-    for key, cell in made.plan.cells.items():
-        if not made.store.done(key):
-            run_cell(cell, made.store, made.plan.corpora, lambda *_: None)
+    run_cells(made)
     return made.run(report=report)
 
 
@@ -79,8 +77,7 @@ def finished(recipe, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "mine"
     (out / "tensorboard" / "train" / "nope").mkdir(parents=True)
     made = Study.prepare(recipe, ["schemes=[alibi]"], out)
-    for cell in made.plan.cells.values():
-        run_cell(cell, made.store, made.plan.corpora, lambda *_: None)
+    run_cells(made)
     finish(Study.prepare(recipe, out=out))
     return out
 

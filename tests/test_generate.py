@@ -1,7 +1,6 @@
 """Text from trained models: decoding through the cache, the models of a study, and the command that shows them."""
 
 import json
-import random
 import re
 import shutil
 from math import log
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import far_from_start, write_words
 from pezoo.cli import main, page
 from pezoo.cli.page import Page, stretches
 from pezoo.contract import Undefined
@@ -20,7 +20,6 @@ from pezoo.data.tokenizer import load_tokenizer
 from pezoo.errors import UserError
 from pezoo.model import decode as decoding
 from pezoo.model.decode import decode, stream
-from pezoo.model.transformer import Transformer, TransformerConfig
 from pezoo.registry import Entry
 from pezoo.results import read
 from pezoo.study import Study
@@ -59,16 +58,7 @@ SCHEMES = [
 
 
 def build(scheme, **config):
-    """A model whose weights are large enough for its tokens to depend on all that it read."""
-    model = Transformer(TransformerConfig(scheme=scheme, **SIZES | config)).eval()
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if name.startswith("scheme."):
-                p.add_(0.3 * torch.randn(p.shape, generator=generator))
-            elif p.ndim > 1:
-                p.mul_(40 if "attention.out" in name else 20 if "qkv" in name else 6)
-    return model
+    return far_from_start({"scheme": scheme} | SIZES | config)
 
 
 def prompts(batch=2, length=5):
@@ -299,7 +289,6 @@ def test_a_terminal_gets_no_control_characters(capsys, monkeypatch):
 
 # ---- the models of a study ----------------------------------------------------------------------
 
-WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 OVERRIDES = [
     "size=test",
     "schemes=[learned, {scheme: alibi, label: biased}, {scheme: rope+pi, tune: [0, 3], label: stretched}]",
@@ -311,10 +300,8 @@ TUNED = "stretched, 3 steps @ 4x"
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """The quickstart, as small as can be, on a text of its own."""
-    folder, draw = tmp_path_factory.mktemp("generate"), random.Random(0)
-    (folder / "text").mkdir()
-    for i in range(12):
-        (folder / "text" / f"{i}.txt").write_text(" ".join(draw.choices(WORDS, k=60)))
+    folder = tmp_path_factory.mktemp("generate")
+    write_words(folder / "text", 60)
     data = ["data.corpus=text", f"data.path={folder / 'text'}"]
     Study.prepare("quickstart", [*OVERRIDES, *data], folder / "out").run()
     return folder / "out"

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,6 +89,17 @@ def test_cells_and_checkpoints_of_renamed_keys_have_the_old_names(renamed, tmp_p
             stored = torch.load(study.store.path(key) / "model.pt", weights_only=True)["config"]
             assert stored["hidden"] == 12
     assert {r.status for r in study.results()} == {"ok"}
+
+
+def test_a_checkpoint_of_0_1_0_is_read():
+    """It was written by that version: its weights have other names, and `extra` holds what its model computed."""
+    path = Path(__file__).parent / "checkpoint_0.1.0.pt"
+    stored = torch.load(path, weights_only=True)
+    assert {name.split(".")[3] for name in stored["weights"] if "scheme" in name} == {"encodings", "extensions"}
+    model, extra = load(path)
+    assert torch.allclose(model(extra["tokens"]), extra["logits"], atol=1e-6)
+    for weight, was in zip(model.state_dict().values(), stored["weights"].values(), strict=True):
+        assert torch.equal(weight, was)
 
 
 def test_how_often_curves_get_a_point_names_no_cell():

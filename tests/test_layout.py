@@ -220,9 +220,21 @@ def test_wheel_holds_every_member_and_recipe_and_no_results(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     inside = [*ROOT.glob("encodings/**/*.py"), *RECIPES]
     expected = {f"pezoo/{path.relative_to(ROOT)}" for path in inside}
-    expected |= {str(path.relative_to(ROOT)) for path in ROOT.glob("pezoo/**/*.py")} | {"pezoo/py.typed"}
+    expected |= {str(path.relative_to(ROOT)) for end in ("py", "txt") for path in ROOT.glob(f"pezoo/**/*.{end}")}
+    expected |= {"pezoo/py.typed"}
     assert names == expected
     assert RECIPES
+
+
+def test_the_description_of_the_wheel_has_no_link_to_a_file_that_is_not_there(wheel):
+    with zipfile.ZipFile(wheel) as files:
+        (name,) = (name for name in files.namelist() if name.endswith(".dist-info/METADATA"))
+        told = files.read(name).decode()
+    links = re.findall(r"\[[^\]]*\]\(([^)]*)\)", told)
+    assert links
+    assert all(link.startswith(("https://", "#")) for link in links)
+    assert "\n# pezoo\n" in told
+    assert "Description-Content-Type: text/markdown" in told
 
 
 @pytest.mark.slow

@@ -6,12 +6,11 @@ import math
 import pickle
 import signal
 
-import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
+from helpers import assert_same_weights, curves, rising_text, watch
 from pezoo.data import Tokens, crops
 from pezoo.errors import UserError
 from pezoo.model.transformer import Transformer, TransformerConfig
@@ -34,10 +33,7 @@ def with_settings(**changes):
 
 @pytest.fixture(scope="module")
 def text():
-    """Two documents in which each token is likely to follow from the one before it."""
-    rng = np.random.default_rng(0)
-    ids = (np.cumsum(rng.integers(1, 3, 600)) % VOCAB).astype(np.uint8)
-    return Tokens(ids, np.array([0, 350, 600]), ["a", "b"])
+    return rising_text(VOCAB)
 
 
 def train(model, text, settings=SETTINGS, **options):
@@ -46,28 +42,6 @@ def train(model, text, settings=SETTINGS, **options):
 
 def weights(model):
     return {name: weight.clone() for name, weight in model.state_dict().items()}
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-def watch(monkeypatch):
-    """Record the tokens and positions of each forward pass."""
-    seen = []
-
-    def hidden(self, tokens, positions=None, cache=None, inner=Transformer.hidden):
-        seen.append((tokens.clone(), positions))
-        return inner(self, tokens, positions, cache)
-
-    monkeypatch.setattr(Transformer, "hidden", hidden)
-    return seen
-
-
-def curves(folder):
-    events = EventAccumulator(str(folder)).Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 @pytest.mark.parametrize("scheme", ["rope", "rope+random"])
@@ -79,7 +53,7 @@ def test_the_same_settings_and_seed_give_the_same_weights(scheme, text, tmp_path
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(123)  # no draw comes from the global generator, no curve changes a weight
     fit(b, text, text, settings, seed=0, length=LENGTH, log_dir=tmp_path)
-    assert_same(weights(a), weights(b))
+    assert_same_weights(weights(a), weights(b))
     train(c, text, settings, seed=1)
     assert not torch.equal(a.head.weight, c.head.weight)
     assert (first.status, first.reason, first.steps) == ("ok", "", 12)
@@ -383,7 +357,7 @@ def test_a_checkpoint_gives_back_the_model(scheme, text, tmp_path):
     again, extra = load(tmp_path / "cell" / "model.pt")
     assert extra == {"steps": 12, "loss": [1.5], "note": None}
     assert again.scheme.spec == model.scheme.spec
-    assert_same(weights(again), weights(model))
+    assert_same_weights(weights(again), weights(model))
     assert again.head.weight is again.embedding.weight
     ids = crops(text, LENGTH, 4, 0, 0)[:, :-1]
     assert torch.equal(again(ids), model.eval()(ids))
@@ -397,7 +371,7 @@ def test_tuning_goes_on_from_a_checkpoint_as_without_one(text, tmp_path):
     settings = with_settings(steps=4, warmup_steps=0)
     for one in (model, again):
         assert train(one, text, settings, length=32, phase="tune").status == "ok"
-    assert_same(weights(model), weights(again))
+    assert_same_weights(weights(model), weights(again))
 
 
 def test_a_checkpoint_keeps_its_precision(text, tmp_path):
@@ -406,7 +380,7 @@ def test_a_checkpoint_keeps_its_precision(text, tmp_path):
     save(tmp_path / "model.pt", model, {})
     again, _ = load(tmp_path / "model.pt")
     assert again.head.weight.dtype == torch.bfloat16
-    assert_same(weights(again), weights(model))
+    assert_same_weights(weights(again), weights(model))
 
 
 def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path):
@@ -443,4 +417,4 @@ def test_one_loss_without_a_value_ends_no_training_however_often_it_is_looked_at
         ends.append((result.status, result.steps, result.final_loss, weights(model)))
     assert {end[:3] for end in ends} == {("ok", SETTINGS.steps, ends[0][2])}
     for end in ends:
-        assert_same(end[3], ends[0][3])
+        assert_same_weights(end[3], ends[0][3])

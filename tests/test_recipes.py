@@ -6,11 +6,11 @@ import pytest
 import yaml
 
 import pezoo
+from helpers import run_cells
 from pezoo.evaluation import parse_protocol
 from pezoo.registry import entries
 from pezoo.results import LANGUAGE_MODELLING, read
 from pezoo.study import Study, make_plan
-from pezoo.study.cells import run_cell
 from pezoo.study.reading import load_recipe, own_recipes
 from pezoo.task import parse_task
 
@@ -30,8 +30,7 @@ def finished(tmp_path_factory):
     def get(name):
         if name not in made:
             study = made[name] = Study.prepare(name, ["size=test"], tmp_path_factory.mktemp(name))
-            for cell in study.plan.cells.values():
-                run_cell(cell, study.store, study.plan.corpora, lambda *_: None)
+            run_cells(study)
             study.run()
         return made[name]
 

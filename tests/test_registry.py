@@ -76,7 +76,7 @@ def test_lists_take_wildcards():
 
 
 def test_each_kind_has_its_list():
-    register("some_task", title="Some task")(type("Task", (), {"__doc__": "A task."}))
+    register("some_task", title="Some task")(type("Task", (pezoo.Task,), {"__doc__": "A task."}))
     register("some_extension", title="Some extension")(make(Extension))
     assert "some_task" in pezoo.list_tasks()
     assert "some_extension" in pezoo.list_extensions()
@@ -378,3 +378,24 @@ def test_an_installed_plugin_that_fails_is_named(install):
     message = r"installed plug-in theirs \(their_package.members\): ImportError: no module named sand"
     with pytest.raises(UserError, match=message):
         pezoo.list_encodings()
+
+
+def test_members_know_what_they_are_registered_as():
+    cls = register("well_named", title="Well named")(make(Encoding))
+    assert (cls.name, make(cls).name) == ("well_named", make(cls).__name__)
+    for name, found in entries().items():
+        assert found.cls is None or found.cls.name == name
+
+
+@pytest.mark.parametrize("base", [object, torch.nn.Module])
+def test_what_extends_nothing_of_the_contract_is_not_registered(base):
+    with pytest.raises(UserError, match="the class of stranger extends neither Encoding, nor Extension, nor Task"):
+        register("stranger", title="Stranger")(type("Stranger", (base,), {"__doc__": "No member."}))
+    assert "stranger" not in entries()
+
+
+def test_a_literature_name_has_no_settings_of_its_own():
+    with pytest.raises(UserError, match=r"randomized_rope stands for rope\+random: its settings are those of the mem"):
+        make_config("randomized_rope", {})
+    with pytest.raises(UserError, match=r"randomized_rope is an alias of rope\+random, not an encoding or an exten"):
+        _ = entry("randomized_rope").member

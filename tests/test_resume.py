@@ -6,18 +6,15 @@
 import dataclasses
 import itertools
 import os
-import random
 import re
 import shutil
 import signal
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pezoo.data import Tokens
+from helpers import assert_same_weights, curves, rising_text, write_words
 from pezoo.data.material import Questions
 from pezoo.errors import UserError
 from pezoo.files import seal
@@ -37,9 +34,7 @@ OWNER = {"cell": "abc", "torch": torch.__version__}
 
 @pytest.fixture(scope="module")
 def text():
-    rng = np.random.default_rng(0)
-    ids = (np.cumsum(rng.integers(1, 3, 600)) % VOCAB).astype(np.uint8)
-    return Tokens(ids, np.array([0, 350, 600]), ["a", "b"])
+    return rising_text(VOCAB)
 
 
 def make(scheme="rope", **settings):
@@ -94,17 +89,6 @@ def measured(result):
     return result.status, result.steps, result.final_loss, result.validation_loss
 
 
-def assert_same(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
-
-
-def curves(folder):
-    events = EventAccumulator(str(folder)).Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
 CASES = {
     "random positions": ({"scheme": "rope+random"}, {}),
     "uniform, accumulated": ({"scheme": "rope+random"}, {"lengths": "uniform", "accumulate": 3}),
@@ -155,7 +139,7 @@ def test_a_killed_training_ends_as_if_nothing_had_happened(case, text, tmp_path,
     assert len(steps) == 3
     assert all(0 < a < b for a, b in itertools.pairwise(steps))
     assert measured(result) == expected
-    assert_same(cut, whole)
+    assert_same_weights(cut, whole)
     assert curves(tmp_path / "cut") == points
 
 
@@ -171,7 +155,7 @@ def test_a_state_of_any_step_gives_the_same_end(step, text, tmp_path, kill, save
     result = train(cut, text, saving=saving, log_dir=tmp_path / "cut")
     assert said == [f"goes on at step {step}"]
     assert measured(result) == expected
-    assert_same(cut, whole)
+    assert_same_weights(cut, whole)
     assert curves(tmp_path / "cut") == points
 
 
@@ -186,7 +170,7 @@ def test_a_tuning_and_a_training_without_validation_go_on(text, tmp_path, kill, 
         fit(cut, text, None, settings, **options, saving=saving)
     cut = make("rope+random")
     assert measured(fit(cut, text, None, settings, **options, saving=saving)) == measured(expected)
-    assert_same(cut, whole)
+    assert_same_weights(cut, whole)
 
 
 def test_a_task_goes_on(tmp_path, kill, saved_every):
@@ -201,14 +185,14 @@ def test_a_task_goes_on(tmp_path, kill, saved_every):
         train(cut, drill.train, settings, saving=saving)
     cut = make("rope+random", **options)
     assert measured(train(cut, drill.train, settings, saving=saving)) == measured(expected)
-    assert_same(cut, whole)
+    assert_same_weights(cut, whole)
 
 
 def test_saving_changes_no_number(text, tmp_path, saved_every, uncut):
     plain, expected, _ = uncut({}, {})
     saved = make()
     assert measured(train(saved, text, saving=Saving(tmp_path / "state.pt", OWNER, saved_every(1)))) == expected
-    assert_same(plain, saved)
+    assert_same_weights(plain, saved)
 
 
 def test_a_divergence_after_going_on_is_found_at_the_same_step(text, tmp_path, kill, saved_every):
@@ -298,7 +282,7 @@ def test_a_training_with_a_damaged_state_starts_anew(state, text, uncut):
     fresh, expected, _ = uncut({}, {})
     model = make()
     assert measured(train(model, text, saving=Saving(state, OWNER))) == expected
-    assert_same(model, fresh)
+    assert_same_weights(model, fresh)
 
 
 def test_a_state_of_another_training_is_thrown_away_with_one_line(state):
@@ -352,7 +336,7 @@ def test_ctrl_c_saves_the_state_of_a_whole_step(accumulate, text, tmp_path, monk
     cut = make()
     assert measured(train(cut, text, settings, saving=saving)) == expected
     assert said == ["goes on at step 8"]
-    assert_same(cut, whole)
+    assert_same_weights(cut, whole)
 
 
 def test_a_handler_of_sigterm_is_called_when_the_state_is_saved(text, tmp_path, monkeypatch):
@@ -380,13 +364,9 @@ def test_a_handler_of_sigterm_is_called_when_the_state_is_saved(text, tmp_path, 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
     """A training and its test."""
-    folder = tmp_path_factory.mktemp("text")
-    draw = random.Random(0)
-    for i in range(12):
-        (folder / f"{i}.txt").write_text(" ".join(draw.choices(["one", "two", "three", "four", "five"], k=400)))
     return {
         "schemes": ["rope"],
-        "data": {"corpus": "text", "path": str(folder)},
+        "data": write_words(tmp_path_factory.mktemp("text"), 400),
         "model": {"d_model": 16, "n_layers": 1, "n_heads": 2},
         "train": {"length": 16, "steps": 2, "warmup_steps": 1},
         "tune": {"warmup_steps": 1},

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pezoo
+from helpers import member
 from pezoo.compose import create
 from pezoo.contract import Positions
 from pezoo.errors import UserError
@@ -219,7 +220,7 @@ def test_what_cannot_work_is_refused(scheme, message):
 
 def test_a_task_is_no_part_of_a_scheme(monkeypatch):
     monkeypatch.setattr(pezoo.registry, "_entries", dict(pezoo.registry._entries))
-    pezoo.register("copying", title="Copy")(type("Copying", (), {"__doc__": "A task."}))
+    pezoo.register("copying", title="Copy")(type("Copying", (pezoo.Task,), {"__doc__": "A task."}))
     with pytest.raises(UserError, match="copying is a task, not an encoding or an extension"):
         parse("rope+copying")
 
@@ -233,11 +234,11 @@ def test_a_task_is_no_part_of_a_scheme(monkeypatch):
         ("rope", {"d_model": 2}, "head_dim = 1 leaves none to turn"),
         ({"layers": ["rope", "nope", "nope"]}, {}, "layers lists 3 schemes, which does not divide n_layers = 2"),
         ({"heads": {"rope": 2, "alibi": 1}}, {}, "heads names 3 heads in all, but n_heads = 2"),
-        ("rope+dape", {}, r"rope\+dape cannot work: RoPE has no bias for the network"),
+        ("rope+dape", {}, r"rope\+dape cannot work: rope has no bias for the network"),
         ("rope+ntk", {"d_model": 4}, "NTK scaling needs at least two frequencies; raise head_dim"),
         ("rope+dynamic_ntk", {"d_model": 4}, "NTK scaling needs at least two frequencies"),
-        ("rope+random:relative=toeplitz", {}, "RoPE reads each position by itself"),
-        ("rope+sinusoidal+clex", {}, "clex is built for 4 frequencies and Sinusoidal has 8"),
+        ("rope+random:relative=toeplitz", {}, "rope reads each position by itself"),
+        ("rope+sinusoidal+clex", {}, "clex is built for 4 frequencies and sinusoidal has 8"),
     ],
 )
 def test_what_the_model_cannot_hold_is_refused(scheme, sizes, message):
@@ -254,7 +255,7 @@ def test_an_extension_acts_where_it_fits():
     prepared = scheme.prepare(Positions.build(32, phase="test"))
     sinusoid, alibi = prepared.input
     assert alibi.positions.inv_freq is None
-    assert sinusoid.positions.inv_freq[0, -1] < scheme.parts[0].encodings[0][0].inv_freq()[-1]
+    assert sinusoid.positions.inv_freq[0, -1] < member(scheme, "sinusoidal").inv_freq()[-1]
     assert len(prepared.layers[0][0].composition.regions) == 2
 
 
@@ -299,7 +300,7 @@ def test_heads_are_cut_in_the_given_order():
 )
 def test_tables_are_as_long_as_what_training_shows(scheme, extent):
     built = create(scheme, **SIZES)
-    assert len(built.parts[0].encodings[0][0].table) == extent
+    assert len(member(built, "learned").table) == extent
 
 
 def test_undefined_lengths_are_declared():

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+from helpers import run_cells, values, write_words
 from pezoo.data import windows
 from pezoo.errors import UserError
 from pezoo.registry import entry
@@ -27,8 +28,6 @@ from pezoo.study.reading import load_recipe
 from pezoo.study.resolve import resolve_device
 
 ROOT = Path(__file__).parents[1]
-TIMES = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "date")
-WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 PLUGIN = '''
 """Members that fail in their own ways."""
@@ -62,11 +61,7 @@ class Deadly(Encoding):
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """A folder of twelve documents of some 1,200 bytes."""
-    folder = tmp_path_factory.mktemp("text")
-    draw = random.Random(0)
-    for i in range(12):
-        (folder / f"{i}.txt").write_text(" ".join(draw.choices(WORDS, k=250)))
-    return folder
+    return Path(write_words(tmp_path_factory.mktemp("text"))["path"])
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +86,6 @@ def finished(recipe, tmp_path_factory):
     study = Study.prepare(recipe, out=tmp_path_factory.mktemp("finished"))
     study.run()
     return study
-
-
-def values(results):
-    """What must not depend on when, where and how fast a study ran."""
-    plain = [vars(r) for r in results]
-    return [{k: v for k, v in one.items() if k not in (*TIMES, "config_hash")} for one in plain]
 
 
 def plan(recipe, *overrides):
@@ -290,11 +279,8 @@ def test_bits_are_per_byte_whatever_a_token_is(recipe, tmp_path):
 
 
 def test_results_say_how_much_their_windows_overlap(recipe, tmp_path):
-    from pezoo.study.cells import run_cell
-
     study = Study.prepare(recipe, ["schemes=[nope]", "seeds=[0]", "test.windows=200", "train.steps=3"], tmp_path)
-    for cell in study.plan.cells.values():
-        run_cell(cell, study.store, study.plan.corpora, lambda *_: None)
+    run_cells(study)
     [corpus] = study.plan.corpora.values()
     [overlap] = {r.window_overlap for r in study.results()}
     cut = windows(corpus.test, 64, 200, 0)
@@ -304,16 +290,12 @@ def test_results_say_how_much_their_windows_overlap(recipe, tmp_path):
 
 
 def test_testing_in_bf16_is_another_number_and_says_so(recipe, tmp_path):
-    from pezoo.study.cells import run_cell
-
     changes = (recipe, ["schemes=[rope]", "seeds=[0]"])
     exact, rounded = (
         Study.prepare(changes[0], [*changes[1], f"test.precision={p}"], tmp_path) for p in ("float32", "bf16")
     )
     for study in (exact, rounded):
-        for cell in study.plan.cells.values():
-            if not study.store.done(cell.key):
-                run_cell(cell, study.store, study.plan.corpora, lambda *_: None)
+        run_cells(study)
     for a, b in zip(exact.results(), rounded.results(), strict=True):
         assert (a.test_precision, b.test_precision) == ("float32", "bf16")
         assert a.value != b.value
@@ -356,11 +338,8 @@ def test_running_again_does_nothing_and_changes_nothing(finished, monkeypatch):
 
 def test_one_worker_gives_the_numbers_of_two_and_finished_cells_are_kept(finished, recipe, tmp_path):
     """In a study that began with one scheme, to which the full recipe adds the others."""
-    from pezoo.study.cells import run_cell
-
     part = Study.prepare(recipe, ["schemes=[rope]", "seeds=[1]"], tmp_path)
-    for cell in part.plan.cells.values():
-        run_cell(cell, part.store, part.plan.corpora, lambda *_: None)
+    run_cells(part)
     first = {key: (part.store.path(key) / "done.json").read_bytes() for key in part.plan.cells}
     assert kinds(part.plan.cells.values()) == [1, 0, 1]
 

@@ -165,7 +165,7 @@ def test_what_is_no_question_is_refused(name, question):
 def test_the_refusal_shows_the_question_that_is_none():
     task = make_task("addition")
     with pytest.raises(
-        UserError, match=r"^'9\+07' is no question of Addition: its questions are two numbers with one \+"
+        UserError, match=r"^'9\+07' is no question of addition: its questions are two numbers with one \+"
     ):
         task.answer(torch.tensor([[9, 10, 1, 7], [9, 10, 0, 7]]))
     with pytest.raises(UserError, match=r"^'1{60}\.\.\.' is no question"):
@@ -264,8 +264,8 @@ def test_text_reads_back():
         ("", "a question is empty"),
         ("  ", "a question is empty"),
         (["1+1", "x"], "'x' is no symbol"),
-        ([1, 10, 11], "Addition has the ids 0 to 10, got 11"),
-        (torch.tensor([1, IGNORE, 2]), "Addition has the ids 0 to 10, got -100"),
+        ([1, 10, 11], "addition has the ids 0 to 10, got 11"),
+        (torch.tensor([1, IGNORE, 2]), "addition has the ids 0 to 10, got -100"),
         ([], r"not \[\]"),
         ([[1, 10, 2], []], r"not \[\]"),
         ([1.0, 10, 2], r"a question is text, or integer ids of shape \(n,\) or \(B, n\), not \[1.0, 10, 2\]"),

@@ -1,32 +1,27 @@
 """Studies of tasks: parts, grids, the choice of a learning rate, companions, and tasks for language models."""
 
 import json
-import random
 from collections import Counter
 
 import pytest
 import torch
 
+from helpers import WORDS, run_cells, values, write_words
 from pezoo.errors import UserError
 from pezoo.registry import Entry
 from pezoo.results import read
 from pezoo.study import Study, make_plan
-from pezoo.study.cells import choose_model, run_cell
+from pezoo.study.cells import choose_model
 from pezoo.study.plan import Cell
 from pezoo.study.reading import load_recipe
 from pezoo.study.store import Store
 from pezoo.training.checkpoint import load
 
-TIMES = ("train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes", "date", "config_hash")
-
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """The `data` of a recipe: twelve documents of words."""
-    folder, draw = tmp_path_factory.mktemp("text"), random.Random(0)
-    for i in range(12):
-        (folder / f"{i}.txt").write_text(" ".join(draw.choices(["one", "two", "three", "four", "five", "six"], k=250)))
-    return {"corpus": "text", "path": str(folder)}
+    return write_words(tmp_path_factory.mktemp("text"), words=WORDS[:6])
 
 
 def recipe(**keys):
@@ -48,8 +43,7 @@ def plan(*overrides, **keys):
 
 def run_here(study):
     """Run all cells in this process; returns the results."""
-    for cell in study.plan.cells.values():
-        run_cell(cell, study.store, study.plan.corpora, lambda *_: None)
+    run_cells(study)
     return study.run()
 
 
@@ -59,10 +53,6 @@ def kinds(made):
 
 def labels(made, part=None):
     return [e.label for e in made.evaluations if part in (None, e.trial.part)]
-
-
-def values(results):
-    return [{k: v for k, v in vars(r).items() if k not in TIMES} for r in results]
 
 
 # ---- parts --------------------------------------------------------------------------------------
@@ -116,7 +106,7 @@ def test_a_size_changes_a_part_without_losing_the_rest_of_it():
         ({"schemes": ["roppe"]}, "parts.mine: schemes.0: .*'roppe'. Did you mean 'rope'"),
         ({"tasks": ["revers_string"]}, "parts.mine: 'revers_string' is no task. Did you mean 'reverse_string'"),
         ({"tasks": ["mqar"], "form": "encoder"}, "parts.mine: mqar has no encoder form"),
-        ({"tasks": ["mqar"]}, "parts.mine: MQAR .* needs a length of at least 16 tokens, got 6"),
+        ({"tasks": ["mqar"]}, "parts.mine: mqar with .* needs a length of at least 16 tokens, got 6"),
         ({"test": {"protocols": ["prefix"]}}, "parts.mine: test.protocols: no protocol 'prefix' for tasks"),
         ({"grid": {"encodings": ["roppe"]}}, "parts.mine: grid.encodings: no encoding is called 'roppe'"),
         ({"tasks": ["lego"], "train": {"min_length": 1}}, "parts.mine: train.min_length=1 is too short for lego"),

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pezoo import registry
+from helpers import make_task
 from pezoo.errors import UserError
 from pezoo.task import IGNORE, Pairs, Task
 
@@ -44,10 +44,6 @@ lengths, seeds = st.integers(1, 80), st.integers(0, 2**32 - 1)
 DIGITS = "0123456789"
 
 
-def make(name: str, **own: object) -> Task:
-    return registry.entry(name).cls(registry.make_config(name, own)[0])
-
-
 def sample(task: Task, batch_size: int, length: int, seed: int) -> Pairs:
     return task.sample(batch_size, length, torch.Generator().manual_seed(seed))
 
@@ -64,7 +60,7 @@ def rows(task: Task, length: int, seed: int, batch_size: int = 3) -> list[tuple[
 
 @with_tasks("scan")
 def test_the_declared_sizes_are_reached(name, own):
-    task = make(name, **own)
+    task = make_task(name, **own)
     for length in (3, 8):
         found = [sample(task, 1, length, seed) for seed in range(100)]
         inputs = max(pairs.inputs.shape[1] for pairs in found)
@@ -77,7 +73,7 @@ def test_the_declared_sizes_are_reached(name, own):
 
 @with_tasks()
 def test_a_length_below_the_least_is_refused(name, own):
-    task, least = make(name, **own), LEAST.get(name, 1)
+    task, least = make_task(name, **own), LEAST.get(name, 1)
     sample(task, 2, least, 0)
     for length in (least - 1, -1):
         message = (
@@ -89,7 +85,7 @@ def test_a_length_below_the_least_is_refused(name, own):
 
 @pytest.mark.parametrize(("name", "remedy"), [("lego", "type lego:variables=101"), ("scan", "type scan:phrases=4")])
 def test_a_length_beyond_the_longest_is_refused_with_its_remedy(name, remedy):
-    task, most = make(name), MOST[name]
+    task, most = make_task(name), MOST[name]
     sample(task, 2, most, 0)
     if name == "lego":
         with pytest.raises(UserError, match=f"longest have length {most}: {remedy}"):
@@ -106,7 +102,7 @@ def test_a_length_beyond_the_longest_is_refused_with_its_remedy(name, remedy):
 @settings(deadline=None, max_examples=60)
 @given(variant=st.sampled_from(COPIES), symbols=st.integers(2, 30), length=lengths, seed=seeds)
 def test_copies_are_right(variant, symbols, length, seed):
-    for question, answer in rows(make("copy", variant=variant, symbols=symbols), length, seed):
+    for question, answer in rows(make_task("copy", variant=variant, symbols=symbols), length, seed):
         assert set(question) <= set(range(symbols))
         if variant == "replace":
             source, target, *word = question
@@ -123,7 +119,7 @@ def test_copies_are_right(variant, symbols, length, seed):
 @settings(deadline=None, max_examples=40)
 @given(variant=st.sampled_from(REVERSES), symbols=st.integers(2, 30), length=lengths, seed=seeds)
 def test_reverses_are_right(variant, symbols, length, seed):
-    for question, answer in rows(make("reverse", variant=variant, symbols=symbols), length, seed):
+    for question, answer in rows(make_task("reverse", variant=variant, symbols=symbols), length, seed):
         assert len(question) == length
         assert set(question) <= set(range(symbols))
         turned = list(reversed(question))
@@ -135,7 +131,7 @@ def test_reverses_are_right(variant, symbols, length, seed):
 
 @pytest.mark.parametrize(("name", "variant"), [("copy", v) for v in COPIES] + [("reverse", v) for v in REVERSES])
 def test_every_token_is_drawn(name, variant):
-    pairs = sample(make(name, variant=variant, symbols=20), 500, 10, 0)
+    pairs = sample(make_task(name, variant=variant, symbols=20), 500, 10, 0)
     assert set(pairs.inputs.flatten().tolist()) == set(range(20))
     if variant == "replace":
         assert len({tuple(rule) for rule in pairs.inputs[:, :2].tolist()}) > 250, "most of the 380 rules"
@@ -152,7 +148,7 @@ def read_sum(question: list[int]) -> tuple[str, str]:
 @settings(deadline=None, max_examples=80)
 @given(length=lengths, seed=seeds)
 def test_sums_of_two_numbers_are_right(length, seed):
-    for question, answer in rows(make("addition"), length, seed):
+    for question, answer in rows(make_task("addition"), length, seed):
         a, b = read_sum(question)
         assert max(len(a), len(b)) == length
         for number in (a, b):
@@ -161,17 +157,17 @@ def test_sums_of_two_numbers_are_right(length, seed):
 
 
 def test_digit_counts_are_uniform_among_pairs_with_the_longer_as_long_as_asked():
-    task = make("addition")
+    task = make_task("addition")
     counts = Counter(tuple(map(len, read_sum(rows(task, 3, seed, 1)[0][0]))) for seed in range(1000))
     assert set(counts) == {(3, 1), (3, 2), (3, 3), (1, 3), (2, 3)}
     assert all(137 < n < 263 for n in counts.values())  # 200 +- 5 standard deviations
 
 
 def test_numbers_to_add_are_uniform():
-    digits = Counter(read_sum(question)[0] for question, _ in rows(make("addition"), 1, 0, 5000))
+    digits = Counter(read_sum(question)[0] for question, _ in rows(make_task("addition"), 1, 0, 5000))
     assert set(digits) == set(DIGITS)
     assert all(390 < n < 610 for n in digits.values())
-    leads = Counter(read_sum(question)[0][0] for question, _ in rows(make("addition"), 2, 1, 4500))
+    leads = Counter(read_sum(question)[0][0] for question, _ in rows(make_task("addition"), 2, 1, 4500))
     assert len(leads) >= 9
     assert all(390 < leads[digit] < 610 for digit in DIGITS[1:])
 
@@ -191,14 +187,14 @@ def read_polynomial(question: list[int]) -> tuple[str, str]:
 @settings(deadline=None, max_examples=60)
 @given(length=lengths, seed=seeds)
 def test_polynomials_are_evaluated(length, seed):
-    for question, answer in rows(make("polynomial"), length, seed):
+    for question, answer in rows(make_task("polynomial"), length, seed):
         x, polynomial = read_polynomial(question)
         assert polynomial.count("x") == length
         assert answer == [eval(polynomial, {"x": int(x)}) % 10]
 
 
 def test_all_values_coefficients_and_powers_occur():
-    questions = [question for question, _ in rows(make("polynomial"), 5, 0, 2000)]
+    questions = [question for question, _ in rows(make_task("polynomial"), 5, 0, 2000)]
     xs = Counter(int(read_polynomial(question)[0]) for question in questions)
     assert set(xs) == {-2, -1, 0, 1, 2}
     assert all(300 < n < 500 for n in xs.values())
@@ -210,7 +206,7 @@ def test_all_values_coefficients_and_powers_occur():
 @settings(deadline=None, max_examples=30)
 @given(length=lengths, seed=seeds)
 def test_sums_of_digits_are_right(length, seed):
-    for question, answer in rows(make("summation"), length, seed):
+    for question, answer in rows(make_task("summation"), length, seed):
         assert len(question) == length
         assert all(1 <= digit <= 9 for digit in question)
         assert answer == [int(str(sum(question))[-1])]
@@ -219,7 +215,7 @@ def test_sums_of_digits_are_right(length, seed):
 @settings(deadline=None, max_examples=30)
 @given(length=lengths, seed=seeds)
 def test_even_counts_of_ones_are_answered_by_yes(length, seed):
-    for question, answer in rows(make("parity"), length, seed):
+    for question, answer in rows(make_task("parity"), length, seed):
         assert len(question) == length
         assert set(question) <= {0, 1}
         assert answer == [2 if question.count(1) in range(0, length + 1, 2) else 3]
@@ -231,7 +227,7 @@ def test_even_counts_of_ones_are_answered_by_yes(length, seed):
 @settings(deadline=None, max_examples=30)
 @given(symbols=st.integers(2, 60), length=lengths, seed=seeds)
 def test_tokens_are_sorted(symbols, length, seed):
-    for question, answer in rows(make("sorting", symbols=symbols), length, seed):
+    for question, answer in rows(make_task("sorting", symbols=symbols), length, seed):
         assert len(question) == length
         assert set(question) <= set(range(symbols))
         assert answer == sorted(question)
@@ -246,7 +242,7 @@ def read_list(tokens: list[int]) -> list[int]:
 @settings(deadline=None, max_examples=60)
 @given(length=lengths, seed=seeds)
 def test_numbers_are_sorted(length, seed):
-    for question, answer in rows(make("sorting", variant="multi_digit"), length, seed):
+    for question, answer in rows(make_task("sorting", variant="multi_digit"), length, seed):
         numbers = read_list(question)
         assert len(numbers) == length
         assert all(10 <= number <= 9999 for number in numbers)
@@ -257,7 +253,7 @@ def test_numbers_to_sort_are_uniform_and_of_all_digit_counts():
     found = [
         number
         for seed in range(200)
-        for q, _ in rows(make("sorting", variant="multi_digit"), 20, seed)
+        for q, _ in rows(make_task("sorting", variant="multi_digit"), 20, seed)
         for number in read_list(q)
     ]
     of_digits = Counter(len(str(number)) for number in found)
@@ -270,7 +266,7 @@ def test_numbers_to_sort_are_uniform_and_of_all_digit_counts():
 
 
 def test_digit_counts_stand_in_another_order_in_each_row():
-    task = make("sorting", variant="multi_digit")
+    task = make_task("sorting", variant="multi_digit")
     orders = {tuple(len(str(number)) for number in read_list(question)) for question, _ in rows(task, 80, 3, 50)}
     assert len({tuple(sorted(order)) for order in orders}) == 1
     assert len(orders) > 10
@@ -290,7 +286,7 @@ def read_lego(question: list[int]) -> tuple[list[tuple[int, int, int | None]], i
 @settings(deadline=None, max_examples=80)
 @given(order=st.sampled_from(["chain", "shuffled"]), length=st.integers(2, 80), seed=seeds)
 def test_chains_lead_to_the_answer(order, length, seed):
-    for question, answer in rows(make("lego", order=order), length, seed):
+    for question, answer in rows(make_task("lego", order=order), length, seed):
         clauses, asked = read_lego(question)
         names = [name for name, _, _ in clauses]
         assert len(set(names)) == len(names) == length
@@ -311,7 +307,7 @@ def test_chains_lead_to_the_answer(order, length, seed):
 @pytest.mark.parametrize(("length", "places"), [(2, {1}), (3, {2}), (7, {4, 5, 6}), (8, {4, 5, 6, 7})])
 def test_every_variable_of_the_second_half_is_asked_for(length, places):
     found = Counter()
-    for question, _ in rows(make("lego"), length, 0, 1000):
+    for question, _ in rows(make_task("lego"), length, 0, 1000):
         clauses, asked = read_lego(question)
         found[[name for name, _, _ in clauses].index(asked)] += 1
     assert set(found) == places
@@ -320,7 +316,7 @@ def test_every_variable_of_the_second_half_is_asked_for(length, places):
 
 def test_clauses_are_shuffled_and_all_names_drawn():
     questions = [
-        read_lego(question)[0] for question, _ in rows(make("lego", order="shuffled", variables=30), 10, 0, 300)
+        read_lego(question)[0] for question, _ in rows(make_task("lego", order="shuffled", variables=30), 10, 0, 300)
     ]
     starts = Counter([before for _, _, before in clauses].index(None) for clauses in questions)
     assert set(starts) == set(range(10))
@@ -414,15 +410,15 @@ def test_the_interpreter_agrees_with_known_commands(command, actions):
 @given(length=st.integers(1, 48), seed=seeds)
 def test_commands_of_the_data_set_are_obeyed(length, seed):
     known = max(n for n in map(len, all_commands().values()) if n <= length)
-    for command, actions in read_scan(make("scan"), length, seed):
+    for command, actions in read_scan(make_task("scan"), length, seed):
         assert actions == all_commands()[command]
-        assert len(actions) == known == make("scan").output_length(length)
+        assert len(actions) == known == make_task("scan").output_length(length)
 
 
 @settings(deadline=None, max_examples=60)
 @given(phrases=st.integers(1, 8), length=lengths, seed=seeds)
 def test_longer_commands_are_obeyed(phrases, length, seed):
-    task, length = make("scan", phrases=phrases), min(length, 24 * phrases)
+    task, length = make_task("scan", phrases=phrases), min(length, 24 * phrases)
     for command, actions in read_scan(task, length, seed):
         words = command.split()
         assert actions == obey(words)
@@ -433,14 +429,14 @@ def test_longer_commands_are_obeyed(phrases, length, seed):
 def test_the_data_set_has_its_size_and_chance():
     assert len(all_commands()) == 20_910
     shares = reduce(lambda total, actions: total + Counter(actions), all_commands().values(), Counter())
-    assert make("scan").chance == pytest.approx(max(shares.values()) / shares.total(), rel=1e-12)
-    assert make("scan", phrases=5).chance == make("scan").chance
+    assert make_task("scan").chance == pytest.approx(max(shares.values()) / shares.total(), rel=1e-12)
+    assert make_task("scan", phrases=5).chance == make_task("scan").chance
 
 
 @pytest.mark.parametrize("length", [1, 2, 18, 48])
 def test_commands_of_a_length_are_equally_likely(length):
     known = [command for command, actions in all_commands().items() if len(actions) == length]
-    task = make("scan")
+    task = make_task("scan")
     n = 2000
     found = Counter(read_scan(task, length, seed, 1)[0][0] for seed in range(n))
     expected = n / len(known)
@@ -450,7 +446,7 @@ def test_commands_of_a_length_are_equally_likely(length):
 
 
 def test_words_are_as_many_in_all_rows_and_vary_between_calls():
-    task = make("scan")
+    task = make_task("scan")
     for length in (1, 2, 12):
         widths = {sample(task, 64, length, seed).inputs.shape[1] for seed in range(100)}
         wanted = {len(command.split()) for command, actions in all_commands().items() if len(actions) == length}
@@ -460,7 +456,7 @@ def test_words_are_as_many_in_all_rows_and_vary_between_calls():
 
 
 def test_lengths_without_commands_mean_the_next_smaller():
-    task = make("scan")
+    task = make_task("scan")
     gaps = [n for n in range(1, 49) if task.output_length(n) != n]
     assert gaps == sorted(set(range(1, 49)) - set(map(len, all_commands().values())))
     assert all(b > a for a, b in pairwise(gaps))

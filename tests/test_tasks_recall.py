@@ -9,14 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from helpers import make_task
 from pezoo.errors import UserError
 from pezoo.evaluation.retrieval import k_max
-from pezoo.registry import entry, make_config
 from pezoo.task import IGNORE, draw
-
-
-def make(name, **wanted):
-    return entry(name).cls(make_config(name, wanted)[0])
 
 
 def generator(seed=0):
@@ -182,7 +178,7 @@ with_depths = pytest.mark.parametrize("name", ["passkey", "passkey_text", "multi
 def test_the_answer_is_what_a_reader_finds(name, data):
     reader, wanted = CASES[name]
     wanted = data.draw(wanted)
-    task = make(name, **wanted)
+    task = make_task(name, **wanted)
     length = task.least_length + data.draw(st.integers(0, 70))
     place = {"depth": data.draw(st.none() | st.floats(0, 1))} if task.depths else {}
     pairs = task.sample(3, length, generator(data.draw(st.integers(0, 2**32))), **place)
@@ -200,14 +196,14 @@ def test_the_answer_is_what_a_reader_finds(name, data):
 
 @every_task
 def test_a_length_without_room_is_refused_and_the_least_is_named(name):
-    task = make(name)
+    task = make_task(name)
     for length in (0, task.least_length - 1):
         with pytest.raises(UserError, match=rf"at least {task.least_length} tokens, got {length}$"):
             task.sample(2, length, generator())
 
 
 def test_least_lengths():
-    least = {name: make(name).least_length for name in CASES}
+    least = {name: make_task(name).least_length for name in CASES}
     assert least == {
         "mqar": 16,  # four pairs, four slots
         "induction": 3,  # S x S
@@ -222,14 +218,14 @@ def test_least_lengths():
 
 @every_task
 def test_every_task_is_causal_without_marks(name):
-    task = make(name)
+    task = make_task(name)
     assert task.vocab_size == task.n_symbols
     with pytest.raises(UserError, match="no encoder form"):
         task.example(task.sample(1, task.least_length, generator()), "encoder")
 
 
 def test_text_has_the_bytes_as_its_vocabulary():
-    assert make("passkey_text").vocab_size == 256
+    assert make_task("passkey_text").vocab_size == 256
 
 
 @pytest.mark.parametrize(
@@ -244,7 +240,7 @@ def test_text_has_the_bytes_as_its_vocabulary():
 )
 def test_impossible_settings_are_refused(name, wanted, message):
     with pytest.raises(UserError, match=message):
-        make(name, **wanted)
+        make_task(name, **wanted)
 
 
 # Depth
@@ -262,7 +258,7 @@ def start_of_needle(name, x):
 @with_depths
 @pytest.mark.parametrize("extra", [0, 1, 57, 400])
 def test_depth_is_the_share_of_the_room_before_the_needle(name, extra):
-    task = make(name, **({"n_keys": 1} if name == "multi_key" else {}))
+    task = make_task(name, **({"n_keys": 1} if name == "multi_key" else {}))
     length = task.least_length + extra
     head = 149 if name == "passkey_text" else 0
     for depth in (*task.depths, 0.333):
@@ -274,7 +270,7 @@ def test_depth_is_the_share_of_the_room_before_the_needle(name, extra):
 
 
 def test_depths_of_one_among_several_keys():
-    task = make("multi_key")
+    task = make_task("multi_key")
     length = task.least_length + 90
     for depth in task.depths:
         starts = [start_of_needle("multi_key", x) for x, _ in rows(task.sample(500, length, generator(), depth=depth))]
@@ -287,7 +283,7 @@ def test_depths_of_one_among_several_keys():
 
 @with_depths
 def test_without_depth_all_places_are_as_likely(name):
-    task = make(name, **({"n_keys": 1} if name == "multi_key" else {}))
+    task = make_task(name, **({"n_keys": 1} if name == "multi_key" else {}))
     pairs = task.sample(4000, task.least_length + 19, generator())
     head = 149 if name == "passkey_text" else 0
     counts = Counter(start_of_needle(name, x) - head for x, _ in rows(pairs))
@@ -297,7 +293,7 @@ def test_without_depth_all_places_are_as_likely(name):
 
 @with_depths
 def test_a_depth_outside_is_refused(name):
-    task = make(name)
+    task = make_task(name)
     for depth in (-0.1, 1.1, float("nan")):
         with pytest.raises(UserError, match=r"depth must lie in 0 \.\.\. 1"):
             task.sample(2, task.least_length + 5, generator(), depth=depth)
@@ -305,7 +301,7 @@ def test_a_depth_outside_is_refused(name):
 
 @with_depths
 def test_tested_questions_are_not_trained_on_at_any_depth(name):
-    task = make(name)
+    task = make_task(name)
     length = task.least_length + 20
     train = {tuple(x) for x, _ in rows(draw(task, 200, length, generator(), test=False))}
     test = {tuple(x) for d in task.depths for x, _ in rows(draw(task, 20, length, generator(), test=True, depth=d))}
@@ -318,7 +314,7 @@ def test_tested_questions_are_not_trained_on_at_any_depth(name):
 
 @pytest.mark.parametrize("a", [0.01, 1.0, 2.0])
 def test_gaps_of_mqar_follow_the_power_law(a):
-    task = make("mqar", n_pairs=1, a=a)
+    task = make_task("mqar", n_pairs=1, a=a)
     n_slots, n_rows = 31, 20_000
     asked = task.sample(n_rows, 64, generator()).outputs != IGNORE
     counts = asked.sum(0)[2:].view(n_slots, 2)
@@ -329,7 +325,7 @@ def test_gaps_of_mqar_follow_the_power_law(a):
 
 
 def test_slots_of_mqar_are_drawn_one_after_another_without_replacement():
-    task = make("mqar", n_pairs=2, a=0.01)
+    task = make_task("mqar", n_pairs=2, a=0.01)
     n_rows = 20_000
     pairs = task.sample(n_rows, 16, generator())
     law = [(g + 1) ** -0.99 for g in range(6)]
@@ -344,7 +340,7 @@ def test_slots_of_mqar_are_drawn_one_after_another_without_replacement():
 
 
 def test_other_tokens_of_mqar_are_all_ids_but_the_keys():
-    task = make("mqar", n_pairs=2, vocabulary=8)
+    task = make_task("mqar", n_pairs=2, vocabulary=8)
     seen = {}
     for x, y in rows(task.sample(2000, 40, generator())):
         others = {token for token, asked in zip(x[4:], y[4:], strict=True) if asked == IGNORE}
@@ -356,20 +352,20 @@ def test_other_tokens_of_mqar_are_all_ids_but_the_keys():
 
 @pytest.mark.parametrize(("name", "vocabulary"), [("induction", 16), ("repeat_copy", 256)])
 def test_tokens_are_uniform(name, vocabulary):
-    x = make(name).sample(2000, 50, generator()).inputs[:, :25]
+    x = make_task(name).sample(2000, 50, generator()).inputs[:, :25]
     counts = x[x < vocabulary].bincount(minlength=vocabulary)
     assert chisquare(counts.tolist()).pvalue > 0.01
 
 
 def test_the_first_place_of_induction_is_uniform():
-    x = make("induction").sample(6000, 22, generator()).inputs
+    x = make_task("induction").sample(6000, 22, generator()).inputs
     counts = (x[:, :-1] == 16).sum(0)
     assert counts[-1] == 0
     assert chisquare(counts[:-1].tolist()).pvalue > 0.01
 
 
 def test_chains_of_variables_stand_among_each_other():
-    task = make("variable_tracking", n_hops=1)
+    task = make_task("variable_tracking", n_hops=1)
     first_assignments = set()
     for x, y in rows(task.sample(200, task.least_length + 5, generator())):
         equals = [i for i, token in enumerate(x) if token == 56]

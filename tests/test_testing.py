@@ -254,7 +254,7 @@ class Rotary(RoPE):
         return 100.0 ** -(torch.arange(self.width // 2) / (self.width // 2))
 
     def turned(self, x, coordinates, positions):
-        return turn(x, turns(coordinates, positions.inv_freq), "interleaved")
+        return turn(x, turns(positions.angles(coordinates)), "interleaved")
 
 
 @fails("positions_survive_low_precision")

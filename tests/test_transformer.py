@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import pezoo
+from helpers import far_from_start, member
 from pezoo import attention
 from pezoo.contract import Positions, Undefined, overrides
 from pezoo.errors import UserError
@@ -71,16 +72,7 @@ each_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
 
 
 def build(scheme, **config):
-    """A model whose weights are far from their initial values, so that nothing hides behind a zero."""
-    model = Transformer(TransformerConfig(scheme=scheme, **SIZES | config)).eval()
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if name.startswith("scheme."):
-                p.add_(0.3 * torch.randn(p.shape, generator=generator))
-            elif p.ndim > 1:
-                p.mul_(40 if "attention.out" in name else 20 if "qkv" in name else 6)
-    return model
+    return far_from_start({"scheme": scheme} | SIZES | config)
 
 
 def ids(length, batch=2, seed=0):
@@ -400,7 +392,7 @@ def test_far_angles_and_distances_stay_apart_in_bfloat16():
     assert positions.query[0].diff().min() == 1
     for name in ENCODINGS:
         model = Transformer(TransformerConfig(scheme=name, **SIZES | {"n_heads": 1})).bfloat16()
-        encoding = model.scheme.parts[0].encodings[0][0]
+        encoding = member(model.scheme, name)
         if overrides(encoding, "inv_freq") and overrides(encoding, "prepare"):
             own = positions.replace(inv_freq=encoding.inv_freq()[None])
             by_q = encoding.prepare(own)
@@ -409,7 +401,7 @@ def test_far_angles_and_distances_stay_apart_in_bfloat16():
                 turns = torch.view_as_real(by_q[0, 0]).flatten(1)
                 assert turns.dtype == torch.float32
                 assert len(turns.unique(dim=0)) == far, name
-    alibi = Transformer(TransformerConfig(scheme="alibi", **SIZES)).bfloat16().scheme.parts[0].encodings[0][0]
+    alibi = member(Transformer(TransformerConfig(scheme="alibi", **SIZES)).bfloat16().scheme, "alibi")
     assert (alibi.distance_bias(torch.arange(float(far)))[-1].diff() < 0).all()
 
 

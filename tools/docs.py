@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import yaml
 
+from pezoo.cli.shared import marks_of, written
 from pezoo.contract import Shape
 from pezoo.errors import UserError
 from pezoo.model.transformer import Transformer
@@ -168,7 +169,7 @@ def tasks_tables() -> str:
             deep += [f"`{e.name}`"] * bool(task.depths)
             for name, p in e.parameters.items():
                 choices = f"; one of {', '.join(p['choices'])}" if p["choices"] else ""
-                settings.append(f"- `{e.name}:{name}={_value(p['default'])}`: {p['help']}{choices}")
+                settings.append(f"- `{e.name}:{name}={written(p['default'])}`: {p['help']}{choices}")
         lines += ["", *settings] if settings else []
         lines += ["", f"Tested at several depths, from the first place to the last: {', '.join(deep)}."] if deep else []
     return "\n".join(lines).lstrip("\n") + "\n"
@@ -213,7 +214,7 @@ def zoo() -> str:
 def _section(e: Entry) -> list[str]:
     path = Path(getfile(e.cls)).resolve().relative_to(ROOT).as_posix()
     source = ", ".join(filter(None, (e.authors, str(e.year or ""), _paper(e) and f"arXiv {_paper(e)}")))
-    settings = [f"`{name}` = {_value(facts['default'])}: {facts['help']}" for name, facts in e.parameters.items()]
+    settings = [f"`{name}` = {written(facts['default'])}: {facts['help']}" for name, facts in e.parameters.items()]
     facts = [
         *([f"Source: {source}."] if source else []),
         f"File: [{path}](../{path}).",
@@ -231,28 +232,12 @@ def _section(e: Entry) -> list[str]:
 
 def traits(e: Entry) -> list[str]:
     """A member's traits in words, with the parameters that it has in a model of `SHAPE`."""
-    t = e.traits
     config, at = make_config(e.name, {})
     member = e.cls(SHAPE, config, at) if at else e.cls(SHAPE, config)
-    count = t.parameters(SHAPE, config)
-    copies = "a layer" if e.cls.per_layer(config) else "in all"
-    marks = {
-        "shift-invariant": t.shift_invariant,
-        "random": t.random,
-        "reads content": t.contextual,
-        "depends on the total length": not member.prefix_stable,
-        "for decoders only": not t.bidirectional,
-        f"{count:,} parameters {copies}": count > 0,
-    }
-    return [mark for mark, holds in marks.items() if holds]
-
-
-def _value(value: Any) -> str:
-    if value is None or value == []:
-        return "unset"
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    count = e.traits.parameters(SHAPE, config)
+    copies = "per layer" if e.cls.per_layer(config) else "in all"
+    marks = marks_of(dataclasses.replace(e.traits, prefix_stable=member.prefix_stable))
+    return marks + [f"{count:,} parameters {copies}"] * (count > 0)
 
 
 # ---- the grid -----------------------------------------------------------------------------------
@@ -321,7 +306,7 @@ def _reason(text: str, encoding: str, extension: str) -> str:
     """A refusal without the names of the two: many pairs share it."""
     for head in (f"{extension} does not fit {encoding}: it ", f"{encoding}+{extension} cannot work: "):
         text = text.removeprefix(head)
-    text = re.sub(rf"\b{entry(encoding).cls.__name__}\b", "the encoding", text)
+    text = re.sub(rf"\b{encoding}\b", "the encoding", text)
     return re.split(r"[.;] [Ii]t works with", text)[0]
 
 
@@ -359,23 +344,6 @@ def grid(columns: Mapping[str, Mapping[str, Pair]]) -> str:
 
 def _cell(cell: Pair, reasons: list[str]) -> str:
     return cell.sign + (f"<sup>{reasons.index(cell.reason) + 1}</sup>" if cell.reason else "")
-
-
-def read_grid(page: str) -> dict[str, dict[str, Pair]]:
-    """What `grid` wrote, as it was given."""
-    table, _, rest = page.partition("## Reasons")
-    reasons = ["", *re.findall(r"^\d+\. (.*)$", rest, re.MULTILINE)]
-    columns: dict[str, dict[str, Pair]] = {}
-    names: list[str] = []
-    for line in table.splitlines():
-        first, *cells = (cell.strip().strip("`") for cell in line.strip("|").split("|"))
-        if line.startswith("| |"):
-            names = cells
-        elif line.startswith("| `+"):
-            for name, cell in zip(names, cells, strict=True):
-                sign, number = re.fullmatch(r"(.)(?:<sup>(\d+)</sup>)?", cell).groups()
-                columns.setdefault(name, {})[first.removeprefix("+")] = Pair(sign, reasons[int(number or 0)])
-    return columns
 
 
 # ---- all of it ----------------------------------------------------------------------------------

@@ -87,11 +87,8 @@ def fit(targets: Array, theta: Array, ridge: float = 0.0, solver: str = "svd64")
     if not ridge >= 0:
         raise UserError(f"the ridge must be 0 or more, got {ridge}")
     dtype = np.float32 if solver == "normal32" else np.float64
-    x, y, eye = (
-        features(np.arange(len(targets)), theta, dtype),
-        targets.astype(dtype),
-        np.eye(2 * len(theta), dtype=dtype),
-    )
+    x = features(np.arange(len(targets)), theta, dtype)
+    y, eye = targets.astype(dtype), np.eye(2 * len(theta), dtype=dtype)
     if solver == "svd64":
         rows = np.concatenate([x, np.sqrt(ridge) * eye])
         return np.linalg.lstsq(rows, np.concatenate([y, np.zeros((len(eye), y.shape[1]))]), rcond=None)[0]

@@ -58,5 +58,5 @@ class ComplexOrder(Encoding):
 
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
         """sqrt(D) x, turned."""
-        by = turns(positions.query, positions.inv_freq)
+        by = turns(positions.angles(positions.query))
         return turn(x[:, None] * x.shape[-1] ** 0.5, by, "interleaved")[:, 0]

@@ -52,5 +52,4 @@ class DynamicSinusoidal(Encoding):
         ratio = length / self.shape.train_length
         if self.config.norm == "beyond":
             ratio = positions.factor(self.shape.train_length)
-        coordinates = positions.query / ratio
-        return add_sinusoid(x, coordinates[..., None] * positions.inv_freq[:, None])
+        return add_sinusoid(x, positions.angles(positions.query / ratio))

@@ -43,8 +43,7 @@ class Sinusoidal(Encoding):
 
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
         """sqrt(D) x + P(p)."""
-        angles = positions.query[..., None] * positions.inv_freq[:, None]  # (R, L, n)
-        return add_sinusoid(x, angles)
+        return add_sinusoid(x, positions.angles(positions.query))
 
 
 def sinusoid_frequencies(shape: Shape, base: float) -> Tensor:

@@ -64,6 +64,6 @@ class ALiBi(Encoding):
 
     def distance_bias(self, distance: Tensor) -> Tensor:
         """-m_h |distance|, (H, ...)."""
-        fixed = torch.tensor(slopes(self.shape.n_heads), dtype=torch.float32) if self.slopes is None else None
-        m = self.slopes.float() if fixed is None else to_device(fixed, distance.device)
+        fixed = torch.tensor(slopes(self.shape.n_heads), dtype=torch.float32)
+        m = to_device(fixed, distance.device) if self.slopes is None else self.slopes.float()
         return -m.view(-1, *(1,) * distance.ndim) * distance.abs()

@@ -65,7 +65,7 @@ class DAPE(Extension):
         self.last = self.layer(config.width, shape.n_heads, bias=False)
         nn.init.zeros_(self.last.weight)
 
-    def layer(self, inputs: int, outputs: int, bias: bool) -> nn.Module:
+    def layer(self, inputs: int, outputs: int, bias: bool) -> nn.Linear | nn.Conv2d:
         """One layer of the network."""
         return nn.Linear(inputs, outputs, bias=bias)
 
@@ -78,13 +78,13 @@ class DAPE(Extension):
         """Encodings without a bias, unless the network reads sums."""
         if self.config.reads == "sum" or overrides(encoding, "bias") or overrides(encoding, "distance_bias"):
             return None
-        name = type(encoding).__name__
+        name = encoding.name
         return f"{name} has no bias for the network to read beside q.k; add the setting reads=sum, which needs none"
 
     def correction(self, inputs: list[Tensor], positions: Positions) -> Tensor:
         """What the network makes of tensors (B or R, H, Lq, Lk) side by side, (B, H, Lq, Lk)."""
         weights = self.first.weight.float().split(self.shape.n_heads, dim=1)
-        hidden = F.linear(inputs[0].movedim(1, -1), weights[0], self.first.bias.float())
+        hidden = F.linear(inputs[0].movedim(1, -1), weights[0], self.first.get_parameter("bias").float())
         for tensor, weight in zip(inputs[1:], weights[1:], strict=True):
             hidden = hidden + F.linear(tensor.movedim(1, -1), weight)  # (B, Lq, Lk, width)
         hidden = F.leaky_relu(hidden, inplace=True)
@@ -93,9 +93,12 @@ class DAPE(Extension):
     def adapt(self, logits: Tensor, bias: Tensor | None, positions: Positions) -> Tensor:
         """A + B + f([A ; B]), or A + B + f(A + B)."""
         total = super().adapt(logits, bias, positions)
-        if self.config.reads == "both" and bias is None:
+        if self.config.reads == "sum":
+            inputs = [total]
+        elif bias is None:
             return total
-        inputs = [total] if self.config.reads == "sum" else [logits, bias]
+        else:
+            inputs = [logits, bias]
         rows, n_queries, n_keys = max(1, PAIRS // (logits.shape[0] * logits.shape[-1])), *logits.shape[2:]
         changed = []
         for start in range(0, n_queries, rows):

@@ -21,6 +21,7 @@ starts at zero and has no offset, as in `dape`. Masks such as `window` hide pair
 """
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -63,17 +64,17 @@ class DAPEV2(DAPE):
             if self.kernel % 2 == 0:
                 raise UserError(f"dape_v2:kernel must be odd, such as 3, not {self.kernel}")
 
-    def layer(self, inputs: int, outputs: int, bias: bool) -> nn.Module:
+    def layer(self, inputs: int, outputs: int, bias: bool) -> nn.Conv2d:
         """One convolution."""
         return nn.Conv2d(inputs, outputs, (1, self.config.kernel), bias=bias)
 
     def correction(self, inputs: list[Tensor], positions: Positions) -> Tensor:
         """What the convolutions make of tensors (B or R, H, Lq, Lk) side by side, (B, H, Lq, Lk)."""
         reach, seen = self.config.kernel // 2, positions.visible()[:, None]
-        weights, hidden = self.first.weight.float().split(self.shape.n_heads, dim=1), 0
-        for i, (tensor, weight) in enumerate(zip(inputs, weights, strict=True)):
-            shown = F.pad(torch.where(seen, tensor, 0.0), (2 * reach, 2 * reach))
-            hidden = hidden + F.conv2d(shown, weight, None if i else self.first.bias.float())
+        weights = self.first.weight.float().split(self.shape.n_heads, dim=1)
+        biases = [self.first.get_parameter("bias").float(), *[None] * (len(weights) - 1)]
+        shown = (F.pad(torch.where(seen, tensor, 0.0), (2 * reach, 2 * reach)) for tensor in inputs)
+        hidden = reduce(torch.add, map(F.conv2d, shown, weights, biases))
         hidden = F.leaky_relu(hidden)  # (B, width, Lq, Lk + 2 reach): keys -reach ... Lk + reach - 1
         counts = F.pad(seen, (reach, reach))
         if positions.causal:

@@ -83,5 +83,5 @@ class FIRE(Encoding):
         argument = self.psi(distance) / (self.psi(reach)[..., None] + 1e-6)
         # In float32: near distances far from the start are a small part of the argument.
         first, act, last = self.network
-        hidden = act(F.linear(argument[..., None], first.weight.float(), first.bias.float()))
-        return F.linear(hidden, last.weight.float(), last.bias.float()).movedim(-1, 1)
+        a, b, c, d = (layer.get_parameter(name).float() for layer in (first, last) for name in ("weight", "bias"))
+        return F.linear(act(F.linear(argument[..., None], a, b)), c, d).movedim(-1, 1)

@@ -15,6 +15,7 @@ the masked future learn little.
 """
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -63,8 +64,6 @@ class TISA(Encoding):
     def distance_bias(self, distance: Tensor) -> Tensor:
         """The sum of kernels at each distance, (H, ...)."""
         x = -distance if self.config.offset == "paper" else distance - 1
-        kernels = (self.amplitudes, self.sharpnesses, self.centres)
-        total = 0.0
-        for a, b, c in zip(*(k.float().view(*k.shape, *(1,) * x.ndim) for k in kernels), strict=True):
-            total = total + a * torch.exp(-b.abs() * (x - c) ** 2)  # one kernel at a time: (H, ...)
-        return total
+        parameters = (self.amplitudes, self.sharpnesses, self.centres)
+        kernels = zip(*(p.float().view(*p.shape, *(1,) * x.ndim) for p in parameters), strict=True)
+        return reduce(torch.add, (a * torch.exp(-b.abs() * (x - c) ** 2) for a, b, c in kernels))  # one at a time

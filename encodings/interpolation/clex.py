@@ -22,7 +22,7 @@ encodings with other than head_dim / 2 frequencies.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,7 +70,7 @@ class CLEX(Extension):
         self.n = config.n_frequencies or max(2, shape.head_dim // 2)
         self.up = nn.Linear(self.n, config.width * 2 * self.n, bias=False)
         self.down = nn.Linear(config.width * 2 * self.n, self.n, bias=False)
-        self.activation = {"silu": nn.functional.silu, "tanh": torch.tanh}[config.activation]
+        self.activation: Callable[[Tensor], Tensor] = F.silu if config.activation == "silu" else torch.tanh
         nn.init.zeros_(self.down.weight)
 
     def extent(self, extent: int) -> int:
@@ -79,7 +79,7 @@ class CLEX(Extension):
 
     def refuses(self, encoding: Encoding) -> str | None:
         """Encodings with no frequencies, or with another number of them."""
-        inv_freq, name = encoding.inv_freq(), type(encoding).__name__
+        inv_freq, name = encoding.inv_freq(), encoding.name
         if inv_freq is None:
             return f"clex changes frequencies, and {name} has none; it works with rope"
         n = len(inv_freq)

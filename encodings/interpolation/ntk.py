@@ -34,7 +34,8 @@ class SlowedBase(Extension):
 
     def refuses(self, encoding: Encoding) -> str | None:
         """Encodings with a single frequency, which is the highest and the lowest."""
-        enough = len(encoding.inv_freq()) > 1
+        inv_freq = encoding.inv_freq()
+        enough = inv_freq is not None and len(inv_freq) > 1
         return None if enough else "NTK scaling needs at least two frequencies; raise head_dim"
 
 

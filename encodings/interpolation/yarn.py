@@ -24,7 +24,7 @@ small L look at beta_fast: no pair may turn 32 times, and then all are interpola
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -127,7 +127,7 @@ class NTKByParts(Extension):
     """Slow frequencies divided by the factor, fast ones kept."""
 
     traits = Traits(shift_invariant=True, neutral={"factor": 1})
-    Config = ByPartsConfig
+    Config: ClassVar[type] = ByPartsConfig
 
     @property
     def prefix_stable(self) -> bool:
@@ -155,7 +155,7 @@ class NTKByParts(Extension):
 class YaRN(NTKByParts):
     """Interpolation by parts, and logits sharpened with the factor."""
 
-    Config = YaRNConfig
+    Config: ClassVar[type] = YaRNConfig
 
     def scale(self, positions: Positions) -> float | Tensor:
         """m^2."""

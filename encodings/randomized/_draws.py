@@ -26,8 +26,6 @@ class Drawn(Extension):
 
     traits = Traits(shift_invariant=True, prefix_stable=False, random=True)
     default_at = ("train", "tune")
-    name: str
-    """As registered: what the draw is known by."""
 
     def sample(self, positions: Positions) -> Tensor:
         """Coordinates of whole sequences, (R, T)."""

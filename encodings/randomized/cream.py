@@ -39,7 +39,6 @@ from pezoo.registry import register, setting
 class CREAM(Drawn):
     """Head, middle and tail positions of a longer text."""
 
-    name = "cream"
     traits = Traits(shift_invariant=True, prefix_stable=False, random=True, neutral={"max_length": 1})
 
     @dataclass

@@ -31,8 +31,6 @@ from pezoo.registry import register
 class GiraffeRandom(Drawn):
     """Random real steps between positions."""
 
-    name = "giraffe_random"
-
     @dataclass
     class Config:
         """Settings: none."""

@@ -35,7 +35,6 @@ from pezoo.registry import register, setting
 class PoSE(Drawn):
     """Two chunks of positions with a random gap between."""
 
-    name = "pose"
     traits = Traits(shift_invariant=True, prefix_stable=False, random=True, neutral={"max_length": 1})
 
     @dataclass

@@ -71,7 +71,7 @@ class Random(Extension):
         alone = [hook for hook in ("embed", "rotate") if overrides(encoding, hook)]
         if self.config.relative == "difference" or not alone:
             return None
-        name = type(encoding).__name__
+        name = encoding.name
         return f"{name} reads each position by itself, and random:relative=toeplitz draws distances only"
 
     def check(self, positions: Positions) -> None:

@@ -62,6 +62,6 @@ class Shift(Extension):
             bounds = positions.bounds and (positions.bounds[0] + offset, positions.bounds[1] + offset)
             return positions.map(lambda p, index: p + offset, spacing, bounds)
         offsets = positions.draw("shift", lambda: whole(positions.bits("shift", 1), 0, self.max_shift - 1))  # (R, 1)
-        known = positions.bounds is not None and not positions.draws
-        bounds = (positions.bounds[0], positions.bounds[1] + self.max_shift - 1) if known else None
+        bounds = None if positions.draws else positions.bounds
+        bounds = bounds and (bounds[0], bounds[1] + self.max_shift - 1)
         return positions.map(lambda p, index: p + offsets, bounds=bounds)

@@ -9,9 +9,8 @@ def rotary_frequencies(width: int, base: float) -> Tensor:
     return (base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)).float()
 
 
-def turns(coordinates: Tensor, inv_freq: Tensor) -> Tensor:
-    """exp(i p w_k), complex64: coordinates (R, L), inv_freq (R, n) -> (R, 1, L, n), one axis for the heads."""
-    angles = coordinates[..., None].float() * inv_freq[:, None]
+def turns(angles: Tensor) -> Tensor:
+    """exp(i p w_k), complex64: angles p w_k (R, L, n) -> (R, 1, L, n), one axis for the heads."""
     return torch.polar(torch.ones_like(angles), angles)[:, None]
 
 

@@ -28,6 +28,7 @@ and `terms=c2p` never read rows 0 ... K' - 1 of P, and the paper's `terms=p2c` n
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -122,13 +123,13 @@ class DeBERTa(Encoding):
     def content(self, q: Tensor, k: Tensor, positions: Positions) -> Tensor:
         """(q_i . K[c(i, j)] + k_j . Q[c(j, i)]) / sqrt(3 d), or one of the two over sqrt(2 d)."""
         tables = dict(zip(self.sides, positions.prepared[:, positions.layer].transpose(-1, -2), strict=True))
-        distance, logits = settle(positions.distance()).round(), 0
+        distance, terms = settle(positions.distance()).round(), []
         if "c2p" in tables:
-            logits = _pick(q @ tables["c2p"].to(q.dtype), self.row(distance))
+            terms.append(_pick(q @ tables["c2p"].to(q.dtype), self.row(distance)))
         if "p2c" in tables:
             back = self.row(-distance if self.config.position_to_content == "paper" else distance)
-            logits = logits + _pick(k @ tables["p2c"].to(k.dtype), back.transpose(-1, -2)).transpose(-1, -2)
-        return logits * self.scale()
+            terms.append(_pick(k @ tables["p2c"].to(k.dtype), back.transpose(-1, -2)).transpose(-1, -2))
+        return reduce(torch.add, terms) * self.scale()
 
     def row(self, distance: Tensor) -> Tensor:
         """Rows of the table for whole distances (R, Lq, Lk), with an axis for the heads."""

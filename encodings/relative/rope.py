@@ -64,8 +64,8 @@ class RoPE(Encoding):
 
     def prepare(self, positions: Positions) -> tuple[Tensor, Tensor]:
         """exp(i p w) of queries and of keys, (R, 1, L, r / 2) each."""
-        by_q = turns(positions.query, positions.inv_freq)
-        return by_q, by_q if positions.key is positions.query else turns(positions.key, positions.inv_freq)
+        by_q = turns(positions.angles(positions.query))
+        return by_q, by_q if positions.key is positions.query else turns(positions.angles(positions.key))
 
     def rotate(self, q: Tensor, k: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
         """Turn q and k, each by its own position."""

@@ -69,7 +69,7 @@ class TransformerXL(Encoding):
         coordinates = positions.key
         if positions.ruler is not None:
             coordinates = torch.cat((-positions.ruler[:, 1:].flip(1), positions.ruler), dim=1)
-        return _sinusoid(coordinates, positions.inv_freq)
+        return _sinusoid(positions.angles(coordinates))
 
     def content(self, q: Tensor, k: Tensor, positions: Positions) -> Tensor:
         """(u . k_j + (q_i + v) . W R(p_i - p_j)) / sqrt(d)."""
@@ -77,7 +77,7 @@ class TransformerXL(Encoding):
         u, v = (x[layer % len(x), :, None].float() for x in (self.u, self.v))
         a = (q.float() + v) @ self.project[layer].float()  # (B, H, Lq, 2n): of each sine and each cosine
         if positions.ruler is None:
-            sine, cosine = _sinusoid(positions.query, positions.inv_freq).chunk(2, dim=-1)
+            sine, cosine = _sinusoid(positions.angles(positions.query)).chunk(2, dim=-1)
             a, b = a.chunk(2, dim=-1)
             turned = torch.cat((b * sine - a * cosine, a * sine + b * cosine), dim=-1)
             position = turned @ positions.prepared[..., : k.shape[-2], :].transpose(-1, -2)
@@ -88,7 +88,6 @@ class TransformerXL(Encoding):
         return (u @ k.float().transpose(-1, -2) + position) * self.scale()
 
 
-def _sinusoid(coordinates: Tensor, inv_freq: Tensor) -> Tensor:
-    """Sines, then cosines, of coordinates (R, L) times frequencies (R, n): (R, 1, L, 2n), one axis for the heads."""
-    angles = coordinates[..., None] * inv_freq[:, None]
+def _sinusoid(angles: Tensor) -> Tensor:
+    """Sines, then cosines, of angles (R, L, n): (R, 1, L, 2n), one axis for the heads."""
     return torch.cat((angles.sin(), angles.cos()), dim=-1)[:, None]

@@ -96,7 +96,7 @@ class XPos(Encoding):
 
         def factors(p: Tensor, sign: int) -> Tensor:
             size = (sign * (p - middle)[..., None] * rates).exp()
-            return torch.polar(size, p[..., None] * positions.inv_freq[:, None])[:, None]
+            return torch.polar(size, positions.angles(p))[:, None]
 
         return factors(positions.query, 1), factors(positions.key, -1)
 

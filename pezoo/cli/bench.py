@@ -179,10 +179,8 @@ def encodings(device: str, extent: Extent) -> list[dict[str, Any]]:
     batch = torch.randint(256, (32, 64), generator=torch.Generator().manual_seed(0)).to(device)
 
     def step(model: Transformer) -> Callable[[], None]:
-        rows = range(len(batch))
-        return lambda: (
-            model(batch, model.positions(*batch.shape, phase="train", rows=rows)).logsumexp(-1).mean().backward()
-        )
+        facts = {"phase": "train", "rows": range(len(batch))}
+        return lambda: model(batch, model.positions(*batch.shape, **facts)).logsumexp(-1).mean().backward()
 
     everything = [n for n in pezoo.list_encodings() if pezoo.describe(n)["kind"] == "encoding"]
     for scheme in extent.encodings or everything:
@@ -214,10 +212,8 @@ def forward(scheme: str, device: str, length: int, backend: str = "auto") -> Cal
     model = build(scheme, device, train_length=length // 2, backend=backend).eval()
     if model.scheme.undefined(length):
         model = build(scheme, device, train_length=length, backend=backend).eval()
-    composition = (
-        model.scheme.prepare(model.positions(1, 2, rows=(0,), tokens=torch.zeros(1, 2))).layers[0][0].composition
-    )
-    if backend != "auto" and refusal(backend, composition):
+    prepared = model.scheme.prepare(model.positions(1, 2, rows=(0,), tokens=torch.zeros(1, 2)))
+    if backend != "auto" and refusal(backend, prepared.layers[0][0].composition):
         return None
     return torch.inference_mode()(lambda: model(ids, model.positions(1, length, rows=(0,))))
 

@@ -1,14 +1,10 @@
 """`pezoo check` and `pezoo new`."""
 
 import shlex
-from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from pezoo.cli.shared import add_json, add_plugin, load_plugins, make_console, make_parser, print_json, say
-
-if TYPE_CHECKING:
-    pass
 
 
 def check(argv: list[str]) -> int:

@@ -24,10 +24,10 @@ def list_members(argv: list[str]) -> int:
         "pezoo list --json",
     )
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="names, as in a shell: 'ro*'")
-    kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--encodings", action="store_true", help="encodings and literature names only")
-    kinds.add_argument("--extensions", action="store_true", help="extensions only")
-    kinds.add_argument("--tasks", action="store_true", help="tasks only")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--encodings", action="store_true", help="encodings and literature names only")
+    one.add_argument("--extensions", action="store_true", help="extensions only")
+    one.add_argument("--tasks", action="store_true", help="tasks only")
     add_json(parser)
     add_plugin(parser)
     args = parser.parse_args(argv)
@@ -62,5 +62,5 @@ def list_members(argv: list[str]) -> int:
 def _line(entry: "Entry", width: int) -> str:
     title = escape(f"{entry.title}, {entry.year}" if entry.year else entry.title)
     stands = f" = {escape(entry.scheme)}" if entry.scheme else ""
-    marks = f"  [dim]({', '.join(marks_of(entry))})[/dim]" if marks_of(entry) else ""
+    marks = f"  [dim]({', '.join(marks_of(entry.traits))})[/dim]" if marks_of(entry.traits) else ""
     return f"[cyan]{entry.name:<{width}}[/cyan] {title}{stands}{marks}"

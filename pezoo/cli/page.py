@@ -61,11 +61,7 @@ def note(text: str) -> None:
 
 
 def show(
-    trained: Trained,
-    prompt: Tensor,
-    steps: Iterator[tuple[Tensor, Tensor]],
-    n_new: int,
-    text: Callable[..., str],
+    trained: Trained, prompt: Tensor, steps: Iterator[tuple[Tensor, Tensor]], n_new: int, text: Callable[..., str]
 ) -> bool:
     """Write a prompt, (1, n), and its continuation, with marks where the text passes lengths the model has seen.
 

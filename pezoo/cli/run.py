@@ -111,13 +111,7 @@ def _show_plan(study: "Study") -> None:
     plan, store, console = study.plan, study.store, make_console()
     if line := study.changes():
         print(in_terminal(line), file=sys.stderr)
-    table = Table(
-        "cell",
-        "",
-        "state",
-        title=escape(shown(f"{plan.recipe.study} in {study.out}")),
-        title_justify="left",
-    )
+    table = Table("cell", "", "state", title=escape(shown(f"{plan.recipe.study} in {study.out}")), title_justify="left")
     left: dict[str, int] = {}
     for key, cell in plan.cells.items():
         done = store.done(key)

@@ -12,21 +12,30 @@ from pezoo.errors import UserError, suggest
 from pezoo.escape import in_terminal
 
 if TYPE_CHECKING:
-    from pezoo.registry import Entry
+    from pezoo.contract import Traits
 
 
-def marks_of(entry: "Entry") -> list[str]:
+def marks_of(traits: "Traits | None") -> list[str]:
     """What people look for in a member, in words."""
-    traits = entry.traits
     if traits is None:
         return []
     marks = {
         "shift-invariant": traits.shift_invariant,
         "random": traits.random,
-        "depends on total length": not traits.prefix_stable,
-        "causal only": not traits.bidirectional,
+        "reads content": traits.contextual,
+        "depends on the total length": not traits.prefix_stable,
+        "for decoders only": not traits.bidirectional,
     }
     return [mark for mark, holds in marks.items() if holds]
+
+
+def written(value: Any) -> str:
+    """The value of a setting, as it is typed."""
+    if value is None or value == []:
+        return "unset"
+    if isinstance(value, list | tuple):
+        return ",".join(map(written, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,11 +67,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_plugin(parser: argparse.ArgumentParser) -> None:
     """Add `--plugin`."""
     parser.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="FILE.py",
-        help="file that registers members (repeatable)",
+        "--plugin", action="append", default=[], metavar="FILE.py", help="file that registers members (repeatable)"
     )
 
 

@@ -2,12 +2,21 @@
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
-from pezoo.cli.shared import add_json, add_plugin, load_plugins, make_console, make_parser, marks_of, print_json
+from pezoo.cli.shared import (
+    add_json,
+    add_plugin,
+    load_plugins,
+    make_console,
+    make_parser,
+    marks_of,
+    print_json,
+    written,
+)
 
 if TYPE_CHECKING:
     from pezoo.registry import Entry
@@ -40,8 +49,9 @@ def show(argv: list[str]) -> int:
     else:
         spec = parse(args.scheme)
         names = [*spec.encodings, *spec.extensions]
-    scheme = None if spec is None else {"scheme": str(spec), "family": spec.family, "settings": spec.data}
-    if scheme is not None:
+    scheme = None
+    if spec is not None:
+        scheme = {"scheme": str(spec), "family": spec.family, "settings": spec.data}
         scheme |= {f"in {phase}ing": str(spec.at(phase)) for phase in ("train", "test")}
     if args.save:
         from pezoo import drawing as pictures
@@ -54,11 +64,7 @@ def show(argv: list[str]) -> int:
     if alone is not None and alone.kind == "alias":
         console.print(f"[bold]{alone.name}[/bold]: {escape(alone.title)}, stands for {escape(alone.scheme)}\n")
     if spec is not None and (spec.extensions or len(names) > 1):
-        acting = {
-            "training": spec.at("train"),
-            "tuning": spec.at("tune"),
-            "testing": spec.at("test"),
-        }
+        acting = {"training": spec.at("train"), "tuning": spec.at("tune"), "testing": spec.at("test")}
         console.print(_facts(str(spec), {"family": spec.family} | {f"in {k}": str(v) for k, v in acting.items()}))
     for name in names:
         entry = registry.entry(name)
@@ -73,11 +79,11 @@ def _member(entry: "Entry") -> Table:
         "": entry.summary,
         "source": source + (f", arXiv:{entry.arxiv}" if entry.arxiv else ""),
         "equation": entry.equation,
-        "traits": ", ".join(marks_of(entry)),
+        "traits": ", ".join(marks_of(entry.traits)),
     }
     if entry.kind == "task":
         facts["example"] = _example(entry.name)
-    facts |= {f":{name}": f"{_plain(p['default'])}  {p['help']}" for name, p in entry.parameters.items()}
+    facts |= {f":{name}": f"{written(p['default'])}  {p['help']}" for name, p in entry.parameters.items()}
     return _facts(entry.name, facts)
 
 
@@ -91,14 +97,6 @@ def _example(name: str) -> str:
     pairs = task.sample(1, task.least_length + 5, torch.Generator().manual_seed(0))
     question, answer = (task.text(ids) for ids in (pairs.inputs[0], task.ended(pairs.outputs[0])))
     return f"{' '.join(question.split())}  ->  {answer}"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return ",".join(map(_plain, value))
-    if value is None:
-        return "unset"
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _facts(title: str, facts: Mapping[str, str]) -> Table:

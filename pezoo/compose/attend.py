@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pezoo.compose.scheme import Scheme
-from pezoo.contract import Encoding, Positions, overrides
+from pezoo.contract import Encoding, Member, Positions, overrides
 from pezoo.errors import UserError
 from pezoo.registry import entry
 
@@ -51,7 +51,7 @@ def attend_with(
         UserError: if sizes are not those of the scheme, or phase, rows, x or tokens are missing.
         Undefined: if the scheme has no value for a position.
     """
-    changing = [m.name for m in scheme.spec.all_members() if _embeds(entry(m.name).cls)]
+    changing = [m.name for m in scheme.spec.all_members() if _embeds(entry(m.name).member)]
     if changing and not embedded:
         raise UserError(
             f"{', '.join(changing)} changes the token embeddings, which attend never sees. Call "
@@ -61,5 +61,5 @@ def attend_with(
     return scheme.prepare(where).attend(layer, q, k, v, backend, x=x)
 
 
-def _embeds(cls: type) -> bool:
+def _embeds(cls: type[Member]) -> bool:
     return issubclass(cls, Encoding) and overrides(cls, "embed")

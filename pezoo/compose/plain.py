@@ -1,13 +1,12 @@
 """One plain scheme as a module: its encodings and extensions, built for a model and composed for each forward."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TypeVar
 
 from torch import nn
 
 from pezoo.composition import Composition, Part, Region
-from pezoo.contract import Encoding, Extension, Positions, Shape, overrides, to_device
+from pezoo.contract import Encoding, Extension, Member, Positions, Shape, overrides, to_device
 from pezoo.errors import UserError
 from pezoo.registry import entry, make_config
 from pezoo.scheme import Spec, fits, offers
@@ -19,30 +18,32 @@ class Plain(nn.Module):
     def __init__(self, spec: Spec, shape: Shape) -> None:
         super().__init__()
         self.spec = spec
-        members = {m.name: (entry(m.name).cls, *make_config(m.name, dict(m.settings))) for m in spec.members}
+        members = {m.name: (entry(m.name).member, *make_config(m.name, dict(m.settings))) for m in spec.members}
         made: dict[str, nn.ModuleList] = {}
         extent = shape.train_length
         for name, (cls, config, at) in members.items():
             if issubclass(cls, Extension):
-                made[name] = _copies(cls, shape, config, lambda cls=cls, c=config, at=at: cls(shape, c, at))
-                extent = made[name][0].extent(extent) if "train" in at else extent
+                extensions = [cls(shape, config, at) for _ in range(shape.n_layers if cls.per_layer(config) else 1)]
+                extent = extensions[0].extent(extent) if "train" in extensions[0].at else extent
+                made[name] = nn.ModuleList(extensions)
         shape = replace(shape, extent=extent)
         for name, (cls, config, _) in members.items():
             if issubclass(cls, Encoding):
-                made[name] = _copies(cls, shape, config, lambda cls=cls, c=config: cls(shape, c))
+                encodings = [cls(shape, config) for _ in range(shape.n_layers if cls.per_layer(config) else 1)]
+                made[name] = nn.ModuleList(encodings)
         # Not `add_module`, which refuses a member named like an attribute, such as `half`.
         self._modules.update({name: made[name] for name in members})
         self._refuse(spec)
 
     @property
-    def encodings(self) -> list[nn.ModuleList]:
+    def encodings(self) -> list[list[Encoding]]:
         """The copies of each encoding: one, or one per layer."""
-        return [copies for copies in self._modules.values() if isinstance(copies[0], Encoding)]
+        return [found for copies in self.children() if (found := _all(Encoding, copies))]
 
     @property
-    def extensions(self) -> list[nn.ModuleList]:
+    def extensions(self) -> list[list[Extension]]:
         """The copies of each extension: one, or one per layer."""
-        return [copies for copies in self._modules.values() if isinstance(copies[0], Extension)]
+        return [found for copies in self.children() if (found := _all(Extension, copies))]
 
     def _refuse(self, spec: Spec) -> None:
         """Refuse an extension that suits none of the encodings it fits, or not each whose frequencies it changes.
@@ -54,14 +55,14 @@ class Plain(nn.Module):
             reasons = [extension.refuses(e) for e in fitting]
             if any(reasons) if overrides(extension, "frequencies") else all(reasons):
                 raise UserError(f"{spec} cannot work: {next(filter(None, reasons))}")
-            for name, (other, *_) in self._modules.items():
-                beside = isinstance(other, Extension) and other is not extension and set(other.at) & set(extension.at)
+            for other, *_ in self.extensions:
+                beside = other is not extension and set(other.at) & set(extension.at)
                 if beside and (reason := extension.refuses_beside(other)):
-                    raise UserError(f"{spec} cannot work: beside {name}, {reason}")
+                    raise UserError(f"{spec} cannot work: beside {other.name}, {reason}")
 
-    def copies(self) -> dict[str, nn.ModuleList]:
+    def copies(self) -> dict[str, list[Member]]:
         """The copies of each member, by name."""
-        return dict(self._modules)
+        return {name: _all(Member, copies) for name, copies in self.named_children()}
 
     def acting(self, positions: Positions, layer: int = 0) -> list[Extension]:
         """The extensions that act in this phase, in order."""
@@ -92,7 +93,7 @@ class Plain(nn.Module):
 
     def compose(self, positions: Positions, n_layers: int) -> tuple[tuple[Part, ...], list[Composition]]:
         """What the input embedding reads, and what each layer adds to attention."""
-        acting = self.acting(positions)
+        encodings, acting = self.encodings, self.acting(positions)
         for extension in acting:
             extension.check(positions)
         made: list[tuple[Positions, tuple[Region, ...]]] = []
@@ -104,7 +105,7 @@ class Plain(nn.Module):
 
         def at_layer(i: int) -> Composition:
             here, regions = made[i % len(made)]
-            own = [c[i % len(c)] for c in self.encodings]
+            own = [c[i % len(c)] for c in encodings]
             regions = tuple(
                 Region(
                     tuple(Part(e, p.positions.replace(layer=i)) for e, p in zip(own, r.parts, strict=True)),
@@ -117,5 +118,8 @@ class Plain(nn.Module):
         return made[0][1][0].parts, [at_layer(i) for i in range(n_layers)]
 
 
-def _copies(cls: type, shape: Shape, config: Any, make: Callable[[], nn.Module]) -> nn.ModuleList:
-    return nn.ModuleList(make() for _ in range(shape.n_layers if cls.per_layer(config) else 1))
+M = TypeVar("M", bound=Member)
+
+
+def _all(kind: type[M], copies: nn.Module) -> list[M]:
+    return [copy for copy in copies.children() if isinstance(copy, kind)]

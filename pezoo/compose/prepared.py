@@ -25,14 +25,12 @@ class Group:
 
     def bias(self) -> Tensor:
         """The bias of these heads in the first row, (H, Lq, Lk), far regions included."""
-        composition, total = self.composition, None
-        for r, region in enumerate(composition.regions):
-            bias = composition.bias(r)
-            if bias is None:
-                n_heads = self.heads.stop - self.heads.start
-                bias = torch.zeros_like(composition.positions.distance())[:, None].expand(-1, n_heads, -1, -1)
-            inside = None if region.branch is None else region.branch.region(composition.positions)[:, None]
-            total = bias if inside is None else torch.where(inside, bias, total)
+        positions, n_heads = self.composition.positions, self.heads.stop - self.heads.start
+        total = nothing = torch.zeros_like(positions.distance())[:, None].expand(-1, n_heads, -1, -1)
+        for r, region in enumerate(self.composition.regions):
+            found = self.composition.bias(r)
+            bias, branch = nothing if found is None else found, region.branch
+            total = bias if branch is None else torch.where(branch.region(positions)[:, None], bias, total)
         return total[0]
 
 
@@ -65,7 +63,7 @@ class Prepared:
         Raises:
             UserError: if x is not of that shape.
         """
-        groups = self.layers[self._checked(layer)]
+        groups = self.at(layer)
         parts = [g.composition.base for g in groups]
         if not any(overrides(p.encoding, "read") for row in parts for p in row):
             return None
@@ -128,7 +126,7 @@ class Prepared:
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, x: Tensor | None = None, read: Any = None
     ) -> tuple[Group, ...]:
         """The groups of heads of a layer, after a look at what they are asked to work on."""
-        shape, groups = self.shape, self.layers[self._checked(layer)]
+        shape, groups = self.shape, self.at(layer)
         if any(t.ndim != 4 for t in (q, k, v)) or k.shape[:3] != v.shape[:3] or len(q) != len(k):
             shapes = ", ".join(str(tuple(t.shape)) for t in (q, k, v))
             raise UserError(f"q is (B, H, Lq, d), k and v are (B, Hkv, Lk, d) with Hkv a divisor of H, not {shapes}")
@@ -157,14 +155,17 @@ class Prepared:
         Raises:
             UserError: if the scheme reads the input and neither is given, or not for all keys.
         """
-        groups = self.layers[self._checked(layer)]
+        groups = self.at(layer)
         encodings = [p.encoding for g in groups for p in g.composition.base]
-        name = next((type(e).__name__ for e in encodings if overrides(e, "read")), None)
+        name = next((e.name for e in encodings if overrides(e, "read")), None)
         if name is None:
             return groups
-        if x is None and read is None:
-            raise UserError(f"{name} reads the input of the layer: pass x=, what q, k and v are made of, (B, Lk, D)")
-        read = self.read(layer, x) if read is None else read
+        if read is None:
+            if x is None:
+                raise UserError(
+                    f"{name} reads the input of the layer: pass x=, what q, k and v are made of, (B, Lk, D)"
+                )
+            read = self.read(layer, x)
         n_keys, lengths = groups[0].composition.positions.key.shape[1], {t.shape[1] for t in leaves(read)}
         if lengths - {n_keys}:
             raise UserError(
@@ -173,17 +174,22 @@ class Prepared:
             )
         return tuple(replace(g, composition=g.composition.reading(r)) for g, r in zip(groups, read, strict=True))
 
-    def _checked(self, layer: int) -> int:
+    def at(self, layer: int) -> tuple[Group, ...]:
+        """The groups of heads of a layer.
+
+        Raises:
+            UserError: if the scheme has no such layer.
+        """
         if not 0 <= layer < len(self.layers):
             raise UserError(f"layer = {layer}, but the scheme has layers 0 ... {len(self.layers) - 1}")
-        return layer
+        return self.layers[layer]
 
 
 def _as_long(found: Tensor, x: Tensor, part: Part) -> Tensor:
     """What a member read, refused if it is not there for each token."""
     if found.shape[:2] != x.shape[:2]:
         raise UserError(
-            f"{type(part.encoding).__name__}.read gives {tuple(found.shape)}, but it is to begin with "
-            f"{tuple(x.shape[:2])}: one line per token"
+            f"read of {part.encoding.name} gives {tuple(found.shape)}, but it is to begin with {tuple(x.shape[:2])}: "
+            "one line per token"
         )
     return found

@@ -10,7 +10,18 @@ from torch import Tensor, nn
 
 from pezoo.compose.plain import Plain
 from pezoo.compose.prepared import Group, Prepared
-from pezoo.contract import PHASES, Encoding, Extension, Positions, Shape, Undefined, in_float32, overrides, to_device
+from pezoo.contract import (
+    PHASES,
+    Encoding,
+    Extension,
+    Member,
+    Positions,
+    Shape,
+    Undefined,
+    in_float32,
+    overrides,
+    to_device,
+)
 from pezoo.errors import UserError, suggest
 from pezoo.registry import entry
 from pezoo.scheme import Spec, parse
@@ -69,7 +80,8 @@ class Scheme(nn.Module):
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        return super()._apply(move, recurse)
+        nn.Module._apply(self, move, recurse)
+        return self
 
     def positions(
         self, batch: int, length: int, *, phase: str | None = None, rows: Sequence[int] | None = None, **facts: Any
@@ -119,7 +131,7 @@ class Scheme(nn.Module):
         """
         positions = self._settled(positions)
         with in_float32(positions.query.device):
-            made = [p.compose(positions, n) for p, n in zip(self.parts, self.layer_counts, strict=True)]
+            made = [p.compose(positions, n) for p, n in zip(self.plain, self.layer_counts, strict=True)]
         layers = tuple(tuple(Group(heads, made[part][1][place]) for part, heads, place in row) for row in self.plan)
         return Prepared(self.shape, made[0][0], layers)
 
@@ -152,17 +164,16 @@ class Scheme(nn.Module):
 
     def _reading_tokens(self) -> list[str]:
         """Names of the members that make coordinates of tokens."""
-        return [m.name for m in self.spec.all_members() if entry(m.name).cls.traits.tokens]
+        return [m.name for m in self.spec.all_members() if entry(m.name).member.traits.tokens]
 
     def differs_by_phase(self, phases: Sequence[str]) -> list[str]:
         """Names of the extensions that do not act alike in all of these phases."""
-        found = {}
-        for part in self.parts:
-            for name, copies in part.copies().items():
-                acting = [phase in copies[0].at for phase in phases] if isinstance(copies[0], Extension) else []
-                if any(acting) and not (all(acting) and copies[0].same_in(phases)):
-                    found[name] = None
-        return list(found)
+        found = []
+        for extension, *_ in (copies for part in self.plain for copies in part.extensions):
+            acting = [phase in extension.at for phase in phases]
+            if any(acting) and not (all(acting) and extension.same_in(phases)):
+                found.append(extension.name)
+        return list(dict.fromkeys(found))
 
     # ---- its numbers ----------------------------------------------------------------------------
 
@@ -217,10 +228,9 @@ class Scheme(nn.Module):
         Raises:
             UserError: if a bias is made of the layer's input; `logits` shows it.
         """
-        reader = next((m for m in self.members if isinstance(m, Encoding) and overrides(m, "read")), None)
+        reader = next((m.name for m in self.members if isinstance(m, Encoding) and overrides(m, "read")), None)
         if reader is not None:
-            name = type(reader).__name__
-            raise UserError(f"what {name} adds depends on the layer's input; scheme.logits(q, k, x=x) shows it")
+            raise UserError(f"what {reader} adds depends on the layer's input; scheme.logits(q, k, x=x) shows it")
         groups = self._layer(length, layer, phase, row, positions)
         with in_float32(groups[0].composition.positions.query.device):
             return torch.cat([g.bias() for g in groups])
@@ -286,10 +296,7 @@ class Scheme(nn.Module):
             positions = self.positions(1, length, phase=phase, rows=(row,), device=device)
         if len(positions.key) > 1:
             raise UserError(f"one row is looked at, not {len(positions.key)}")
-        layers = self.prepare(positions).layers
-        if not 0 <= layer < len(layers):
-            raise UserError(f"layer = {layer}, but the scheme has layers 0 ... {len(layers) - 1}")
-        return layers[layer]
+        return self.prepare(positions).at(layer)
 
     def _group(self, length: int, layer: int, head: int, phase: str, row: int, positions: Positions | None) -> Group:
         if not 0 <= head < self.shape.n_heads:
@@ -307,16 +314,21 @@ class Scheme(nn.Module):
         """
         for row, their_row in zip(self.plan, trained.plan, strict=True):
             for (part, _, place), (their_part, _, their_place) in zip(row, their_row, strict=True):
-                found = trained.parts[their_part].copies()
-                for name, copies in self.parts[part].copies().items():
+                found = trained.plain[their_part].copies()
+                for name, copies in self.plain[part].copies().items():
                     if name in found:
                         source = found[name][their_place % len(found[name])]
                         copies[place % len(copies)].load_state_dict(source.state_dict())
 
     @property
-    def members(self) -> list[Encoding | Extension]:
+    def plain(self) -> list[Plain]:
+        """The plain schemes that it is made of."""
+        return [part for part in self.parts if isinstance(part, Plain)]
+
+    @property
+    def members(self) -> list[Member]:
         """Every member once, in order."""
-        return [copies[0] for p in self.parts for copies in (*p.encodings, *p.extensions)]
+        return [copies[0] for part in self.plain for copies in part.copies().values()]
 
     @property
     def prefix_stable(self) -> bool:
@@ -335,13 +347,9 @@ class Scheme(nn.Module):
 
     def scale_factor(self, length: int) -> float | None:
         """The factor in force at a test length, for the record; None if no member has one."""
-        positions = Positions.build(1, declared=length)
-        extensions = [m for m in self.members if isinstance(m, Extension) and "test" in m.at]
-        factors = [
-            positions.factor(self.shape.train_length, e.config.factor)
-            for e in extensions
-            if hasattr(e.config, "factor")
-        ]
+        unset = max(1.0, length / self.shape.train_length)
+        configs = [m.config for m in self.members if isinstance(m, Extension) and "test" in m.at]
+        factors = [unset if c.factor is None else c.factor for c in configs if hasattr(c, "factor")]
         return max(factors, default=None)
 
 

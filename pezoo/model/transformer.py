@@ -3,7 +3,7 @@
 Legend: B batch, L length, D d_model, H heads, d head_dim, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin
 
@@ -141,7 +141,8 @@ class Attention(nn.Module):
         read = prepared.read(layer, x)
         if cache is not None:
             k, v, read = cache.extend(layer, k, v, read)
-        return self.out(prepared.attend(layer, q, k, v, self.backend, read=read).transpose(1, 2).flatten(2))
+        x = self.out(prepared.attend(layer, q, k, v, self.backend, read=read).transpose(1, 2).flatten(2))
+        return x
 
 
 class FeedForward(nn.Module):
@@ -151,6 +152,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated = config.activation in ("swiglu", "geglu")
         width = config.d_ff or (8 * config.d_model // 3 if self.gated else 4 * config.d_model)
+        functions: dict[str, Callable[[Tensor], Tensor]]
         functions = {"gelu": F.gelu, "geglu": F.gelu, "relu": F.relu, "silu": F.silu, "swiglu": F.silu}
         self.activation = functions[config.activation]
         self.up = nn.Linear(config.d_model, 2 * width if self.gated else width, bias=False)
@@ -160,8 +162,10 @@ class FeedForward(nn.Module):
         """(B, L, D) -> (B, L, D)."""
         if self.gated:
             gate, x = self.up(x).chunk(2, -1)
-            return self.out(self.activation(gate) * x)
-        return self.out(self.activation(self.up(x)))
+            x = self.out(self.activation(gate) * x)
+        else:
+            x = self.out(self.activation(self.up(x)))
+        return x
 
 
 class Block(nn.Module):
@@ -177,7 +181,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, prepared: Prepared, layer: int, cache: Cache | None) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         x = x + self.dropout(self.attention(self.attention_norm(x), prepared, layer, cache))
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return x
 
 
 def _config(given: Mapping[str, Any]) -> TransformerConfig:
@@ -247,8 +252,8 @@ class Transformer(nn.Module):
                 "model.positions(batch, length, phase=...), and these positions to the model"
             )
         phase = phase or ("train" if self.training else "test")
-        facts = {"device": self.embedding.weight.device, "seed": self.config.seed} | facts
-        return self.scheme.positions(batch, length, phase=phase, **facts)
+        defaults: dict[str, Any] = {"device": self.embedding.weight.device, "seed": self.config.seed}
+        return self.scheme.positions(batch, length, phase=phase, **defaults | facts)
 
     def cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows, whose sequences will be `length` tokens long."""
@@ -257,7 +262,8 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Positions | None = None, cache: Cache | None = None) -> Tensor:
         """Logits of the next token, (B, L, V): the output layer of what `hidden` gives."""
-        return self.head(self.hidden(tokens, positions, cache))
+        logits: Tensor = self.head(self.hidden(tokens, positions, cache))
+        return logits
 
     def hidden(self, tokens: Tensor, positions: Positions | None = None, cache: Cache | None = None) -> Tensor:
         """What the output layer reads, for those who want the logits of some tokens alone.
@@ -287,9 +293,10 @@ class Transformer(nn.Module):
             positions = positions.slice(start, start + length, start + length)
         seen = tokens if cache is None else cache.see(tokens)
         prepared = self.scheme.prepare(positions.replace(tokens=seen))
-        x = self.dropout(prepared.embed(self.embedding(tokens)))
+        x: Tensor = self.dropout(prepared.embed(self.embedding(tokens)))
         for layer, block in enumerate(self.blocks):
             x = block(x, prepared, layer, cache)
         if cache is not None:
             cache.filled += length
-        return self.norm(x)
+        x = self.norm(x)
+        return x

@@ -84,7 +84,7 @@ def write_losses(path: str | Path, losses: Losses) -> None:
         OSError: if the file cannot be written; what was there before is then unchanged.
     """
     with replacing(path) as file:
-        np.savez_compressed(file, **{name: np.asarray(getattr(losses, name)) for name in _LOSSES})
+        np.savez_compressed(file, allow_pickle=False, **{name: np.asarray(getattr(losses, name)) for name in _LOSSES})
 
 
 def read_losses(path: str | Path) -> Losses:
@@ -136,7 +136,7 @@ def pack_losses(path: str | Path, losses: Mapping[str, Sequence[Losses]]) -> Non
         "loss_sum": _flat([one.loss_sum for _, one in found], np.float32),
     }
     with replacing(path) as file:
-        np.savez_compressed(file, **{name: np.asarray(array) for name, array in arrays.items()})
+        np.savez_compressed(file, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
 
 
 def _flat(arrays: Sequence[np.ndarray], kind: type) -> np.ndarray:

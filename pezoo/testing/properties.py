@@ -503,11 +503,7 @@ def _encodings(model: Transformer) -> list[Encoding]:
 def _numbers(model: Transformer, phase: str, length: int, ids: Tensor | None = None) -> dict[str, Tensor]:
     """What a scheme makes of positions, of ids (2, L) for those that read them, and of no q and k, in both layers."""
     config, scheme = model.config, model.scheme
-    where = (
-        positions_of(model, 2, length, phase=phase)
-        if ids is None
-        else positions_of(model, 2, length, phase=phase, tokens=ids)
-    )
+    where = positions_of(model, 2, length, phase=phase, **({} if ids is None else {"tokens": ids}))
     prepared, read = scheme.prepare(where), inputs(model, where)
     x = torch.zeros(2, length, config.d_model, dtype=torch.float32)
     q = torch.zeros(2, config.n_heads, length, config.d_model // config.n_heads, dtype=torch.float32)

@@ -1,6 +1,7 @@
 """A model as a file: its configuration and weights."""
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from pezoo.errors import UserError
 from pezoo.files import replacing
 from pezoo.model.transformer import Transformer, TransformerConfig
+from pezoo.registry import entry
 from pezoo.training.keys import from_stored, to_stored
 
 
@@ -37,5 +39,16 @@ def load(path: str | Path) -> tuple[Transformer, dict[str, Any]]:
     except (OSError, EOFError, RuntimeError, LookupError, TypeError, pickle.PickleError) as error:
         raise UserError(f"cannot read a checkpoint from {path}: {error}") from error
     model = Transformer(TransformerConfig(**from_stored(TransformerConfig, config)))
+    weights = {_today(name, model): weight for name, weight in weights.items()}
     model.to(weights["head.weight"].dtype).load_state_dict(weights)
     return model.eval(), extra
+
+
+def _today(name: str, model: Transformer) -> str:
+    """Today's name of a weight: 0.1.0 counted the members of a scheme, `parts.0.encodings.0` for `parts.0.fire`."""
+    found = re.fullmatch(r"(scheme\.parts\.(\d+))\.(encoding|extension)s\.(\d+)(\.\d+\..+)", name)
+    if found is None:
+        return name
+    part, index, kind, place, rest = found.groups()
+    members = [member for member in model.scheme.parts[int(index)].copies() if entry(member).kind == kind]
+    return f"{part}.{members[int(place)]}{rest}"

@@ -185,19 +185,13 @@ class LanguageModel(pl.LightningModule):
         decayed = [p for p in self.model.parameters() if p.ndim > 1 and p not in encoding]
         others = [p for p in self.model.parameters() if p.ndim < 2 or p in encoding]
         optimizer = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": settings.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
+            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=settings.lr,
             betas=tuple(settings.betas),
             fused=not settings.precision.endswith("mixed"),  # which Lightning refuses to clip
         )
         schedule = LambdaLR(optimizer, lambda step: learning_rate(step, settings))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def _perplexity(loss: float) -> float:

@@ -41,5 +41,5 @@ def hashed(cls: type, stored: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _stored(key: dataclasses.Field) -> str:
-    return key.metadata.get("stored_as", key.name)
+def _stored(key: dataclasses.Field[Any]) -> str:
+    return str(key.metadata.get("stored_as", key.name))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pezoo
+from helpers import member
 from pezoo.contract import Positions, Undefined
 
 
@@ -143,7 +144,7 @@ def test_rows_of_different_lengths_have_their_own_phases():
 
 def test_learned_adds_the_row_of_each_position():
     scheme = build("learned")
-    table = scheme.parts[0].encodings[0][0].table.detach()
+    table = member(scheme, "learned").table.detach()
     x = torch.randn(2, 10, 16)
     assert torch.equal(embed(scheme, x, Positions.build(10, phase="test")), x + table[:10])
     assert table.std().item() == pytest.approx(0.02, rel=0.2)
@@ -151,7 +152,7 @@ def test_learned_adds_the_row_of_each_position():
 
 def test_learned_is_linear_between_rows():
     scheme = build("learned+pi:factor=4")
-    table = scheme.parts[0].encodings[0][0].table.detach().double()
+    table = member(scheme, "learned").table.detach().double()
     ours = embed(scheme, torch.zeros(1, 64, 16), Positions.build(64, phase="test"))[0]
     for i in range(64):
         low, share = divmod(i / 4, 1)
@@ -172,6 +173,6 @@ def test_learned_is_undefined_past_its_table(text, length, coordinate):
 
 def test_a_scheme_and_a_body_of_one_seed_do_not_begin_alike():
     model = pezoo.Transformer({"scheme": "learned", "d_model": 16, "n_heads": 2})
-    table, embedding = model.scheme.parts[0].encodings[0][0].table, model.embedding.weight
+    table, embedding = member(model.scheme, "learned").table, model.embedding.weight
     both = torch.stack((table.flatten(), embedding.flatten()[: table.numel()]))
     assert abs(torch.corrcoef(both.detach())[0, 1]) < 0.2

@@ -7,6 +7,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 import pezoo
+from helpers import reals, vectors
 from pezoo import UserError
 from pezoo.contract import Positions, Shape, Undefined
 from pezoo.registry import entry, make_config
@@ -30,15 +31,6 @@ def embed(member, x, positions):
     own = positions.replace(inv_freq=inv_freq[None] if inv_freq is not None else None)
     member.check(own)
     return member.embed(x, own)
-
-
-def vectors(*size, seed=0):
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
-
-
-def reals(p):
-    """Positions at given coordinates (R, L)."""
-    return Positions.build(p.shape[1], len(p), phase="test").replace(query=p, key=p, spacing=None)
 
 
 def attention(logits, v):

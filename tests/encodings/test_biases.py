@@ -25,7 +25,7 @@ def bias(scheme, length, **facts):
 
 
 def member(scheme):
-    return scheme.parts[0].encodings[0][0]
+    return scheme.members[0]
 
 
 def by_pairs(length, n_heads, function):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import pezoo
+from helpers import member
 from pezoo import attention
 from pezoo.contract import Positions
 from pezoo.model.transformer import Transformer, TransformerConfig
@@ -103,7 +104,7 @@ def test_memory_is_reading_by_segments_with_a_cache_of_hidden_states(encoding, s
 
 def test_logn_golden_values():
     built = pezoo.create("rope+logn", d_model=32, n_heads=2, n_layers=1, train_length=512)
-    logn = built.parts[0].extensions[0][0]
+    logn = member(built, "logn")
     sigma = logn.scale(Positions.build(4096, phase="test"))[0]
     for n, expected in ((512, 1), (1024, 1.111111), (4096, 1.333333)):
         assert sigma[n - 1].item() == pytest.approx(expected, abs=1e-6)
@@ -125,7 +126,7 @@ def test_logn_scales_content_and_not_the_bias():
 def test_logn_counts_within_the_document():
     documents = torch.tensor([[0] * 9 + [1] * 20])
     built = pezoo.create("rope+logn", d_model=32, n_heads=2, n_layers=1, train_length=8)
-    logn = built.parts[0].extensions[0][0]
+    logn = member(built, "logn")
     packed = logn.scale(Positions.build(29, documents=documents, phase="test"))[0]
     assert torch.equal(packed[9:], logn.scale(Positions.build(20, phase="test"))[0])
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 import pezoo
+from helpers import transformers_frequencies
 from pezoo.contract import Extension, Positions, Shape
-from pezoo.encodings.interpolation.longrope import search_factors, seed_factors
 from pezoo.registry import entry, make_config, register
 
 RULES = (
@@ -48,20 +48,8 @@ def apply(name, inv_freq, length, train_length, **given):
 
 
 def theirs(kind, width, base, train_length, length, **parameters):
-    """Frequencies and attention factor of transformers."""
-    transformers = pytest.importorskip("transformers", reason="parity needs transformers")
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    rope = {"rope_type": kind, "rope_theta": base, "original_max_position_embeddings": train_length} | parameters
-    config = transformers.LlamaConfig(
-        hidden_size=width,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=width,
-        max_position_embeddings=length,
-        rope_parameters=rope,
-    )
-    return ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=length)
+    rope = {"rope_theta": base, "original_max_position_embeddings": train_length}
+    return transformers_frequencies(kind, width, length, length, **rope | parameters)
 
 
 widths = st.integers(2, 64).map(lambda n: 2 * n)
@@ -356,46 +344,11 @@ def test_clex_is_refused_where_it_has_another_number_of_frequencies():
     with pytest.raises(pezoo.UserError, match="n_frequencies=32"):
         pezoo.create("sinusoidal+clex", **shape)
     pezoo.create("sinusoidal+clex:n_frequencies=32", **shape)
-    with pytest.raises(pezoo.UserError, match="ALiBi has none"):
+    with pytest.raises(pezoo.UserError, match="alibi has none"):
         pezoo.create("alibi+clex", **shape)
 
 
 # LongRoPE's search and refusals
-
-
-def test_search_finds_better_factors_than_its_seeds():
-    target = torch.linspace(1, 3, 8) ** 1.5
-    asked = []
-
-    def evaluate(candidate):
-        asked.append(tuple(candidate))
-        return float((torch.tensor(candidate) - target).square().mean())
-
-    best, loss = search_factors(evaluate, series(16)[0], 64, 8.0)
-    seeds = [evaluate(seed) for seed in seed_factors(series(16)[0], 64, 8.0)]
-    assert loss < 0.5 * min(seeds)
-    assert loss == evaluate(best)
-    assert best == sorted(best)
-    assert min(best) >= 1
-    assert max(best) <= 10
-    searched = asked[: -len(seeds) - 1]
-    assert len(searched) == len(set(searched))
-    assert search_factors(evaluate, series(16)[0], 64, 8.0) == (best, loss)
-
-
-def test_seeds_are_pi_ntk_and_yarn():
-    pi, ntk, yarn = (torch.tensor(s) for s in seed_factors(series(64)[0], 64, 4.0))
-    torch.testing.assert_close(pi, torch.full((32,), 4.0))
-    torch.testing.assert_close(series(64)[0] / ntk, apply("ntk", series(64), 1, 64, factor=4))
-    torch.testing.assert_close(series(64)[0] / yarn, apply("yarn", series(64), 1, 64, factor=4))
-
-
-def test_found_factors_build_a_scheme():
-    best, _ = search_factors(sum, series(16)[0], 64, 8.0, iterations=1)
-    text = "rope+longrope:factor=8:long=" + ",".join(f"{a:g}" for a in best)
-    scheme = pezoo.create(text, d_model=16, n_heads=1, n_layers=1, train_length=64)
-    composition = scheme.prepare(Positions.build(1, declared=512, phase="test")).layers[0][0].composition
-    torch.testing.assert_close(composition.base[0].positions.inv_freq[0], series(16)[0] / torch.tensor(best))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 import pezoo
+from helpers import transformers_frequencies
 from pezoo.contract import Positions
 from pezoo.encodings.interpolation.yarn import kept_share
 from pezoo.encodings.relative._rotary import rotary_frequencies
@@ -27,22 +28,10 @@ def frequencies(text, declared, head_dim=64, train_length=512):
 
 
 def theirs(kind, head_dim, base, train_length, length, partial=1.0, **parameters):
-    """Frequencies and attention factor of transformers."""
-    transformers = pytest.importorskip("transformers", reason="parity needs transformers")
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    rope = {"rope_type": kind, "rope_theta": base, "partial_rotary_factor": partial}
+    rope = {"rope_theta": base, "partial_rotary_factor": partial}
     if kind == "yarn":
         rope["original_max_position_embeddings"] = train_length
-    config = transformers.LlamaConfig(
-        hidden_size=head_dim,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=head_dim,
-        max_position_embeddings=train_length,
-        rope_parameters=rope | parameters,
-    )
-    return ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=length)
+    return transformers_frequencies(kind, head_dim, train_length, length, **rope | parameters)
 
 
 head_dims = st.integers(2, 64).map(lambda n: 2 * n)

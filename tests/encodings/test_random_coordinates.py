@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import pezoo
+from helpers import member
 from pezoo.contract import Positions
 
 SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 2, "train_length": 16}
@@ -47,7 +48,7 @@ def test_coordinates_rise(name):
 @pytest.mark.parametrize("name", [*DRAWS[:4], "pose:start=random"])
 def test_a_learned_table_has_a_row_for_every_coordinate_that_training_shows(name):
     built = scheme(f"learned+{name}")
-    rows = len(built.parts[0].encodings[0][0].table)
+    rows = len(member(built, "learned").table)
     assert rows == (17 if name == "giraffe_random" else 256)
     assert drawn(f"rope+{name}").max() < rows
 

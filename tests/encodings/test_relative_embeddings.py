@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pezoo
+from helpers import member, reals, vectors
 from pezoo.contract import Positions
 from pezoo.encodings.relative.deberta import log_bucket
 
@@ -25,15 +26,6 @@ def create(scheme, train_length=LENGTH, width=WIDTH, heads=HEADS, causal=True):
     for parameter in scheme.parameters():
         torch.nn.init.normal_(parameter, std=0.5, generator=generator)
     return scheme.eval()
-
-
-def vectors(*size, seed=0):
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
-
-
-def reals(p):
-    """Positions at given coordinates (R, L)."""
-    return Positions.build(p.shape[1], len(p), phase="test").replace(query=p, key=p, spacing=None)
 
 
 def naive(logit, q, k, v, visible):
@@ -346,7 +338,7 @@ def test_xpos_yarn_and_ntk_change_the_angles_and_leave_the_decay():
 @pytest.mark.parametrize("layer", [0, 1])
 def test_cope_counts_by_gates(layout, divide, layer):
     scheme, positions = create(f"cope:max_position=3:divide={divide}"), LAYOUTS[layout]()
-    tables = [copy.table.double() for copy in scheme.parts[0].encodings[0]]
+    tables = [member(scheme, "cope", i).table.double() for i in range(2)]
     keys, visible = vectors(3, 2, HEADS, LENGTH, HEAD)[1].double(), positions.visible()
     highest = []
 
@@ -368,7 +360,7 @@ def test_cope_counts_what_a_mask_hides():
     plain, masked = create("cope"), create("cope+window:size=3:at=test")
     q, k, v = vectors(3, 1, HEADS, LENGTH, HEAD)
     positions = Positions.build(LENGTH, phase="test")
-    logits = plain.parts[0].encodings[0][0].content(q, k, positions).double() + q.double() @ k.double().mT / HEAD**0.5
+    logits = member(plain, "cope").content(q, k, positions).double() + q.double() @ k.double().mT / HEAD**0.5
     hidden = positions.steps()[:, None].abs() >= 3
     hidden = hidden | ~positions.visible()[:, None]
     expected = logits.masked_fill(hidden, -torch.inf).softmax(-1) @ v.double()
@@ -380,7 +372,7 @@ def test_cope_counts_what_a_mask_hides():
 def test_cope_is_that_of_x_transformers(length, rows, heads, seed):
     library = pytest.importorskip("x_transformers.x_transformers", reason="parity needs x-transformers")
     scheme = create(f"cope:max_position={rows}", width=4 * heads, heads=heads)
-    member = scheme.parts[0].encodings[0][0]
+    member = scheme.members[0]
     theirs = library.CoPE(4, heads, rows)
     theirs.pos_emb = member.table
     q, k = vectors(2, 2, heads, length, 4, seed=seed)

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import pezoo
+from helpers import member
 from pezoo.contract import Positions
 from pezoo.encodings.relative._rotary import rotary_frequencies
 
@@ -96,7 +97,7 @@ def test_kept_is_the_proportional_rotation_of_transformers(kept, head_dim, base)
 
 
 def test_golden_frequencies():
-    assert build("rope").parts[0].encodings[0][0].inv_freq().tolist() == pytest.approx([1, 0.1, 0.01, 0.001])
+    assert member(build("rope"), "rope").inv_freq().tolist() == pytest.approx([1, 0.1, 0.01, 0.001])
     wavelengths = 2 * math.pi / rotary_frequencies(64, 10000).double()
     assert wavelengths[[0, -1]].tolist() == pytest.approx([6.2832, 47117.24], rel=1e-5)
 
@@ -107,9 +108,9 @@ def test_literature_names(name, scheme):
 
 
 def test_partial_rotation_spreads_frequencies_over_what_turns():
-    partial = build("partial_rope", 32).parts[0].encodings[0][0].inv_freq()
+    partial = member(build("partial_rope", 32), "rope").inv_freq()
     assert torch.equal(partial, rotary_frequencies(8, 10000))
-    kept = build("p_rope", 32).parts[0].encodings[0][0].inv_freq()
+    kept = member(build("p_rope", 32), "rope").inv_freq()
     assert torch.equal(kept[:12], rotary_frequencies(32, 10000)[:12])
     assert not kept[12:].any()
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import pezoo
+from helpers import member
 from pezoo.contract import Positions
 
 
@@ -16,7 +17,7 @@ def build(text, causal=True):
 
 def by_hand(scheme, q, k, v, layer, distance):
     """o_i = sum_j alpha_ij (v_j + aV[c]), l_ij = q_i.(k_j + aK[c]) / sqrt(d), one pair at a time."""
-    shaw = scheme.parts[0].encodings[0][layer]
+    shaw = member(scheme, "shaw", layer)
     keys, clip = shaw.keys.double(), shaw.config.clip
     values = torch.zeros_like(keys) if shaw.values is None else shaw.values.double()
     q, k, v = (t.double() for t in (q, k, v))
@@ -57,7 +58,7 @@ def test_shaw_rounds_interpolated_distances():
 
 def test_all_keys_beyond_the_clip_are_read_alike():
     scheme = build("shaw:clip=3")
-    shaw = scheme.parts[0].encodings[0][0]
+    shaw = member(scheme, "shaw")
     rows = shaw.rows(Positions.build(20, phase="test"))[0, 0]
     assert rows[-1].tolist() == [0] * 17 + [1, 2, 3]
     assert rows[0].tolist() == [3, 4, 5, *[6] * 17]
@@ -73,6 +74,6 @@ def test_a_decoder_never_reads_the_rows_ahead():
     scheme = build("shaw:clip=4")
     q, k, v = torch.randn(3, 1, 3, 13, 4)
     pezoo.attend(scheme, q, k, v, phase="test").square().sum().backward()
-    for table in scheme.parts[0].encodings[0][0].parameters():
+    for table in member(scheme, "shaw").parameters():
         assert table.grad[:5].abs().sum(1).gt(0).all()
         assert not table.grad[5:].any()

@@ -4,56 +4,11 @@ import functools
 import random
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 from studies import Case, Place, Wrong, expect, fault, results
 
-PLUGIN = """
-import ctypes
-import os
-import sys
-import time
-from pathlib import Path
-
-from pezoo import Encoding, UserError, register
-
-HERE = Path(__file__).parent
-
-
-def member(name, act):
-    class Member(Encoding):
-        def embed(self, x, positions):
-            if x.shape[1] > 16 and (HERE / "bad").exists():
-                act()
-            return x
-
-    register(name, title="Fails in a long test")(Member)
-
-
-def throw(error):
-    raise error
-
-
-def prints():
-    print("x" * 100_000)
-    os.write(1, b"{\\n" * 100_000)
-
-
-member("raises", lambda: throw(ValueError("a bug")))
-member("recurses", lambda: recurse())
-member("mistaken", lambda: throw(UserError("my mistake")))
-member("interrupts", lambda: throw(KeyboardInterrupt()))
-member("leaves", lambda: sys.exit(3))
-member("gone", lambda: os._exit(7))
-member("aborts", os.abort)
-member("crashes", lambda: ctypes.string_at(0))
-member("hungry", lambda: throw(MemoryError("no room")))
-member("hangs", lambda: time.sleep(3600))
-member("prints", prints)
-
-
-def recurse():
-    recurse()
-"""
+PLUGIN = Path(__file__).parent / "failing.py"
 PLUGIN_REASONS = {
     "raises": ("failed", "ValueError: a bug"),
     "recurses": ("failed", "RecursionError: maximum recursion depth exceeded"),
@@ -78,7 +33,7 @@ def plugins(place: Place, short: bool) -> Iterator[Case]:
 def _plugins(place: Place, names: list[str], compared: bool, rng: random.Random) -> str:
     folder = place.fresh()
     out, plugin = folder / "out", folder / "plugin.py"
-    plugin.write_text(PLUGIN)
+    shutil.copy(PLUGIN, plugin)
     (folder / "bad").touch()
     more = [f"schemes=[{', '.join(names)}, nope]", "cell_minutes=0.5", "--plugin", str(plugin)]
     done = place.run("small", out, *more, real=True).expect(1)

@@ -44,7 +44,7 @@ class Recall(Task):
         """
         if length < self.least_length:
             settings = ", ".join(f"{name}={value}" for name, value in vars(self.config).items())
-            task = type(self).__name__ + (f" with {settings}" if settings else "")
+            task = self.name + (f" with {settings}" if settings else "")
             raise UserError(f"{task} needs a length of at least {self.least_length} tokens, got {length}")
         return length - self.least_length
 
