@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import math
+import operator
 import pkgutil
 import re
 import sys
@@ -35,6 +36,8 @@ FAMILIES = (
 """Families of members, in the order of the survey, then those of tasks."""
 LARGEST = 2**31 - 1
 """Largest whole number of a setting."""
+LIMITS = ("above", "at_least", "at_most")
+"""Limits of a setting that is a number."""
 _entries: dict[str, "Entry"] = {}
 
 
@@ -78,7 +81,7 @@ class Entry:
 
     @property
     def parameters(self) -> dict[str, dict[str, Any]]:
-        """Settings by name: type, default, help."""
+        """Settings by name: type, default, choices, range, help."""
         if self.cls is None:
             return {}
         result = {}
@@ -88,11 +91,12 @@ class Entry:
             kind = str(f.type) if kind in (None, "Literal", "Optional", "Union") else kind
             kind = kind.replace("typing.", "")
             choices = list(typing.get_args(f.type)) if typing.get_origin(f.type) is typing.Literal else []
-            facts = {"type": kind, "default": default, "choices": choices}
+            limits = {name: f.metadata[name] for name in LIMITS if f.metadata.get(name) is not None}
+            facts = {"type": kind, "default": default, "choices": choices, "range": limits}
             result[f.name] = facts | {"help": f.metadata.get("help", "")}
         if self.kind == "extension":
             help = "phases in which it acts"
-            facts = {"type": "phases", "default": list(self.cls.default_at), "choices": []}
+            facts = {"type": "phases", "default": list(self.cls.default_at), "choices": [], "range": {}}
             result["at"] = facts | {"help": help}
         return result
 
@@ -362,15 +366,10 @@ def _check_range(key: str, value: Any, limits: Mapping[str, Any]) -> None:
         raise UserError(f"{key} must be a finite number, got {value}")
     if isinstance(value, int) and abs(value) > LARGEST:
         raise UserError(f"{key} must be at most {LARGEST}, got {value}")
-    tests = (
-        ("above", "above", lambda v, limit: v > limit),
-        ("at_least", "at least", lambda v, limit: v >= limit),
-        ("at_most", "at most", lambda v, limit: v <= limit),
-    )
-    for name, words, holds in tests:
+    for name, holds in zip(LIMITS, (operator.gt, operator.ge, operator.le), strict=True):
         limit = limits.get(name)
         if limit is not None and not holds(value, limit):
-            raise UserError(f"{key} must be {words} {limit:g}, got {value:g}")
+            raise UserError(f"{key} must be {name.replace('_', ' ')} {limit:g}, got {value:g}")
 
 
 def _phases(name: str, value: Any) -> tuple[str, ...]:

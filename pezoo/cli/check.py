@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from pezoo.cli.shared import add_json, add_plugin, load_plugins, make_console, make_parser, print_json, say
+from pezoo.cli.shared import add_json, add_plugin, as_named, load_plugins, make_console, make_parser, print_json, say
 
 if TYPE_CHECKING:
     pass
@@ -34,7 +34,7 @@ def check(argv: list[str]) -> int:
 
     load_plugins(args.plugin)
     console = None if args.json else make_console()
-    code, outcomes = testing.command(args.target, slow=args.slow, only=args.only, console=console)
+    code, outcomes = testing.command(as_named(args.target), slow=args.slow, only=args.only, console=console)
     if args.json:
         print_json(outcomes)
     return code

@@ -21,12 +21,37 @@ def marks_of(entry: "Entry") -> list[str]:
     if traits is None:
         return []
     marks = {
-        "shift-invariant": traits.shift_invariant,
+        "acts in training": entry.kind == "extension" and "train" in entry.cls.default_at,
+        "has parameters": learns(entry),
         "random": traits.random,
         "depends on total length": not traits.prefix_stable,
         "causal only": not traits.bidirectional,
     }
     return [mark for mark, holds in marks.items() if holds]
+
+
+def learns(entry: "Entry") -> bool:
+    """Whether a member, as it is by default, has parameters."""
+    from pezoo.contract import Shape
+
+    return entry.traits.parameters(Shape(64, 4, 1, 64), entry.cls.Config()) > 0
+
+
+def as_named(text: str) -> str:
+    """What was typed, with names as the zoo writes them: `+pi` and `ROPE+PI` are `pi` and `rope+pi`.
+
+    >>> as_named("+pi"), as_named("ROPE:base=500+Pi")
+    ('pi', 'rope:base=500+pi')
+    """
+    from pezoo.registry import entries
+
+    known = entries()
+
+    def fold(match: re.Match[str]) -> str:
+        name = match[0]
+        return name.lower() if name not in known and name.lower() in known else name
+
+    return re.sub(r"(?<![^+])[A-Za-z]\w*", fold, text.strip().removeprefix("+"))
 
 
 class Parser(argparse.ArgumentParser):

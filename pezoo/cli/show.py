@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from pezoo.cli.shared import add_json, add_plugin, load_plugins, make_console, make_parser, marks_of, print_json
+from pezoo.cli.shared import (
+    add_json,
+    add_plugin,
+    as_named,
+    load_plugins,
+    make_console,
+    make_parser,
+    marks_of,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from pezoo.registry import Entry
@@ -34,11 +43,12 @@ def show(argv: list[str]) -> int:
     from pezoo.scheme import parse
 
     load_plugins(args.plugin)
-    alone = registry.entries().get(args.scheme)
+    typed = as_named(args.scheme)
+    alone = registry.entries().get(typed)
     if alone is not None and alone.kind in ("extension", "task"):
         spec, names = None, [alone.name]
     else:
-        spec = parse(args.scheme)
+        spec = parse(typed)
         names = [*spec.encodings, *spec.extensions]
     scheme = None if spec is None else {"scheme": str(spec), "family": spec.family, "settings": spec.data}
     if scheme is not None:
@@ -46,7 +56,7 @@ def show(argv: list[str]) -> int:
     if args.save:
         from pezoo import drawing as pictures
 
-        print(f"picture: {pictures.save(pictures.picture(args.scheme), args.save)}", file=sys.stderr)
+        print(f"picture: {pictures.save(pictures.picture(typed), args.save)}", file=sys.stderr)
     if args.json:
         print_json({"scheme": scheme, "members": [registry.describe(name) for name in names]})
         return 0
@@ -63,6 +73,8 @@ def show(argv: list[str]) -> int:
     for name in names:
         entry = registry.entry(name)
         console.print(_member(entry))
+        if entry.parameters:
+            console.print(_settings(entry))
     return 0
 
 
@@ -73,12 +85,42 @@ def _member(entry: "Entry") -> Table:
         "": entry.summary,
         "source": source + (f", arXiv:{entry.arxiv}" if entry.arxiv else ""),
         "equation": entry.equation,
-        "traits": ", ".join(marks_of(entry)),
+        "traits": ", ".join([*(["shift-invariant"] if _invariant(entry) else []), *marks_of(entry)]),
     }
     if entry.kind == "task":
         facts["example"] = _example(entry.name)
-    facts |= {f":{name}": f"{_plain(p['default'])}  {p['help']}" for name, p in entry.parameters.items()}
     return _facts(entry.name, facts)
+
+
+def _invariant(entry: "Entry") -> bool:
+    return entry.traits is not None and entry.traits.shift_invariant
+
+
+def _settings(entry: "Entry") -> Table:
+    """A line for each setting: what it is by default, what can be typed, and what it does."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 1))
+    table.add_column("setting", style="cyan", no_wrap=True)
+    table.add_column("default")
+    table.add_column("can be")
+    table.add_column("", overflow="fold")
+    for name, facts in entry.parameters.items():
+        table.add_row(*map(escape, (f":{name}", _plain(facts["default"]), _allowed(facts), facts["help"])))
+    return table
+
+
+def _allowed(facts: Mapping[str, Any]) -> str:
+    """What a setting can be, in words."""
+    from pezoo.contract import PHASES
+
+    kind, limits = facts["type"], facts["range"]
+    if kind == "phases":
+        return f"some of {', '.join(PHASES)}"
+    if facts["choices"]:
+        return " or ".join(map(_plain, facts["choices"]))
+    words = {"bool": "true or false", "int": "whole number", "float": "number", "str": "text"}
+    what = "numbers" if "list" in kind else next((words[word] for word in words if word in kind), kind)
+    bounds = " and ".join(f"{limit.replace('_', ' ')} {value:g}" for limit, value in limits.items())
+    return f"{what} {bounds}".strip()
 
 
 def _example(name: str) -> str:
@@ -95,7 +137,7 @@ def _example(name: str) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ",".join(map(_plain, value))
+        return "empty" if not value else ",".join(map(_plain, value))
     if value is None:
         return "unset"
     return str(value).lower() if isinstance(value, bool) else str(value)
