@@ -1,6 +1,7 @@
 """The command line, as a user types it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,16 @@ def test_run_reports_progress_on_standard_error(finished):
     progress = [line for line in done.stderr.splitlines() if line.startswith("[")]
     assert [line.split("]")[0] for line in progress] == [f"[{i}/{n}" for i in range(1, n + 1)]
     assert any("train recency, seed 1: loss" in line for line in progress)
+    assert all(re.search(r" s; (less than a minute|about \d+ min) left$", line) for line in progress[:-1])
+    assert not progress[-1].endswith("left")
+
+
+def test_run_says_at_once_what_will_be_done(finished):
+    out, done, _ = finished
+    first, second, *begun = done.stderr.splitlines()[:4]
+    assert first == f"quickstart in {out}: 6 to train, 8 to evaluate, 2 to tune"
+    assert re.match(r"(less than a minute|about \d+ min); 5.12 k tokens to train on; ", second)
+    assert [line.partition(":")[0] for line in begun] == ["begins", "begins"]
 
 
 def test_run_writes_report_and_tensorboard(finished):
@@ -212,7 +223,10 @@ def test_dry_run_shows_what_is_done_and_what_is_left(finished, capsys):
     assert shown[-1] == "16 cells; left to do: nothing"
     more = [a.replace("[nope,", "[nope,alibi,") for a in argv]
     shown = lines(capsys, *more, "--dry-run")
-    assert shown[-1] == "20 cells; left to do: 2 to train, 2 to evaluate"
+    assert shown[-2] == "20 cells; left to do: 2 to train, 2 to evaluate"
+    assert re.fullmatch(
+        r"(less than a minute|about \d+ min); 768 tokens to train on; .* of memory for 2 workers", shown[-1]
+    )
     assert sum("done" in line for line in shown) == 16
     assert sorted(out.rglob("*")) == before
 
