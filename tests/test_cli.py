@@ -178,7 +178,8 @@ def test_show_says_in_which_phase_what_acts(capsys, monkeypatch):
 def test_run_ends_with_the_table_the_results_and_tensorboard(finished):
     out, done, _ = finished
     shown = done.stdout.splitlines()
-    head = next(line for line in shown if line.split() == ["scheme", "L", "2L", "4L", "8L", "16L", "effective"])
+    names = "scheme L 2L 4L 8L 16L stable to good to against baseline"
+    head = next(line for line in shown if line.split() == names.split())
     rows = [line.split("  ")[1].strip() for line in shown[shown.index(head) + 2 :][:4]]
     assert rows == ["nope", "recency", "rope+pi", "rope+pi, 4 steps @ 8x"]
     assert sum("±" in line for line in shown) >= 4

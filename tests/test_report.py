@@ -172,39 +172,6 @@ def test_intervals_of_logarithms_stay_positive():
     assert intervals.interval(values)[0] < 0 < intervals.interval(values, log=True)[0]
 
 
-def test_bootstrap_interval_agrees_with_t_on_many_seeds():
-    values = np.random.default_rng(0).normal(10, 2, 400)
-    bootstrap = intervals.interval(values, method="bootstrap")
-    assert bootstrap == pytest.approx(intervals.interval(values), abs=0.05)
-    assert intervals.interval([3.0, 3.0], method="bootstrap") == (3.0, 3.0)
-
-
-def test_pairs_cancel_what_a_seed_does_to_both():
-    made = [result("a", 2.0 * s, seed=s) for s in (1, 2, 5)]
-    made += [result("b", 1.0 * s, seed=s) for s in (5, 1, 9)]
-    ratio, (low, high) = intervals.paired_ratio(made, "a", "b", 64)
-    assert (ratio, low, high) == pytest.approx((2, 2, 2))
-    with pytest.raises(UserError, match="no seed with a value in common at 128"):
-        intervals.paired_ratio(made, "a", "b", 128)
-
-
-def test_document_interval_covers_the_mean_and_pairs_documents():
-    rng = np.random.default_rng(0)
-    tokens = rng.integers(50, 200, (40, 3))
-    loss = tokens * rng.normal(2, 0.5, (40, 1))
-    facts = {"tokens": tokens, "edges": [0, 1, 2, 3], "documents": range(40)}
-    facts |= {"test_length": 3, "protocol": "prefix"}
-    one = Losses(loss_sum=loss, **facts)
-    other = Losses(loss_sum=loss + 0.1 * tokens, **facts)
-    low, high = intervals.document_interval(one)
-    assert low < loss.sum() / tokens.sum() < high
-    assert 0.2 < high - low < 0.5  # four standard errors, 4 × 0.5 / sqrt(40), give or take
-    difference = intervals.document_interval(other, baseline=one)
-    assert difference == pytest.approx((0.1, 0.1))
-    with pytest.raises(ValueError, match="same documents"):
-        intervals.document_interval(one, dataclasses.replace(other, documents=range(1, 41)))
-
-
 def test_results_that_cannot_share_a_table_are_refused():
     select = groups.select
     with pytest.raises(UserError, match="no results yet"):
@@ -308,6 +275,31 @@ def curve(*values, start=64):
 )
 def test_effective_length_is_the_longest_up_to_which_perplexity_stays_near(values, found):
     assert statistics.effective_length(curve(*values), 64) == found
+
+
+def test_an_untrained_model_is_stable_and_not_good():
+    found = {"untrained": curve(249, 249, 249), "good": curve(10, 10.9, 12), "lost": curve([1, None], 1)}
+    found["good | windowed"] = curve(2, 2)
+    best = statistics.best_value(found, 64)
+    assert best == 10
+    assert statistics.effective_length(found["untrained"], 64) == (256, False)
+    assert statistics.effective_length(found["untrained"], 64, reference=best) is None
+    assert statistics.effective_length(found["good"], 64, reference=best) == (128, True)
+    assert statistics.effective_length(found["lost"], 64, reference=best) is None
+    assert statistics.best_value({"lost": found["lost"]}, 64) is None
+
+
+def test_accuracies_work_as_long_as_they_stay_high():
+    def accuracy(*values):
+        return {64 << k: Summary((value,), scale="share") for k, value in enumerate(values)}
+
+    found = {"a": accuracy(0.9, 0.82, 0.5), "b": accuracy(0.5, 0.5, 0.5), "c": accuracy(0, 0, 0)}
+    best = statistics.best_value(found, 64)
+    assert best == 0.9
+    stable = {label: statistics.effective_length(each, 64) for label, each in found.items()}
+    assert stable == {"a": (128, True), "b": (256, False), "c": None}
+    good = {label: statistics.effective_length(each, 64, reference=best) for label, each in found.items()}
+    assert good == {"a": (128, True), "b": None, "c": None}
 
 
 def test_effective_length_starts_at_the_longest_length_in_range():
@@ -524,12 +516,13 @@ def test_a_result_that_is_not_there_yet_is_a_dash():
     assert table.by_length(made).markdown().splitlines() == [
         "Perplexity on python; prefix protocol; L = 64 tokens; one seed.",
         "",
-        "| scheme | L | 1.5L | T = 100 | effective |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        "| a | 5.00 | 6.00 | – | L |",
-        r"| b\|c | – | – | 7.00 | – |",
+        "| scheme | L | 1.5L | T = 100 | stable to | good to |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| a | 5.00 | 6.00 | – | L | L |",
+        r"| b\|c | – | – | 7.00 | – | – |",
         "",
-        "- effective: the longest length up to which the mean is at most 10 % above that at L",
+        "- stable to: the longest length up to which the mean is within 10 % of its own at L, be that good or bad",
+        "- good to: the longest length up to which the mean is within 10 % of the best scheme's at L",
     ]
 
 
@@ -566,8 +559,11 @@ def test_the_page_has_a_table_per_metric_and_protocol():
         "# made_up",
         "## Loss, prefix protocol",
         "## Perplexity, prefix protocol",
+        "## Perplexity, against nope, prefix protocol",
         "## Loss, non_overlapping protocol",
         "## Perplexity, non_overlapping protocol",
+        "## Perplexity, against nope, non_overlapping protocol",
+        "## Cost",
     ]
     with pytest.raises(UserError, match="no results yet"):
         table.markdown([])
@@ -603,7 +599,7 @@ def with_bits(made, tokenizer="bytes"):
 def test_loss_tables_have_bits_per_byte_at_the_training_length():
     made = with_bits(study())
     lines = table.by_length(made, "loss").markdown().splitlines()
-    assert lines[2] == "| scheme | L | 2L | 4L | 8L | 16L | bits/byte at L |"
+    assert lines[2] == "| scheme | L | 2L | 4L | 8L | 16L | against baseline | bits/byte at L |"
     [rope] = [line for line in lines if line.startswith("| rope |")]
     bits = [math.log(5.7 * (1 + 0.01 * seed)) / math.log(2) for seed in (0, 1)]
     assert rope.endswith(f"| {np.mean(bits):.2f} ± {np.std(bits, ddof=1):.2f} |")
@@ -644,12 +640,12 @@ def test_perplexities_have_verdicts():
     made = [result("rope", v, n) for n, v in zip(LENGTHS, (5, 5.2, 5.6, 5.4, 5.3), strict=True)]
     made += [replace(r, label="rope | windowed", value=5.5) for r in made] + [result("alibi", 6.0, n) for n in LENGTHS]
     lines = table.by_length(made).markdown().splitlines()
-    assert lines[2].endswith("| effective | against its window |")
-    assert lines[4].endswith("| 2L | uses context |")
-    assert lines[5].endswith("| ≥ 16L |  |")
-    assert lines[6].endswith("| ≥ 16L |  |")
+    assert lines[2].endswith("| stable to | good to | against its window | against baseline |")
+    assert lines[4].endswith("| 2L | 2L | uses context | baseline |")
+    assert lines[5].endswith("| ≥ 16L | ≥ 16L |  |  |")
+    assert lines[6].endswith("| ≥ 16L | – |  | ×1.13 |")
     made = [replace(r, metric="loss") for r in made]
-    assert "effective" not in table.by_length(made, "loss").markdown()
+    assert "stable to" not in table.by_length(made, "loss").markdown()
 
 
 def test_accuracies_say_what_guessing_gets():
@@ -657,7 +653,86 @@ def test_accuracies_say_what_guessing_gets():
     assert text.startswith(
         "Token accuracy in percent on even_pairs, encoder form; answers protocol; L = 40; guessing gets 50.0;"
     )
-    assert "| rope | 50.0 | 50.0 |\n" in text
+    assert "| rope | 50.0 | 50.0 | ≥ 2L | ≥ 2L |\n" in text
+
+
+def test_rows_are_compared_with_the_baseline_at_the_longest_length(tmp_path):
+    made = [r for r in study(seeds=(0, 1, 2)) if r.label in ("rope", "alibi", "rope+ntk", "learned")]
+    one = table.by_length(made, baseline="alibi")
+    column = dict(one.frame["against baseline"])
+    assert column["alibi"] == "baseline"
+    ratio = 5.7 * 1.35**4 / (6.2 * 0.98**4)
+    assert column["rope"] == f"×{ratio:.2f} worse"
+    assert column["learned"] == "–"
+    assert one.notes[-2] == "against baseline: at 16L, ratio to alibi, the study's baseline"
+    assert one.notes[-1].endswith("come from pairs of 3 seeds: they tell of other seeds, not of other texts")
+    assert "ratio to rope, the best at L" in table.by_length(made).markdown()
+    assert "ratio to rope, the best at L" in table.by_length(made, baseline="gone").markdown()
+    write_all_losses(made, tmp_path)
+    assert "documents" not in table.by_length(made, losses=tmp_path).markdown()  # which do not give these values
+
+
+def against_rope(seeds=(0, 1, 2), noise=0.01, **more):
+    """Curves of which `close` is within the noise of `rope` at L, and far at 2L."""
+    rng = np.random.default_rng(0)
+    effects = {"rope": (0, 0), "close": (0.001, 0.3), "far": (0.5, -0.5)} | more
+    return [
+        result(label, 5 * math.exp(effect + noise * rng.standard_normal()), length, seed)
+        for label, each in effects.items()
+        for length, effect in zip((64, 128), each, strict=True)
+        for seed in seeds
+    ]
+
+
+def test_a_table_compares_all_lengths_and_marks_ties():
+    one = table.against(against_rope(), "perplexity", "prefix", baseline="rope")
+    assert list(one.frame.columns) == ["L", "2L", "interval at 2L", "p"]
+    assert list(one.frame.index) == ["close", "far"]
+    assert [one.frame.loc["close", "L"], one.frame.loc["close", "2L"].split()[1]] == ["×1.00 =", "worse"]
+    assert [text.split()[1] for text in one.frame.loc["far", ["L", "2L"]]] == ["worse", "better"]
+    low, high = json.loads(one.frame.loc["far", "interval at 2L"])
+    assert low < math.exp(-0.5) < high < 1
+    assert float(one.frame.loc["far", "p"].removeprefix("< ")) < 0.05
+    assert one.notes[-1] == "p: of no difference at 2L, corrected by Holm's method for 4 comparisons"
+    assert one.caption.startswith("Perplexity, ratio to rope, the study's baseline; python")
+
+
+def test_one_seed_gets_no_verdict_and_is_told_so():
+    one = table.against(against_rope(seeds=(4,)), "perplexity", "prefix", baseline="rope")
+    assert list(one.frame.columns) == ["L", "2L"]
+    assert not any(word in text for text in one.frame.to_numpy().ravel() for word in ("=", "worse", "better"))
+    assert one.notes == (table.ONE_SEED,)
+    assert table.ONE_SEED in table.by_length(against_rope(seeds=(4,))).notes
+
+
+def test_what_cannot_be_compared_has_no_table():
+    assert table.against([result()], "perplexity", "prefix") is None
+    entropy = [replace(r, metric="entropy") for r in against_rope()]
+    assert table.against(entropy, "entropy", "prefix") is None
+    assert table.against([lost("a", 64), lost("b", 64)], "perplexity", "prefix") is None
+    assert "against baseline" not in table.by_length(entropy, "entropy").markdown()
+
+
+def test_costs_stand_beside_the_scheme_without_positions():
+    def run(label, seconds, params, seed=0, scheme=None, memory=None, **facts):
+        facts |= {"train_seconds": seconds, "params": params, "peak_memory_bytes": memory}
+        return result(label, seed=seed, scheme=scheme or label, **facts)
+
+    made = [run("rope", 30.0, 1000), run("rope", 50.0, 1000, 1), run("nope", 20.0, 1000), run("t5", 60.0, 1128)]
+    made += [replace(r, test_length=128, length_ratio=2.0) for r in made]  # each training counts once
+    one = table.cost(made)
+    assert list(one.frame.columns) == ["parameters", "training seconds", "tokens per second"]  # no memory
+    assert dict(one.frame["training seconds"]) == {"rope": "40.0 (×2.00)", "nope": "20.0 (×1.00)", "t5": "60.0 (×3.00)"}
+    assert list(one.frame["parameters"]) == ["+0", "+0", "+128"]
+    assert "beside nope in the same runs" in one.caption
+    without = table.cost([r for r in made if r.label != "nope"])
+    assert "beside rope in the same runs, the one that trained fastest: there is no nope" in without.caption
+    assert list(without.frame["training seconds"]) == ["40.0 (×1.00)", "60.0 (×1.50)"]
+    assert table.cost([run("rope", None, 1000)]) is None
+    others = table.cost([*made, run("fire", 5.0, 1000, train_device="H100")])
+    assert "cpu, 1 threads; H100, 1 threads" in others.notes[-1] or "H100, 1 threads; cpu" in others.notes[-1]
+    measured = table.cost([run("nope", 1.0, 5, memory=2**29), run("rope", 1.0, 5, memory=2**30)])
+    assert list(measured.frame["peak memory in MiB"]) == ["512 (×1.00)", "1,024 (×2.00)"]
 
 
 def test_learning_rates_are_listed_if_they_differ():
@@ -669,10 +744,10 @@ def test_learning_rates_are_listed_if_they_differ():
 def test_a_matrix_has_a_row_for_each_training_length_and_tokens_as_columns():
     [group] = groups.groups(trained_at(32, 64, labels=("rope",))).values()
     assert table.by_length(group).markdown().splitlines()[2:6] == [
-        "| scheme | 32 | 64 | 128 | effective |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        "| rope, L = 32 | 5.00 | 6.00 |  | L |",
-        "| rope, L = 64 |  | 5.00 | 6.00 | L |",
+        "| scheme | 32 | 64 | 128 | stable to | good to |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| rope, L = 32 | 5.00 | 6.00 |  | L | L |",
+        "| rope, L = 64 |  | 5.00 | 6.00 | L | L |",
     ]
 
 
@@ -694,16 +769,16 @@ def test_many_tasks_have_one_table_of_scores():
     scores = [f"{metric} by task, beyond the training length" for metric in ("Exact match", "Token accuracy")]
     assert [one.heading for one in tables] == [*scores, "Perplexity, prefix protocol"]
     frame = tables[1].frame
-    assert list(frame.columns) == [*TASKS, "mean"]
-    assert list(frame.loc["rope"]) == ["0.0", "10.0", "20.0", "30.0", "40.0", "50.0", "60.0", "30.0"]
-    assert list(frame.loc["(guessing)"]) == ["50.0", "50.0", "20.0", "50.0", "20.0", "50.0", "1.0", "–"]
+    assert list(frame.columns) == [*TASKS, "mean", "against baseline"]
+    assert list(frame.loc["rope"]) == ["0.0", "10.0", "20.0", "30.0", "40.0", "50.0", "60.0", "30.0", "baseline"]
+    assert list(frame.loc["(guessing)"]) == ["50.0", "50.0", "20.0", "50.0", "20.0", "50.0", "1.0", "–", ""]
     headings = [one.heading for one in table.every_table(chomsky())]
     assert headings[:2] == scores
     assert headings[2] == "even_pairs: exact match, answers protocol"
-    assert len(headings) == 2 + 2 * len(TASKS)
+    assert len(headings) == 2 + 3 * len(TASKS) + 1
     forms = table.overview([*chomsky(part="causal"), *chomsky(part="encoder")])
     assert [one.heading.split()[0] for one in forms] == ["causal:", "encoder:"] * 2
-    assert [list(one.frame.columns) for one in forms] == [[*TASKS, "mean"]] * 4
+    assert [list(one.frame.columns) for one in forms] == [[*TASKS, "mean", "against baseline"]] * 4
     few = table.overview(chomsky(TASKS[:6]))
     assert [one.heading for one in few] == [*scores, *(f"{task}: exact match, answers protocol" for task in TASKS[:6])]
 
@@ -720,7 +795,8 @@ def test_a_grid_has_tables_beyond_the_training_length():
 
 def test_the_terminal_turns_and_splits_tables_that_are_too_wide():
     [tasks] = table.score_groups(groups.groups(chomsky()), "token_accuracy")
-    scores = table.scores(tasks)
+    whole = table.scores(tasks)
+    scores = dataclasses.replace(whole, frame=whole.frame.drop(columns="against baseline"), notes=())
 
     def shown(width, terminal=True):
         text = io.StringIO()

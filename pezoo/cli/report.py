@@ -26,7 +26,7 @@ def report(argv: list[str]) -> int:
     study = load(args.folder)
     out = Path(args.folder, "report") if args.out is None else Path(args.out)
     study.write(out)
-    for one in table.overview(study.results):
+    for one in table.overview(study.results, study.baseline, study.losses):
         one.show()
     say(escape(shown(f"report: {out}")))
     return 0

@@ -61,7 +61,8 @@ def write_report(study: "Study", results: "list[Result]") -> None:
     """Write the tables, figures and TensorBoard's extrapolation view of a study."""
     from pezoo.report.write import write_report as write
 
-    write(results, study.out / "report", study.store.folder, study.out / "tensorboard")
+    baseline = study.plan.recipe.baseline
+    write(results, study.out / "report", study.store.folder, study.out / "tensorboard", baseline)
 
 
 def run_study(argv: list[str]) -> int:
@@ -145,7 +146,7 @@ def _show_results(study: "Study", results: "list[Result]") -> None:
     from pezoo.report import table
     from pezoo.report.tensorboard import ADDRESS
 
-    for one in table.overview(results):
+    for one in table.overview(results, study.plan.recipe.baseline, study.store.folder):
         one.show()
     lines = [f"results:     {study.results_path}", f"report:      {study.out / 'report'}"]
     for key, failure in study.failures.items():

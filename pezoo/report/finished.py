@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from pezoo.errors import UserError
 from pezoo.report.write import write_report
 from pezoo.results import Result, find_results, read, to_frame
@@ -13,6 +15,7 @@ from pezoo.results import Result, find_results, read, to_frame
 if TYPE_CHECKING:
     import pandas
 
+RECIPE = "recipe.yaml"
 LOSSES = "losses.npz"
 """File of a published study that holds the losses of all cells."""
 
@@ -24,6 +27,8 @@ class Finished:
     folder: Path
     results: list[Result]
     """In the recipe's order."""
+    baseline: str = ""
+    """The label that tables compare with, as the recipe has it; empty: the best scheme at L."""
 
     @cached_property
     def frame(self) -> "pandas.DataFrame":
@@ -38,7 +43,7 @@ class Finished:
 
     def write(self, folder: str | Path) -> None:
         """Write tables and figures into a folder, as in `pezoo.report.write.write_report`."""
-        write_report(self.results, folder, self.losses)
+        write_report(self.results, folder, self.losses, baseline=self.baseline)
 
 
 def load(folder: str | Path) -> Finished:
@@ -56,4 +61,15 @@ def load(folder: str | Path) -> Finished:
     results = read(path)
     if not results:
         raise UserError(f"the study in {folder} has no results yet; type: pezoo run {shlex.quote(str(folder))}")
-    return Finished(Path(folder), results)
+    return Finished(Path(folder), results, _baseline(Path(folder)))
+
+
+def _baseline(folder: Path) -> str:
+    """Read the baseline from the study's recipe; a folder need not have one."""
+    path = folder / RECIPE
+    try:
+        recipe = yaml.safe_load(path.read_bytes()) if path.is_file() else {}
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {error}. Move it away to do without a baseline of its own.") from error
+    found = recipe.get("baseline", "") if isinstance(recipe, dict) else ""
+    return found if isinstance(found, str) else ""

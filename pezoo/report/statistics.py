@@ -61,6 +61,11 @@ class Summary:
         return statistics.geometric_mean(self.values) if self.scale == "log" else statistics.fmean(self.values)
 
     @property
+    def whole_mean(self) -> float | None:
+        """The mean, if every seed has a value."""
+        return None if self.troubles else self.mean
+
+    @property
     def spread(self) -> float | None:
         """Sample standard deviation, on a logarithmic scale that of the logarithms; None with fewer than two values."""
         if len(self.values) < 2:
@@ -146,29 +151,55 @@ def by_depth(results: Iterable[Result]) -> dict[str, pandas.DataFrame]:
     return frames
 
 
-def effective_length(curve: Curve, train_length: int, tolerance: float = TOLERANCE) -> tuple[int, bool] | None:
-    """Return how far a model works: up to which length its perplexity stays near the one in range.
+def effective_length(
+    curve: Curve, train_length: int, tolerance: float = TOLERANCE, reference: float | None = None
+) -> tuple[int, bool] | None:
+    """Return how far a model works: up to which length its value stays near the one in range, or near a better one.
+
+    Beside its own value it says how stable a model is, beside that of the best scheme in range how good: one that has
+    learned nothing is as stable as can be.
 
     Args:
-        curve: perplexities; the mean over seeds counts, and where a seed has no value the model does not work.
+        curve: perplexities or accuracies; the mean over seeds counts, and where a seed has no value the model does not
+            work.
         train_length: L. The value in range is that at L, or at the longest tested length below.
-        tolerance: how much higher a value may be, as a share of the value in range.
+        tolerance: how much worse a value may be, as a share of the reference.
+        reference: the value to stay near to, such as `best_value`; None: the one in range.
 
     Returns:
         The longest length such that it and all tested ones between L and it are near; and whether a longer one was
-        tested. None without a value in range.
+        tested. None without a value in range, if that is not near the reference, or if the reference is an accuracy of
+        0.
     """
-    at = max((length for length in curve if length <= train_length), default=None)
-    limit = None if at is None else _limit(curve[at], tolerance)
-    if limit is None:
+    at = _in_range(curve, train_length)
+    own = None if at is None else curve[at].whole_mean
+    if own is None:
         return None
-    beyond = [length for length in sorted(curve) if length > at]
-    worked = [at]
-    for length in beyond:
+    reference = own if reference is None else reference
+    more = curve[at].scale == "share"
+    limit = reference * (1 - tolerance if more else 1 + tolerance)
+    if more and limit == 0:
+        return None
+    reached = None
+    for length in sorted(n for n in curve if n >= at):
         if not _within(curve[length], limit):
-            return worked[-1], True
-        worked.append(length)
-    return worked[-1], False
+            return None if reached is None else (reached, True)
+        reached = length
+    return reached, False
+
+
+def best_value(found: Mapping[str, Curve], train_length: int) -> float | None:
+    """Return the best mean in range, over the schemes without a lost seed there; companions with a window do not count.
+
+    Args:
+        found: label -> curve; all trained at one length.
+        train_length: L.
+    """
+    ends = {label: _in_range(curve, train_length) for label, curve in found.items() if not label.endswith(WINDOWED)}
+    summaries = [found[label][at] for label, at in ends.items() if at is not None]
+    means = [summary.whole_mean for summary in summaries if summary.whole_mean is not None]
+    best = max if any(summary.scale == "share" for summary in summaries) else min
+    return best(means, default=None)
 
 
 def against_window(
@@ -187,17 +218,17 @@ def against_window(
         "breaks" where the perplexity is not near the one in range, else "uses context" where it is below the windowed
         one, else "stable"; None if the two share no length beyond L or one of them has no value to compare with.
     """
-    at = max((length for length in curve if length <= train_length), default=None)
+    at = _in_range(curve, train_length)
     longest = max((length for length in curve.keys() & windowed.keys() if length > train_length), default=None)
-    limit = None if at is None else _limit(curve[at], tolerance)
-    if limit is None or longest is None:
+    own = None if at is None else curve[at].whole_mean
+    if own is None or longest is None:
         return None
-    if not _within(curve[longest], limit):
+    if not _within(curve[longest], own * (1 + tolerance)):
         return "breaks"
-    beside = _limit(windowed[longest], -margin)
+    beside = windowed[longest].whole_mean
     if beside is None:
         return None
-    return "uses context" if curve[longest].mean < beside else "stable"
+    return "uses context" if curve[longest].mean < beside * (1 - margin) else "stable"
 
 
 def mean_beyond(results: Iterable[Result]) -> dict[str, dict[int, Result]]:
@@ -233,16 +264,27 @@ def score_frame(tasks: Mapping[str, Iterable[Result]]) -> pandas.DataFrame:
     """
     tasks = {name: list(results) for name, results in tasks.items()}
     scores = {name: mean_beyond(results) for name, results in tasks.items()}
+    overall = _mean_over(scores.values())
     rows: dict[str, list[Summary | None]] = {}
-    for label in dict.fromkeys(label for each in scores.values() for label in each):
-        every = [each.get(label, {}) for each in scores.values()]
-        seeds = sorted(set.intersection(*(set(found) for found in every)))
-        means = [_mean([found[seed] for found in every]) for seed in seeds]
-        rows[label] = [summarise(found.values()) if found else None for found in (*every, dict(enumerate(means)))]
+    for label in overall:
+        every = [*(each.get(label, {}) for each in scores.values()), overall[label]]
+        rows[label] = [summarise(found.values()) if found else None for found in every]
     guessed = [chance(results[0]) for results in tasks.values()]
     if any(share is not None for share in guessed):
         rows["(guessing)"] = [None if share is None else Summary((share,), scale="share") for share in (*guessed, None)]
     return _frame(rows, "scheme", [*scores, "mean"])
+
+
+def mean_over_tasks(tasks: Mapping[str, Iterable[Result]]) -> list[Result]:
+    """Return the last column of `score_frame` as results, one for each label and seed, all at one test length.
+
+    Args:
+        tasks: name -> what `select` returned.
+    """
+    found = _mean_over([mean_beyond(results) for results in tasks.values()])
+    means = [r for each in found.values() for r in each.values()]
+    length = max((r.test_length for r in means), default=1)
+    return [replace(r, test_length=length, length_ratio=length / r.train_length) for r in means]
 
 
 def grids(results: Iterable[Result]) -> dict[tuple[int, int], pandas.DataFrame]:
@@ -300,19 +342,33 @@ def tuning_name(steps: int) -> str:
     return f"{steps} steps" if steps else "zero-shot"
 
 
-def _limit(summary: Summary, tolerance: float) -> float | None:
-    """Return the mean and the tolerance on top; None where a seed has no value."""
-    return None if summary.troubles or summary.mean is None else summary.mean * (1 + tolerance)
+def _in_range(curve: Curve, train_length: int) -> int | None:
+    """Return the longest tested length up to L."""
+    return max((length for length in curve if length <= train_length), default=None)
 
 
 def _within(summary: Summary, limit: float) -> bool:
-    return not summary.troubles and summary.mean is not None and summary.mean <= limit
+    if summary.whole_mean is None:
+        return False
+    return summary.whole_mean >= limit if summary.scale == "share" else summary.whole_mean <= limit
+
+
+def _mean_over(scores: Iterable[dict[str, dict[int, Result]]]) -> dict[str, dict[int, Result]]:
+    """Average what `mean_beyond` returned for several tasks, of the seeds that have them all."""
+    scores, means = list(scores), {}
+    for label in dict.fromkeys(label for each in scores for label in each):
+        every = [each.get(label, {}) for each in scores]
+        seeds = sorted(set.intersection(*(set(found) for found in every)))
+        means[label] = {seed: _mean([found[seed] for found in every]) for seed in seeds}
+    return means
 
 
 def _mean(results: Sequence[Result]) -> Result:
-    """Return the first result that has no value, or else one with the mean."""
+    """Return the first result that has no value, or else one with the mean, of the questions of all."""
     lost = [r for r in results if r.value is None]
-    return lost[0] if lost else replace(results[0], value=summarise(results).mean)
+    if lost:
+        return lost[0]
+    return replace(results[0], value=summarise(results).mean, n_documents=sum(r.n_documents for r in results))
 
 
 def _with_settings(result: Result) -> tuple[str, str]:

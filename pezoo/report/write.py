@@ -15,7 +15,11 @@ from pezoo.results import Result
 
 
 def write_report(
-    results: Iterable[Result], folder: str | Path, source: str | Path, logdir: str | Path | None = None
+    results: Iterable[Result],
+    folder: str | Path,
+    source: str | Path,
+    logdir: str | Path | None = None,
+    baseline: str = "",
 ) -> None:
     """Write everything that people look at, from results alone.
 
@@ -29,6 +33,7 @@ def write_report(
         folder: where tables and figures go.
         source: where losses by position are: the study's folder `cells`, or the file of a published study.
         logdir: the study's TensorBoard folder; without it nothing is written for TensorBoard.
+        baseline: the label that tables compare with; empty: the best scheme at L.
 
     Raises:
         UserError: if there are no results, or they cannot share tables.
@@ -36,7 +41,7 @@ def write_report(
     """
     results, folder = list(results), Path(folder)
     with replacing(folder / "table.md") as file:
-        file.write(table.markdown(results).encode())
+        file.write(table.markdown(results, baseline, source).encode())
     found = groups(results)
     every = found | matrices(results)
     parts = dict.fromkeys(group[0].part for group in found.values())

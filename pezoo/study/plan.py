@@ -25,7 +25,7 @@ from typing import Any
 
 from pezoo.data import Corpus
 from pezoo.data.material import Material, Questions, Text
-from pezoo.errors import UserError
+from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.escape import safe_names
 from pezoo.model.transformer import ModelConfig, Transformer, TransformerConfig
 from pezoo.results import LANGUAGE_MODELLING
@@ -184,6 +184,7 @@ def make_plan(recipe: Recipe) -> Plan:
     for trial in resolve(recipe, plan.corpora):
         with in_part(trial.part):
             _Planner(plan, trial, logs).add_all()
+    _check_baseline(plan)
     names = safe_names(dict.fromkeys(name for place in logs.values() for name in place))
     for key, place in logs.items():
         cell = plan.cells[key]
@@ -287,6 +288,14 @@ class _Planner:
         all_inputs = {"kind": kind, "version": VERSIONS[kind]} | scheme | self.common | inputs
         cell = Cell(f"{title}, seed {inputs['seed']}", all_inputs)
         return self.plan.cells.setdefault(cell.key, cell).key
+
+
+def _check_baseline(plan: Plan) -> None:
+    """Refuse a baseline that is no row of any table."""
+    labels, baseline = dict.fromkeys(e.label for e in plan.evaluations), plan.recipe.baseline
+    if baseline and baseline not in labels:
+        near = suggest(baseline, labels) or f" They are {', '.join(map(repr, labels))}"
+        raise UserError(f"baseline must be the label of one of the schemes, got {brief(baseline)}.{cut(near, 500)}")
 
 
 def _refuse_repeats(evaluations: list[Evaluation]) -> None:

@@ -119,6 +119,8 @@ class Recipe:
     """What each scheme is trained on, one after the other: text, or tasks such as mqar:n_pairs=8."""
     form: Literal["causal", "encoder"] = "causal"
     """Whether tasks are answered token by token, or all at once by an encoder."""
+    baseline: str = ""
+    """Label of the scheme that the report compares all others with; empty: the best one at L."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """One training of each scheme for each seed."""
     workers: int = 1

@@ -1,0 +1,48 @@
+"""What schemes cost: parameters, time and memory, beside the same model without positions."""
+
+from collections.abc import Iterable
+
+import pandas
+
+from pezoo.report.groups import WINDOWED
+from pezoo.results import Result
+
+COST_BASELINE = "nope"
+"""The scheme that costs nothing, so that what others cost more is their own."""
+MEASURED = ("params", "train_seconds", "tokens_per_second", "peak_memory_bytes")
+
+
+def costs(results: Iterable[Result]) -> pandas.DataFrame:
+    """Return what each scheme costs, as means over its trainings: all seeds, and all tasks.
+
+    Args:
+        results: of one part of a study.
+
+    Returns:
+        Rows: labels, in order of first appearance, without companions with a window. Columns: `MEASURED`, NaN where
+        nothing was measured.
+    """
+    trainings = {}
+    for r in results:
+        if not r.label.endswith(WINDOWED):
+            trainings.setdefault((r.label, r.seed, r.task, r.corpus), [getattr(r, name) for name in MEASURED])
+    labels = pandas.Index([label for label, *_ in trainings], name="scheme")
+    frame = pandas.DataFrame(list(trainings.values()), index=labels, columns=list(MEASURED), dtype=float)
+    return frame.groupby(level=0, sort=False).mean()
+
+
+def cost_baseline(results: Iterable[Result]) -> str | None:
+    """Return the label that costs stand beside: `COST_BASELINE` as it was trained, or else the one trained fastest.
+
+    Args:
+        results: of one part of a study.
+
+    Returns:
+        The label; None where no training was timed.
+    """
+    results = list(results)
+    for r in results:
+        if r.scheme == COST_BASELINE and not r.finetune_steps and not r.label.endswith(WINDOWED):
+            return r.label
+    seconds = costs(results)["train_seconds"].dropna()
+    return None if seconds.empty else str(seconds.idxmin())
