@@ -91,7 +91,7 @@ def run_study(argv: list[str]) -> int:
         help="folder of the study (default: runs/<study>, with -<size> for a size other than cpu)",
     )
     parser.add_argument("--replace", action="store_true", help="if the folder holds another study, replace it")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done and how long it takes, and do nothing")
     add_plugin(parser)
     _refuse_dashes(argv)
     args = parser.parse_intermixed_args(argv)

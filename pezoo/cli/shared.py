@@ -3,6 +3,8 @@
 import argparse
 import json
 import re
+import shutil
+import textwrap
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -66,12 +68,30 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser(command: str, work: Callable[..., int], *examples: str, note: str = "") -> Parser:
     """A parser whose help shows examples."""
+    said = ["\n".join(wrapped(line, room_for_text())) for line in (work.__doc__, *note.split("\n"))]
     return Parser(
         prog=f"pezoo {command}",
-        description=work.__doc__,
-        epilog="\n  ".join([f"{note}examples:", *examples]),
+        description=said[0],
+        epilog="\n  ".join(["\n".join([*said[1:-1], "examples:"]), *examples]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+    )
+
+
+def room_for_text() -> int:
+    """Columns of the terminal."""
+    return shutil.get_terminal_size().columns - 1
+
+
+def wrapped(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
+    """Lines of text for people: of at most `width` columns, with indents; names and options stay whole."""
+    return textwrap.wrap(
+        text,
+        max(20, width),
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_on_hyphens=False,
+        break_long_words=False,
     )
 
 
