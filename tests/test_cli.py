@@ -203,7 +203,7 @@ def test_run_says_at_once_what_will_be_done(finished):
     out, done, _ = finished
     first, second, *begun = done.stderr.splitlines()[:4]
     assert first == f"quickstart in {out}: 6 to train, 8 to evaluate, 2 to tune"
-    assert re.match(r"(less than a minute|about \d+ min); 5.12 k tokens to train on; ", second)
+    assert re.match(r"(less than a minute|about \d+ min); 6.4 k tokens to train on; ", second)
     assert [line.partition(":")[0] for line in begun] == ["begins", "begins"]
 
 
