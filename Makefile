@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo      train and test the quickstart study, and say where to look"
+	@echo "make demo      train and test the quickstart study, and say where to look; in seconds: make demo SIZE=test"
 	@echo "make test      the default test suite (a few minutes)"
 	@echo "make test-all  the slow tests as well"
 	@echo "make lint      ruff, and mypy on the core and the members"
@@ -22,7 +22,9 @@ help:
 	@echo "make clean     remove .venv and what builds and tests leave; runs/ stays"
 
 demo: $(VENV)/.installed
-	@$(BIN)/pezoo run quickstart
+	@$(BIN)/pezoo run quickstart $(if $(SIZE),size=$(SIZE))
+	@echo "To go on:    $(BIN)/pezoo list"
+	@echo "             or source $(BIN)/activate first, and then type pezoo alone"
 
 test: $(VENV)/.installed-test
 	@$(PYTEST)

@@ -62,5 +62,7 @@ def suggest(name: str, names: Iterable[str]) -> str:
     " Did you mean 'rope'?"
     """
     known = {known.casefold(): known for known in names}
-    near = difflib.get_close_matches(name[:SHOWN].casefold(), known, n=2, cutoff=0.6)
+    if (same := name[:SHOWN].casefold()) in known:
+        return f" Did you mean {known[same]!r}?"
+    near = difflib.get_close_matches(same, known, n=2, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(known[n]) for n in near)}?" if near else ""

@@ -36,6 +36,8 @@ FAMILIES = (
 """Families of members, in the order of the survey, then those of tasks."""
 LARGEST = 2**31 - 1
 """Largest whole number of a setting."""
+LIMITS = ("above", "at_least", "at_most")
+"""Limits of a setting that is a number."""
 R = TypeVar("R", bound=type[Registered])
 _entries: dict[str, "Entry"] = {}
 
@@ -92,7 +94,7 @@ class Entry:
 
     @property
     def parameters(self) -> dict[str, dict[str, Any]]:
-        """Settings by name: type, default, help."""
+        """Settings by name: type, default, choices, range, help."""
         if self.cls is None:
             return {}
         result = {}
@@ -102,10 +104,11 @@ class Entry:
             kind = str(f.type) if kind in (None, "Literal", "Optional", "Union") else kind
             kind = kind.replace("typing.", "")
             choices = list(typing.get_args(f.type)) if typing.get_origin(f.type) is typing.Literal else []
-            facts = {"type": kind, "default": default, "choices": choices}
+            limits = {name: f.metadata[name] for name in LIMITS if f.metadata.get(name) is not None}
+            facts = {"type": kind, "default": default, "choices": choices, "range": limits}
             result[f.name] = facts | {"help": f.metadata.get("help", "")}
-        if issubclass(self.cls, Extension):
-            facts = {"type": "phases", "default": list(self.cls.default_at), "choices": []}
+        if self.kind == "extension":
+            facts = {"type": "phases", "default": list(self.cls.default_at), "choices": [], "range": {}}
             result["at"] = facts | {"help": "phases in which it acts"}
         return result
 
@@ -382,7 +385,7 @@ def _check_range(key: str, value: Any, limits: Mapping[str, Any]) -> None:
         raise UserError(f"{key} must be a finite number, got {value}")
     if isinstance(value, int) and abs(value) > LARGEST:
         raise UserError(f"{key} must be at most {LARGEST}, got {value}")
-    for name, holds in (("above", operator.gt), ("at_least", operator.ge), ("at_most", operator.le)):
+    for name, holds in zip(LIMITS, (operator.gt, operator.ge, operator.le), strict=True):
         limit = limits.get(name)
         if limit is not None and not holds(value, limit):
             raise UserError(f"{key} must be {name.replace('_', ' ')} {limit:g}, got {value:g}")

@@ -15,6 +15,8 @@ from pezoo.errors import UserError, brief, cut
 from pezoo.registry import entries, entry, make_config, plain
 from pezoo.typed import read_yaml
 
+FEW = 5
+"""Encodings that a message names."""
 _JOIN = re.compile(r"\+(?=[A-Za-z_])")  # not the sign in 1e+5
 
 
@@ -331,12 +333,13 @@ def _check(spec: Spec) -> None:
     for name, cls in classes.items():
         if not issubclass(cls, Extension):
             continue
-        lacking = [lack for e in encodings.values() if (lack := fits(cls, e))]
-        if len(lacking) == len(encodings):
-            zoo = [n for n, e in entries().items() if e.cls and issubclass(e.cls, Encoding) and not fits(cls, e.cls)]
+        lacking = [fits(cls, e) for e in encodings.values()]
+        if all(lacking):
+            zoo = [n for n, e in entries().items() if e.kind == "encoding" and not fits(cls, e.cls)]
+            more = f" and {len(zoo) - FEW} more: pezoo list --works-with {name}" if len(zoo) > FEW else ""
             raise UserError(
                 f"{name} does not fit {'+'.join(encodings)}: it needs {_LACKS[lacking[0]]}. "
-                f"It works with: {', '.join(zoo)}"
+                f"It works with: {', '.join(zoo[:FEW])}{more}"
             )
 
 

@@ -96,6 +96,8 @@ MISTAKES = {
     "study=a/b": "study must be a name without slashes",
     "nonsense": "'nonsense' is no override",
     "train.steps=[1": "cannot read the value",
+    "schemes=[rope": r"a bracket is not closed; quote the whole, such as 'schemes=\[rope, alibi\]'",
+    "schemes=[{scheme: rope]": "cannot read the value",
     "description=${oc.env:HOME}": "cannot hold",
     # zero, negative, empty
     "train.steps=0": "train.steps must be at least 1, got 0",
@@ -174,6 +176,12 @@ COMMANDS = {
     "list zzz": "nothing is called 'zzz'",
     "list ropee": "Did you mean 'rope'",
     "show ropee": "Did you mean 'rope'",
+    "run tiny.yaml schemes=[ROPE]": r"Did you mean 'rope'\?",
+    "run tiny.yaml schemes=[nope+pi]": "It works with: alibi, .* and [0-9]+ more: pezoo list --works-with pi$",
+    "run tiny.yaml --size test": "--size is no option.*type size=test$",
+    "run tiny.yaml --train.steps=5": "type train.steps=5$",
+    "list --works-with ropee": "Did you mean 'rope'",
+    "list --works-with {layers:[rope,nope]}": "is a mixture",
     "show": "SCHEME",
     "show rope --jsn": "Did you mean '--json'",
 }

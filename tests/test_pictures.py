@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import pezoo
 from pezoo.cli import main
@@ -61,7 +62,9 @@ def test_every_member_has_a_picture_with_units_and_the_training_length(name):
         assert axes.get_ylabel()
         assert axes.lines or axes.images
         drawn = [*(line.get_ydata() for line in axes.lines), *(image.get_array() for image in axes.images)]
-        assert all(np.isfinite(np.ma.compressed(np.ma.masked_invalid(d))).any() for d in drawn if len(d))
+        drawn = [np.ma.compressed(np.ma.masked_invalid(d)) for d in drawn if len(d)]
+        assert all(d.size for d in drawn)
+        assert any(d.max() > d.min() for d in drawn), "a constant needs no panel"
 
 
 def test_pairs_that_never_turn_in_training_are_marked():
@@ -210,3 +213,45 @@ def test_panels_are_of_what_an_extension_changes():
     assert len(panels(picture("kerple+pi"))) == 3
     assert len(panels(picture("kerple+pose"))) == 2  # plain in testing
     assert len(panels(picture("rope+yarn"))) == len(panels(picture("rope+leaky_rerope"))) == 2
+
+
+def laid_out(figure):
+    """The renderer of a figure whose parts have their places."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return canvas.get_renderer()
+
+
+@pytest.mark.parametrize("scheme", ["nope", "rope+window"])
+def test_a_single_square_panel_stands_in_the_middle(scheme):
+    figure = picture(scheme)
+    laid_out(figure)
+    boxes = [axes.get_position() for axes in figure.axes]
+    middle = (min(box.x0 for box in boxes) + max(box.x1 for box in boxes)) / 2
+    assert middle == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("scheme", ["alibi", "sinusoidal", "cope", "random"])
+def test_labels_and_legends_cover_nothing(scheme):
+    figure = picture(scheme)
+    renderer = laid_out(figure)
+    for axes in panels(figure).values():
+        inside = axes.get_window_extent(renderer)
+        title = axes.title if axes.title.get_text() else axes._left_title
+        marks = [text for text in axes.texts if text.get_text() == "L"]
+        for mark in marks:
+            box = mark.get_window_extent(renderer)
+            assert box.y0 >= inside.y1 or box.x0 >= inside.x1
+            assert not box.overlaps(title.get_window_extent(renderer))
+        if (legend := axes.get_legend()) is not None:
+            covered = legend.get_window_extent(renderer)
+            lines = [line for line in axes.lines if len(line.get_xdata()) > 1]
+            points = np.concatenate([line.get_transform().transform(line.get_xydata()) for line in lines])
+            assert not covered.count_contains(points[np.isfinite(points).all(1)])
+
+
+def test_a_constant_factor_is_said_instead():
+    figure = picture("rope+yarn:factor=8")
+    assert len(panels(figure)) == 1
+    assert f"The factor on q·k is {(0.1 * math.log(8) + 1) ** 2:.3g} at all lengths." in figure.get_supxlabel()
+    assert [*panels(picture("rope+yarn"))][-1].startswith("factor on q·k")

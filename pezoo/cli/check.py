@@ -4,7 +4,7 @@ import shlex
 
 from rich.markup import escape
 
-from pezoo.cli.shared import add_json, add_plugin, load_plugins, make_console, make_parser, print_json, say
+from pezoo.cli.shared import add_json, add_plugin, as_named, load_plugins, make_console, make_parser, print_json, say
 
 
 def check(argv: list[str]) -> int:
@@ -30,7 +30,7 @@ def check(argv: list[str]) -> int:
 
     load_plugins(args.plugin)
     console = None if args.json else make_console()
-    code, outcomes = testing.command(args.target, slow=args.slow, only=args.only, console=console)
+    code, outcomes = testing.command(as_named(args.target), slow=args.slow, only=args.only, console=console)
     if args.json:
         print_json(outcomes)
     return code

@@ -6,10 +6,8 @@ Exit codes: 0 all went well (a scheme that is undefined or diverges is a result)
 
 import os
 import shlex
-import shutil
 import signal
 import sys
-import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -18,6 +16,7 @@ from pezoo.cli.generate import generate
 from pezoo.cli.list import list_members
 from pezoo.cli.report import compare, report
 from pezoo.cli.run import run_study
+from pezoo.cli.shared import room_for_text, wrapped
 from pezoo.cli.show import show
 from pezoo.errors import NeedsPlugins, UserError, brief, suggest
 from pezoo.escape import in_terminal, use_plain_streams
@@ -93,23 +92,12 @@ def _dispatch(argv: list[str]) -> int:
 
 def _overview() -> str:
     """What there is; a line for each command where the terminal is wide enough."""
-    width, room = max(len(usage) for usage, _ in COMMANDS.values()), shutil.get_terminal_size().columns - 1
+    width, room = max(len(usage) for usage, _ in COMMANDS.values()), room_for_text()
     lines = [f"  pezoo {usage:<{width}}  {work.__doc__}" for usage, work in COMMANDS.values()]
     if max(map(len, lines)) > room:
         lines = []
         for usage, work in COMMANDS.values():
-            lines += _wrapped(f"pezoo {usage}", room, "  ", "      ") + _wrapped(work.__doc__, room, "    ", "    ")
+            lines += wrapped(f"pezoo {usage}", room, "  ", "      ") + wrapped(work.__doc__, room, "    ", "    ")
     more = "pezoo COMMAND --help says more; pezoo --version says which pezoo this is."
     first = "To begin: pezoo run quickstart"
-    return "\n".join([*_wrapped(DESCRIPTION, room), "", *lines, "", *_wrapped(more, room), first])
-
-
-def _wrapped(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
-    return textwrap.wrap(
-        text,
-        max(20, width),
-        initial_indent=first,
-        subsequent_indent=rest,
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
+    return "\n".join([*wrapped(DESCRIPTION, room), "", *lines, "", *wrapped(more, room), first])

@@ -1,10 +1,12 @@
 """`pezoo run`, and `pezoo.run`, which does the same from Python."""
 
+import dataclasses
 import os
 import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +93,11 @@ def run_study(argv: list[str]) -> int:
         help="folder of the study (default: runs/<study>, with -<size> for a size other than cpu)",
     )
     parser.add_argument("--replace", action="store_true", help="if the folder holds another study, replace it")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be done and how long it takes, and do nothing"
+    )
     add_plugin(parser)
+    _refuse_dashes(argv)
     args = parser.parse_intermixed_args(argv)
 
     _refuse_windows()
@@ -102,25 +107,43 @@ def run_study(argv: list[str]) -> int:
     if args.dry_run:
         _show_plan(study)
         return 0
-    results = study.run(report=write_report)
+    results = study.run(report=write_report, try_first=True)
     _show_results(study, results)
     return 1 if study.failures else 0
 
 
+def _refuse_dashes(argv: list[str]) -> None:
+    """Say how a key of the recipe is set, where it was typed like an option."""
+    from pezoo.study.recipe import Recipe
+
+    keys = {field.name for field in dataclasses.fields(Recipe)}
+    for word, after in pairwise([*argv, ""]):
+        key, _, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and key.partition(".")[0] in keys:
+            typed = shlex.quote(f"{key}={value or after or '...'}")
+            raise UserError(f"{word} is no option: keys of the recipe have no dashes; type {typed}")
+
+
 def _show_plan(study: "Study") -> None:
-    plan, store, console = study.plan, study.store, make_console()
+    plan, console = study.plan, make_console()
     if line := study.changes():
         print(in_terminal(line), file=sys.stderr)
-    table = Table("cell", "", "state", title=escape(shown(f"{plan.recipe.study} in {study.out}")), title_justify="left")
-    left: dict[str, int] = {}
+    table = Table(
+        "cell",
+        "",
+        "state",
+        title=escape(shown(f"{plan.recipe.study} in {study.out}")),
+        title_justify="left",
+    )
+    estimate = study.estimate()
     for key, cell in plan.cells.items():
-        done = store.done(key)
-        if not done:
-            left[cell.kind] = left.get(cell.kind, 0) + 1
+        done = key not in estimate.todo
         table.add_row(key, escape(shown(cell.title)), "done" if done else f"to {cell.kind}")
     console.print(table)
-    todo = ", ".join(f"{n} to {kind}" for kind, n in left.items()) or "nothing"
-    console.print(f"{len(plan.cells)} cells; left to do: {todo}")
+    console.print(f"{len(plan.cells)} cells; left to do: {plan.summary(estimate.todo)}")
+    if estimate.todo:
+        study.try_some(estimate)
+        console.print(estimate.say())
 
 
 def _show_results(study: "Study", results: "list[Result]") -> None:

@@ -3,6 +3,8 @@
 import argparse
 import json
 import re
+import shutil
+import textwrap
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,6 +15,7 @@ from pezoo.escape import in_terminal
 
 if TYPE_CHECKING:
     from pezoo.contract import Traits
+    from pezoo.registry import Entry
 
 
 def marks_of(traits: "Traits | None") -> list[str]:
@@ -38,6 +41,41 @@ def written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def needs_of(entry: "Entry") -> list[str]:
+    """What a member needs of training, in words."""
+    if entry.traits is None:
+        return []
+    needs = {
+        "acts in training": entry.kind == "extension" and "train" in entry.cls.default_at,
+        "has parameters": learns(entry),
+    }
+    return [need for need, holds in needs.items() if holds]
+
+
+def learns(entry: "Entry") -> bool:
+    """Whether a member, as it is by default, has parameters."""
+    from pezoo.contract import Shape
+
+    return entry.traits.parameters(Shape(64, 4, 1, 64), entry.cls.Config()) > 0
+
+
+def as_named(text: str) -> str:
+    """What was typed, with names as the zoo writes them: `+pi` and `ROPE+PI` are `pi` and `rope+pi`.
+
+    >>> as_named("+pi"), as_named("ROPE:base=500+Pi")
+    ('pi', 'rope:base=500+pi')
+    """
+    from pezoo.registry import entries
+
+    known = entries()
+
+    def fold(match: re.Match[str]) -> str:
+        name = match[0]
+        return name.lower() if name not in known and name.lower() in known else name
+
+    return re.sub(r"(?<![^+])[A-Za-z]\w*", fold, text.strip().removeprefix("+"))
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are one message, like all others."""
 
@@ -50,12 +88,30 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser(command: str, work: Callable[..., int], *examples: str, note: str = "") -> Parser:
     """A parser whose help shows examples."""
+    said = ["\n".join(wrapped(line, room_for_text())) for line in (work.__doc__, *note.split("\n"))]
     return Parser(
         prog=f"pezoo {command}",
-        description=work.__doc__,
-        epilog="\n  ".join([f"{note}examples:", *examples]),
+        description=said[0],
+        epilog="\n  ".join(["\n".join([*said[1:-1], "examples:"]), *examples]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+    )
+
+
+def room_for_text() -> int:
+    """Columns of the terminal."""
+    return shutil.get_terminal_size().columns - 1
+
+
+def wrapped(text: str, width: int, first: str = "", rest: str = "") -> list[str]:
+    """Lines of text for people: of at most `width` columns, with indents; names and options stay whole."""
+    return textwrap.wrap(
+        text,
+        max(20, width),
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_on_hyphens=False,
+        break_long_words=False,
     )
 
 

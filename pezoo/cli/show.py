@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -10,10 +10,12 @@ from rich.table import Table
 from pezoo.cli.shared import (
     add_json,
     add_plugin,
+    as_named,
     load_plugins,
     make_console,
     make_parser,
     marks_of,
+    needs_of,
     print_json,
     written,
 )
@@ -43,11 +45,12 @@ def show(argv: list[str]) -> int:
     from pezoo.scheme import parse
 
     load_plugins(args.plugin)
-    alone = registry.entries().get(args.scheme)
+    typed = as_named(args.scheme)
+    alone = registry.entries().get(typed)
     if alone is not None and alone.kind in ("extension", "task"):
         spec, names = None, [alone.name]
     else:
-        spec = parse(args.scheme)
+        spec = parse(typed)
         names = [*spec.encodings, *spec.extensions]
     scheme = None
     if spec is not None:
@@ -56,7 +59,7 @@ def show(argv: list[str]) -> int:
     if args.save:
         from pezoo import drawing as pictures
 
-        print(f"picture: {pictures.save(pictures.picture(args.scheme), args.save)}", file=sys.stderr)
+        print(f"picture: {pictures.save(pictures.picture(typed), args.save)}", file=sys.stderr)
     if args.json:
         print_json({"scheme": scheme, "members": [registry.describe(name) for name in names]})
         return 0
@@ -69,6 +72,8 @@ def show(argv: list[str]) -> int:
     for name in names:
         entry = registry.entry(name)
         console.print(_member(entry))
+        if entry.parameters:
+            console.print(_settings(entry))
     return 0
 
 
@@ -79,12 +84,38 @@ def _member(entry: "Entry") -> Table:
         "": entry.summary,
         "source": source + (f", arXiv:{entry.arxiv}" if entry.arxiv else ""),
         "equation": entry.equation,
-        "traits": ", ".join(marks_of(entry.traits)),
+        "traits": ", ".join([*marks_of(entry.traits), *needs_of(entry)]),
     }
     if entry.kind == "task":
         facts["example"] = _example(entry.name)
-    facts |= {f":{name}": f"{written(p['default'])}  {p['help']}" for name, p in entry.parameters.items()}
     return _facts(entry.name, facts)
+
+
+def _settings(entry: "Entry") -> Table:
+    """A line for each setting: what it is by default, what can be typed, and what it does."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 1))
+    table.add_column("setting", style="cyan", no_wrap=True)
+    table.add_column("default")
+    table.add_column("can be")
+    table.add_column("", overflow="fold")
+    for name, facts in entry.parameters.items():
+        table.add_row(*map(escape, (f":{name}", written(facts["default"]), _allowed(facts), facts["help"])))
+    return table
+
+
+def _allowed(facts: Mapping[str, Any]) -> str:
+    """What a setting can be, in words."""
+    from pezoo.contract import PHASES
+
+    kind, limits = facts["type"], facts["range"]
+    if kind == "phases":
+        return f"some of {', '.join(PHASES)}"
+    if facts["choices"]:
+        return " or ".join(map(written, facts["choices"]))
+    words = {"bool": "true or false", "int": "whole number", "float": "number", "str": "text"}
+    what = "numbers" if "list" in kind else next((words[word] for word in words if word in kind), kind)
+    bounds = " and ".join(f"{limit.replace('_', ' ')} {value:g}" for limit, value in limits.items())
+    return f"{what} {bounds}".strip()
 
 
 def _example(name: str) -> str:

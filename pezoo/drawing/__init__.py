@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from pezoo.compose import build
 from pezoo.contract import Shape
-from pezoo.drawing.panels import GREY, Panel, panels_of
+from pezoo.drawing.panels import ABOVE, GREY, Panel, panels_of
 from pezoo.drawing.view import View
 from pezoo.errors import UserError
 from pezoo.files import replacing
@@ -103,7 +103,7 @@ def _plain(spec: Spec, n_heads: int) -> Iterator[tuple[Spec, int]]:
 def _figure(title: str, panels: list[tuple[str, Panel]], equations: list[str], notes: list[str]) -> Figure:
     """Panels side by side, above equations and notes; drawing a panel may add to the notes."""
     n = len(panels)
-    figure = Figure(figsize=(1 + 4 * max(n, 1.4), 4), layout="constrained")
+    figure = Figure(figsize=(1 + 4 * max(n, 1.4), 4), layout="compressed")
     figure.suptitle(title, weight="bold", x=0.01, ha="left", fontsize=11)
     for (head, panel), axes in zip(panels, figure.subplots(1, n, squeeze=False)[0], strict=True):
         axes.spines[["top", "right"]].set_visible(False)
@@ -112,21 +112,9 @@ def _figure(title: str, panels: list[tuple[str, Panel]], equations: list[str], n
         for label in (axes.xaxis.label, axes.yaxis.label):
             label.set_size(9)
         axes.set_title(head + axes.get_title(), fontsize=10, loc="left")
-        axes.set_title("")
+        axes.set_title("", pad=6 + ABOVE)  # it is one for all three titles
     width = int(figure.get_size_inches()[0] * 15)
     texts = [*equations, " ".join(dict.fromkeys(notes))]
     lines = [line for text in texts for line in textwrap.wrap(text, width, subsequent_indent="    ")]
     figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY, parse_math=False)
     return figure
-
-
-# ---- what a scheme computes ---------------------------------------------------------------------
-
-
-# ---- panels of encodings ------------------------------------------------------------------------
-
-
-# ---- panels of extensions -----------------------------------------------------------------------
-
-
-# ---- drawing ------------------------------------------------------------------------------------

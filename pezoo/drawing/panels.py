@@ -18,9 +18,8 @@ GREY = "0.35"
 
 
 SEEN, UNSEEN = PALETTE[1], PALETTE[2]
-
-
-SEEN, UNSEEN = PALETTE[1], PALETTE[2]
+ABOVE = 12
+"""Points above a panel that its marks take."""
 
 Panel = Callable[[Axes], None]
 
@@ -41,7 +40,7 @@ def panels_of(view: View) -> Iterator[Panel]:
         new = [panel for applies, panel in _of_encoding(view, place, encoding) if applies]
         shown += len(new)
         yield from new
-    if view.changes("scale"):
+    if view.changes("scale") and not _is_constant(view, alone=not shown):
         yield partial(_scale, view)
     if not shown and not view.extensions:
         yield partial(_attention, view)
@@ -149,7 +148,7 @@ def _wavelengths(view: View, place: int, axes: Axes) -> None:
     axes.set(title="wavelength of each pair of channels", xlabel="pair k", ylabel="wavelength (tokens, log scale)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     if changed:
-        _legend(axes, loc="lower right")
+        _legend(axes, inside="lower right")
 
 
 def _bias_by_distance(view: View, axes: Axes) -> None:
@@ -225,7 +224,7 @@ def _logits(view: View, place: int, axes: Axes, rotated: bool) -> None:
     what = "logit q·k, turned" if rotated else "term added to the logit"
     axes.set(title=f"{what}: random q, k of head 1", xlabel="distance from query to key (tokens)", ylabel="logit")
     _tokens(axes, view.length, length)
-    _legend(axes, loc="upper right")
+    _legend(axes)
 
 
 @torch.no_grad()
@@ -313,10 +312,24 @@ def _adapted(view: View, axes: Axes) -> None:
 
 
 @torch.no_grad()
+def _factors(view: View) -> dict[int, float]:
+    """The factor on the content logits of the last query, by length."""
+    lengths = [n for n in (view.length * 2**k // 16 for k in range(9)) if n and view.scheme.undefined(n) is None]
+    return {n: float(torch.as_tensor(view.at(n, last=True).sigma()).flatten()[0]) for n in lengths}
+
+
+def _is_constant(view: View, alone: bool) -> bool:
+    """Whether the factor on logits is the same at all lengths, and not all there is to draw. A note then says it."""
+    factors = list(_factors(view).values())
+    constant = not alone and max(factors) - min(factors) < 1e-6
+    if constant:
+        view.notes.append(f"The factor on q·k is {factors[0]:.3g} at all lengths.")
+    return constant
+
+
 def _scale(view: View, axes: Axes) -> None:
     """The factor on the content logits of the last query, against length."""
-    lengths = [n for n in (view.length * 2**k // 16 for k in range(9)) if n and view.scheme.undefined(n) is None]
-    factors = [float(torch.as_tensor(view.at(n, last=True).sigma()).flatten()[0]) for n in lengths]
+    lengths, factors = map(list, zip(*_factors(view).items(), strict=True))
     axes.plot(lengths, factors, "o-", color=PALETTE[1], lw=1.4, ms=4)
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths[::2], [str(n) for n in lengths[::2]])
@@ -336,7 +349,6 @@ def _pairs(
 ) -> None:
     """A heat map over queries (downwards) and keys; NaN, which is not seen, stays grey."""
     axes.set_facecolor("0.88")
-    axes.set_anchor("W")
     image = axes.imshow(values.numpy(), cmap=_colours(colours), vmin=bounds[0], vmax=bounds[1], interpolation="none")
     _bar(axes, image, unit)
     if len(values) > view.length:
@@ -359,9 +371,11 @@ def _bar(axes: Axes, image: object, unit: str) -> None:
     bar.ax.tick_params(labelsize=8)
 
 
-def _legend(axes: Axes, loc: str = "best") -> None:
-    n_columns = 1 + (len(axes.get_legend_handles_labels()[0]) - 1) // 8
-    axes.legend(fontsize=8, loc=loc, ncols=n_columns, framealpha=0.8, edgecolor="none")
+def _legend(axes: Axes, inside: str = "") -> None:
+    """A legend to the right of the panel, where it covers no line, or inside in a corner that is empty."""
+    n_columns = 1 + (len(axes.get_legend_handles_labels()[0]) - 1) // 16
+    where = {"loc": inside} if inside else {"loc": "upper left", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
+    axes.legend(fontsize=8, ncols=n_columns, framealpha=0.8, edgecolor="none", handlelength=1.5, **where)
 
 
 def _tokens(axes: Axes, train_length: int, length: int) -> None:
@@ -371,13 +385,13 @@ def _tokens(axes: Axes, train_length: int, length: int) -> None:
 
 
 def _mark(axes: Axes, train_length: int, vertical: bool = True, text: str = "L") -> None:
-    """A dashed line at the training length."""
+    """A dashed line at the training length, with its label outside of the panel."""
     line = axes.axvline if vertical else axes.axhline
     line(train_length, color=GREY, lw=1, ls="--")
     if text:
         transform = axes.get_xaxis_transform() if vertical else axes.get_yaxis_transform()
-        place, offset = ((train_length, 1), (3, -3)) if vertical else ((1, train_length), (-3, -3))
+        place, offset = ((train_length, 1), (0, 2)) if vertical else ((1, train_length), (3, 0))
         axes.annotate(
             text, place, xycoords=transform, xytext=offset, textcoords="offset points",
-            va="top", ha="left" if vertical else "right", color=GREY, fontsize=9,
+            va="bottom" if vertical else "center", ha="center" if vertical else "left", color=GREY, fontsize=9,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pezoo.data import Corpus, windows
+from pezoo.data import Corpus, Windows, windows
 from pezoo.data.material import Questions
 from pezoo.evaluation import LengthResult, evaluate
 from pezoo.evaluation.answers import evaluate_answers
@@ -122,22 +122,17 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Test a model at every length."""
     inputs, model, fitted = cell.inputs, cell.model(), store.facts(cell.parent)["fit"]
-    lengths, protocol, count, seed = inputs["lengths"], inputs["protocol"], *inputs["windows"].values()
+    lengths, protocol = inputs["lengths"], inputs["protocol"]
     tested = cell.material(corpora)
-    how = {"protocol": protocol, **{name: inputs[name] for name in ("batch_tokens", "device", "precision")}}
-    how["progress"] = lambda done, total: report(done, total, None)
-    found, facts = [], {}
+    facts = {}
     if fitted["status"] != "ok":
         why = {"status": fitted["status"], "reason": f"no trained model: {fitted['reason']}"}
         found = [LengthResult(length, protocol=protocol, **why) for length in lengths]
     else:
         carry_over(load(store.path(cell.parent) / "model.pt")[0], model)
-        if isinstance(tested, Questions):
-            found = evaluate_answers(model, tested, lengths, count=count, seed=seed, **how)
-        else:
+        found, sequences = ask(cell, model, corpora, inputs["windows"]["count"], report)
+        if sequences is not None:
             text = tested.corpus.test
-            sequences = windows(text, max(lengths), count, seed)
-            found = evaluate(model, sequences, lengths, last=inputs["last"], **how)
             _keep_losses(folder, protocol, found, text.names)
             if text.bytes_per_token is not None:
                 found = [with_bits_per_byte(at, text.bytes_per_token) for at in found]
@@ -147,6 +142,20 @@ def evaluate_model(
         "scale_factors": {str(n): model.scheme.scale_factor(tested.n_tokens(n)) for n in lengths},
         "params": count_parameters(model),
     }
+
+
+def ask(
+    cell: Cell, model: Transformer, corpora: Mapping[str, Corpus], count: int, report: Report = lambda *_: None
+) -> tuple[list[LengthResult], Windows | None]:
+    """Test a model as a cell does, on `count` questions, or windows of text; these come too."""
+    inputs, tested = cell.inputs, cell.material(corpora)
+    lengths, seed = inputs["lengths"], inputs["windows"]["seed"]
+    how = {name: inputs[name] for name in ("protocol", "batch_tokens", "device", "precision")}
+    how["progress"] = lambda done, total: report(done, total, None)
+    if isinstance(tested, Questions):
+        return evaluate_answers(model, tested, lengths, count=count, seed=seed, **how), None
+    sequences = windows(tested.corpus.test, max(lengths), count, seed)
+    return evaluate(model, sequences, lengths, last=inputs["last"], **how), sequences
 
 
 def _keep_losses(folder: Path, protocol: str, found: list[LengthResult], names: Sequence[str]) -> None:

@@ -18,7 +18,8 @@ of them again.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,6 +147,11 @@ class Plan:
         while waiting:
             yield from waiting
             waiting = list(dict.fromkeys(p for key in waiting for p in self.cells[key].parents))
+
+    def summary(self, keys: Iterable[str]) -> str:
+        """How many cells of each kind these are: "2 to train, 4 to evaluate"."""
+        kinds = Counter(self.cells[key].kind for key in keys)
+        return ", ".join(f"{n} to {kind}" for kind, n in kinds.items()) or "nothing"
 
     def line(self, key: str) -> Iterator[str]:
         """Keys of the cells whose model it is handed, nearest first: ancestors, without what was not chosen."""

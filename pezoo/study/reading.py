@@ -126,7 +126,10 @@ def _parse_override(text: str) -> tuple[str, Any]:
         check_yaml(value)
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
     except Exception as error:  # as in `_read`
-        raise UserError(f"cannot read the value of the override {brief(text)}: {said(error)}") from None
+        why = said(error)
+        if value.count("[") > value.count("]") or value.count("{") > value.count("}"):
+            why = "a bracket is not closed; quote the whole, such as 'schemes=[rope, alibi]'"
+        raise UserError(f"cannot read the value of the override {brief(text)}: {why}") from None
     check_plain(parsed, key)
     return key.strip(), parsed
 

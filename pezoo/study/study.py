@@ -26,6 +26,7 @@ from pezoo.files import remove, sweep
 from pezoo.registry import ENTRY_POINTS, entry, load_plugin
 from pezoo.results import Result, read, write
 from pezoo.study.collect import Failure, collect
+from pezoo.study.estimate import Estimate, try_some
 from pezoo.study.folder import RESULTS, claim, folder_of, plugins_of, require_plugins, write_record
 from pezoo.study.launcher import Launcher
 from pezoo.study.plan import Cell, Plan, make_plan
@@ -122,16 +123,32 @@ class Study:
         """
         return claim(self.out, self.recipe, self.plugins, self.replace)[0]
 
+    def estimate(self) -> Estimate:
+        """What is left of the study, as far as finished cells tell."""
+        done = {key: self.store.done(key) for key in self.plan.cells}
+        estimate = Estimate(self.plan.cells, [key for key, whole in done.items() if not whole], self.recipe.workers)
+        for key in (key for key, whole in done.items() if whole):
+            estimate.recall(key, self.store.facts(key))
+        return estimate
+
+    def try_some(self, estimate: Estimate) -> None:
+        """Try, for about two seconds, what finished cells do not tell."""
+        try_some(estimate, self.plan.corpora, self.recipe.threads)
+
     def run(
         self,
         progress: Progress | None = None,
         report: Callable[["Study", list[Result]], object] | None = None,
+        *,
+        try_first: bool = False,
     ) -> list[Result]:
         """Run what is not done, and return the results; the file is renewed as cells finish.
 
         Args:
             progress: is told what happens; default: shown on standard error.
             report: writes what people look at from the results, when the run has ended and the folder is still held.
+            try_first: whether to try a little of the work, for two seconds, so that the time that it takes is told
+                before it begins. A GPU is left to the workers.
 
         Raises:
             UserError: if the folder cannot be written to, another run is at work in it, it holds another study, or a
@@ -145,9 +162,15 @@ class Study:
             raise UserError(f"cannot make {self.out}: {error.strerror}; choose another --out") from None
         with _locked(self.out):
             self._begin()
-            done = sum(map(self.store.done, self.plan.cells))
+            estimate = self.estimate()
+            done = len(self.plan.cells) - len(estimate.todo)
             try:
-                with progress or make_progress(done, len(self.plan.cells)) as shown:
+                with progress or make_progress(done, len(self.plan.cells), estimate=estimate) as shown:
+                    if estimate.todo:
+                        shown.note(f"{self.recipe.study} in {self.out}: {self.plan.summary(estimate.todo)}")
+                        if try_first and all(cell.inputs["device"] == "cpu" for cell in self.plan.cells.values()):
+                            self.try_some(estimate)
+                        shown.note(estimate.say())
                     launcher = Launcher(self.plan, self.store, self.plugins, shown, self._finished)
                     self.failures = launcher.failures
                     launcher.run()

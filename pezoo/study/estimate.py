@@ -1,0 +1,362 @@
+"""How long the rest of a study takes: told before it begins, and corrected as it goes on.
+
+A cell's time is its work, counted in floating-point operations, times the time of an operation. This comes from cells
+that are done or running, else from a little of the work that was tried before, corrected by how far such trials have
+been wrong. Cells with the same scheme count first, then those with another, then any. None of it gets into results.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+
+from pezoo.data import Corpus
+from pezoo.outcome import peak_memory, reset_peak_memory
+from pezoo.study.cells import ask
+from pezoo.study.plan import Cell, digest
+from pezoo.training.fit import fit
+
+T = TypeVar("T")
+TRY_SECONDS = 2.0
+"""For all that is tried."""
+STEPS = 3
+"""Of a training that is tried."""
+WINDOWS = 4
+"""Of a test that is tried."""
+OPERATIONS, GPU_OPERATIONS = 2e10, 2e13
+"""Most floating-point operations of one trial, about a second's; larger work is not tried."""
+SETTLED = 5.0
+"""Seconds after which a running cell tells how fast its kind is."""
+
+
+@dataclasses.dataclass
+class Running:
+    """A cell at work."""
+
+    since: float
+    """When it began, or first said how far it is."""
+    first: float = 0.0
+    """The share that was done then."""
+    share: float = 0.0
+    """The share that is done."""
+
+
+class Estimate:
+    """What is left of a study.
+
+    Args:
+        cells: all cells of the plan by key, parents before children.
+        todo: keys of those that are not done.
+        workers: how many run at a time.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        cells: Mapping[str, Cell],
+        todo: Iterable[str],
+        workers: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.cells, self.workers, self.clock = cells, workers, clock
+        self.todo = dict.fromkeys(todo)
+        self.work = {key: units(cell) * operations(cell) if units(cell) else 0 for key, cell in cells.items()}
+        """By key, floating-point operations."""
+        self.levels = {key: levels_of(cell) for key, cell in cells.items()}
+        self.tried: dict[str, float] = {}
+        """Seconds of an operation by the first level of a cell, where it was tried."""
+        self.took: dict[str, tuple[float, float]] = {}
+        """By key, the work that has been done and its seconds."""
+        self.running: dict[str, Running] = {}
+        self.memory: int | None = None
+        """Bytes of one process at its peak."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are left to train on."""
+        fits = [self.cells[key] for key in self.todo if self.cells[key].kind in ("train", "tune")]
+        return sum(units(cell) * row_tokens(cell) for cell in fits)
+
+    def recall(self, key: str, facts: Mapping[str, Any]) -> None:
+        """Learn from what a finished cell wrote down."""
+        if self.cells[key].kind == "evaluate":
+            seconds = sum({at["seconds"] or 0.0 for at in facts["lengths"]})  # one pass may give several lengths
+            peaks = [at["peak_memory_bytes"] for at in facts["lengths"]]
+        elif self.cells[key].kind == "choose" or facts["fit"]["status"] != "ok":
+            return
+        else:
+            seconds, peaks = facts["fit"]["train_seconds"], [facts["fit"]["peak_memory_bytes"]]
+        self._need(peaks)
+        if seconds:
+            self.took[key] = (self.work[key], seconds)
+
+    def expect(self, key: str, unit_seconds: float, memory: int | None = None) -> None:
+        """Take what was tried as the time of a unit of such cells, and as a process's memory in bytes."""
+        self.tried[self.levels[key][0]] = unit_seconds / operations(self.cells[key])
+        self._need([memory])
+
+    def _need(self, peaks: Iterable[int | None]) -> None:
+        self.memory = max((peak for peak in (*peaks, self.memory) if peak is not None), default=None)
+
+    def start(self, key: str) -> None:
+        """A cell begins."""
+        self.running[key] = Running(self.clock())
+
+    def update(self, key: str, share: float) -> None:
+        """So much of a cell is done, from 0 to 1."""
+        at = self.running[key]
+        if not at.share:  # what it took to get ready, and what was done in an earlier run, do not count
+            self.running[key] = Running(self.clock(), share, share)
+            return
+        at.share, passed = share, self.clock() - at.since
+        if passed >= SETTLED and share > at.first:
+            self.took[key] = (self.work[key] * (share - at.first), passed)
+
+    def finish(self, key: str, seconds: float, failed: bool = False) -> None:
+        """A cell has ended after so many seconds; if it failed, what builds on it is not run."""
+        self.todo.pop(key, None)
+        self.running.pop(key, None)
+        if not failed:
+            self.took.setdefault(key, (self.work[key], seconds))
+            return
+        self.took.pop(key, None)
+        lost = {key}
+        for child in list(self.todo):
+            if lost.intersection(self.cells[child].parents):
+                lost.add(child)
+                del self.todo[child]
+
+    def left(self) -> float | None:
+        """Seconds to the end, or None if that is unknown: as many cells as there are workers, at most, run together."""
+        rates, total, ends = _Rates(self), 0.0, {}
+        for key, cell in self.cells.items():
+            before = max((ends[parent] for parent in cell.parents), default=0.0)
+            seconds = 0.0
+            if key in self.todo and self.work[key]:
+                if (rate := rates[key]) is None:
+                    return None
+                seconds = self._rest(key, rate * self.work[key])
+            ends[key] = before + seconds
+            total += seconds
+        return max(total / self.workers, *ends.values()) if ends else 0.0
+
+    def _rest(self, key: str, whole: float) -> float:
+        at = self.running.get(key)
+        if at is None:
+            return whole
+        return whole * (1 - at.share) if at.share else max(0.0, whole - (self.clock() - at.since))
+
+    def say(self) -> str:
+        """What is left, for people."""
+        facts = [duration(self.left())]
+        if self.tokens:
+            facts.append(f"{amount(self.tokens)} tokens to train on")
+        if self.memory is not None:
+            on_gpu = any(self.cells[key].inputs["device"] != "cpu" for key in self.todo)
+            n = min(self.workers, max(1, len(self.todo)))
+            what = "GPU memory" if on_gpu else "memory"
+            facts.append(f"{amount(n * self.memory)}B of {what}" + (f" for {n} workers" if n > 1 else ""))
+        return "; ".join(facts)
+
+
+class _Rates:
+    """Seconds of an operation, by all that is known at a moment: of cells that are alike first, then more widely."""
+
+    def __init__(self, estimate: Estimate) -> None:
+        self.levels = estimate.levels
+        tried: dict[str, list[float]] = defaultdict(list)
+        for levels in set(estimate.levels.values()):
+            if levels[0] in estimate.tried:
+                for level in levels:
+                    tried[level].append(estimate.tried[levels[0]])
+        self.tried = {level: sum(rates) / len(rates) for level, rates in tried.items()}
+        self.took: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        """Operations, and the seconds that they took."""
+        self.wrong: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        """Seconds that were expected by what was tried, and those that it took."""
+        for key, (work, seconds) in estimate.took.items():
+            expected = self._first(self.tried, key)
+            for level in self.levels[key]:
+                _add(self.took[level], work, seconds)
+                if expected is not None:
+                    _add(self.wrong[level], work * expected, seconds)
+
+    def __getitem__(self, key: str) -> float | None:
+        """Those of a cell; None where nothing is known at all."""
+        if (own := self.levels[key][0]) in self.took:
+            return _ratio(self.took[own])
+        if (expected := self._first(self.tried, key)) is not None:
+            wrong = self._first(self.wrong, key)
+            return expected * (_ratio(wrong) if wrong else 1.0)
+        took = self._first(self.took, key)
+        return _ratio(took) if took else None
+
+    def _first(self, known: Mapping[str, T], key: str) -> T | None:
+        return next((known[level] for level in self.levels[key] if level in known), None)
+
+
+def _add(pair: list[float], first: float, second: float) -> None:
+    pair[0] += first
+    pair[1] += second
+
+
+def _ratio(pair: list[float]) -> float:
+    return pair[1] / pair[0]
+
+
+def units(cell: Cell) -> int:
+    """Rows of batches, windows or questions of a cell; a choice has none."""
+    if cell.kind == "choose":
+        return 0
+    if cell.kind == "evaluate":
+        return cell.inputs["windows"]["count"]
+    settings = cell.settings()
+    return settings.steps * settings.accumulate * settings.batch_size
+
+
+def row_tokens(cell: Cell) -> int:
+    """Tokens of the longest rows that a training or tuning reads."""
+    length = cell.settings().length
+    return cell.material({}).n_tokens(length) if "train_length" in cell.inputs["data"] else length
+
+
+def operations(cell: Cell) -> int:
+    """Floating-point operations of a unit, roughly: those with the matrices of the model."""
+    model, data = cell.inputs["model"], cell.inputs["data"]
+    size = 12 * model["n_layers"] * model["d_model"] ** 2 + data["vocab_size"] * model["d_model"]
+    if cell.kind == "evaluate":
+        return 2 * size * sum(cell.inputs["lengths"])
+    return 6 * size * row_tokens(cell)
+
+
+def levels_of(cell: Cell) -> tuple[str, ...]:
+    """Names of all that a cell is alike to in the time of an operation, the nearest first: the last is any cell."""
+    names = "model train_length data tested backend device threads protocol lengths batch_tokens precision"
+    facts = {name: cell.inputs.get(name) for name in names.split()}
+    if "settings" in cell.inputs:
+        settings = cell.settings()
+        facts["settings"] = [settings.length, settings.batch_size, settings.precision]
+    work = {"kind": cell.kind} | facts
+    return digest(work | {"scheme": cell.inputs.get("scheme")}), digest(work), cell.kind, ""
+
+
+# ---- trying -------------------------------------------------------------------------------------
+
+
+def try_some(estimate: Estimate, corpora: Mapping[str, Corpus], threads: int, seconds: float = TRY_SECONDS) -> None:
+    """Try a little of each kind of work that is left and unknown, for about so many seconds.
+
+    Args:
+        estimate: is told what a unit takes.
+        corpora: the text of the study, by hash.
+        threads: of a worker.
+        seconds: after which nothing more is begun.
+    """
+    deadline, had = time.monotonic() + seconds, torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for key in _in_turn(estimate):
+            if time.monotonic() > deadline:
+                break
+            with contextlib.suppress(Exception):  # whatever is wrong, the study itself will say
+                estimate.expect(key, *attempt(estimate.cells[key], corpora))
+    finally:
+        torch.set_num_threads(had)
+
+
+def _in_turn(estimate: Estimate) -> Iterator[str]:
+    """A cell of each scheme whose time is unknown: first one of each kind of work, from the middle of its schemes."""
+    known = {estimate.levels[key][0] for key in estimate.took}
+    waiting: dict[str, dict[str, str]] = defaultdict(dict)
+    for key in estimate.todo:
+        own, sort, *_ = estimate.levels[key]
+        if estimate.work[key] and own not in known:
+            waiting[sort].setdefault(own, key)
+    queues = [list(keys.values()) for keys in waiting.values()]
+    queues = [queue[len(queue) // 2 :] + queue[: len(queue) // 2] for queue in queues]
+    while queues:
+        yield from (queue.pop(0) for queue in queues)
+        queues = [queue for queue in queues if queue]
+
+
+def attempt(cell: Cell, corpora: Mapping[str, Corpus]) -> tuple[float, int | None]:
+    """Do a little of a cell's work.
+
+    Returns:
+        Seconds of a unit, and the bytes that a process takes at its peak.
+
+    Raises:
+        ValueError: if even that would take long.
+        Exception: whatever goes wrong.
+    """
+    inputs, device = cell.inputs, torch.device(cell.inputs["device"])
+    most = OPERATIONS if device.type == "cpu" else GPU_OPERATIONS
+    testing = cell.kind == "evaluate"
+    full = min(WINDOWS, inputs["windows"]["count"]) if testing else cell.settings().batch_size
+    rows = min(full, int(most // (operations(cell) * (1 if testing else STEPS))))
+    if not rows:
+        raise ValueError("it is too large to be tried")
+    model = cell.model()
+    reset_peak_memory(device)
+    before = peak_memory(device)
+    if testing:
+        began = time.perf_counter()
+        found, _ = ask(cell, model, corpora, rows)
+        seconds = (time.perf_counter() - began) / rows
+        peaks = [at.peak_memory_bytes for at in found if at.peak_memory_bytes is not None]
+        full = max(1, min(inputs["windows"]["count"], inputs["batch_tokens"] // max(inputs["lengths"])))
+    else:
+        settings = dataclasses.replace(cell.settings(), steps=STEPS, batch_size=rows, accumulate=1, warmup_steps=1)
+        fitted = fit(
+            model,
+            cell.material(corpora).train,
+            None,
+            settings,
+            seed=inputs["seed"],
+            length=settings.length,
+            phase=cell.kind,
+            device=device,
+        )
+        if fitted.status not in ("ok", "diverged"):
+            raise ValueError(fitted.reason)
+        seconds = fitted.train_seconds / (STEPS * rows)
+        peaks = [peak for peak in (fitted.peak_memory_bytes,) if peak is not None]
+    if before is None or not peaks:
+        return seconds, None
+    return seconds, int(before + (max(peaks) - before) * max(1.0, full / rows))
+
+
+# ---- for people ---------------------------------------------------------------------------------
+
+
+def duration(seconds: float | None) -> str:
+    """A time to come, for people.
+
+    >>> [duration(s) for s in (None, 20, 400, 10_000, 400_000)]
+    ['time unknown', 'less than a minute', 'about 7 min', 'about 2.8 h', 'about 4.6 days']
+    """
+    if seconds is None:
+        return "time unknown"
+    if seconds < 45:
+        return "less than a minute"
+    if seconds < 100 * 60:
+        return f"about {max(1, round(seconds / 60))} min"
+    hours = seconds / 3600
+    return f"about {hours:.1f} h" if hours < 48 else f"about {hours / 24:.1f} days"
+
+
+def amount(number: float) -> str:
+    """A number with two or three digits and k, M, G or T.
+
+    >>> [amount(n) for n in (950, 14_745_600, 1.4e9)]
+    ['950', '14.7 M', '1.4 G']
+    """
+    for unit in ("", " k", " M", " G", " T"):
+        if number < 1000 or unit == " T":
+            return f"{number:.3g}{unit}"
+        number /= 1000
+    raise AssertionError
