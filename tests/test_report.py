@@ -24,7 +24,7 @@ from scipy import stats
 
 from pezoo.errors import UserError
 from pezoo.escape import safe_names
-from pezoo.report import curves, figure, groups, heatmap, intervals, statistics, table, tensorboard
+from pezoo.report import against, costs, curves, figure, groups, heatmap, intervals, statistics, table, tensorboard
 from pezoo.report.statistics import Summary
 from pezoo.report.write import write_report
 from pezoo.results import Result
@@ -701,8 +701,8 @@ def test_one_seed_gets_no_verdict_and_is_told_so():
     one = table.against(against_rope(seeds=(4,)), "perplexity", "prefix", baseline="rope")
     assert list(one.frame.columns) == ["L", "2L"]
     assert not any(word in text for text in one.frame.to_numpy().ravel() for word in ("=", "worse", "better"))
-    assert one.notes == (table.ONE_SEED,)
-    assert table.ONE_SEED in table.by_length(against_rope(seeds=(4,))).notes
+    assert one.notes == (against.ONE_SEED,)
+    assert against.ONE_SEED in table.by_length(against_rope(seeds=(4,))).notes
 
 
 def test_what_cannot_be_compared_has_no_table():
@@ -720,18 +720,18 @@ def test_costs_stand_beside_the_scheme_without_positions():
 
     made = [run("rope", 30.0, 1000), run("rope", 50.0, 1000, 1), run("nope", 20.0, 1000), run("t5", 60.0, 1128)]
     made += [replace(r, test_length=128, length_ratio=2.0) for r in made]  # each training counts once
-    one = table.cost(made)
+    one = costs.cost(made)
     assert list(one.frame.columns) == ["parameters", "training seconds", "tokens per second"]  # no memory
     assert dict(one.frame["training seconds"]) == {"rope": "40.0 (×2.00)", "nope": "20.0 (×1.00)", "t5": "60.0 (×3.00)"}
     assert list(one.frame["parameters"]) == ["+0", "+0", "+128"]
     assert "beside nope in the same runs" in one.caption
-    without = table.cost([r for r in made if r.label != "nope"])
+    without = costs.cost([r for r in made if r.label != "nope"])
     assert "beside rope in the same runs, the one that trained fastest: there is no nope" in without.caption
     assert list(without.frame["training seconds"]) == ["40.0 (×1.00)", "60.0 (×1.50)"]
-    assert table.cost([run("rope", None, 1000)]) is None
-    others = table.cost([*made, run("fire", 5.0, 1000, train_device="H100")])
+    assert costs.cost([run("rope", None, 1000)]) is None
+    others = costs.cost([*made, run("fire", 5.0, 1000, train_device="H100")])
     assert "cpu, 1 threads; H100, 1 threads" in others.notes[-1] or "H100, 1 threads; cpu" in others.notes[-1]
-    measured = table.cost([run("nope", 1.0, 5, memory=2**29), run("rope", 1.0, 5, memory=2**30)])
+    measured = costs.cost([run("nope", 1.0, 5, memory=2**29), run("rope", 1.0, 5, memory=2**30)])
     assert list(measured.frame["peak memory in MiB"]) == ["512 (×1.00)", "1,024 (×2.00)"]
 
 
