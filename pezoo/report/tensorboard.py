@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pezoo.escape import in_terminal, safe_names
-from pezoo.files import replacing
+from pezoo.files import curves_into
 from pezoo.report.curves import draw_by_position, draw_curves
 from pezoo.report.figure import readable
 from pezoo.report.groups import HEADLINES, WINDOWED, groups, headline, matrices, metrics, select, words
@@ -35,13 +35,16 @@ ADDRESS = "http://localhost:6006/?runFilter=%5Etest%2F&smoothing=0#timeseries&re
 What stands before the hash is for the tab TIME SERIES, what stands behind it for all others."""
 RATIOS = (1, 4, 16)
 """Multiples of L at which the rows of HParams show a metric, where they were tested; the longest is there as well."""
+STABLE, GOOD = "stable to, in L", "good to, in L"
+"""How the names of columns end that hold the effective lengths."""
+ROWS = 1000
+"""Most rows of HParams; TensorBoard opens a folder for each."""
 OVERVIEW = "all schemes"
 """The run of figures, tables, and what TensorBoard has to know of all runs."""
 CLIPPED = (
     "The ends of steep curves may lie outside: TensorBoard fits a card to all but the highest and lowest twentieth of "
     "its points. Switch off *Ignore outliers in chart scaling* to see them."
 )
-
 ENDS = "An end of the 95 % interval of the mean over seeds, which *Custom scalars* shows as a band."
 
 Runs = dict[str, list[tuple[int, "Summary"]]]
@@ -62,8 +65,10 @@ class Section:
     title: str
     about: str
     """What is shown, in Markdown."""
-    counted: str
-    """What steps are."""
+    along: str
+    """What the curves run along, in a word."""
+    steps: str
+    """The same in words, with its unit."""
     trained: Mapping[str, int]
     """Label -> L."""
     curves: Mapping[str, Mapping[int, Point]]
@@ -83,7 +88,7 @@ def write(results: Iterable[Result], logdir: str | Path, source: Sources | None 
     ones. Schemes are put together by family.
 
     The run "all schemes" holds figures and tables. Custom scalars show the headlines with the 95 % interval of the
-    mean over seeds, if there are several. HParams have a row for each scheme and seed, of each group.
+    mean over seeds, if there are several. HParams have a row for each scheme and seed, of each group, unless there are more than `ROWS`.
 
     Args:
         results: results of one study.
@@ -100,7 +105,8 @@ def write(results: Iterable[Result], logdir: str | Path, source: Sources | None 
     results = list(results)
     sections = sorted(_sections(results, source), key=lambda section: not section.foremost)
     runs, rows = _curve_runs(sections, results), _rows(results)
-    runs.setdefault(OVERVIEW, []).append((0, _experiment(rows)))
+    if rows:
+        runs.setdefault(OVERVIEW, []).append((0, _experiment(rows)))
     folder = Path(logdir) / "test"
     _replace(folder, runs)
     _replace(Path(logdir) / "hparams", _row_runs(rows))
@@ -112,12 +118,14 @@ def _replace(folder: Path, runs: Runs) -> None:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
+    folder.mkdir(parents=True, exist_ok=True)
     for old in folder.rglob("*tfevents*"):
         old.unlink()
     for run, name in safe_names(runs).items():
         # TensorBoard gives colours in the order in which runs begin, and reads a file again if its name is later.
-        now = time.time()
-        with replacing(folder / name / f"events.out.tfevents.{now:.6f}") as file:
+        now, place = time.time(), folder / name
+        place.mkdir(exist_ok=True)
+        with curves_into(place), (place / f"events.out.tfevents.{now:.6f}").open("wb") as file:
             writer = RecordWriter(file)
             writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
             for step, summary in runs[run]:
@@ -141,13 +149,14 @@ def _sections(results: list[Result], source: Sources | None) -> Iterator[Section
                 yield Section(
                     title=_title(name, metric, protocol, group),
                     about=_about(kept),
-                    counted=f"the test length{_unit(kept[0])}",
+                    along="length",
+                    steps="the test length" + (" in tokens" if kept[0].task == LANGUAGE_MODELLING else ""),
                     trained=trained,
                     curves={
                         label: {n: Point(s.mean, s.interval()) for n, s in curve.items() if s.mean is not None}
                         for label, curve in curves(kept).items()
                     },
-                    foremost=metric == first,
+                    foremost=metric == first and metric in HEADLINES,
                     picture=draw_curves(kept, metric, protocol) if shown else None,
                     text=by_length(kept, metric, protocol).markdown(),
                 )
@@ -156,7 +165,8 @@ def _sections(results: list[Result], source: Sources | None) -> Iterator[Section
                 yield Section(
                     title=_title(name, "loss by position", protocol, group),
                     about=_about(select(group, "loss", protocol), " by position"),
-                    counted="the position of the token in its window, from 1",
+                    along="position",
+                    steps="the position of the token in its window, from 1",
                     trained=trained,
                     curves={
                         label: {round(at): Point(mean) for at, mean in mean_by_position(seeds).items()}
@@ -180,42 +190,31 @@ def _about(kept: list[Result], more: str = "") -> str:
     return in_terminal(f"{words(one.metric).capitalize()}{more} on {one.corpus}, {one.protocol} protocol, {over}.")
 
 
-def _unit(result: Result) -> str:
-    return " in tokens" if result.task == LANGUAGE_MODELLING else ""
-
-
 def _curve_runs(sections: list[Section], results: list[Result]) -> Runs:
     """Return the runs of curves, those that share cards after each other."""
-    from tensorboard.plugins.scalar.summary_v2 import scalar_pb
     from torch.utils.tensorboard.summary import custom_scalars, image, text
 
-    every = [r for group in (groups(results) | matrices(results)).values() for r in group]
-    cards = _cards(every)
+    cards = _cards(r for group in (groups(results) | matrices(results)).values() for r in group)
     runs: Runs = {label: [] for labels in cards.values() for label in labels}
     runs[OVERVIEW] = []
     layout: dict[str, dict[str, list]] = {}
-    ends = f"{len(sections) + 1} ends of intervals"
     for number, section in enumerate(sections, 1):
         heading = f"{number} {section.title}"
+        doublings, plain = _descriptions(section)
         for card, labels in cards.items():
             there = {label: section.curves[label] for label in labels if section.curves.get(label)}
-            banded = section.foremost and any(p.ends for curve in there.values() for p in curve.values())
+            tag = f"{heading}/{card}, by doublings"
+            ends = [f"{len(sections) + 1} ends of intervals/{heading}, {card}, {end}" for end in ("low", "high")]
+            banded = section.foremost and any(point.ends for curve in there.values() for point in curve.values())
             if banded:
-                low, high = (f"{ends}/{heading}, {card}, {end}" for end in ("low", "high"))
-                bands = layout.setdefault(heading, {})
-                tags = [f"{heading}/{card}, by doublings", low, high]
-                bands[f"{card}, by doublings, with 95 % intervals"] = ["Margin", tags]
+                layout.setdefault(heading, {})[f"{card}, by doublings, with 95 % intervals"] = ["Margin", [tag, *ends]]
             for label, curve in there.items():
-                length = section.trained[label]
                 for at, (mean, interval) in curve.items():
-                    doublings = round(100 * math.log2(at / length))
-                    runs[label] += [
-                        (doublings, scalar_pb(f"{heading}/{card}, by doublings", mean, _by_doublings(section))),
-                        (at, scalar_pb(f"{heading}/{card}, by length", mean, _by_length(section))),
-                    ]
-                    if banded:
-                        for tag, value in zip((low, high), interval or (mean, mean), strict=True):
-                            runs[label].append((doublings, scalar_pb(tag, value, ENDS)))
+                    step = round(100 * math.log2(at / section.trained[label]))
+                    runs[label].append((step, _scalar(tag, mean, doublings)))
+                    runs[label].append((at, _scalar(f"{heading}/{card}, by {section.along}", mean, plain)))
+                    for end, value in zip(ends, interval or (mean, mean), strict=True) if banded else ():
+                        runs[label].append((step, _scalar(end, value, ENDS)))
         if section.picture is not None:
             pixels = _pixels(section.picture)
             runs[OVERVIEW].append((0, image(f"{heading}/{OVERVIEW}", pixels, dataformats="HWC")))
@@ -225,7 +224,7 @@ def _curve_runs(sections: list[Section], results: list[Result]) -> Runs:
         # TensorBoard shows the charts of a heading from the last to the first.
         shown = {heading: dict(reversed(bands.items())) for heading, bands in layout.items()}
         runs[OVERVIEW].append((0, custom_scalars(shown)))
-    return {run: summaries for run, summaries in runs.items() if summaries}
+    return {run: said for run, said in runs.items() if said}
 
 
 def _cards(results: Iterable[Result]) -> dict[str, list[str]]:
@@ -240,14 +239,21 @@ def _cards(results: Iterable[Result]) -> dict[str, list[str]]:
     return dict(zip([OVERVIEW], found.values(), strict=True)) if len(found) == 1 else found
 
 
-def _by_length(section: Section) -> str:
-    lengths = sorted({section.trained[label] for label in section.curves})
-    return f"{section.about} Step: {section.counted}. Trained at L = {', '.join(map(str, lengths))}. {CLIPPED}"
+def _descriptions(section: Section) -> tuple[str, str]:
+    """Return what the cards by doublings, and by length or position, say of themselves, in Markdown."""
+    trained = ", ".join(map(str, sorted({section.trained[label] for label in section.curves})))
+    doublings = (
+        f"Step: 100 × log2(T / L), rounded; T is {section.steps}, L the training length, {trained}. "
+        "0 is L, 100 is 2L, 200 is 4L, 400 is 16L."
+    )
+    plain = f"Step: {section.steps}. Trained at L = {trained}."
+    return f"{section.about} {doublings} {CLIPPED}", f"{section.about} {plain} {CLIPPED}"
 
 
-def _by_doublings(section: Section) -> str:
-    step = "Step: 100 × log2(T / L), rounded: 0 is the training length L, 100 is 2L, 200 is 4L, 400 is 16L."
-    return f"{_by_length(section).replace('Step: ', 'T: ').removesuffix(CLIPPED)}{step} {CLIPPED}"
+def _scalar(tag: str, value: float, description: str = "") -> "Summary":
+    from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+
+    return scalar_pb(tag, value, description)
 
 
 def _pixels(picture: Figure) -> np.ndarray:
@@ -270,16 +276,12 @@ class Row:
     """Column -> value, where there is one."""
 
 
-COLUMNS = {
-    "stable to": f"how far the value stays within {TOLERANCE:.0%} of the model's own at L",
-    "good to": f"how far the value stays within {TOLERANCE:.0%} of the best scheme's at L",
-}
-"""The two effective lengths, and what they say."""
-
-
 def _rows(results: list[Result]) -> list[Row]:
-    """Return a row for each model of each group, with the headlines of all protocols."""
-    found, rows = groups(results), {}
+    """Return a row for each model of each group, with the headlines of all protocols; none if they are too many."""
+    found = groups(results)
+    if len({(name, r.label, r.seed) for name, group in found.items() for r in group}) > ROWS:
+        return []
+    rows: dict[tuple[str, str, int], Row] = {}
     for name, group in found.items():
         protocols = metrics(group)
         for protocol, names in protocols.items():
@@ -287,33 +289,33 @@ def _rows(results: list[Result]) -> list[Row]:
             if metric not in HEADLINES:
                 continue
             kept = [r for r in select(group, metric, protocol) if not r.label.endswith(WINDOWED)]
-            what = f"{words(metric)}, {protocol}" if len(protocols) > 1 else words(metric)
-            for (label, seed), own in _by_model(kept).items():
+            what = f"{words(metric)}, {protocol}," if len(protocols) > 1 else words(metric)
+            for (label, seed), (one, values) in _values(kept).items():
                 title = ": ".join(filter(None, (name, f"{label}, seed {seed}")))
-                facts = _facts(own[0], name if len(found) > 1 else "")
-                row = rows.setdefault((name, label, seed), Row(in_terminal(title), facts))
-                row.values |= {f"{what} {column}": value for column, value in _values(own, kept).items()}
+                row = rows.setdefault((name, label, seed), Row(title, _facts(one, name if len(found) > 1 else "")))
+                row.values |= {f"{what} {column}": value for column, value in values.items()}
     return list(rows.values())
 
 
-def _by_model(results: Iterable[Result]) -> dict[tuple[str, int], list[Result]]:
-    found: dict[tuple[str, int], list[Result]] = {}
-    for r in results:
-        found.setdefault((r.label, r.seed), []).append(r)
+def _values(kept: list[Result]) -> dict[tuple[str, int], tuple[Result, dict[str, float]]]:
+    """Return for each label and seed one of its results, and what the columns say of it."""
+    by_length: dict[int, list[Result]] = {}
+    by_model: dict[tuple[str, int], list[Result]] = {}
+    for r in kept:
+        by_length.setdefault(r.train_length, []).append(r)
+        by_model.setdefault((r.label, r.seed), []).append(r)
+    best = {length: best_value(curves(trained), length) for length, trained in by_length.items()}
+    longest = max((r.test_length for r in kept), default=0)
+    found = {}
+    for (label, seed), own in by_model.items():
+        one, curve, length = own[0], curves(own)[label], own[0].train_length
+        shown = {n: s.mean for n, s in curve.items() if n / length in RATIOS or n == longest}
+        values = {f"at {length_name(n, length)}": mean for n, mean in shown.items() if mean is not None}
+        for column, reference in ((STABLE, None), (GOOD, best[length])):
+            reached = effective_length(curve, length, reference=reference)
+            values[column] = reached[0] / length if reached else 0.0
+        found[label, seed] = one, values
     return found
-
-
-def _values(own: list[Result], kept: list[Result]) -> dict[str, float]:
-    """Return what columns say of one model, the results of which are among those of all."""
-    one, curve = own[0], curves(own)[own[0].label]
-    length, longest = one.train_length, max(r.test_length for r in kept)
-    shown = {n: s for n, s in curve.items() if n / length in RATIOS or n == longest}
-    values = {f"at {length_name(n, length)}": s.mean for n, s in shown.items() if s.mean is not None}
-    best = best_value(curves(r for r in kept if r.train_length == length), length)
-    for column, reference in zip(COLUMNS, (None, best), strict=True):
-        reached = effective_length(curve, length, reference=reference)
-        values[f"{column}, in L"] = reached[0] / length if reached else 0.0
-    return values
 
 
 def _facts(result: Result, group: str) -> dict[str, str | float]:
@@ -334,12 +336,11 @@ def _facts(result: Result, group: str) -> dict[str, str | float]:
 
 def _row_runs(rows: list[Row]) -> Runs:
     from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-    from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
     return {
         row.name: [
-            (0, hparams_pb(row.facts, trial_id=row.name)),
-            *((0, scalar_pb(f"hparams/{column}", value)) for column, value in row.values.items()),
+            (0, hparams_pb(row.facts, trial_id=in_terminal(row.name))),
+            *((0, _scalar(f"hparams/{column}", value)) for column, value in row.values.items()),
         ]
         for row in rows
     }
@@ -361,8 +362,10 @@ def _experiment(rows: list[Row]) -> "Summary":
         else:
             info.type = api_pb2.DATA_TYPE_FLOAT64
             info.domain_interval.min_value, info.domain_interval.max_value = values[0], values[-1]
+    within = f"The longest tested length, over L, up to which all stay within {TOLERANCE:.0%} of"
+    said = {STABLE: f"{within} the model's own value at L.", GOOD: f"{within} the best scheme's value at L; 0: none."}
     for column in dict.fromkeys(column for row in rows for column in row.values):
-        about = next((said for name, said in COLUMNS.items() if f" {name}, " in column), "")
+        about = next((said[end] for end in said if column.endswith(end)), "")
         name = api_pb2.MetricName(tag=f"hparams/{column}")
         experiment.metric_infos.add(name=name, display_name=column, description=about)
     data = metadata.create_summary_metadata(HParamsPluginData(experiment=experiment))
