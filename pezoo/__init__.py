@@ -62,8 +62,8 @@ def run(
     return run(recipe, overrides, out, plugins, replace)
 
 
-def load(folder: str | Path) -> "Finished":
-    """Read a finished study, run here or published; see `pezoo.report.finished.load`."""
+def load(*folders: str | Path) -> "Finished":
+    """Read a finished study, run here or published, or several as one; see `pezoo.report.finished.load`."""
     from pezoo.report.finished import load
 
-    return load(folder)
+    return load(*folders)

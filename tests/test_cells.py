@@ -155,7 +155,7 @@ def test_temporary_files_of_killed_runs_are_swept(copy):
     left = [
         folder / f".{name}.{dead.pid}.tmp" for folder in (copy.out, report) for name in ("results.jsonl", "a b.png")
     ]
-    kept = [report / f".table.md.{alive.pid}.tmp", copy.out / ".mine.tmp", report / "table.md"]
+    kept = [report / f".report.md.{alive.pid}.tmp", copy.out / ".mine.tmp", report / "report.md"]
     for path in (*left, *kept):
         path.touch()
     try:

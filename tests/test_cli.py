@@ -160,7 +160,7 @@ def test_run_reports_progress_on_standard_error(finished):
 def test_run_writes_report_and_tensorboard(finished):
     out, _, _ = finished
     assert len(read(out / "results.jsonl")) == 4 * 2 * 5 * 4
-    for name in ("table.md", "curves.png", "curves.svg", "loss_by_position.svg"):
+    for name in ("report.md", "curves.png", "curves.svg", "loss_by_position.svg"):
         assert (out / "report" / name).stat().st_size > 500
     runs = {p.parent.name for p in (out / "tensorboard" / "test").rglob("events*")}
     assert {"nope", "recency", "rope+pi", "rope+pi, 4 steps @ 8x"} <= runs

@@ -15,6 +15,7 @@ from rich.console import Console
 import pezoo
 from pezoo.escape import in_figure, in_markdown, in_terminal, safe_names
 from pezoo.report import table
+from pezoo.report.printed import Table
 from pezoo.report.write import write_report
 from pezoo.results import read
 from pezoo.study import make_plan
@@ -84,7 +85,7 @@ def test_the_plan_gives_each_label_a_folder():
 @pytest.mark.slow
 @pytest.mark.ci
 def test_markdown_shows_labels_as_they_are(odd):
-    text = (odd / "report" / "table.md").read_text()
+    text = (odd / "report" / "report.md").read_text()
     assert "\x1b" not in text
     assert "<script" not in text
     assert not re.search(r"\]\(", text)
@@ -218,7 +219,7 @@ def test_a_table_lines_up_where_signs_are_missing(encoding):
 
     frame = pandas.DataFrame({"L": ["1.0 ± 0.1", "–"], "2L": ["≥ 4L", "x"]}, index=pandas.Index(["a", "b"], name="s"))
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
-    table.Table("h", "mean ± ≥", frame, ("—",)).show(Console(file=out, width=80))
+    Table("h", "mean ± ≥", frame, ("—",)).show(Console(file=out, width=80))
     lines = out.buffer.getvalue().decode(encoding).splitlines()
     assert "mean" in lines[0]
     assert ">= 4L" in "\n".join(lines)

@@ -28,7 +28,8 @@ def test_its_report_is_drawn_by_a_command(tmp_path, capsys):
     few = [r for r in pezoo.load(PUBLISHED).results if r.label in ("rope", "alibi") and r.metric == "perplexity"]
     results.write(tmp_path / "results.jsonl.gz", few)
     assert main(["report", str(tmp_path)]) == 0
-    assert {"table.md", "curves.svg", "curves.png"} <= {path.name for path in (tmp_path / "report").iterdir()}
+    written = {path.name for path in (tmp_path / "report").iterdir()}
+    assert written == {"report.html", "report.md", "table.tex", "results.csv", "curves.svg", "curves.png", "curves.pdf"}
     assert not (tmp_path / "tensorboard").exists()
     out = capsys.readouterr().out
     assert "alibi" in out

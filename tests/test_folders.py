@@ -56,7 +56,7 @@ def recipe(tmp_path_factory):
 
 def report(made, results):
     """Stands for the real one: what people look at, of these results."""
-    for place in ("report/table.md", "tensorboard/test/row/events.out.tfevents.1"):
+    for place in ("report/report.md", "tensorboard/test/row/events.out.tfevents.1"):
         (made.out / place).parent.mkdir(parents=True, exist_ok=True)
         (made.out / place).write_text(told(results))
 
@@ -104,7 +104,7 @@ def files(out):
 def check(out):
     """Everything in a folder speaks of the same results, and these of the recipe that stands there."""
     results = read(out / "results.jsonl") if (out / "results.jsonl").exists() else None
-    for place in ("report/table.md", "tensorboard/test/row/events.out.tfevents.1"):
+    for place in ("report/report.md", "tensorboard/test/row/events.out.tfevents.1"):
         if (out / place).exists():
             assert (out / place).read_text() == told(results)
     there = folder.read_record(out)
@@ -235,7 +235,7 @@ def test_at_every_moment_a_folder_speaks_of_one_study(finished, recipe, tmp_path
     assert n > 4
     there, results = check(out)
     assert there.study == given[0]["study"]
-    assert (out / "report" / "table.md").read_text() == told(results)
+    assert (out / "report" / "report.md").read_text() == told(results)
 
 
 @pytest.mark.parametrize("study_name", ["mine", "other"])
@@ -261,7 +261,7 @@ def test_a_finished_study_keeps_its_report_when_nothing_is_to_do(mine, recipe, m
     monkeypatch.setattr(study.Launcher, "run", stop)
     with pytest.raises(KeyboardInterrupt):
         Study.prepare(recipe, out=mine).run(report=report)
-    assert (mine / "report" / "table.md").exists()
+    assert (mine / "report" / "report.md").exists()
 
 
 def test_ones_own_recipe_is_not_written_over(recipe, tmp_path, monkeypatch):

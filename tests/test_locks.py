@@ -101,5 +101,5 @@ def test_a_study_runs_where_there_is_no_fcntl(tmp_path):
     given = ["run", "quickstart", "size=test", "schemes=[nope]", "seeds=[0]", "--out", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "report" / "table.md").is_file()
+    assert (tmp_path / "out" / "report" / "report.md").is_file()
     assert not (tmp_path / "out" / ".held").exists()

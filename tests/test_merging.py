@@ -77,7 +77,7 @@ def test_a_study_is_looked_at_from_a_notebook():
     assert {"low", "high", "p_corrected", "verdict"} <= set(frame.columns)
     with pytest.raises(UserError, match="no results of 'ropee'"):
         study.compare("ropee", "alibi")
-    assert study.plot()._repr_html_() if hasattr(study.plot(), "_repr_html_") else study.plot().axes
+    assert study.plot().axes
     page = study._repr_html_()
     assert "<table" in page
     assert all(len(sentence) > 20 for sentence in study.answer)

@@ -126,7 +126,7 @@ def test_every_recipe_gives_the_results_that_it_asks_for(name, finished):
 def test_every_recipe_has_a_report(name, finished):
     study = finished(name)
     pezoo.run(name, ["size=test"], out=study.out)
-    table = (study.out / "report" / "table.md").read_text()
+    table = (study.out / "report" / "report.md").read_text()
     assert all(r.label.replace("|", "\\|") in table or r.label in table for r in study.results())
     drawn = {suffix: {p.stem for p in study.out.glob(f"report/*.{suffix}")} for suffix in ("svg", "png")}
     assert drawn["svg"] == drawn["png"] != set()

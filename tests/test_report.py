@@ -24,9 +24,10 @@ from scipy import stats
 
 from pezoo.errors import UserError
 from pezoo.escape import safe_names
-from pezoo.report import curves, figure, groups, heatmap, intervals, statistics, table, tensorboard
+from pezoo.report import beside, captions, curves, figure, groups, heatmap, intervals, statistics, table, tensorboard
+from pezoo.report.lines import MOST
 from pezoo.report.statistics import Summary
-from pezoo.report.write import write_report
+from pezoo.report.write import markdown, write_report
 from pezoo.results import Result
 from pezoo.results.losses import Losses, write_losses
 
@@ -538,7 +539,7 @@ def test_reasons_that_differ_in_numbers_alone_are_one():
     def undefined(length, reason, label="learned"):
         return result(label, None, length, train_length=32, status="undefined", reason=reason)
 
-    lines = table._reasons(
+    lines = captions.reasons(
         [
             undefined(128, "coordinate 127.5 has no row"),
             undefined(64, "coordinate 63 has no row"),
@@ -554,9 +555,10 @@ def test_reasons_that_differ_in_numbers_alone_are_one():
 
 
 def test_the_page_has_a_table_per_metric_and_protocol():
-    page = table.markdown(study(protocols=("prefix", "non_overlapping")))
+    page = markdown(study(protocols=("prefix", "non_overlapping")))
     assert re.findall("^#.*", page, re.M) == [
         "# made_up",
+        "## Ranking by perplexity, the best at 16L first",
         "## Loss, prefix protocol",
         "## Perplexity, prefix protocol",
         "## Perplexity, against nope, prefix protocol",
@@ -566,12 +568,12 @@ def test_the_page_has_a_table_per_metric_and_protocol():
         "## Cost",
     ]
     with pytest.raises(UserError, match="no results yet"):
-        table.markdown([])
+        markdown([])
 
 
 def test_grids_stand_before_their_rows():
-    headings = re.findall("^## .*", table.markdown(crossing()), re.M)
-    assert [heading.split(",")[0] for heading in headings[:3]] == ["## Perplexity at 2L"] * 2 + ["## Perplexity"]
+    headings = re.findall("^## .*", markdown(crossing()), re.M)
+    assert [heading.split(",")[0] for heading in headings[1:4]] == ["## Perplexity at 2L"] * 2 + ["## Perplexity"]
 
 
 @pytest.mark.parametrize(("width", "terminal"), [(80, True), (80, False), (150, True)])
@@ -610,16 +612,20 @@ def test_loss_tables_have_bits_per_byte_at_the_training_length():
 
 def test_bits_per_byte_have_a_table_where_tokens_are_more_than_bytes(tmp_path):
     heading = "## Bits per byte, prefix protocol"
-    assert heading not in table.markdown(with_bits(study()))
-    assert heading in table.markdown(with_bits(study(), "gpt2"))
+    assert heading not in markdown(with_bits(study()))
+    assert heading in markdown(with_bits(study(), "gpt2"))
     write_report(with_bits(study(), "gpt2"), tmp_path / "report", tmp_path / "cells", tmp_path / "logs")
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {"curves.png", "curves.svg", "table.md"}
+    pictures = {f"curves.{form}" for form in ("png", "svg", "pdf")}
+    texts = {"report.html", "report.md", "table.tex", "results.csv"}
+    assert {path.name for path in (tmp_path / "report").iterdir()} == pictures | texts
 
 
 def test_the_page_says_which_versions_made_it():
     made = [result(seed=s, versions={"torch": f"2.{12 + s}.0", "pezoo": "0.3.0", "rich": "14"}) for s in (0, 1, 0)]
     made[2] = replace(made[2], label="nope")
-    assert table.markdown(made).splitlines()[:3] == ["# made_up", "", "Made with pezoo 0.3.0, torch 2.12.0 and 2.13.0."]
+    lines = markdown(made).splitlines()
+    assert lines[0] == "# made_up"
+    assert "Made with pezoo 0.3.0, torch 2.12.0 and 2.13.0." in lines
 
 
 def test_windows_that_overlap_are_told():
@@ -701,8 +707,8 @@ def test_one_seed_gets_no_verdict_and_is_told_so():
     one = table.against(against_rope(seeds=(4,)), "perplexity", "prefix", baseline="rope")
     assert list(one.frame.columns) == ["L", "2L"]
     assert not any(word in text for text in one.frame.to_numpy().ravel() for word in ("=", "worse", "better"))
-    assert one.notes == (table.ONE_SEED,)
-    assert table.ONE_SEED in table.by_length(against_rope(seeds=(4,))).notes
+    assert one.notes == (beside.ONE_SEED,)
+    assert beside.ONE_SEED in table.by_length(against_rope(seeds=(4,))).notes
 
 
 def test_what_cannot_be_compared_has_no_table():
@@ -1015,17 +1021,17 @@ def test_files_are_the_same_every_time(tmp_path):
     results = [r for r in study() if r.label.startswith(("alibi", "rope+pi"))]
     write_all_losses(results, tmp_path / "cells")
     for name in ("a.svg", "b.c.png"):
-        svg, png = figure.save(curves.draw_curves(results), tmp_path / name)
-        assert (svg.suffix, png.suffix) == (".svg", ".png")
-    assert sorted(p.name for p in tmp_path.glob("b*.*")) == ["b.c.png", "b.c.svg"]
-    for suffix in ("svg", "png"):
+        made = figure.save(curves.draw_curves(results), tmp_path / name)
+        assert [path.suffix for path in made] == [".svg", ".png", ".pdf"]
+    assert sorted(p.name for p in tmp_path.glob("b*.*")) == ["b.c.pdf", "b.c.png", "b.c.svg"]
+    for suffix in ("svg", "png", "pdf"):
         one, other = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in ("a", "b.c"))
         assert one == other
     text = (tmp_path / "a.svg").read_text()
     assert "<dc:date>" not in text
     assert "rope+pi, 200 steps @ 8x" in text  # text, not outlines: it can be searched
     by_position = curves.draw_by_position(results, tmp_path / "cells")
-    svg, _ = figure.save(by_position, tmp_path / "by_position")
+    svg, *_ = figure.save(by_position, tmp_path / "by_position")
     assert "loss (nats per token)" in svg.read_text()
 
 
@@ -1149,13 +1155,25 @@ def test_the_report_of_one_text_keeps_its_names(tmp_path):
     write_all_losses(made, tmp_path / "cells")
     write_report(made, tmp_path / "report", tmp_path / "cells", tmp_path / "logs")
     assert files(tmp_path / "report") == {"curves", "loss_by_position", "curves_sliding_stride=16"}
-    assert (tmp_path / "report" / "table.md").read_text().startswith("# made_up\n")
+    assert (tmp_path / "report" / "report.md").read_text().startswith("# made_up\n")
     assert (tmp_path / "logs" / "test" / "rope").is_dir()
 
 
-def test_the_report_has_figures_of_every_group(tmp_path, monkeypatch):
-    """What is drawn is tested above; here figures are left blank."""
-    monkeypatch.setattr("pezoo.report.write.save", lambda figure, path: path.with_suffix(".svg").touch())
+@pytest.fixture
+def blank(monkeypatch):
+    """Leave figures blank, since what is drawn is tested elsewhere; return them by name."""
+    drawn = {}
+
+    def save(figure, path):
+        path.with_suffix(".svg").write_text('<svg width="1" height="1"></svg>')
+        drawn[path.name] = figure
+        return (path.with_suffix(".svg"),)
+
+    monkeypatch.setattr("pezoo.report.write.save", save)
+    return drawn
+
+
+def test_the_report_has_figures_of_every_group(tmp_path, blank):
     made = [*needles(), *crossing(part="every one"), *trained_at(16, 32, part=lambda n: f"at {n}")]
     made += [*chomsky(part="many tasks"), *chomsky(TASKS[:2], part="two")]
     made += [result(protocol="attention", metric=metric) for metric in ("max_logit", "mass_at_2")]
@@ -1175,14 +1193,19 @@ def test_the_report_has_figures_of_every_group(tmp_path, monkeypatch):
     }
 
 
-def test_more_curves_than_can_be_read_are_drawn_by_encoding(tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr("pezoo.report.write.save", lambda figure, path: drawn.update({path.name: figure}))
+def test_many_schemes_have_a_panel_per_family_with_the_others_in_grey(tmp_path, blank):
     made = crossing(extensions=[f"x{i}" for i in range(6)])
     assert len({r.label for r in made}) == 42
     write_report(made, tmp_path, tmp_path / "cells", tmp_path / "logs")
-    assert set(drawn) == {"curves_rope", "curves_alibi", "curves_t5", "grid_2L"}
-    assert len(drawn["curves_t5"].legends[0].get_texts()) == 14
+    assert set(blank) == {"curves", "grid_2L"}
+    shown = []
+    for axes in blank["curves"].axes:
+        named = [text.get_text() for text in axes.texts if (text.get_gid() or "").startswith("name-")]
+        assert len(named) <= MOST
+        shown += named
+        lines = [line for line in axes.lines if (line.get_gid() or "").startswith("line-")]
+        assert len(lines) in (0, 42)
+    assert sorted(text.replace("\n", "") for text in shown) == sorted({r.label for r in made})
 
 
 def test_without_results_nothing_is_deleted(tmp_path):

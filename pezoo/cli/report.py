@@ -58,7 +58,7 @@ def compare(argv: list[str]) -> int:
 
     from pezoo.errors import UserError
     from pezoo.report.finished import load, side_by_side
-    from pezoo.report.table import Table
+    from pezoo.report.printed import Table
 
     if len(args.folders) < 2:
         raise UserError(f"compare needs two folders or more, got {args.folders[0]}; for one: pezoo report DIR")

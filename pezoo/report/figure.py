@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
 from pezoo.escape import in_figure
 from pezoo.files import replacing
@@ -173,8 +174,8 @@ def save(figure: Figure, path: str | Path) -> tuple[Path, Path, Path]:
 
 def settle(figure: Figure) -> None:
     """Find places for everything, once: this takes most of the time. Names at the ends of lines then move apart."""
-    if figure.get_layout_engine() is None or "none" in str(type(figure.get_layout_engine())).lower():
-        return
+    if isinstance(figure.get_layout_engine(), PlaceHolderLayoutEngine):
+        return  # they are settled
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     space_names(figure)

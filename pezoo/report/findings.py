@@ -72,6 +72,8 @@ def _best(kept: list[Result], losses: Sources | None) -> list[str]:
     for length in dict.fromkeys((in_range(kept), max(r.test_length for r in kept))):
         ranked, at = _best_at(kept, length), curves(r for r in kept if r.test_length == length)
         where, metric = f"At {_at(length, kept)}", words(kept[0].metric)
+        if len({r.train_length for r in kept}) == 1:
+            where = f"At the training length, L = {length}" if where == "At L" else f"{where} = {length}"
         if not ranked:
             said.append(f"{where}, no scheme has a value with every seed.")
             continue

@@ -16,8 +16,9 @@ from pezoo.errors import UserError, cut
 from pezoo.report.comparisons import best_in_range, compare_all
 from pezoo.report.findings import findings, headline_results
 from pezoo.report.groups import groups
+from pezoo.report.page import About
 from pezoo.report.table import ranking
-from pezoo.report.write import About, write_report
+from pezoo.report.write import write_report
 from pezoo.results import Result, find_results, read, to_frame
 from pezoo.results.losses import Sources
 from pezoo.study.folder import changes, flat

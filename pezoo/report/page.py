@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import jinja2
 import matplotlib
@@ -14,20 +14,30 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pezoo.escape import in_figure
+from pezoo.report.captions import made_with
 from pezoo.report.figure import SAVING, settle, styles
 from pezoo.report.findings import headline_results, highlights
 from pezoo.report.groups import groups, words
 from pezoo.report.lines import by_length, draw_named
+from pezoo.report.printed import Table, best_cells
 from pezoo.report.statistics import curves, length_name
-from pezoo.report.table import Table, best_cells, made_with
 from pezoo.results import Result
-
-if TYPE_CHECKING:
-    from pezoo.report.write import About
 
 MOST_BYTES = 2_000_000
 """So much of pictures is in the page; the others lie beside it."""
 TEMPLATE = Path(__file__).with_name("page.html.j2")
+
+
+class About(NamedTuple):
+    """What a report says of its study beside the results."""
+
+    question: str = ""
+    recipe: str = ""
+    """YAML."""
+    baseline: str = ""
+    """Label that others are compared with; empty: the best in range."""
+    command: str = "pezoo report DIR"
+    """What writes the report again."""
 
 
 @dataclass
@@ -41,7 +51,7 @@ class Section:
 
 
 def render(
-    results: Iterable[Result], answer: Iterable[str], first: Table, sections: Iterable[Section], about: "About"
+    results: Iterable[Result], answer: Iterable[str], first: Table, sections: Iterable[Section], about: About
 ) -> str:
     """Return the page.
 

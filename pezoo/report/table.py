@@ -3,17 +3,23 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pandas
-from rich.console import Console
-from rich.table import Table as RichTable
 
-from pezoo.errors import UserError
-from pezoo.escape import in_markdown, in_terminal
-from pezoo.report.comparisons import Comparison, best_in_range, compare_all
-from pezoo.report.costs import COST_BASELINE, cost_baseline, costs
-from pezoo.report.groups import WINDOWED, chance, groups, headline, matrices, metrics, select, window_overlap, words
+from pezoo.report.beside import BESIDE, COMPARED, add_comparison, against, cost
+from pezoo.report.captions import (
+    caption_of,
+    heading_of,
+    length_words,
+    metric_words,
+    over_seeds,
+    overlap,
+    rates,
+    reasons,
+)
+from pezoo.report.groups import WINDOWED, groups, headline, matrices, metrics, select, words
+from pezoo.report.printed import LENGTHS, Table, mean_of
 from pezoo.report.statistics import (
     ACCURACIES,
     PERPLEXITIES,
@@ -26,93 +32,15 @@ from pezoo.report.statistics import (
     grids,
     length_name,
     mean_over_tasks,
-    scale_of,
     score_frame,
     tuning_name,
 )
-from pezoo.report.terminal import blocks, make_rich
-from pezoo.results import BITS_PER_BYTE, LANGUAGE_MODELLING, Result
+from pezoo.results import BITS_PER_BYTE, Result
 from pezoo.results.losses import Sources
 
 BITS = "bits/byte at L"
-COMPARED = (*PERPLEXITIES, "loss", BITS_PER_BYTE, *ACCURACIES)
-"""Metrics of which it is known whether more or less is better."""
-BESIDE = "against baseline"
-"""The column that compares each scheme with the baseline."""
-ONE_SEED = (
-    "one seed: there is no interval and no verdict, since nobody knows how far another seed would move these numbers; "
-    "two seeds would say it"
-)
-MAKERS = ("pezoo", "torch", "python")
-LENGTHS = r"[\d.]*L|T = \d+|\d+"
-"""Columns that are test lengths."""
 MANY = 6
 """So many tasks of one part have tables and figures of their own; more are only shown together."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table, with what it shows above it and reasons below it."""
-
-    heading: str
-    caption: str
-    frame: pandas.DataFrame
-    """Texts; the index has a name."""
-    notes: tuple[str, ...] = ()
-    best: str = ""
-    """Whether the "least" or the "most" of each length is best; empty: nothing is."""
-
-    def markdown(self) -> str:
-        """Return the table without its heading; the text ends in a newline."""
-        frame = self.frame
-        rows = [[frame.index.name, *frame.columns]]
-        rows += [[label, *cells] for label, cells in zip(frame.index, frame.to_numpy(), strict=True)]
-        lines = ["| " + " | ".join(map(in_markdown, row)) + " |" for row in rows]
-        lines.insert(1, "| " + " | ".join(["---", *["---:"] * len(frame.columns)]) + " |")
-        below = [f"- {in_markdown(note)}" for note in self.notes]
-        return "\n".join([f"{in_markdown(self.caption)}.", "", *lines, *([""] if below else []), *below]) + "\n"
-
-    def latex(self) -> str:
-        """Return the table for LaTeX with the package booktabs; the best of each length is bold."""
-        best = best_cells(self)
-        frame = self.frame.map(str)
-        for row, column in best:
-            frame.loc[row, column] = f"\0{frame.loc[row, column]}\1"
-        text = frame.style.format(_in_latex).format_index(_in_latex).format_index(_in_latex, axis=1)
-        plain = f"{self.caption}."
-        made = text.to_latex(hrules=True, caption=_in_latex(plain), column_format="l" + "r" * len(frame.columns))
-        return f"% {' '.join(self.heading.split())}\n{made}"
-
-    def show(self, console: Console | None = None) -> None:
-        """Print the table to the terminal; if it is too wide, turned, with taller rows, or a few columns at a time.
-
-        Args:
-            console: where to print; standard output by default, never folded where that is no terminal.
-        """
-        console = console or Console(highlight=False)
-
-        def safe(text: str) -> str:
-            return in_terminal(text, console.encoding)
-
-        frame = self.frame.rename(index=safe, columns=safe).map(safe)
-
-        def width(table: RichTable) -> int:
-            return console.measure(table, options=console.options.update(width=1000)).maximum
-
-        forms = [make_rich(frame)]
-        if len(frame.columns) > len(frame) > 1:
-            forms.append(make_rich(frame.T.rename_axis("")))
-        if console.is_terminal:
-            forms.append(make_rich(frame, tall=True))
-            fitting = [[form] for form in forms if width(form) <= console.width]
-            shown = fitting[0] if fitting else blocks(frame, lambda table: width(table) <= console.width)
-        else:
-            shown = [min(forms, key=width)] if width(forms[0]) > console.width else forms[:1]
-            console = Console(file=console.file, width=max(console.width, width(shown[0])), highlight=False)
-        console.print(safe(self.caption), markup=False, soft_wrap=True)
-        console.print(*shown, sep="")
-        for note in self.notes:
-            console.print(safe(note), markup=False, soft_wrap=True)
 
 
 def pivot(results: Iterable[Result], metric: str = "perplexity", protocol: str = "prefix") -> pandas.DataFrame:
@@ -137,7 +65,7 @@ def pivot(results: Iterable[Result], metric: str = "perplexity", protocol: str =
     return pandas.DataFrame(
         [[rows[label].get(length) for length in lengths] for label in rows],
         index=pandas.Index(list(rows), name="scheme"),
-        columns=[_length(length, kept) for length in lengths],
+        columns=[length_words(length, kept) for length in lengths],
         dtype=object,
     )
 
@@ -171,101 +99,16 @@ def by_length(
     kept = select(results, metric, protocol)
     several = len({r.train_length for r in kept}) > 1
     frame = pivot(kept, metric, protocol).map(lambda summary: _shown(summary, "" if several else "–"))
-    notes = [*_reasons(kept), *_rates(kept), *_overlap(kept)]
+    notes = [*reasons(kept), *rates(kept), *overlap(kept)]
     if metric in (*PERPLEXITIES, *ACCURACIES):
         notes += _add_effective_lengths(frame, kept)
     if metric in PERPLEXITIES:
         notes += _add_verdicts(frame, kept)
-    notes += _add_comparison(frame, kept, baseline, losses)
+    notes += add_comparison(frame, kept, baseline, losses)
     if metric == "loss":
         notes += _add_bits(frame, [r for r in results if (r.metric, r.protocol) == (BITS_PER_BYTE, protocol)])
     best = "most" if metric in ACCURACIES else "least" if metric in (*PERPLEXITIES, "loss", BITS_PER_BYTE) else ""
-    return Table(_heading(name, metric, f"{protocol} protocol"), _caption(kept), frame, tuple(notes), best)
-
-
-def against(
-    results: Iterable[Result],
-    metric: str,
-    protocol: str,
-    name: str = "",
-    baseline: str = "",
-    losses: Sources | None = None,
-) -> Table | None:
-    """Return a table that compares each scheme with the baseline at every length from L on.
-
-    Its last columns are the interval at the longest length, and the p-value corrected for all comparisons of the table.
-
-    Args:
-        results: results of one group.
-        metric: what to compare.
-        protocol: how it was tested.
-        name: of the group, for the heading.
-        baseline: as in `by_length`.
-        losses: as in `by_length`.
-
-    Returns:
-        The table; None where there are no two schemes to compare.
-    """
-    kept = select(results, metric, protocol)
-    beside, why = _baseline(kept, baseline)
-    found = [] if beside is None else compare_all(kept, beside, losses)
-    if not found:
-        return None
-    lengths = sorted({one.test_length for one in found})
-    last, tests = _length(lengths[-1], kept), sum(one.p is not None for one in found)
-    rows: dict[str, dict[str, str]] = {}
-    for one in found:
-        row = rows.setdefault(one.label, {_length(length, kept): "–" for length in lengths})
-        row[_length(one.test_length, kept)] = _effect(one)
-        if tests and one.test_length == lengths[-1]:
-            row |= {f"interval at {last}": _interval(one), "p": "–" if one.p_corrected is None else _p(one.p_corrected)}
-    frame = pandas.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("scheme")
-    notes = _meaning(found)
-    if tests:
-        notes.append(f"p: of no difference at {last}, corrected by Holm's method for {tests} comparisons")
-    of = "ratio to" if scale_of(metric) == "log" else "difference from"
-    caption = f"{_metric(kept[0])}, {of} {beside}, {why}; {kept[0].corpus}; {protocol} protocol"
-    return Table(_heading(name, metric, f"against {beside}", f"{protocol} protocol"), caption, frame, tuple(notes))
-
-
-def cost(results: Iterable[Result], name: str = "") -> Table | None:
-    """Return a table of what each scheme costs, beside the scheme without positions.
-
-    Args:
-        results: of one part of a study.
-        name: of the part, for the heading.
-
-    Returns:
-        The table; None where no training was timed.
-    """
-    results = list(results)
-    beside, found = cost_baseline(results), costs(results)
-    if beside is None:
-        return None
-    own = found.loc[beside]
-    frame = pandas.DataFrame(
-        {
-            "parameters": ["–" if pandas.isna(more) else f"{more:+,.0f}" for more in found["params"] - own["params"]],
-            **{
-                name: [_times(value, own[column], unit) for value in found[column]]
-                for name, column, unit in (
-                    ("training seconds", "train_seconds", 1),
-                    ("tokens per second", "tokens_per_second", 1),
-                    ("peak memory in MiB", "peak_memory_bytes", 2**20),
-                )
-            },
-        },
-        index=found.index,
-    )
-    frame = frame.loc[:, (frame != "–").any()]
-    first = next(r for r in results if r.label == beside)
-    why = "" if first.scheme == COST_BASELINE else f", the one that trained fastest: there is no {COST_BASELINE}"
-    notes = [] if pandas.isna(own["params"]) else [f"parameters: those added to the {own['params']:,.0f} of {beside}"]
-    devices = {f"{r.train_device or r.device}, {r.threads} threads" for r in results}
-    if len(devices) > 1:
-        notes.append(f"trained on several devices, whose times do not compare: {'; '.join(sorted(devices))}")
-    caption = f"Cost of a training, mean over seeds; × is beside {beside} in the same runs{why}"
-    return Table(_heading(name, "cost"), caption, frame, tuple(notes))
+    return Table(heading_of(name, metric, f"{protocol} protocol"), caption_of(kept), frame, tuple(notes), best)
 
 
 def scores(tasks: Mapping[str, list[Result]], baseline: str = "") -> Table:
@@ -283,9 +126,9 @@ def scores(tasks: Mapping[str, list[Result]], baseline: str = "") -> Table:
     one = next(iter(tasks.values()))[0]
     frame = score_frame(tasks).map(_shown)
     every = [r for kept in tasks.values() for r in kept]
-    notes = _add_comparison(frame, mean_over_tasks(tasks), baseline, None, "in the mean")
-    caption = f"{_metric(one)} in percent, mean over the tested lengths beyond L; {_over(every)}"
-    heading = _heading(one.part, f"{one.metric} by task", "beyond the training length")
+    notes = add_comparison(frame, mean_over_tasks(tasks), baseline, None, "in the mean")
+    caption = f"{metric_words(one)} in percent, mean over the tested lengths beyond L; {over_seeds(every)}"
+    heading = heading_of(one.part, f"{one.metric} by task", "beyond the training length")
     return Table(heading, caption, frame, tuple(notes), "most")
 
 
@@ -327,10 +170,10 @@ def crossed(results: Iterable[Result], metric: str, protocol: str, name: str = "
     tables = []
     for (length, steps), frame in grids(kept).items():
         if length > max(r.train_length for r in kept):
-            at = f"at {_length(length, kept)}, {tuning_name(steps)}"
-            heading = _heading(name, f"{metric} {at}", f"{protocol} protocol")
+            at = f"at {length_words(length, kept)}, {tuning_name(steps)}"
+            heading = heading_of(name, f"{metric} {at}", f"{protocol} protocol")
             there = [r for r in kept if (r.test_length, r.finetune_steps) == (length, steps)]
-            tables.append(Table(heading, f"{_caption(kept)}; {at}", frame.map(_shown), tuple(_reasons(there))))
+            tables.append(Table(heading, f"{caption_of(kept)}; {at}", frame.map(_shown), tuple(reasons(there))))
     return tables
 
 
@@ -397,24 +240,6 @@ def every_table(results: Iterable[Result], baseline: str = "", losses: Sources |
     return [table for table in tables if table is not None]
 
 
-def markdown(results: Iterable[Result], baseline: str = "", losses: Sources | None = None) -> str:
-    """Return a Markdown page with all tables of a study.
-
-    Args:
-        results: results of one study.
-        baseline: as in `by_length`.
-        losses: as in `by_length`.
-
-    Raises:
-        UserError: if there are no results, or they cannot share tables.
-    """
-    results = list(results)
-    sections = [f"# {in_markdown(', '.join(dict.fromkeys(r.study for r in results)))}\n", f"{made_with(results)}.\n"]
-    for table in every_table(results, baseline, losses):
-        sections += [f"## {in_markdown(table.heading)}\n", table.markdown()]
-    return "\n".join(sections)
-
-
 def ranking(results: Iterable[Result], baseline: str = "", losses: Sources | None = None) -> Table:
     """Return the table of a report's first screen: the schemes of the foremost metric, the best far beyond L first.
 
@@ -433,136 +258,23 @@ def ranking(results: Iterable[Result], baseline: str = "", losses: Sources | Non
         for tasks in score_groups(found, metric):
             return _sorted(scores(by_task(tasks), baseline), "mean")
     name, group = next(iter(found.items()))
-    whole = by_length(group, *headline(metrics(group)), name, baseline, losses)
+    metric, protocol = headline(metrics(group))
+    whole = by_length(group, metric, protocol, name, baseline, losses)
     lengths = [column for column in whole.frame.columns if re.fullmatch(LENGTHS, column)]
     columns = [*dict.fromkeys((lengths[0], lengths[-1])), BESIDE, "good to", "stable to"]
     frame = whole.frame[[column for column in columns if column in whole.frame.columns]]
     frame = frame[[not row.endswith(WINDOWED) for row in frame.index]]
     notes = [note for note in whole.notes if note.startswith((BESIDE, "good to", "stable to", "=", "one seed"))]
-    return _sorted(replace(whole, frame=frame, notes=tuple(notes)), lengths[-1])
+    heading = heading_of(name, f"ranking by {words(metric)}", f"the best at {lengths[-1]} first")
+    return _sorted(replace(whole, heading=heading, frame=frame, notes=tuple(notes)), lengths[-1])
 
 
 def _sorted(table: Table, column: str) -> Table:
     """Return the table with the best rows of a column first; rows without a value come last."""
     sign = -1 if table.best == "most" else 1
-    means = {row: _mean_of(text) for row, text in table.frame[column].items()}
+    means = {row: mean_of(text) for row, text in table.frame[column].items()}
     order = sorted(means, key=lambda row: (row == "(guessing)", math.inf if means[row] is None else sign * means[row]))
     return replace(table, frame=table.frame.loc[order])
-
-
-def best_cells(table: Table) -> set[tuple[str, str]]:
-    """Return the best cells of a table by length, as (row, column): those with the best mean that the text shows."""
-    best: set[tuple[str, str]] = set()
-    for column in table.frame.columns if table.best else ():
-        means = {row: _mean_of(text) for row, text in table.frame[column].items()}
-        known = [mean for row, mean in means.items() if mean is not None and row != "(guessing)"]
-        if known and (re.fullmatch(LENGTHS, column) or (table.best == "most" and column != BESIDE)):
-            first = min(known) if table.best == "least" else max(known)
-            best |= {(row, column) for row, mean in means.items() if mean == first}
-    return best
-
-
-def _in_latex(text: str) -> str:
-    """Return text for LaTeX; what stands between \\0 and \\1 is bold."""
-    signs = {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\^{}", "\\": r"\textbackslash{}"}
-    signs |= {
-        "±": r"$\pm$",
-        "≥": r"$\geq$",
-        "×": r"$\times$",
-        "–": "--",
-        "\0": r"\textbf{",
-        "\1": "}",
-        "<": "$<$",
-        ">": "$>$",
-    }
-    return "".join(signs.get(c, c) for c in str(text))
-
-
-def _mean_of(text: str) -> float | None:
-    found = re.match(r"[-+]?[\d.]+(e[-+]?\d+)?", str(text))
-    return float(found[0]) if found else None
-
-
-def _metric(result: Result) -> str:
-    """Return the metric at the beginning of a caption, after the part."""
-    name = words(result.metric)
-    return f"{result.part}: {name}" if result.part else name.capitalize()
-
-
-def _heading(name: str, what: str, *facts: str) -> str:
-    text = ", ".join([words(what), *facts])
-    return f"{name}: {text}" if name else text[0].upper() + text[1:]
-
-
-def _length(length: int, kept: list[Result]) -> str:
-    trained = {r.train_length for r in kept}
-    return str(length) if len(trained) > 1 else length_name(length, trained.pop())
-
-
-def _over(kept: list[Result]) -> str:
-    seeds = len({r.seed for r in kept})
-    if seeds == 1:
-        return "one seed"
-    if scale_of(kept[0].metric) == "log":
-        return f"geometric mean ± sample standard deviation of the loss over {seeds} seeds (1% is 0.01 nats)"
-    return f"mean ± sample standard deviation over {seeds} seeds"
-
-
-def made_with(results: list[Result]) -> str:
-    """Return in one line which versions of what counts most made results."""
-    found = {name: sorted({r.versions[name] for r in results if name in r.versions}) for name in MAKERS}
-    return "Made with " + ", ".join(f"{name} {' and '.join(versions)}" for name, versions in found.items() if versions)
-
-
-def _caption(kept: list[Result]) -> str:
-    """Return in one line what a table of one metric shows, and under which conditions."""
-    one, trained = kept[0], {r.train_length for r in kept}
-    unit = " tokens" if one.task == LANGUAGE_MODELLING else ""
-    percent = " in percent" if one.metric in ACCURACIES else ""
-    columns = (
-        f"columns: tested length{' in tokens' if unit else ''}" if len(trained) > 1 else f"L = {trained.pop()}{unit}"
-    )
-    facts = [f"{_metric(one)}{percent} on {one.corpus}", f"{one.protocol} protocol", columns]
-    facts += [] if one.test_precision == "float32" else [f"tested in {one.test_precision}"]
-    guessed = chance(one)
-    facts += [] if guessed is None else [f"guessing gets {100 * guessed:.1f}"]
-    return "; ".join([*facts, _over(kept)])
-
-
-def _reasons(kept: list[Result]) -> list[str]:
-    """Return a line for each reason why a scheme has no value, naming the lengths.
-
-    Reasons that differ in numbers alone are one, told with those of the shortest length.
-    """
-    found: dict[tuple[str, str, str], tuple[str, dict[str, None]]] = {}
-    for r in sorted(kept, key=lambda r: r.test_length):
-        if r.status != "ok":
-            alike = re.sub(r"\d+(\.\d+)?", "#", r.reason)
-            _, lengths = found.setdefault((r.label, r.status.replace("_", " "), alike), (r.reason, {}))
-            lengths[length_name(r.test_length, r.train_length)] = None
-    return [
-        f"{label}: {status} at {', '.join(lengths)}: {reason}"
-        for (label, status, _), (reason, lengths) in found.items()
-    ]
-
-
-def _rates(kept: list[Result]) -> list[str]:
-    """Return a line for each learning rate, if they differ."""
-    found: dict[float, dict[str, None]] = {}
-    for r in kept:
-        found.setdefault(r.learning_rate, {})[r.label.removesuffix(WINDOWED)] = None
-    return [f"learning rate {rate:g}: {'; '.join(found[rate])}" for rate in sorted(found)] if len(found) > 1 else []
-
-
-def _overlap(kept: list[Result]) -> list[str]:
-    """Return a line on test windows that overlap, if they do so much that a reader should know."""
-    overlap = window_overlap(kept)
-    if overlap is None:
-        return []
-    return [
-        f"test windows overlap: a token is in {overlap:.2g} of them on average, since the test text is too short for "
-        "so many; fewer test.windows would say as much, more text would say more"
-    ]
 
 
 def _add_bits(frame: pandas.DataFrame, bits: list[Result]) -> list[str]:
@@ -588,87 +300,6 @@ def _add_effective_lengths(frame: pandas.DataFrame, kept: list[Result]) -> list[
         f"stable to: the longest length up to which the mean is {near} its own at L, be that good or bad",
         f"good to: the longest length up to which the mean is {near} the best scheme's at L",
     ]
-
-
-def _add_comparison(
-    frame: pandas.DataFrame, kept: list[Result], baseline: str, losses: Sources | None, what: str = ""
-) -> list[str]:
-    """Add the column that compares each row with the baseline at the longest length, and return what it means."""
-    beside, why = _baseline(kept, baseline)
-    if beside is None:
-        return []
-    last = max(r.test_length for r in kept)
-    found = {one.label: one for one in compare_all(kept, beside, losses, lengths=[last])}
-    if all(one.effect is None for one in found.values()):
-        return []
-    frame[BESIDE] = [
-        "baseline" if label == beside else _effect(found[label]) if label in found else "" for label in frame.index
-    ]
-    of = "ratio to" if scale_of(kept[0].metric) == "log" else "difference from"
-    at = what or f"at {_length(last, kept)}"
-    return [f"{BESIDE}: {at}, {of} {beside}, {why}", *_meaning(list(found.values()))]
-
-
-def _baseline(kept: list[Result], baseline: str) -> tuple[str | None, str]:
-    """Return what to compare with, and why; None where there is nothing to compare, or nothing to compare with."""
-    labels = {r.label for r in kept if not r.label.endswith(WINDOWED)}
-    if len(labels) < 2 or kept[0].metric not in COMPARED:
-        return None, ""
-    if baseline in labels:
-        return baseline, "the study's baseline"
-    try:
-        at_l = any(r.test_length <= r.train_length for r in kept)
-        return best_in_range(kept), "the best at L" if at_l else "the best"
-    except UserError:  # no scheme has all its values
-        return None, ""
-
-
-def _meaning(found: list[Comparison]) -> list[str]:
-    """Return what marks and intervals of comparisons mean."""
-    known = [one for one in found if one.p is not None]
-    if not known:
-        return [ONE_SEED] if max(one.seeds for one in found) == 1 else []
-    seeds = sorted({one.seeds for one in known})
-    pairs = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    documents = {one.documents for one in known}
-    if None in documents:
-        over = f"pairs of {pairs}: they tell of other seeds, not of other texts"
-        if scale_of(known[0].metric) == "share":
-            over = f"pairs of {pairs} and the number of questions: they tell of other seeds and other questions"
-    else:
-        over = f"pairs of {pairs} and {max(documents)} documents: they tell of other seeds and other texts"
-    return [f"= is a tie: the 95% interval holds no difference; intervals come from {over}"]
-
-
-def _effect(one: Comparison) -> str:
-    """Return an effect with its verdict, such as "×1.12 worse" or "×1.01 ="."""
-    if one.effect is None:
-        return "–"
-    mark = {"tie": " =", "unknown": ""}.get(one.verdict, f" {one.verdict}")
-    return f"{_size(one, one.effect)}{mark}"
-
-
-def _interval(one: Comparison) -> str:
-    return "–" if one.low is None else f"[{_size(one, one.low)}, {_size(one, one.high)}]".replace("×", "")
-
-
-def _size(one: Comparison, effect: float) -> str:
-    scale = scale_of(one.metric)
-    if scale == "log":
-        return f"×{effect:.2f}" if effect < 100 else f"×{effect:.3g}"
-    return f"{100 * effect:+.1f}" if scale == "share" else f"{effect:+.3f}"
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
-def _times(value: float, own: float, unit: float) -> str:
-    """Return a cost, and how many times that of the baseline it is."""
-    if pandas.isna(value):
-        return "–"
-    beside = "" if pandas.isna(own) or own == 0 else f" (×{value / own:.2f})"
-    return f"{value / unit:,.{0 if value / unit >= 100 else 1}f}{beside}"
 
 
 def _add_verdicts(frame: pandas.DataFrame, kept: list[Result]) -> list[str]:

@@ -9,27 +9,17 @@ from matplotlib.figure import Figure
 from pezoo.escape import in_markdown, safe_names
 from pezoo.files import replacing
 from pezoo.report import heatmap, table, tensorboard
+from pezoo.report.captions import made_with
 from pezoo.report.curves import draw_by_position, draw_curves, draw_tasks
 from pezoo.report.figure import save
 from pezoo.report.findings import findings
 from pezoo.report.groups import HEADLINES, WINDOWED, groups, headline, matrices, metrics, select, words
 from pezoo.report.lines import MOST, by_length, by_position, draw_families
-from pezoo.report.page import Section, render
+from pezoo.report.page import About, Section, render
+from pezoo.report.printed import Table
 from pezoo.report.statistics import ACCURACIES, grids, length_name
 from pezoo.results import Result, to_frame
 from pezoo.results.losses import Sources
-
-
-class About(NamedTuple):
-    """What a report says of its study beside the results."""
-
-    question: str = ""
-    recipe: str = ""
-    """YAML."""
-    baseline: str = ""
-    """Label that others are compared with; empty: the best in range."""
-    command: str = "pezoo report DIR"
-    """What writes the report again."""
 
 
 class Picture(NamedTuple):
@@ -68,14 +58,13 @@ def write_report(
     """
     results, folder = list(results), Path(folder)
     answer = findings(results, source)
-    tables = table.every_table(results, about.baseline, source)
+    ranking, *tables = _tables(results, source, about)
     sections: dict[str, Section] = {}
     for picture in _pictures(results, source):
         svg = save(picture.figure, folder / picture.stem)[0]
         section = sections.setdefault(picture.group, Section(picture.group or "Figures"))
         section.pictures[words(picture.stem)] = svg.read_text(encoding="utf-8")
     every = [*sections.values(), Section("All tables", tables=tables)]
-    ranking = table.ranking(results, about.baseline, source)
     texts = {
         "report.html": render(results, answer, ranking, every, about),
         "report.md": _markdown(results, answer, [ranking, *tables], about),
@@ -89,12 +78,31 @@ def write_report(
         tensorboard.write(results, logdir, source)
 
 
-def _markdown(results: list[Result], answer: list[str], tables: list[table.Table], about: About) -> str:
-    """Return the report in Markdown."""
+def markdown(results: Iterable[Result], source: Sources | None = None, about: About = About()) -> str:  # noqa: B008
+    """Return the report in Markdown: what it says, and all tables.
+
+    Args:
+        results: results of one study.
+        source: where losses are, as in `pezoo.results.losses.losses_of`; None: there are none.
+        about: what else is known of the study.
+
+    Raises:
+        UserError: if there are no results, or they cannot share tables.
+    """
+    results = list(results)
+    return _markdown(results, findings(results, source), _tables(results, source, about), about)
+
+
+def _tables(results: list[Result], source: Sources | None, about: About) -> list[Table]:
+    return [table.ranking(results, about.baseline, source), *table.every_table(results, about.baseline, source)]
+
+
+def _markdown(results: list[Result], answer: list[str], tables: list[Table], about: About) -> str:
     lines = [f"# {in_markdown(', '.join(dict.fromkeys(r.study for r in results)))}", ""]
     lines += [in_markdown(about.question), ""] if about.question else []
-    lines += [*(f"- {in_markdown(sentence)}" for sentence in answer), "", f"{table.made_with(results)}.", ""]
-    return "\n".join(lines) + "\n" + "\n".join(f"## {in_markdown(one.heading)}\n\n{one.markdown()}" for one in tables)
+    lines += [*(f"- {in_markdown(sentence)}" for sentence in answer), "", f"{made_with(results)}.", ""]
+    sections = [f"## {in_markdown(one.heading)}\n\n{one.markdown()}" for one in tables]
+    return "\n".join([*lines, *sections])
 
 
 def _pictures(results: list[Result], source: Sources) -> Iterator[Picture]:
