@@ -88,7 +88,8 @@ def write(results: Iterable[Result], logdir: str | Path, source: Sources | None 
     ones. Schemes are put together by family.
 
     The run "all schemes" holds figures and tables. Custom scalars show the headlines with the 95 % interval of the
-    mean over seeds, if there are several. HParams have a row for each scheme and seed, of each group, unless there are more than `ROWS`.
+    mean over seeds, if there are several; the band has no width where one seed alone has a value. HParams have a row
+    for each scheme and seed of each group, unless there are more than `ROWS`.
 
     Args:
         results: results of one study.
