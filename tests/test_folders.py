@@ -56,7 +56,7 @@ def recipe(tmp_path_factory):
 
 def report(made, results):
     """Stands for the real one: what people look at, of these results."""
-    for place in ("report/report.md", "tensorboard/test/row/events.out.tfevents.1"):
+    for place in ("report/report.md", "tensorboard/test/row/events.1", "tensorboard/hparams/row/events.1"):
         (made.out / place).parent.mkdir(parents=True, exist_ok=True)
         (made.out / place).write_text(told(results))
 
@@ -101,7 +101,7 @@ def files(out):
 def check(out):
     """Everything in a folder speaks of the same results, and these of the recipe that stands there."""
     results = read(out / "results.jsonl") if (out / "results.jsonl").exists() else None
-    for place in ("report/report.md", "tensorboard/test/row/events.out.tfevents.1"):
+    for place in ("report/report.md", "tensorboard/test/row/events.1", "tensorboard/hparams/row/events.1"):
         if (out / place).exists():
             assert (out / place).read_text() == told(results)
     there = folder.read_record(out)
@@ -249,6 +249,7 @@ def test_a_stopped_run_leaves_no_report_of_other_results(mine, recipe, monkeypat
     assert {r.label for r in results} == {"alibi"}
     assert not (mine / "report").exists()
     assert not (mine / "tensorboard" / "test").exists()
+    assert not (mine / "tensorboard" / "hparams").exists()
 
 
 def test_a_finished_study_keeps_its_report_when_nothing_is_to_do(mine, recipe, monkeypatch):

@@ -1,17 +1,10 @@
-"""Statistics, tables, figures and TensorBoard logs, from results that are made up here."""
+"""Statistics, tables and figures, from results that are made up here."""
 
 import dataclasses
-import html
 import io
 import json
 import math
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 import zlib
 from dataclasses import replace
 
@@ -24,7 +17,7 @@ from scipy import stats
 
 from pezoo.errors import UserError
 from pezoo.escape import safe_names
-from pezoo.report import beside, captions, curves, figure, groups, heatmap, intervals, statistics, table, tensorboard
+from pezoo.report import beside, captions, curves, figure, groups, heatmap, intervals, statistics, table
 from pezoo.report.lines import MOST
 from pezoo.report.statistics import Summary
 from pezoo.report.write import markdown, write_report
@@ -1042,107 +1035,6 @@ def test_drawing_leaves_no_figures_behind():
     assert pyplot.get_fignums() == []
 
 
-# TensorBoard
-
-
-def events(folder):
-    """Read a run: tag -> [(step, value)], tags of images, tags of texts."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = EventAccumulator(str(folder)).Reload()
-    scalars = {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
-    return scalars, found.Tags()["images"], found.Tags()["tensors"]
-
-
-def test_a_run_per_scheme_with_test_lengths_as_steps(tmp_path):
-    results = study()
-    write_all_losses(results, tmp_path / "cells")
-    folder = tensorboard.write(results, tmp_path, tmp_path / "cells")
-    runs = {path.name for path in folder.iterdir()}
-    assert runs == {label for label, *_ in SCHEMES} | {"training length 64", "all schemes"}
-    scalars, images, texts = events(folder / "rope+pi, 200 steps @ 8x")
-    assert set(scalars) == {
-        "extrapolation/perplexity",
-        "extrapolation_more/loss",
-        "extrapolation_more/loss_by_position",
-    }
-    steps, values = zip(*scalars["extrapolation/perplexity"], strict=True)
-    assert steps == LENGTHS
-    assert values == pytest.approx([6.9 * 0.98**k * math.sqrt(1.01) for k in range(5)])
-    steps, _ = zip(*scalars["extrapolation_more/loss_by_position"], strict=True)
-    assert steps == (1, 2, 4, 6, 12, 24, 48, 96, 192, 384, 768)
-    assert (images, texts) == ([], [])
-    scalars, images, texts = events(folder / "all schemes")
-    assert scalars == {}
-    assert images == ["extrapolation/perplexity", "extrapolation_more/loss_by_position"]
-    assert "extrapolation/perplexity/text_summary" in texts
-    assert events(folder / "learned")[0]["extrapolation/perplexity"][0][0] == 64
-    assert len(events(folder / "learned")[0]["extrapolation/perplexity"]) == 1
-
-
-def test_the_line_at_the_training_length_keeps_all_curves_on_the_card(tmp_path):
-    folder = tensorboard.write(study(), tmp_path)
-    every = []
-    for run in folder.iterdir():
-        every += events(run)[0].get("extrapolation/perplexity", [])
-    line = events(folder / "training length 64")[0]["extrapolation/perplexity"]
-    assert all(abs(step - 64) < 8 for step, _ in line)
-    values = sorted(value for _, value in every)
-    shown = values[math.ceil(0.05 * (len(values) - 1))], values[int(0.95 * (len(values) - 1))]
-    assert shown == (values[0], values[-1])
-
-
-def test_writing_again_replaces_the_view_and_spares_the_training_logs(tmp_path):
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(tmp_path / "train" / "rope" / "seed0") as writer:
-        writer.add_scalar("loss", 1.0, 1)
-    kept = tmp_path / "test" / "notes.txt"
-    kept.parent.mkdir()
-    kept.write_text("mine")
-    tensorboard.write(study(), tmp_path)
-    fewer = [r for r in study() if r.label != "rope"]
-    for _ in range(2):
-        folder = tensorboard.write(fewer, tmp_path)
-    assert not (folder / "rope").exists()
-    assert all(len(list(run.iterdir())) == 1 for run in folder.iterdir() if run.is_dir())
-    assert len(events(folder / "alibi")[0]["extrapolation/perplexity"]) == 5
-    assert events(tmp_path / "train" / "rope" / "seed0")[0] == {"loss": [(1, 1.0)]}
-    assert kept.read_text() == "mine"
-
-
-def test_a_full_disk_names_the_folder_of_curves_once(tmp_path, small_files, capfd):
-    with pytest.raises(OSError, match=f"File too large: '{tmp_path}/test/all schemes'"):
-        tensorboard.write(study(), tmp_path)
-    assert "Traceback" not in capfd.readouterr().err
-
-
-def test_protocols_have_groups_of_their_own(tmp_path):
-    folder = tensorboard.write(study(protocols=("prefix", "non_overlapping")), tmp_path)
-    assert set(events(folder / "rope")[0]) == {
-        "extrapolation/perplexity",
-        "extrapolation_more/loss",
-        "extrapolation_non_overlapping/perplexity",
-        "extrapolation_non_overlapping_more/loss",
-    }
-
-
-def test_tasks_and_parts_have_groups_of_their_own(tmp_path):
-    made = [*needles(labels=("rope",)), *trained_at(32, labels=("rope",), part=lambda n: "short ones")]
-    made += [answers(protocol="generation"), result(corpus="text")]
-    scalars, *_ = events(tensorboard.write(made, tmp_path) / "rope")
-    assert set(scalars) == {
-        "passkey_n_digits_5/exact_match",
-        "passkey_n_digits_5_more/k_max",
-        "short_ones/perplexity",
-        "even_pairs_generation/token_accuracy",
-        "extrapolation/perplexity",
-    }
-    at = {path.name: events(path)[0] for path in (tmp_path / "test").iterdir()}
-    assert {name for name in at if "training" in name} == {f"training length {n}" for n in (32, 40, 64)}
-    assert list(at["training length 32"]) == ["short_ones/perplexity"]
-
-
 # The whole report
 
 
@@ -1208,13 +1100,6 @@ def test_many_schemes_have_a_panel_per_family_with_the_others_in_grey(tmp_path, 
     assert sorted(text.replace("\n", "") for text in shown) == sorted({r.label for r in made})
 
 
-def test_without_results_nothing_is_deleted(tmp_path):
-    tensorboard.write(study(), tmp_path)
-    with pytest.raises(UserError, match="no results yet"):
-        tensorboard.write([], tmp_path)
-    assert (tmp_path / "test" / "rope").exists()
-
-
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.text(), unique=True), st.sampled_from(" _"))
 def test_names_of_files_are_distinct(labels, space):
@@ -1225,58 +1110,3 @@ def test_names_of_files_are_distinct(labels, space):
         assert not set(name) & set('/\\:*?"<>|\0\n')
         assert name.strip(" .") == name != ""
         assert len(name.encode()) < 255
-
-
-@pytest.mark.slow
-def test_the_page_shows_all_curves_on_one_card(tmp_path):
-    """Opens TensorBoard in a browser and reads the first card of the page."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("needs a browser: apt-get install chromium")
-    tensorboard.write(study(), tmp_path / "logs")
-    runs = {f"test/{label}" for label, *_ in SCHEMES}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path / "logs")]
-    with (tmp_path / "output").open("w") as output:
-        server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stdout=output, stderr=output)
-    try:
-        address = tensorboard.ADDRESS.replace("localhost:6006", f"127.0.0.1:{port}")
-        tags = f"http://127.0.0.1:{port}/data/plugin/scalars/tags"
-        assert _within(60, lambda: json.load(urllib.request.urlopen(tags)).keys() >= runs)
-        flags = [
-            "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1600,1200",
-            "--virtual-time-budget=30000", "--dump-dom",
-        ]  # fmt: skip
-        page = subprocess.run(
-            [browser, *flags, address], capture_output=True, text=True, timeout=120, check=True
-        ).stdout
-    finally:
-        server.terminate()
-        server.wait()
-    card = page[page.index("<scalar-card") : page.index("</scalar-card>")]
-    texts = [html.unescape(text).strip() for text in re.findall(">([^<]+)<", card)]
-    assert texts[:2] == ["extrapolation", "/perplexity"]
-    assert "Smoothed" not in texts
-    for label, *_ in SCHEMES:
-        row = texts.index(f"test/{label}")
-        length = "64" if label == "learned" else "1,024"
-        assert length in texts[row : row + 4], texts[row : row + 4]
-    ticks = [float(text) for text in texts[: texts.index("Run")] if text.isdigit()]
-    assert 30 in ticks  # the worst curve ends at 33.6, the axis is not cut below it
-    assert "image-card" in page
-
-
-def _within(seconds, holds):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if holds():
-                return True
-        except OSError:
-            pass
-        time.sleep(0.5)
-    return False

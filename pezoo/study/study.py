@@ -213,7 +213,8 @@ class Study:
         same = not replaced and self._written() == self.results()
         if replaced or not same or not all(map(self.store.done, self.plan.cells)):
             remove(self.out / "report")
-            remove(self.out / "tensorboard" / "test")
+            for view in ("test", "hparams"):
+                remove(self.out / "tensorboard" / view)
         if replaced:
             remove(self.out / "tensorboard")
         if not same:
