@@ -107,7 +107,7 @@ class Entry:
             limits = {name: f.metadata[name] for name in LIMITS if f.metadata.get(name) is not None}
             facts = {"type": kind, "default": default, "choices": choices, "range": limits}
             result[f.name] = facts | {"help": f.metadata.get("help", "")}
-        if self.kind == "extension":
+        if issubclass(self.cls, Extension):
             facts = {"type": "phases", "default": list(self.cls.default_at), "choices": [], "range": {}}
             result["at"] = facts | {"help": "phases in which it acts"}
         return result
@@ -386,8 +386,7 @@ def _check_range(key: str, value: Any, limits: Mapping[str, Any]) -> None:
     if isinstance(value, int) and abs(value) > LARGEST:
         raise UserError(f"{key} must be at most {LARGEST}, got {value}")
     for name, holds in zip(LIMITS, (operator.gt, operator.ge, operator.le), strict=True):
-        limit = limits.get(name)
-        if limit is not None and not holds(value, limit):
+        if (limit := limits.get(name)) is not None and not holds(value, limit):
             raise UserError(f"{key} must be {name.replace('_', ' ')} {limit:g}, got {value:g}")
 
 

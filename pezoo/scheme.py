@@ -333,9 +333,9 @@ def _check(spec: Spec) -> None:
     for name, cls in classes.items():
         if not issubclass(cls, Extension):
             continue
-        lacking = [fits(cls, e) for e in encodings.values()]
-        if all(lacking):
-            zoo = [n for n, e in entries().items() if e.kind == "encoding" and not fits(cls, e.cls)]
+        lacking = [lack for e in encodings.values() if (lack := fits(cls, e))]
+        if len(lacking) == len(encodings):
+            zoo = [n for n, e in entries().items() if e.cls and issubclass(e.cls, Encoding) and not fits(cls, e.cls)]
             more = f" and {len(zoo) - FEW} more: pezoo list --works-with {name}" if len(zoo) > FEW else ""
             raise UserError(
                 f"{name} does not fit {'+'.join(encodings)}: it needs {_LACKS[lacking[0]]}. "
