@@ -206,6 +206,16 @@ def test_lengths_are_counted_from_each_training_length(tmp_path):
     assert "Trained at L = 32, 64." in said
 
 
+def test_tags_have_no_round_brackets(tmp_path):
+    """Custom scalars draw nothing where a tag has one: they look for the run between the first and the last."""
+    made = [*crossing(extensions=[f"x{i}" for i in range(6)]), result(part="a (b)")]
+    folder = tensorboard.write(made, tmp_path)
+    tags = {tag for run in folder.iterdir() for tag in scalars(run)}
+    assert {tag.split("/")[0] for tag in tags} >= {"1 perplexity", "2 a [b], perplexity"}
+    assert any("relative: t5 [1 of 2], by length" in tag for tag in tags)
+    assert not any("(" in tag for tag in tags)
+
+
 # Intervals
 
 

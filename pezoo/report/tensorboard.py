@@ -178,10 +178,15 @@ def _sections(results: list[Result], source: Sources | None) -> Iterator[Section
 
 
 def _title(name: str, metric: str, protocol: str, group: list[Result]) -> str:
-    """Return the heading of a section; TensorBoard ends a heading at the first slash of a tag."""
+    """Return the heading of a section."""
     several = len(metrics(group)) > 1
     text = ", ".join(filter(None, (name, words(metric), protocol if several else "")))
-    return in_terminal(text).replace("/", "|")
+    return _in_tag(text)
+
+
+def _in_tag(text: str) -> str:
+    """Return text for a tag: TensorBoard ends a heading at the first slash, and takes a bracket for that of a run."""
+    return in_terminal(text).translate(str.maketrans("/()", "|[]"))
 
 
 def _about(kept: list[Result], more: str = "") -> str:
@@ -231,8 +236,8 @@ def _curve_runs(sections: list[Section], results: list[Result]) -> Runs:
 def _cards(results: Iterable[Result]) -> dict[str, list[str]]:
     """Return the labels of each card: families, the small ones together while a card has room."""
     found: dict[str, list[str]] = {}
-    for family, labels in families(results).items():
-        last = next(reversed(found), "")
+    for name, labels in families(results).items():
+        family, last = _in_tag(name), next(reversed(found), "")
         if last and len(found[last]) + len(labels) <= MOST:
             found[f"{last}, {family}"] = found.pop(last) + labels
         else:
