@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 
 from pezoo.errors import UserError
 from pezoo.results import LANGUAGE_MODELLING, Result
@@ -36,17 +37,17 @@ def groups(results: Iterable[Result]) -> dict[str, list[Result]]:
     results = list(results)
     if not results:
         raise UserError(NOTHING)
-    corpora: dict[tuple[str, str], set[str]] = {}
-    digests: dict[tuple[str, str, str], set[str]] = {}
+    by_text: dict[tuple[str, str, str, str], list[Result]] = {}
     for r in results:
-        corpora.setdefault((r.part, r.task), set()).add(r.corpus)
-        digests.setdefault((r.part, r.task, r.corpus), set()).add(_digest(r))
+        by_text.setdefault((r.part, r.task, r.corpus, _digest(r)), []).append(r)
+    corpora = Counter((part, task) for part, task, _ in {text[:3] for text in by_text})
+    digests = Counter(text[:3] for text in by_text)
     found: dict[str, list[Result]] = {}
-    for r in results:
-        other_texts = len(digests[r.part, r.task, r.corpus]) > 1
-        corpus = f"{r.corpus} {_digest(r)}" if other_texts else r.corpus
-        name = [title(r)] + [corpus] * (other_texts or len(corpora[r.part, r.task]) > 1)
-        found.setdefault(", ".join(filter(None, name)), []).append(r)
+    for (part, task, corpus, digest), group in by_text.items():
+        other_texts = digests[part, task, corpus] > 1
+        corpus = f"{corpus} {digest}" if other_texts else corpus
+        name = [title(group[0])] + [corpus] * (other_texts or corpora[part, task] > 1)
+        found.setdefault(", ".join(filter(None, name)), []).extend(group)
     return {name: _with_lengths(group) for name, group in found.items()}
 
 
@@ -178,8 +179,12 @@ def chance(result: Result) -> float | None:
 
 def _digest(result: Result) -> str:
     """What tells texts apart as models read them: the beginning of the digest, and a tokenizer that is not bytes."""
-    tokenizer = "" if result.tokenizer == "bytes" else result.tokenizer
-    return " ".join(filter(None, (result.corpus_digest[:8] or "unknown", tokenizer)))
+    return _text(result.corpus_digest, result.tokenizer)
+
+
+@cache
+def _text(digest: str, tokenizer: str) -> str:
+    return " ".join(filter(None, (digest[:8] or "unknown", "" if tokenizer == "bytes" else tokenizer)))
 
 
 def _of_several_parts(results: list[Result]) -> list[Result]:

@@ -18,7 +18,7 @@ from pezoo.report.lines import MOST, by_length, by_position, draw_families
 from pezoo.report.page import About, Section, render
 from pezoo.report.printed import Table
 from pezoo.report.statistics import ACCURACIES, grids, length_name
-from pezoo.results import Result, to_frame
+from pezoo.results import Result, to_csv
 from pezoo.results.losses import Sources
 
 
@@ -72,7 +72,7 @@ def write_report(
         "report.html": render(results, answer, ranking, every, about),
         "report.md": _markdown(results, answer, [ranking, *tables], about),
         "table.tex": "\n".join(one.latex() for one in [ranking, *tables]),
-        "results.csv": to_frame(results).to_csv(index=False, lineterminator="\n"),
+        "results.csv": to_csv(results),
     }
     for name, text in texts.items():
         with replacing(folder / name) as file:

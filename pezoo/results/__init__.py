@@ -5,10 +5,13 @@ value that is not a finite number is never written: the line then holds null, an
 reason say what happened. A published study holds the same lines compressed, `results.jsonl.gz`.
 """
 
+import csv
 import gzip
+import io
 import json
 import math
 import numbers
+import operator
 import types
 import typing
 import zlib
@@ -234,6 +237,26 @@ def read(path: str | Path) -> list[Result]:
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}. Run the study again to have it written anew.") from error
     return results
+
+
+def to_csv(results: Iterable[Result]) -> str:
+    """Return results as comma-separated values, a line per result and a column per field of the schema.
+
+    Lists are joined by "+", mappings are JSON.
+    """
+    names = [field.name for field in fields(Result)]
+    joined = {name: "+".join for name in names if tuple in map(typing.get_origin, _parts(_HINTS[name]))}
+    joined |= {name: json.dumps for name in names if dict in map(typing.get_origin, _parts(_HINTS[name]))}
+    file, values = io.StringIO(), operator.attrgetter(*names)
+    writer = csv.writer(file, lineterminator="\n")
+    places = [(names.index(name), text) for name, text in joined.items()]
+    writer.writerow(names)
+    for result in results:
+        row = list(values(result))
+        for place, text in places:
+            row[place] = text(row[place])
+        writer.writerow(row)
+    return file.getvalue()
 
 
 def to_frame(results: Iterable[Result]) -> "pandas.DataFrame":
