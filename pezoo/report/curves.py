@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from pezoo.report.axes import bare, length_axis, value_axis
 from pezoo.report.figure import Style, folded, heading, styles
 from pezoo.report.groups import WINDOWED, select, window_overlap, words
-from pezoo.report.intervals import losses_by_label, mean_by_position
+from pezoo.report.intervals import interval_by_position, losses_by_label, mean_by_position
 from pezoo.report.statistics import Curve, Summary, curves, length_name, scale_of
 from pezoo.results import Result
 from pezoo.results.losses import Sources
@@ -109,19 +109,23 @@ def draw_by_position(results: Iterable[Result], source: Sources, protocol: str =
     figure, axes = _axes(looks)
     found = losses_by_label(kept, source, protocol)
     for label, seeds in found.items():
-        means = mean_by_position(seeds)
+        means, interval_at = mean_by_position(seeds), interval_by_position(seeds)
         if _is_companion(label, found):
             _thin(axes, list(means), list(means.values()), looks[label.removesuffix(WINDOWED)])
             continue
         line = _line(axes, list(means), list(means.values()), looks[label])
         line.set_markevery(4)
+        if len(seeds) > 1:
+            low, high = zip(*(interval_at[position] for position in means), strict=True)
+            axes.fill_between(list(means), low, high, color=line.get_color(), alpha=0.13, lw=0)
         shown[label] = line, list(means.values())[-1] if means else -math.inf
     longest = max(r.test_length for r in kept)
     positions = {r.test_length for r in kept} | {4**k for k in range(12) if 4**k < longest}
     length_axis(axes, positions, kept, "position in the context")
     axes.set_ylabel("loss (nats per token)")
     _legend(figure, shown)
-    heading(figure, "Loss by position", kept, *_facts(kept))
+    bands = ["bands: 95 % confidence interval over seeds"] if len({r.seed for r in kept}) > 1 else []
+    heading(figure, "Loss by position", kept, *bands, *_facts(kept))
     return figure
 
 

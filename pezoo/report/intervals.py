@@ -56,6 +56,25 @@ def losses_by_label(results: Iterable[Result], source: Sources, protocol: str) -
     return {label: [one for one in each if one.test_length == longest[label]] for label, each in found.items()}
 
 
+def _by_position(seeds: Sequence[Losses]) -> dict[float, list[float]]:
+    """Position, ascending -> the loss of each seed there."""
+    found: dict[float, list[float]] = {}
+    for losses in seeds:
+        for position, loss in zip(*losses.by_position(), strict=True):
+            found.setdefault(float(position), []).append(float(loss))
+    return {position: found[position] for position in sorted(found)}
+
+
+def interval_by_position(seeds: Sequence[Losses]) -> Mapping[float, tuple[float, float]]:
+    """Return the interval of the loss by position over seeds, by Student's t; the mean twice where there is none.
+
+    Args:
+        seeds: one evaluation per seed, all of one test length.
+    """
+    found = _by_position(seeds)
+    return {at: interval(each) or (statistics.fmean(each),) * 2 for at, each in found.items()}
+
+
 def mean_by_position(seeds: Sequence[Losses]) -> Mapping[float, float]:
     """Return the loss by position, averaged over seeds.
 
@@ -65,11 +84,8 @@ def mean_by_position(seeds: Sequence[Losses]) -> Mapping[float, float]:
     Returns:
         Position counted from 1, ascending -> mean loss in nats, where that is finite.
     """
-    found: dict[float, list[float]] = {}
-    for losses in seeds:
-        for position, loss in zip(*losses.by_position(), strict=True):
-            found.setdefault(float(position), []).append(float(loss))
-    means = {position: statistics.fmean(found[position]) for position in sorted(found)}
+    found = _by_position(seeds)
+    means = {position: statistics.fmean(found[position]) for position in found}
     return {position: mean for position, mean in means.items() if math.isfinite(mean)}
 
 

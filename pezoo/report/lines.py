@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,8 +9,8 @@ from matplotlib.figure import Figure
 from pezoo.report.curves import bare, length_axis, value_axis
 from pezoo.report.figure import Style, folded, heading, styles
 from pezoo.report.groups import WINDOWED, words
-from pezoo.report.intervals import interval, losses_by_label
-from pezoo.report.statistics import PERPLEXITIES, curves
+from pezoo.report.intervals import interval_by_position, losses_by_label, mean_by_position
+from pezoo.report.statistics import ACCURACIES, PERPLEXITIES, curves
 from pezoo.results import Result
 from pezoo.results.losses import Sources
 
@@ -51,13 +50,27 @@ def by_position(kept: Sequence[Result], source: Sources) -> dict[str, Points]:
     for label, seeds in losses_by_label(kept, source, kept[0].protocol).items():
         if label.endswith(WINDOWED):
             continue
-        at: dict[float, list[float]] = {}
-        for losses in seeds:
-            for position, loss in zip(*losses.by_position(), strict=True):
-                at.setdefault(float(position), []).append(float(loss))
-        means = {position: (fmean(each), *(interval(each) or (fmean(each),) * 2)) for position, each in at.items()}
-        found[label] = {position: means[position] for position in sorted(means) if math.isfinite(means[position][0])}
+        means, ends = mean_by_position(seeds), interval_by_position(seeds)
+        found[label] = {position: (mean, *ends[position]) for position, mean in means.items()}
     return found
+
+
+def beside_best(kept: Sequence[Result], lines: Mapping[str, Points]) -> dict[str, Points]:
+    """Return lines as ratios to the best mean at each length, for accuracies as differences from it.
+
+    Args:
+        kept: results of one metric and protocol.
+        lines: label -> points.
+    """
+    share = kept[0].metric in ACCURACIES
+    best: dict[float, float] = {}
+    for points in lines.values():
+        for x, (mean, _, _) in points.items():
+            best[x] = mean if x not in best else (max if share else min)(best[x], mean)
+    return {
+        label: {x: tuple(v - best[x] if share else v / best[x] for v in values) for x, values in points.items()}
+        for label, points in lines.items()
+    }
 
 
 def draw_named(
@@ -85,7 +98,9 @@ def draw_named(
     return figure
 
 
-def draw_families(kept: Sequence[Result], lines: Mapping[str, Points], name: str = "test length") -> Figure:
+def draw_families(
+    kept: Sequence[Result], lines: Mapping[str, Points], name: str = "test length", what: str = ""
+) -> Figure:
     """Draw lines into a panel per family, with all other schemes in grey.
 
     A family with more schemes than `MOST` has a panel per encoding, or several.
@@ -94,6 +109,7 @@ def draw_families(kept: Sequence[Result], lines: Mapping[str, Points], name: str
         kept: results of one metric and protocol.
         lines: label -> points.
         name: of the x axis: "test length" or "position".
+        what: the lines show, if it is not the metric.
     """
     looks = styles(kept)
     panels = families(r for r in kept if r.label in lines)
@@ -110,7 +126,7 @@ def draw_families(kept: Sequence[Result], lines: Mapping[str, Points], name: str
         axes.set_axis_off()
     bands = ["bands: 95 % confidence interval"] if len({r.seed for r in kept}) > 1 else []
     grey = ["grey: all others"] if len(panels) > 1 else []
-    heading(figure, f"{words(kept[0].metric).capitalize()} by {name}", kept, *bands, *grey)
+    heading(figure, f"{what or words(kept[0].metric).capitalize()} by {name}", kept, *bands, *grey)
     return figure
 
 

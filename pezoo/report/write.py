@@ -14,10 +14,12 @@ from pezoo.report.curves import draw_by_position, draw_curves, draw_tasks
 from pezoo.report.figure import save
 from pezoo.report.findings import findings
 from pezoo.report.groups import HEADLINES, WINDOWED, groups, headline, matrices, metrics, select, words
-from pezoo.report.lines import MOST, by_length, by_position, draw_families
+from pezoo.report.lines import MOST, beside_best, by_length, by_position, draw_families
 from pezoo.report.page import About, Section, render
 from pezoo.report.printed import Table
-from pezoo.report.statistics import ACCURACIES, grids, length_name
+from pezoo.report.ranks import draw_ranks
+from pezoo.report.statistics import ACCURACIES, grids, length_name, scale_of
+from pezoo.report.tradeoff import draw_cost
 from pezoo.results import Result, to_csv
 from pezoo.results.losses import Sources
 
@@ -120,6 +122,8 @@ def _pictures(results: list[Result], source: Sources) -> Iterator[Picture]:
             tasks = table.by_task(names)
             part = found[next(iter(names))][0].part
             yield Picture(part, f"{stems[part]}{metric}_by_task", heatmap.draw_scores(tasks))
+            if (ranks := draw_ranks(tasks)) is not None:
+                yield Picture(part, f"{stems[part]}{metric}_ranks", ranks)
             if len(tasks) > table.MANY:
                 yield Picture(part, f"{stems[part]}{metric}_by_length", draw_tasks(tasks))
                 for name in names:
@@ -159,6 +163,11 @@ def _of_group(group: list[Result], source: Sources, done: Container[str]) -> Ite
             yield f"loss_by_position{end}", figure
     metric, protocol = headline(found)
     kept = select(group, metric, protocol)
+    if many and scale_of(metric) == "log":
+        ratios = beside_best(kept, by_length(kept))
+        yield "beside_the_best", draw_families(kept, ratios, what=f"{words(metric).capitalize()} / the best")
+    if metric not in done and (cost := draw_cost(kept)) is not None:
+        yield "cost", cost
     for length in sorted({length for length, _ in grids(kept) if length > kept[0].train_length}):
         at = length_name(length, kept[0].train_length).replace(" = ", "")
         yield f"grid_{at}", heatmap.draw_grid(kept, metric, protocol, length)

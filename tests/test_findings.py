@@ -1,0 +1,133 @@
+"""What a report says and shows of its statistics: sentences, ranks, cost, ratios."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+from test_report import answers, result
+
+from pezoo.report import findings, ranks, tradeoff
+from pezoo.report.figure import save
+from pezoo.report.lines import beside_best, by_length
+
+NAMES = [f"task{i}" for i in range(9)]
+
+
+def study(values, seeds=(0, 1, 2), seconds=None):
+    """Results by label -> value at L, 2L; seeds differ by a little, alike for all."""
+    made = []
+    for label, (short, long) in values.items():
+        for seed in seeds:
+            for length, value in ((64, short), (128, long)):
+                noise = 1 + 0.001 * seed + 0.0002 * (len(label) % 3) * (-1) ** seed
+                changed = {"train_seconds": (seconds or {}).get(label, 10.0), "seed": seed}
+                made.append(replace(result(label, value * noise, length), **changed))
+    return made
+
+
+def said(results):
+    return " ".join(findings.findings(results))
+
+
+def test_the_best_at_both_ends_is_named_with_what_breaks():
+    text = said(study({"rope": (5.0, 9.0), "alibi": (5.5, 5.5), "nope": (8.0, 8.2), "t5": (7.0, 7.1)}))
+    assert "At the training length, L = 64, rope has the best perplexity, 5.01" in text
+    assert "At 2L = 128, alibi has the best perplexity, 5.51" in text
+    assert "every other scheme is worse" in text
+    assert "1 of 4 schemes rise more than 10 % above their own value at L: at 2L rope." in text
+    assert "3 seeds" in text
+
+
+def test_ties_are_not_called_better():
+    text = said(study({"rope": (5.0, 5.0), "alibi": (5.001, 5.001), "nope": (8.0, 8.0), "t5": (7.0, 7.0)}))
+    assert "alibi cannot be told apart from it" in text
+    assert "no scheme rises more than 10 % above its own value at L" in text
+
+
+def test_the_cheapest_near_the_best_is_named():
+    values = {"rope": (5.0, 5.0), "alibi": (5.2, 5.2), "nope": (9.0, 9.0)}
+    text = said(study(values, seconds={"rope": 20.0, "alibi": 10.0, "nope": 5.0}))
+    assert "Of the 2 within 10 % of that, alibi trains fastest, in 50% of rope's time." in text
+    text = said(study(values, seconds={"rope": 10.0, "alibi": 20.0, "nope": 5.0}))
+    assert "it is also the one that trains fastest" in text
+
+
+def test_one_seed_says_what_cannot_be_said():
+    text = said(study({"rope": (5.0, 9.0), "alibi": (5.5, 5.5)}, seeds=(0,)))
+    assert "All of this is one seed" in text
+    assert "worse" not in text
+    assert "told apart" not in text
+
+
+def test_what_is_lost_is_named():
+    made = study({"rope": (5.0, 5.0), "alibi": (5.5, 5.5)})
+    for seed in (0, 1, 2):
+        made += [replace(result("learned", 6.0, 64), seed=seed)]
+        made += [replace(result("learned", None, 128, status="undefined", reason="it has 64 positions"), seed=seed)]
+    assert "learned is undefined from 2L" in said(made)
+    gone = [replace(r, value=None, status="diverged", reason="no") if r.test_length == 128 else r for r in made]
+    assert "At 2L = 128, no scheme has a value with every seed." in said([r for r in gone if r.label != "learned"])
+
+
+def test_highlights_hold_the_best_and_the_worst():
+    values = {f"x{i}": (5.0 + 0.1 * i, 5.0 + i) for i in range(12)}
+    kept = findings.headline_results(study(values))
+    shown = findings.highlights(kept, "x7")
+    assert len(shown) == 6
+    assert {"x0", "x7", "x11"} <= set(shown)
+
+
+def test_ratios_to_the_best_are_one_at_the_best():
+    kept = findings.headline_results(study({"rope": (5.0, 9.0), "alibi": (6.0, 6.0)}))
+    ratios = beside_best(kept, by_length(kept))
+    assert ratios["rope"][64][0] == ratios["alibi"][128][0] == 1
+    assert ratios["alibi"][64][0] == pytest.approx(1.2, rel=1e-3)
+
+
+def scored(means):
+    """Results of tasks by label -> a mean per task."""
+    made = {name: [] for name in NAMES}
+    for label, each in means.items():
+        for name, value in zip(NAMES, each, strict=True):
+            made[name] += [answers(label, value, length, task=name) for length in (40, 80)]
+    return made
+
+
+def test_ranks_are_those_of_scipy_and_equal_means_share_one():
+    rng = np.random.default_rng(0)
+    values = rng.uniform(0, 1, (5, len(NAMES))).round(1)
+    found = ranks.average_ranks(scored({f"s{i}": row for i, row in enumerate(values)}))
+    assert found.shape == (5, len(NAMES))
+    assert np.allclose(found.to_numpy(), stats.rankdata(-values, axis=0))
+
+
+@pytest.mark.parametrize(("k", "q"), [(2, 1.960), (5, 2.728), (10, 3.164)])
+def test_critical_differences_are_those_of_the_published_table(k, q):
+    # Demšar (2006), table 5 (a): critical values of Nemenyi's test at 5 %.
+    assert ranks.critical_difference(k, 14) == pytest.approx(q * np.sqrt(k * (k + 1) / (6 * 14)), rel=1e-3)
+
+
+def test_ranks_are_drawn_of_many_tasks_alone(tmp_path):
+    rng = np.random.default_rng(1)
+    tasks = scored({f"s{i}": rng.uniform(0, 1, len(NAMES)) for i in range(4)})
+    figure = ranks.draw_ranks(tasks)
+    text = " ".join(one.get_text() for one in figure.texts)
+    assert "over 9 tasks" in text
+    assert "Friedman p" in text
+    svg, *_ = save(figure, tmp_path / "ranks")
+    assert "s3" in svg.read_text()
+    assert ranks.draw_ranks(dict(list(tasks.items())[:7])) is None
+
+
+def test_cost_is_drawn_by_how_far_a_scheme_is_good(tmp_path):
+    values = {"nope": (9.0, 9.0), "rope": (5.0, 9.0), "alibi": (5.2, 5.2), "t5": (5.1, 5.1)}
+    seconds = {"nope": 10.0, "rope": 12.0, "alibi": 11.0, "t5": 30.0}
+    kept = findings.headline_results(study(values, seconds=seconds))
+    [axes] = tradeoff.draw_cost(kept).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["nope", "rope", "t5", "alibi"]
+    at = {line.get_ydata()[0]: line.get_xdata()[0] for line in axes.lines if line.get_marker() not in ("None", None)}
+    assert at == pytest.approx({0: 1.0, 1: 1.2, 2: 3.0, 3: 1.1})
+    said_ = {text.get_text() for text in axes.texts}
+    assert said_ == {"good to 2L", "good to L", "not even at L"}
+    assert tradeoff.draw_cost([replace(r, train_seconds=None) for r in kept]) is None
