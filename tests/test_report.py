@@ -608,7 +608,8 @@ def test_bits_per_byte_have_a_table_where_tokens_are_more_than_bytes(tmp_path):
     assert heading not in markdown(with_bits(study()))
     assert heading in markdown(with_bits(study(), "gpt2"))
     write_report(with_bits(study(), "gpt2"), tmp_path / "report", tmp_path / "cells", tmp_path / "logs")
-    pictures = {f"curves.{form}" for form in ("png", "svg", "pdf")}
+    names = ("curves", "beside_the_best", "cost")
+    pictures = {f"{name}.{form}" for name in names for form in ("png", "svg", "pdf")}
     texts = {"report.html", "report.md", "table.tex", "results.csv"}
     assert {path.name for path in (tmp_path / "report").iterdir()} == pictures | texts
 
@@ -1074,6 +1075,8 @@ def test_the_report_has_figures_of_every_group(tmp_path, blank):
         "passkey_n_digits=5_exact_match",
         "passkey_n_digits=5_exact_match_by_depth",
         "every_one_curves",
+        "every_one_beside_the_best",
+        "every_one_cost",
         "every_one_grid_2L",
         "at_16_curves",
         "at_32_curves",
@@ -1089,7 +1092,7 @@ def test_many_schemes_have_a_panel_per_family_with_the_others_in_grey(tmp_path, 
     made = crossing(extensions=[f"x{i}" for i in range(6)])
     assert len({r.label for r in made}) == 42
     write_report(made, tmp_path, tmp_path / "cells", tmp_path / "logs")
-    assert set(blank) == {"curves", "grid_2L"}
+    assert set(blank) == {"curves", "beside_the_best", "cost", "grid_2L"}
     shown = []
     for axes in blank["curves"].axes:
         named = [text.get_text() for text in axes.texts if (text.get_gid() or "").startswith("name-")]
