@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 import yaml
+from PIL import Image
 
 from pezoo.cli.shared import marks_of, written
 from pezoo.contract import Shape
@@ -386,8 +387,15 @@ def publish(study: Path) -> Path:
     if losses := losses_of(finished.losses, (r.cell for r in finished.results)):
         pack_losses(folder / LOSSES, losses)
     picture = foremost(study / "report")
-    shutil.copyfile(picture, folder / picture.name)
+    shrink(picture, folder / picture.name)
     return folder
+
+
+def shrink(picture: Path, to: Path) -> None:
+    """Write a picture in 256 colours, which for figures look the same and take a third of the bytes."""
+    with Image.open(picture) as image:
+        few = image.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(to, "PNG", optimize=True)
 
 
 def foremost(report: Path) -> Path:

@@ -115,7 +115,7 @@ def read_losses(path: str | Path) -> Losses:
 def pack_losses(path: str | Path, losses: Mapping[str, Sequence[Losses]]) -> None:
     """Write the losses of many cells as one npz file; the same losses always give the same bytes.
 
-    Sums are kept in float32, which is exact to 7 digits.
+    Sums are kept to 12 bits, one part in 8,000: the mean over all documents and positions is then exact to 5 digits.
 
     Args:
         path: the file to replace or to make.
@@ -133,10 +133,16 @@ def pack_losses(path: str | Path, losses: Mapping[str, Sequence[Losses]]) -> Non
         "documents": np.array([place[name] for _, one in found for name in one.documents], dtype=np.int32),
         "edges": _flat([one.edges for _, one in found], np.int32),
         "tokens": _flat([one.tokens for _, one in found], np.int32),
-        "loss_sum": _flat([one.loss_sum for _, one in found], np.float32),
+        "loss_sum": _rounded(_flat([one.loss_sum for _, one in found], np.float32)),
     }
     with replacing(path) as file:
         np.savez_compressed(file, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Round float32 to 12 bits, so that they compress to half."""
+    bits = values.view(np.uint32)
+    return ((bits + np.uint32(0x400)) & np.uint32(0xFFFFF800)).view(np.float32)
 
 
 def _flat(arrays: Sequence[np.ndarray], kind: type) -> np.ndarray:
