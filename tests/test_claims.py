@@ -429,7 +429,7 @@ def test_its_recipe_tests_what_the_claim_compares(one):
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    monkeypatch.setattr("pezoo.report.write._draw", lambda *_: None)
+    monkeypatch.setattr("pezoo.report.write._pictures", lambda *_: [])
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -458,7 +458,7 @@ def test_a_report_has_the_claims_that_its_study_tests(tmp_path, capsys):
 def test_a_study_of_ones_own_has_no_claims(tmp_path):
     results = perplexities({"alibi": 5.0, "rope": 9.0}, study="mine")
     write_report(results, tmp_path, tmp_path / "cells")
-    assert (tmp_path / "table.md").exists()
+    assert (tmp_path / "report.md").exists()
     assert not (tmp_path / scorecard.PAGE).exists()
 
 

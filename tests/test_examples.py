@@ -46,8 +46,16 @@ def test_every_block_of_python_is_looked_at():
     assert [(path.name, i) for path, i in PYTHON] == [
         *(("README.md", i) for i in range(4)),
         ("recipes.md", 0),
+        ("reports.md", 0),
         ("tasks.md", 0),
     ]
+
+
+def test_the_page_on_reports_looks_at_a_study_in_a_notebook(monkeypatch):
+    monkeypatch.chdir(docs.ROOT)
+    [code] = blocks(docs.ZOO.with_name("reports.md"), "python")
+    names = run(code)
+    assert "rope+pi" in set(names["study"].compare("rope+pi", "rope")["label"])
 
 
 def test_a_value_that_the_text_states_wrongly_is_seen():

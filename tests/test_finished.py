@@ -43,9 +43,9 @@ def test_its_baseline_is_that_of_its_recipe(tmp_path):
     (tmp_path / "recipe.yaml").write_text("study: a\nbaseline: alibi\n")
     study = pezoo.load(tmp_path)
     study.write(tmp_path / "report")
-    assert "ratio to alibi, the study's baseline" in (tmp_path / "report" / "table.md").read_text()
+    assert "ratio to alibi, the study's baseline" in (tmp_path / "report" / "report.md").read_text()
     (tmp_path / "recipe.yaml").write_text("{")
-    with pytest.raises(UserError, match=r"cannot read .*recipe\.yaml"):
+    with pytest.raises(UserError, match=r"recipe\.yaml is not a YAML recipe"):
         pezoo.load(tmp_path)
 
 

@@ -220,7 +220,7 @@ def test_wheel_holds_every_member_and_recipe_and_no_results(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     inside = [*ROOT.glob("encodings/**/*.py"), *RECIPES]
     expected = {f"pezoo/{path.relative_to(ROOT)}" for path in inside}
-    expected |= {str(path.relative_to(ROOT)) for end in ("py", "txt") for path in ROOT.glob(f"pezoo/**/*.{end}")}
+    expected |= {str(path.relative_to(ROOT)) for end in ("py", "txt", "j2") for path in ROOT.glob(f"pezoo/**/*.{end}")}
     expected |= {"pezoo/py.typed"}
     assert names == expected
     assert RECIPES

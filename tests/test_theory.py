@@ -168,7 +168,8 @@ def test_fits_keep_the_proved_bound(llama):
 
 def test_one_command_writes_table_numbers_and_figures(tmp_path, capsys):
     assert theory.main(["--length", "64", "--head-dim", "16", "--seeds", "2", "--out", str(tmp_path / "new")]) == 0
-    names = ["interpolation_theory.png", "interpolation_theory.svg", "scores.csv", "table.md"]
+    pictures = [f"interpolation_theory.{form}" for form in ("pdf", "png", "svg")]
+    names = [*pictures, "scores.csv", "table.md"]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
     assert str(tmp_path / "new") in capsys.readouterr().out
     written = pd.read_csv(tmp_path / "new" / "scores.csv")

@@ -1,6 +1,5 @@
 """A finished study, run here or published, or several merged into one: its results, and what people look at."""
 
-import contextlib
 import html
 import shlex
 from collections.abc import Iterable, Mapping
@@ -151,10 +150,8 @@ def _load(folder: Path) -> Finished:
     results = read(path)
     if not results:
         raise UserError(f"the study in {folder} has no results yet; type: pezoo run {shlex.quote(str(folder))}")
-    recipe: Mapping[str, Any] = {}
-    with contextlib.suppress(UserError):  # results speak for themselves
-        recipe = read_yaml(folder / "recipe.yaml")
-    return Finished((folder,), results, recipe)
+    recipe = folder / "recipe.yaml"
+    return Finished((folder,), results, read_yaml(recipe) if recipe.is_file() else {})
 
 
 def _merged(studies: list[Finished]) -> Finished:

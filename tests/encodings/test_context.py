@@ -217,7 +217,7 @@ def test_neutral_settings_reproduce_the_host_bit_for_bit(name, host):
         with_it = model({host: None, name: neutral}, backend="eager")
     except pezoo.UserError:
         pytest.skip(f"{name} does not fit {host}")
-    for parameter in (p for copies in with_it.scheme.parts[0].extensions for p in copies.parameters()):
+    for parameter in (p for copies in with_it.scheme.parts[0].extensions for one in copies for p in one.parameters()):
         parameter.data.zero_()
     without = model(host, backend="eager")
     for length in (16, 48):
