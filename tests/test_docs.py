@@ -7,6 +7,7 @@ import shlex
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from helpers import run_cells
 from pezoo.errors import UserError
