@@ -60,6 +60,13 @@ def test_one_seed_says_what_cannot_be_said():
     assert "told apart" not in text
 
 
+def test_models_that_have_learned_nothing_do_not_look_good():
+    made = [replace(r, tokenizer="bytes") for r in study({"rope": (249.0, 248.0), "alibi": (250.0, 249.0)})]
+    assert "No scheme has learned much: guessing a byte has perplexity 256, and the best here has 249." in said(made)
+    made = [replace(r, tokenizer="bytes") for r in study({"rope": (9.0, 9.0), "alibi": (250.0, 249.0)})]
+    assert "has learned much" not in said(made)
+
+
 def test_what_is_lost_is_named():
     made = study({"rope": (5.0, 5.0), "alibi": (5.5, 5.5)})
     for seed in (0, 1, 2):

@@ -319,3 +319,15 @@ def test_published_results_are_read_and_say_where_they_come_from(path):
     assert {r.study for r in found} == {path.parent.name}
     assert (path.parent / "table.md").is_file()
     assert load_recipe(path.parent / "recipe.yaml").study == path.parent.name
+
+
+def test_comma_separated_values_hold_every_field_as_text():
+    import csv
+    import io
+
+    one = dataclasses.replace(RESULT, extensions=("pi", "window"), label='a "b", c', value=0.1)
+    [row] = csv.DictReader(io.StringIO(results.to_csv([one])))
+    assert list(row) == [field.name for field in dataclasses.fields(results.Result)]
+    assert (row["extensions"], row["label"], float(row["value"])) == ("pi+window", 'a "b", c', 0.1)
+    assert json.loads(row["versions"]) == one.versions
+    assert row["depth"] == ""

@@ -5,11 +5,13 @@ from collections.abc import Iterable, Sequence
 
 from pezoo.report.comparisons import Comparison, compare_all, in_range, lower_is_better
 from pezoo.report.groups import WINDOWED, groups, headline, metrics, select, words
-from pezoo.report.statistics import ACCURACIES, TOLERANCE, Curve, curves, length_name
+from pezoo.report.statistics import ACCURACIES, PERPLEXITIES, TOLERANCE, Curve, curves, length_name
 from pezoo.report.table import by_task, score_groups, scores
 from pezoo.results import Result
 from pezoo.results.losses import Sources
 
+BYTES = 256
+"""Perplexity of guessing a byte."""
 NAMED = 3
 """Names that a sentence lists; of more it gives the number."""
 
@@ -30,7 +32,7 @@ def findings(results: Iterable[Result], losses: Sources | None = None) -> list[s
     found = groups(results)
     name, group = next(iter(found.items()))
     kept = headline_results(group)
-    said = [*_over_tasks(found), *_best(kept, losses), *_cheapest(kept), *_broken(kept), _sure(kept)]
+    said = [*_over_tasks(found), *_untrained(kept), *_best(kept, losses), *_cheapest(kept), *_broken(kept), _sure(kept)]
     where = f"Of {len(found)} parts of this study, these sentences speak of {name}." if len(found) > 1 and name else ""
     return [sentence for sentence in [*said, where] if sentence]
 
@@ -64,6 +66,18 @@ def highlights(kept: Sequence[Result], baseline: str = "", most: int = 6) -> lis
     wanted = [*_first(_best_at(kept, in_range(kept))), *ranked[:2], *([baseline] if baseline in found else [])]
     wanted += [*plain[:2], *ranked[-1:], *ranked]
     return list(dict.fromkeys(wanted))[:most] or list(found)[:most]
+
+
+def _untrained(kept: list[Result]) -> list[str]:
+    """Return a warning where bytes are hardly predicted better than by chance."""
+    short = in_range(kept)
+    ranked = _best_at(kept, short)
+    if kept[0].metric not in PERPLEXITIES or kept[0].tokenizer != "bytes" or not ranked:
+        return []
+    best = _mean_at(kept, ranked[0], short)
+    if best is None or best < BYTES / 2:
+        return []
+    return [f"No scheme has learned much: guessing a byte has perplexity {BYTES}, and the best here has {best:.0f}."]
 
 
 def _best(kept: list[Result], losses: Sources | None) -> list[str]:
