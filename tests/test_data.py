@@ -237,6 +237,8 @@ def python_process(*args: object, **environment: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_racing_processes_agree_to_the_byte(tmp_path):
     racing = [python_process(DIGEST, tmp_path, PYTHONHASHSEED=str(seed)) for seed in (1, 2)]
     outputs = [process.communicate(timeout=120) for process in racing]

@@ -415,7 +415,12 @@ except pezoo.UserError as error:
 """
 
 
-@pytest.mark.parametrize("where", ["console", "script", "module", "loaded"])
+SLOW = (pytest.mark.slow, pytest.mark.ci)
+
+
+@pytest.mark.parametrize(
+    "where", ["console", *(pytest.param(name, marks=SLOW) for name in ("script", "module", "loaded"))]
+)
 def test_a_member_that_workers_would_not_have_is_refused_with_what_to_type(where, recipe, tmp_path):
     code, file = RUN.format(recipe=recipe), tmp_path / "mine.py"
     if where in ("console", "script"):
