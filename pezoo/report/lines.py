@@ -117,8 +117,8 @@ def draw_families(
     n_rows = math.ceil(len(panels) / n_columns)
     figure = Figure(figsize=(4.1 * n_columns, 2.9 * n_rows), layout="constrained")
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
-    for axes, (title, labels) in zip(grid.flat, panels.items(), strict=False):
-        _panel(axes, lines, looks, labels)
+    for k, (axes, (title, labels)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
+        _panel(axes, lines, looks, labels, panel=f"-{k}th")
         axes.set_title(folded(title), fontsize=9, loc="left")
         _axes(axes, kept, lines, name, small=True)
         axes.tick_params(labelbottom=True)
@@ -165,26 +165,27 @@ def _panel(
     looks: Mapping[str, Style],
     named: Collection[str],
     apart: Collection[str] | None = None,
+    panel: str = "",
 ) -> None:
     bare(axes)
     ends = {}
     for i, (label, points) in enumerate(lines.items()):
         x, y = list(points), [mean for mean, _, _ in points.values()]
         if label not in named:
-            axes.plot(x, y, **CONTEXT, gid=f"line-{i}")
+            axes.plot(x, y, **CONTEXT, gid=f"line-{i}{panel}")
             continue
         look = looks[label]
-        (line,) = axes.plot(x, y, color=look.colour, ls=look.dashes, lw=1.4, gid=f"line-{i}")
+        (line,) = axes.plot(x, y, color=look.colour, ls=look.dashes, lw=1.4, gid=f"line-{i}{panel}")
         line.set(marker=look.marker, markersize=4, markerfacecolor=look.colour if look.filled else "white")
         line.set_markevery(max(1, len(x) // 8))
         if any(low < high for _, low, high in points.values()):
             _, low, high = zip(*points.values(), strict=True)
-            axes.fill_between(x, low, high, color=look.colour, alpha=0.13, lw=0, gid=f"band-{i}")
+            axes.fill_between(x, low, high, color=look.colour, alpha=0.13, lw=0, gid=f"band-{i}{panel}")
         if x:
             ends[i, label] = x[-1], y[-1]
     for (i, label), end in ends.items():
         text = axes.annotate(folded(label, 30), end, (6, 0), textcoords="offset points", va="center", fontsize=NAME)
-        text.set(color=looks[label].colour, gid=f"name-{i}", annotation_clip=False)
+        text.set(color=looks[label].colour, gid=f"name-{i}{panel}", annotation_clip=False)
         text.set_in_layout(apart is None or label in apart)
 
 
