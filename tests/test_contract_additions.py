@@ -159,7 +159,7 @@ class StickBreaking(Encoding):
     def __init__(self, shape, config):
         super().__init__(shape, config)
         if not shape.causal:
-            raise UserError("stick_breaking is for decoders only")
+            raise UserError("sticks is for decoders only")
 
     def normalise(self, logits, positions):
         own = (positions.steps() == 0)[:, None] & positions.visible()[:, None]
@@ -210,7 +210,7 @@ MEMBERS = {
     "segments": Segments,
     "polar": Polar,
     "sink_and_window": SinkAndWindow,
-    "stick_breaking": StickBreaking,
+    "sticks": StickBreaking,
     "householder": Householder,
 }
 
@@ -473,7 +473,7 @@ def break_stick(row):
 
 
 def test_stick_breaking_is_the_formula(monkeypatch):
-    scheme, (q, k, v, *_) = created("stick_breaking"), vectors()
+    scheme, (q, k, v, *_) = created("sticks"), vectors()
     z = products(q, k)
     expected = by_pairs(lambda b, h, i, j: z[b, h, i, j], v, break_stick)
     assert agree(monkeypatch, scheme, expected) == ["eager", "chunked"]
@@ -578,8 +578,8 @@ def test_the_weights_that_are_observed_leave_out_the_sink(monkeypatch):
 @pytest.mark.parametrize(
     ("scheme", "message"),
     [
-        ("stick_breaking+learned_sink", "learned_sink cannot join stick_breaking: a sink counts in a softmax, and"),
-        ("stick_breaking+other_sticks", "cannot be joined: each brings a normaliser of its own"),
+        ("sticks+learned_sink", "learned_sink cannot join sticks: a sink counts in a softmax, and"),
+        ("sticks+other_sticks", "cannot be joined: each brings a normaliser of its own"),
         ("householder+other_householder", "cannot be joined: each brings a product of queries and keys of its own"),
     ],
 )
@@ -595,7 +595,7 @@ def test_what_cannot_be_joined_is_refused(scheme, message):
 
 @pytest.mark.parametrize(
     ("scheme", "hook"),
-    [("stick_breaking", "normalise"), ("householder", "product"), ("alibi+stick_breaking", "normalise")],
+    [("sticks", "normalise"), ("householder", "product"), ("alibi+sticks", "normalise")],
 )
 def test_sdpa_refuses_what_it_has_no_place_for(scheme, hook):
     q, k, v, x, _ = vectors()
