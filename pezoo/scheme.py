@@ -278,12 +278,13 @@ def _members(pairs: list[tuple[str, dict[str, Any]]]) -> tuple[MemberSpec, ...]:
 
 def offers(encoding: type[Encoding]) -> dict[str, bool]:
     """What an encoding has for extensions to work on, read from the hooks it overrides and its traits."""
-    traits, hooks = encoding.traits, ("rotate", "bias", "distance_bias", "product", "content", "normalise", "mix")
-    in_attention = not traits.contextual and any(overrides(encoding, h) for h in hooks)
+    hooks = ("rotate", "bias", "distance_bias", "product", "content", "normalise", "mix")
+    reads = [] if encoding.traits.contextual else [h for h in ("embed", *hooks) if overrides(encoding, h)]
+    in_attention = any(h in hooks for h in reads)
     return {
-        "coordinates": in_attention or overrides(encoding, "embed"),
+        "coordinates": bool(reads),
         "frequencies": overrides(encoding, "inv_freq"),
-        "distances": in_attention and traits.shift_invariant,
+        "distances": in_attention and encoding.traits.shift_invariant,
     }
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 import pezoo
 from helpers import member
 from pezoo.compose import create
-from pezoo.contract import Positions
+from pezoo.contract import Encoding, Positions, Traits
 from pezoo.errors import UserError
 from pezoo.registry import entries
-from pezoo.scheme import MemberSpec, Spec, parse
+from pezoo.scheme import MemberSpec, Spec, offers, parse
 
 SIZES = {"d_model": 16, "n_heads": 2, "n_layers": 2, "train_length": 8}
 LAYERS = {"layers": ["rope", "nope"]}
@@ -395,3 +395,13 @@ def test_attend_takes_fewer_key_heads_and_positions():
     out = pezoo.attend(scheme, q, k, v, positions=two, backend="eager")
     alone = pezoo.attend(scheme, *(t[:, :, 3:] for t in (q, k, v)), phase="test")
     torch.testing.assert_close(out[:, :, 3:], alone)
+
+
+# What fits what
+
+
+@pytest.mark.parametrize("hook", ["embed", "rotate", "bias"])
+@pytest.mark.parametrize("contextual", [True, False])
+def test_what_counts_content_offers_no_coordinates(hook, contextual):
+    body = {"traits": Traits(contextual=contextual), hook: lambda self, *given: given[0]}
+    assert offers(type("Counting", (Encoding,), body))["coordinates"] is not contextual
