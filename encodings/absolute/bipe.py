@@ -136,6 +136,8 @@ class BiPEALiBi(Places, ALiBi):
 
         steeper: float = setting(96.0, "what ALiBi's slopes are multiplied by (a)", above=0)
 
+    config: Config
+
     def __init__(self, shape: Shape, config: Config) -> None:
         super().__init__(shape, config)
         self.add_table()
