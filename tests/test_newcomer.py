@@ -52,7 +52,6 @@ def typed(checkout):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_from_a_clone_to_an_encoding_beside_a_baseline(checkout, typed):
     demo = typed("make demo SIZE=test")
     pezoo = re.search(r"^To go on: +(\S+) list$", demo, re.MULTILINE)[1]

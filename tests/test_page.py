@@ -44,7 +44,6 @@ class Ids(HTMLParser):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_the_page_of_a_study_holds_all_that_it_shows(survey):
     text = (survey / "report.html").read_text(encoding="utf-8")
     assert len(text) < 3_000_000
