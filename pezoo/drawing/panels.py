@@ -42,6 +42,8 @@ def panels_of(view: View) -> Iterator[Panel]:
         yield from new
     if view.changes("scale") and not _is_constant(view, alone=not shown):
         yield partial(_scale, view)
+    if view.changes("sink"):
+        yield partial(_sink, view)
     if not shown and not view.extensions:
         yield partial(_attention, view)
 
@@ -336,6 +338,22 @@ def _scale(view: View, axes: Axes) -> None:
     axes.set_xticks([], minor=True)
     _mark(axes, view.length)
     axes.set(title="factor on q·k of the last query", xlabel="length (tokens, log scale)", ylabel="factor")
+
+
+@torch.no_grad()
+def _sink(view: View, axes: Axes) -> None:
+    """The weight that the sink of each head takes from a query whose other logits are 0, by the keys that it sees."""
+    length = view.longest(4)
+    sinks, keys = view.at(length, last=True).sink(), torch.arange(1, length + 1)
+    alike = bool((sinks == sinks[0]).all())
+    for h, sink in enumerate(sinks[:1] if alike else sinks):
+        label = "each head" if alike else f"head {h + 1}"
+        axes.plot(keys, (sink - keys.log()).sigmoid(), color=PALETTE[h % len(PALETTE)], lw=1.4, label=label)
+    axes.set_yscale("log")
+    _mark(axes, view.length)
+    axes.set(title="weight of the sink, all logits 0", xlabel="keys that the query sees", ylabel="weight (log scale)")
+    _tokens(axes, view.length, length)
+    _legend(axes)
 
 
 def _pairs(
