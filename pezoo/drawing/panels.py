@@ -133,7 +133,8 @@ def _wavelengths(view: View, place: int, axes: Axes) -> None:
     top = max(float(finite.max()), 2 * length) * 4
     axes.set_yscale("log")
     axes.yaxis.minorticks_off()
-    axes.axhspan(length, top * 4, color=UNSEEN, alpha=0.08, lw=0)
+    above = 30 if any(waves[0].isinf() for waves, *_ in sets) else 2.5  # room for the text above these marks
+    axes.axhspan(length, top * above * 2, color=UNSEEN, alpha=0.08, lw=0)
     for waves, marker, face, label in sets:
         pairs = torch.arange(len(waves))
         if changed:
@@ -144,7 +145,7 @@ def _wavelengths(view: View, place: int, axes: Axes) -> None:
             axes.plot(pairs[where], waves[where].clamp(max=top), marker, color=colour, mfc=face or colour, ms=5)
         for k in pairs[waves.isinf()].tolist():
             axes.annotate("∞", (k, top), xytext=(0, 4), textcoords="offset points", ha="center", color=UNSEEN)
-    axes.set_ylim(float(finite.min()) / 1.6, top * 2.5)
+    axes.set_ylim(float(finite.min()) / 1.6, top * above)
     _mark(axes, length, vertical=False)
     axes.text(0.02, 0.98, "no full turn in training", transform=axes.transAxes, va="top", fontsize=8, color=UNSEEN)
     axes.set(title="wavelength of each pair of channels", xlabel="pair k", ylabel="wavelength (tokens, log scale)")
