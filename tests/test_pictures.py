@@ -139,6 +139,14 @@ def test_factor_on_the_logits():
     assert drawn[L // 4] == 1
 
 
+@pytest.mark.parametrize("scheme", ["rope+sink_logits:init=1", "alibi+sink_logits:learned=false:init=1"])
+def test_weight_of_a_sink(scheme):
+    drawn = heights(panel(picture(scheme), "sink"), "each head")
+    assert {n: drawn[n] for n in (1, L, 4 * L)} == pytest.approx(
+        {n: math.e / (math.e + n) for n in (1, L, 4 * L)}, rel=1e-5
+    )
+
+
 def test_content_panels_are_of_what_the_hook_adds():
     drawn = curves(panel(picture("shaw"), "term added"))
     assert all(len(set(points[16:, 1].tolist())) == 1 < len(set(points[:, 1].tolist())) for points in drawn.values())

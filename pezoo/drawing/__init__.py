@@ -4,7 +4,7 @@ What is drawn is read from the hooks that a class overrides, never from its name
 Each hook has a panel: `embed` a heat map over positions and channels; `inv_freq` and `frequencies` wavelengths against
 the training length; `distance_bias` curves; `bias` heat maps of pairs; `rotate` and `content` the logits of random
 queries and keys; `coordinates` maps in training and in testing; `mask` and `branches` the distance at which each pair
-is read; `scale` its factor; `adapt` what it adds to a bias.
+is read; `scale` its factor; `sink` the weight that it takes; `adapt` what it adds to a bias.
 """
 
 import io

@@ -42,6 +42,8 @@ def panels_of(view: View) -> Iterator[Panel]:
         yield from new
     if view.changes("scale") and not _is_constant(view, alone=not shown):
         yield partial(_scale, view)
+    if view.changes("sink"):
+        yield partial(_sink, view)
     if not shown and not view.extensions:
         yield partial(_attention, view)
 
@@ -131,7 +133,8 @@ def _wavelengths(view: View, place: int, axes: Axes) -> None:
     top = max(float(finite.max()), 2 * length) * 4
     axes.set_yscale("log")
     axes.yaxis.minorticks_off()
-    axes.axhspan(length, top * 4, color=UNSEEN, alpha=0.08, lw=0)
+    above = 30 if any(waves[0].isinf() for waves, *_ in sets) else 2.5  # room for the text above these marks
+    axes.axhspan(length, top * above * 2, color=UNSEEN, alpha=0.08, lw=0)
     for waves, marker, face, label in sets:
         pairs = torch.arange(len(waves))
         if changed:
@@ -142,7 +145,7 @@ def _wavelengths(view: View, place: int, axes: Axes) -> None:
             axes.plot(pairs[where], waves[where].clamp(max=top), marker, color=colour, mfc=face or colour, ms=5)
         for k in pairs[waves.isinf()].tolist():
             axes.annotate("∞", (k, top), xytext=(0, 4), textcoords="offset points", ha="center", color=UNSEEN)
-    axes.set_ylim(float(finite.min()) / 1.6, top * 2.5)
+    axes.set_ylim(float(finite.min()) / 1.6, top * above)
     _mark(axes, length, vertical=False)
     axes.text(0.02, 0.98, "no full turn in training", transform=axes.transAxes, va="top", fontsize=8, color=UNSEEN)
     axes.set(title="wavelength of each pair of channels", xlabel="pair k", ylabel="wavelength (tokens, log scale)")
@@ -336,6 +339,22 @@ def _scale(view: View, axes: Axes) -> None:
     axes.set_xticks([], minor=True)
     _mark(axes, view.length)
     axes.set(title="factor on q·k of the last query", xlabel="length (tokens, log scale)", ylabel="factor")
+
+
+@torch.no_grad()
+def _sink(view: View, axes: Axes) -> None:
+    """The weight that the sink of each head takes from a query whose other logits are 0, by the keys that it sees."""
+    length = view.longest(4)
+    sinks, keys = view.at(length, last=True).sink(), torch.arange(1, length + 1)
+    alike = bool((sinks == sinks[0]).all())
+    for h, sink in enumerate(sinks[:1] if alike else sinks):
+        label = "each head" if alike else f"head {h + 1}"
+        axes.plot(keys, (sink - keys.log()).sigmoid(), color=PALETTE[h % len(PALETTE)], lw=1.4, label=label)
+    axes.set_yscale("log")
+    _mark(axes, view.length)
+    axes.set(title="weight of the sink, all logits 0", xlabel="keys that the query sees", ylabel="weight (log scale)")
+    _tokens(axes, view.length, length)
+    _legend(axes)
 
 
 def _pairs(
