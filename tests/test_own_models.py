@@ -160,10 +160,11 @@ def test_heads_wider_than_their_share_of_the_model(name):
     q, k, v = vectors(width=20, length=16)
     scheme = create(name, head_dim=20)
     assert scheme.shape.head_dim == 20
-    prepared = scheme.prepare(scheme.positions(2, 16, phase="test", rows=(0, 1)))
-    out = prepared.attend(1, q, k, v)
+    x, tokens = torch.randn(2, 16, 32), torch.arange(32).view(2, 16)
+    prepared = scheme.prepare(scheme.positions(2, 16, phase="test", rows=(0, 1), tokens=tokens))
+    out = prepared.attend(1, q, k, v, x=x)
     assert out.isfinite().all()
-    assert prepared.embed(torch.randn(2, 16, 32)).shape == (2, 16, 32)
+    assert prepared.embed(x).shape == (2, 16, 32)
     for member in scheme.members:
         found = pezoo.registry.entry(scheme.spec.members[0].name)
         expected = found.cls.traits.parameters(member.shape, member.config)
