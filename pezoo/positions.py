@@ -65,7 +65,7 @@ class Positions:
     seed: int = 0
     rows: tuple[int, ...] | None = None  # numbers of the sequences: what random draws are keyed by
     draws: Mapping[str, Tensor] | None = None  # random draws that were handed in, by member
-    layer: int = 0
+    layer: int = 0  # which layer, of those that have this scheme; where layers draw apart, and in hooks of attention
     ruler: Tensor | None = None  # (R, M) distance of two tokens m places apart; None: difference of coordinates
     inv_freq: Tensor | None = None  # (R, n) the encoding's frequencies as extensions left them
     prepared: Any = None  # what the encoding's `prepare` returned

@@ -539,6 +539,31 @@ def test_factors_of_all_shapes_multiply():
     assert mixed.temperature(3, head=2).tolist() == pytest.approx([s[1] * math.log(i + 2) for i in range(3)])
 
 
+def test_hooks_of_an_extension_know_the_layer():
+    """It need not have a copy for each; of a mixture, the layers that have its scheme are counted."""
+
+    @register("deep", title="A member of the tests")
+    class Deep(Extension):
+        """Layer n is n + 1 times as sharp, and sees n + 1 tokens."""
+
+        def scale(self, positions):
+            return float(positions.layer + 1)
+
+        def mask(self, positions):
+            return positions.steps() <= positions.layer
+
+    try:
+        whole, mixed = created("rope+deep", n_layers=4), created({"layers": ["nope", "rope+deep"]}, n_layers=4)
+        places = whole.positions(1, L, phase="test")
+        for scheme, depths in ((whole, [0, 1, 2, 3]), (mixed, [None, 0, None, 1])):
+            for layer, depth in enumerate(depths):
+                assert scheme.temperature(L, layer=layer).unique().tolist() == [1 if depth is None else depth + 1]
+                seen = scheme.prepare(places).at(layer)[0].composition.visible()[0, -1].sum()
+                assert seen == (L if depth is None else depth + 1)
+    finally:
+        del _entries["deep"]
+
+
 @pytest.mark.parametrize("encoding", ["nope", "alibi", "fire"])
 def test_a_sink_is_one_more_column_of_the_softmax(encoding, monkeypatch):
     scheme, (q, k, v, *_) = created(f"{encoding}+learned_sink"), vectors()

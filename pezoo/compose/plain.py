@@ -113,7 +113,7 @@ class Plain(nn.Module):
                 )
                 for r in regions
             )
-            return Composition(here, regions, tuple(self.acting(positions, i)))
+            return Composition(here.replace(layer=i), regions, tuple(self.acting(positions, i)))
 
         return made[0][1][0].parts, [at_layer(i) for i in range(n_layers)]
 
