@@ -61,8 +61,6 @@ def segments(positions: Positions, ends: list[int]) -> tuple[Tensor, Tensor]:
 class Places(Encoding):
     """A learned vector for the place in a segment."""
 
-    config: SegmentConfig
-
     def add_table(self) -> None:
         """Make W."""
         self.table = nn.Parameter(torch.randn(self.config.rows(self.shape), self.shape.d_model) * 0.02)
