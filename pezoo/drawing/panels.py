@@ -4,18 +4,14 @@ import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import matplotlib
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
 from torch import Tensor
 
 from pezoo.contract import Encoding, overrides
+from pezoo.drawing.axes import GREY, bar, colours, legend, mark, tokens
 from pezoo.drawing.view import BARE, DRAWS, WORDS, View, bias_of, merged
 from pezoo.report.figure import PALETTE
-
-GREY = "0.35"
-
 
 SEEN, UNSEEN = PALETTE[1], PALETTE[2]
 ABOVE = 12
@@ -104,9 +100,9 @@ def _channels(view: View, axes: Axes, values: Tensor, title: str, ratio: int = 2
     """A heat map over positions and channels, (length, D); what is undefined of `ratio` training lengths stays grey."""
     length = ratio * view.length
     bound = float(values.abs().max())
-    look = {"cmap": _colours("PuOr"), "vmin": -bound, "vmax": bound, "origin": "lower"}
+    look = {"cmap": colours("PuOr"), "vmin": -bound, "vmax": bound, "origin": "lower"}
     image = axes.imshow(values.T.numpy(), **look, aspect="auto", interpolation="none")
-    _bar(axes, image, "value")
+    bar(axes, image, "value")
     axes.set_facecolor("0.88")
     axes.set(title=f"{title}, {len(values)} tokens", xlabel="position (tokens)", ylabel="channel")
     axes.set_xlim(-0.5, length - 0.5)
@@ -114,8 +110,8 @@ def _channels(view: View, axes: Axes, values: Tensor, title: str, ratio: int = 2
         middle = (len(values) + length) / 2
         axes.text(middle, values.shape[1] / 2, "undefined", ha="center", color=GREY, fontsize=9)
     if ratio > 1:
-        _mark(axes, view.length)
-    _tokens(axes, view.length, length)
+        mark(axes, view.length)
+    tokens(axes, view.length, length)
 
 
 @torch.no_grad()
@@ -146,12 +142,12 @@ def _wavelengths(view: View, place: int, axes: Axes) -> None:
         for k in pairs[waves.isinf()].tolist():
             axes.annotate("∞", (k, top), xytext=(0, 4), textcoords="offset points", ha="center", color=UNSEEN)
     axes.set_ylim(float(finite.min()) / 1.6, top * above)
-    _mark(axes, length, vertical=False)
+    mark(axes, length, vertical=False)
     axes.text(0.02, 0.98, "no full turn in training", transform=axes.transAxes, va="top", fontsize=8, color=UNSEEN)
     axes.set(title="wavelength of each pair of channels", xlabel="pair k", ylabel="wavelength (tokens, log scale)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     if changed:
-        _legend(axes, inside="lower right")
+        legend(axes, inside="lower right")
 
 
 def _bias_by_distance(view: View, axes: Axes) -> None:
@@ -168,10 +164,10 @@ def _bias_by_distance(view: View, axes: Axes) -> None:
             axes.plot(before[h], color=line.get_color(), lw=0.9, ls=":")
     if before is not None:
         axes.plot([], [], color=GREY, lw=0.9, ls=":", label="without extensions")
-    _mark(axes, view.length)
+    mark(axes, view.length)
     axes.set(title="bias on the logits", xlabel="distance from query to key (tokens)", ylabel="bias (logits)")
-    _tokens(axes, view.length, length)
-    _legend(axes)
+    tokens(axes, view.length, length)
+    legend(axes)
 
 
 @torch.no_grad()
@@ -198,10 +194,10 @@ def _bias_by_query(view: View, axes: Axes) -> None:
         if place <= length:
             row = bias[place - 1, :place].flip(-1)
             axes.plot(row, color=PALETTE[n], lw=1.4, label=f"query {place - 1}")
-    _mark(axes, view.length)
+    mark(axes, view.length)
     axes.set(title="bias of head 1, by query", xlabel="distance from query to key (tokens)", ylabel="bias (logits)")
-    _tokens(axes, view.length, length)
-    _legend(axes)
+    tokens(axes, view.length, length)
+    legend(axes)
 
 
 @torch.no_grad()
@@ -223,11 +219,11 @@ def _logits(view: View, place: int, axes: Axes, rotated: bool) -> None:
         rows = curves().expand(DRAWS, -1)
     for n, row in enumerate(rows.flip(-1)):
         axes.plot(row, color=PALETTE[n], lw=1.4 if n == 0 else 1.0, label="k = q" if n == 0 else f"draw {n}")
-    _mark(axes, view.length)
+    mark(axes, view.length)
     what = "logit q·k, turned" if rotated else "term added to the logit"
     axes.set(title=f"{what}: random q, k of head 1", xlabel="distance from query to key (tokens)", ylabel="logit")
-    _tokens(axes, view.length, length)
-    _legend(axes)
+    tokens(axes, view.length, length)
+    legend(axes)
 
 
 @torch.no_grad()
@@ -255,12 +251,12 @@ def _coordinates(view: View, axes: Axes, training: bool) -> None:
         seen = view.at(view.length, shown, rows=64).positions.query
         low, high = float(seen.min()), float(seen.max())
         axes.axhspan(low, high, color=SEEN, alpha=0.1, lw=0, label=f"seen in {WORDS[shown]}")
-        _mark(axes, view.length)
+        mark(axes, view.length)
     axes.set(title=f"coordinates in {WORDS[phase]}, {length} tokens", xlabel="place in the sequence (tokens)")
     axes.set_ylabel("coordinate (tokens)")
-    _tokens(axes, view.length, length)
+    tokens(axes, view.length, length)
     if len(axes.lines) > 1:
-        _legend(axes)
+        legend(axes)
 
 
 def _shown_phase(view: View) -> str:
@@ -287,12 +283,12 @@ def _read_distance(view: View, axes: Axes) -> None:
     read = read.masked_fill(~composition.visible()[0, 0], torch.nan).flip(-1)
     axes.plot(range(length), color=GREY, lw=0.9, ls=":", label="plain distance")
     axes.plot(read, color=PALETTE[1], lw=1.8, label="read as")
-    _mark(axes, view.length)
-    _mark(axes, view.length, vertical=False, text="")
+    mark(axes, view.length)
+    mark(axes, view.length, vertical=False, text="")
     axes.set(title=f"last query of {length} tokens", xlabel="distance from query to key (tokens)")
     axes.set_ylabel("distance read (tokens)")
-    _tokens(axes, view.length, length)
-    _legend(axes)
+    tokens(axes, view.length, length)
+    legend(axes)
 
 
 @torch.no_grad()
@@ -311,7 +307,7 @@ def _adapted(view: View, axes: Axes) -> None:
         if distance < length:
             axes.plot(levels, correction[:, distance], color=PALETTE[n], lw=1.4, label=f"{distance} tokens away")
     axes.set(title="correction of head 1", xlabel="content logit q·k (of every head)", ylabel="added to the logit")
-    _legend(axes)
+    legend(axes)
 
 
 @torch.no_grad()
@@ -337,7 +333,7 @@ def _scale(view: View, axes: Axes) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths[::2], [str(n) for n in lengths[::2]])
     axes.set_xticks([], minor=True)
-    _mark(axes, view.length)
+    mark(axes, view.length)
     axes.set(title="factor on q·k of the last query", xlabel="length (tokens, log scale)", ylabel="factor")
 
 
@@ -351,10 +347,10 @@ def _sink(view: View, axes: Axes) -> None:
         label = "each head" if alike else f"head {h + 1}"
         axes.plot(keys, (sink - keys.log()).sigmoid(), color=PALETTE[h % len(PALETTE)], lw=1.4, label=label)
     axes.set_yscale("log")
-    _mark(axes, view.length)
+    mark(axes, view.length)
     axes.set(title="weight of the sink, all logits 0", xlabel="keys that the query sees", ylabel="weight (log scale)")
-    _tokens(axes, view.length, length)
-    _legend(axes)
+    tokens(axes, view.length, length)
+    legend(axes)
 
 
 def _pairs(
@@ -368,49 +364,11 @@ def _pairs(
 ) -> None:
     """A heat map over queries (downwards) and keys; NaN, which is not seen, stays grey."""
     axes.set_facecolor("0.88")
-    image = axes.imshow(values.numpy(), cmap=_colours(colours), vmin=bounds[0], vmax=bounds[1], interpolation="none")
-    _bar(axes, image, unit)
+    image = axes.imshow(values.numpy(), cmap=colours(colours), vmin=bounds[0], vmax=bounds[1], interpolation="none")
+    bar(axes, image, unit)
     if len(values) > view.length:
-        _mark(axes, view.length)
-        _mark(axes, view.length, vertical=False, text="")
+        mark(axes, view.length)
+        mark(axes, view.length, vertical=False, text="")
     axes.set(title=title, xlabel="key (tokens)", ylabel="query (tokens)")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_ticks(range(0, len(values) + 1, max(1, view.length // 2)))
-
-
-def _colours(name: str) -> Colormap:
-    """A map of few colours: easier to read off the bar, and smaller to store."""
-    return matplotlib.colormaps[name].resampled(16)
-
-
-def _bar(axes: Axes, image: object, unit: str) -> None:
-    bar = axes.figure.colorbar(image, ax=axes, shrink=0.9)
-    bar.solids.set_rasterized(True)
-    bar.set_label(unit, fontsize=8)
-    bar.ax.tick_params(labelsize=8)
-
-
-def _legend(axes: Axes, inside: str = "") -> None:
-    """A legend to the right of the panel, where it covers no line, or inside in a corner that is empty."""
-    n_columns = 1 + (len(axes.get_legend_handles_labels()[0]) - 1) // 16
-    where = {"loc": inside} if inside else {"loc": "upper left", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
-    axes.legend(fontsize=8, ncols=n_columns, framealpha=0.8, edgecolor="none", handlelength=1.5, **where)
-
-
-def _tokens(axes: Axes, train_length: int, length: int) -> None:
-    """Ticks at multiples of the training length."""
-    parts = {1: 4, 2: 2}.get(length // train_length, 1)
-    axes.set_xticks(range(0, length + 1, max(1, train_length // parts)))
-
-
-def _mark(axes: Axes, train_length: int, vertical: bool = True, text: str = "L") -> None:
-    """A dashed line at the training length, with its label outside of the panel."""
-    line = axes.axvline if vertical else axes.axhline
-    line(train_length, color=GREY, lw=1, ls="--")
-    if text:
-        transform = axes.get_xaxis_transform() if vertical else axes.get_yaxis_transform()
-        place, offset = ((train_length, 1), (0, 2)) if vertical else ((1, train_length), (3, 0))
-        axes.annotate(
-            text, place, xycoords=transform, xytext=offset, textcoords="offset points",
-            va="bottom" if vertical else "center", ha="center" if vertical else "left", color=GREY, fontsize=9,
-        )  # fmt: skip
