@@ -357,14 +357,14 @@ def _pairs(
     view: View,
     axes: Axes,
     values: Tensor,
-    colours: str,
+    shades: str,
     title: str,
     unit: str,
     bounds: tuple[float | None, float | None] = (None, None),
 ) -> None:
     """A heat map over queries (downwards) and keys; NaN, which is not seen, stays grey."""
     axes.set_facecolor("0.88")
-    image = axes.imshow(values.numpy(), cmap=colours(colours), vmin=bounds[0], vmax=bounds[1], interpolation="none")
+    image = axes.imshow(values.numpy(), cmap=colours(shades), vmin=bounds[0], vmax=bounds[1], interpolation="none")
     bar(axes, image, unit)
     if len(values) > view.length:
         mark(axes, view.length)
