@@ -1,7 +1,10 @@
 """Each protocol against a naive loop, and what happens where a length has no value."""
 
 import math
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -601,11 +604,18 @@ def test_float32_is_float32_under_somebody_elses_autocast(text):
 
 @pytest.mark.skipif(peak_memory(torch.device("cpu")) is None, reason="needs Linux's /proc")
 def test_peak_memory_sees_an_allocation_and_forgets_it():
-    cpu = torch.device("cpu")
-    reset_peak_memory(cpu)
-    before = peak_memory(cpu)
-    torch.ones(2**25)  # 128 MiB
-    peak = peak_memory(cpu)
-    assert peak - before > 2**26
-    reset_peak_memory(cpu)
-    assert peak_memory(cpu) < peak
+    """In a process of its own: here other tests may have left memory that is used again."""
+    code = """
+import torch
+from pezoo.outcome import peak_memory, reset_peak_memory
+
+cpu = torch.device("cpu")
+reset_peak_memory(cpu)
+before = peak_memory(cpu)
+torch.ones(2**25)  # 128 MiB
+peak = peak_memory(cpu)
+assert peak - before > 2**26
+reset_peak_memory(cpu)
+assert peak_memory(cpu) < peak
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

@@ -393,6 +393,8 @@ def test_far_angles_and_distances_stay_apart_in_bfloat16():
     for name in ENCODINGS:
         model = Transformer(TransformerConfig(scheme=name, **SIZES | {"n_heads": 1})).bfloat16()
         encoding = member(model.scheme, name)
+        if entry(name).traits.tokens:  # its angles are those of segments, which are few
+            continue
         if overrides(encoding, "inv_freq") and overrides(encoding, "prepare"):
             own = positions.replace(inv_freq=encoding.inv_freq()[None])
             by_q = encoding.prepare(own)
