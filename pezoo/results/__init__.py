@@ -15,7 +15,7 @@ import operator
 import types
 import typing
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from itertools import chain
@@ -245,11 +245,13 @@ def to_csv(results: Iterable[Result]) -> str:
     Lists are joined by "+", mappings are JSON.
     """
     names = [field.name for field in fields(Result)]
-    joined = {name: "+".join for name in names if tuple in map(typing.get_origin, _parts(_HINTS[name]))}
-    joined |= {name: json.dumps for name in names if dict in map(typing.get_origin, _parts(_HINTS[name]))}
+    places: list[tuple[int, Callable[[Any], str]]] = []
+    for place, name in enumerate(names):
+        kinds = [typing.get_origin(part) for part in _parts(_HINTS[name])]
+        if tuple in kinds or dict in kinds:
+            places.append((place, "+".join if tuple in kinds else json.dumps))
     file, values = io.StringIO(), operator.attrgetter(*names)
     writer = csv.writer(file, lineterminator="\n")
-    places = [(names.index(name), text) for name, text in joined.items()]
     writer.writerow(names)
     for result in results:
         row = list(values(result))
