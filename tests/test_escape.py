@@ -89,9 +89,11 @@ def test_markdown_shows_labels_as_they_are(odd):
     assert "\x1b" not in text
     assert "<script" not in text
     assert not re.search(r"\]\(", text)
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    widths = {len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in rows}
-    assert len(widths) == 1, "no label makes a cell"
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert tables
+    for table_ in tables:
+        widths = {len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in table_.splitlines()}
+        assert len(widths) == 1, "no label makes a cell"
     assert "# new" not in text.splitlines()
 
 
