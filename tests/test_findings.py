@@ -9,7 +9,7 @@ from test_report import answers, result
 
 from pezoo.report import findings, ranks, tradeoff
 from pezoo.report.figure import save
-from pezoo.report.lines import beside_best, by_length
+from pezoo.report.lines import beside_best, lines_by_length
 
 NAMES = [f"task{i}" for i in range(9)]
 
@@ -37,6 +37,7 @@ def test_the_best_at_both_ends_is_named_with_what_breaks():
     assert "every other scheme is worse" in text
     assert "1 of 4 schemes rise more than 10 % above their own value at L: at 2L rope." in text
     assert "3 seeds" in text
+    assert "the intervals speak of other seeds, not of other texts" in text
 
 
 def test_ties_are_not_called_better():
@@ -87,7 +88,7 @@ def test_highlights_hold_the_best_and_the_worst():
 
 def test_ratios_to_the_best_are_one_at_the_best():
     kept = findings.headline_results(study({"rope": (5.0, 9.0), "alibi": (6.0, 6.0)}))
-    ratios = beside_best(kept, by_length(kept))
+    ratios = beside_best(kept, lines_by_length(kept))
     assert ratios["rope"][64][0] == ratios["alibi"][128][0] == 1
     assert ratios["alibi"][64][0] == pytest.approx(1.2, rel=1e-3)
 

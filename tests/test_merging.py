@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pandas
 import pytest
 import yaml
 
@@ -45,8 +46,15 @@ def test_what_differs_is_named_and_refused(studies, capsys):
     other = studies("b", lambda r: r.seed == 1, RECIPE | {"model": {"d_model": 128}}, corpus="other")
     with pytest.raises(UserError, match=r"model.d_model 64 -> 128; corpus .* -> other"):
         pezoo.load(first, other)
-    assert main(["report", str(first), str(other)]) == 2
+    assert main(["report", str(first), str(other), "--out", str(first / "both")]) == 2
     assert f"pezoo compare {first} {other}" in capsys.readouterr().err
+
+
+def test_a_report_of_several_studies_does_not_take_the_place_of_one(studies, capsys):
+    first, other = studies("a", lambda r: r.seed == 0), studies("b", lambda r: r.seed == 1)
+    assert main(["report", str(first), str(other)]) == 2
+    assert "one report of 2 studies needs a folder of its own; add --out FOLDER" in capsys.readouterr().err
+    assert not (first / "report").exists()
 
 
 def test_different_results_of_one_scheme_and_seed_are_refused(studies):
@@ -74,6 +82,9 @@ def test_a_study_is_looked_at_from_a_notebook():
     assert set(frame["label"]) == {"rope"}
     assert set(frame["baseline"]) == {"alibi"}
     assert frame["effect"].iloc[-1] > 1
+    whole = study.compare(baseline="alibi")
+    both = ["test_length", "effect", "low", "high", "verdict"]  # the same intervals, alone or in a table
+    pandas.testing.assert_frame_equal(frame[both], whole[whole["label"] == "rope"][both].reset_index(drop=True))
     assert {"low", "high", "p_corrected", "verdict"} <= set(frame.columns)
     with pytest.raises(UserError, match="no results of 'ropee'"):
         study.compare("ropee", "alibi")

@@ -263,3 +263,9 @@ def test_a_constant_factor_is_said_instead():
     assert len(panels(figure)) == 1
     assert f"The factor on q·k is {(0.1 * math.log(8) + 1) ** 2:.3g} at all lengths." in figure.get_supxlabel()
     assert [*panels(picture("rope+yarn"))][-1].startswith("factor on q·k")
+
+
+def test_a_scheme_that_no_panel_shows_is_one_message(monkeypatch):
+    monkeypatch.setattr("pezoo.drawing.panels_of", lambda view: [])
+    with pytest.raises(pezoo.UserError, match=r"nothing to draw of rope: it changes no number that a panel shows"):
+        picture("rope")

@@ -666,7 +666,7 @@ def test_rows_are_compared_with_the_baseline_at_the_longest_length(tmp_path):
     assert column["rope"] == f"×{ratio:.2f} worse"
     assert column["learned"] == "–"
     assert one.notes[-2] == "against baseline: at 16L, ratio to alibi, the study's baseline"
-    assert one.notes[-1].endswith("come from pairs of 3 seeds: they tell of other seeds, not of other texts")
+    assert one.notes[-1].endswith("allow for another draw of seeds, not of test texts (3 seeds, compared in pairs)")
     assert "ratio to rope, the best at L" in table.by_length(made).markdown()
     assert "ratio to rope, the best at L" in table.by_length(made, baseline="gone").markdown()
     write_all_losses(made, tmp_path)
@@ -704,6 +704,12 @@ def test_one_seed_gets_no_verdict_and_is_told_so():
     assert not any(word in text for text in one.frame.to_numpy().ravel() for word in ("=", "worse", "better"))
     assert one.notes == (beside.ONE_SEED,)
     assert beside.ONE_SEED in table.by_length(against_rope(seeds=(4,))).notes
+
+
+def test_a_baseline_that_lost_a_seed_is_not_one_seed():
+    made = [r for r in against_rope(seeds=(0, 1)) if (r.label, r.test_length, r.seed) != ("rope", 128, 0)]
+    notes = table.by_length([*made, lost("rope", 128, 0)], baseline="rope").notes
+    assert beside.ONE_SEED not in notes
 
 
 def test_what_cannot_be_compared_has_no_table():

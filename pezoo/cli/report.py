@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pezoo.cli.shared import make_parser, say, shown
+from pezoo.errors import UserError
 
 
 def report(argv: list[str]) -> int:
@@ -16,7 +17,7 @@ def report(argv: list[str]) -> int:
         note="`pezoo run` does this at its end. Several studies must share text, model, training and testing.\n\n",
     )
     parser.add_argument("folders", metavar="DIR", nargs="+", help="folder of a study, with its results")
-    parser.add_argument("--out", metavar="FOLDER", help="where the report goes (default: DIR/report, of the first DIR)")
+    parser.add_argument("--out", metavar="FOLDER", help="where the report goes (default: DIR/report; several need one)")
     args = parser.parse_args(argv)
 
     from rich.markup import escape
@@ -24,6 +25,8 @@ def report(argv: list[str]) -> int:
     from pezoo.report import scorecard, table
     from pezoo.report.finished import load
 
+    if len(args.folders) > 1 and args.out is None:
+        raise UserError(f"one report of {len(args.folders)} studies needs a folder of its own; add --out FOLDER")
     study = load(*args.folders)
     out = Path(args.folders[0], "report") if args.out is None else Path(args.out)
     study.write(out)
@@ -58,7 +61,6 @@ def compare(argv: list[str]) -> int:
     parser.add_argument("folders", metavar="DIR", nargs="+", help="folders of studies, with their results")
     args = parser.parse_args(argv)
 
-    from pezoo.errors import UserError
     from pezoo.report.finished import load, side_by_side
     from pezoo.report.printed import Table
 

@@ -57,6 +57,8 @@ def picture(scheme: str | Spec, *, train_length: int = 64, n_heads: int = 4, d_m
             raise UserError(f"cannot draw {part}: {reason}")
         head = f"{part}\n" if len(plain) > 1 else ""
         panels += [(head, panel) for panel in panels_of(view)]
+    if not panels:
+        raise UserError(f"there is nothing to draw of {spec}: it changes no number that a panel shows")
     names = [found.name] if found and found.cls else [*spec.encodings, *spec.extensions]
     return _figure(title, panels, [e for n in names if (e := entry(n).equation)], notes)
 

@@ -148,17 +148,17 @@ def _meaning(found: list[Comparison]) -> list[str]:
     """Return what marks and intervals of comparisons mean."""
     known = [one for one in found if one.p is not None]
     if not known:
-        return [ONE_SEED] if max(one.seeds for one in found) == 1 else []
+        return [ONE_SEED] if max(one.seeds + one.lost for one in found) == 1 else []
     seeds = sorted({one.seeds for one in known})
     pairs = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
     documents = {one.documents for one in known}
-    if None in documents:
-        over = f"pairs of {pairs}: they tell of other seeds, not of other texts"
-        if scale_of(known[0].metric) == "share":
-            over = f"pairs of {pairs} and the number of questions: they tell of other seeds and other questions"
+    if None not in documents:
+        what = f"another draw of seeds and test texts ({pairs}, {max(documents)} documents, compared in pairs)"
+    elif scale_of(known[0].metric) == "share":
+        what = f"another draw of seeds and questions ({pairs}, compared in pairs)"
     else:
-        over = f"pairs of {pairs} and {max(documents)} documents: they tell of other seeds and other texts"
-    return [f"= is a tie: the 95% interval holds no difference; intervals come from {over}"]
+        what = f"another draw of seeds, not of test texts ({pairs}, compared in pairs)"
+    return [f"= is a tie: the 95% interval includes no difference. Intervals allow for {what}"]
 
 
 def _effect(one: Comparison) -> str:

@@ -104,6 +104,7 @@ def compare_all(
     losses: Sources | None = None,
     level: float = 0.95,
     lengths: Sequence[int] | None = None,
+    labels: Sequence[str] | None = None,
 ) -> list[Comparison]:
     """Compare every scheme with a baseline, at every test length from L on.
 
@@ -115,6 +116,7 @@ def compare_all(
         losses: as in `compare`.
         level: as in `compare`.
         lengths: test lengths, if not all.
+        labels: schemes, if not all; the others still say how much seeds differ in this study.
 
     Returns:
         By label in order of first appearance, then length. p-values are corrected for all of these together.
@@ -126,7 +128,9 @@ def compare_all(
     baseline = best_in_range(study.results) if baseline is None else baseline
     study.check(baseline)
     trained, found = study.trained, []
-    for label in study.labels:
+    for label in labels or ():
+        study.check(label)
+    for label in labels or study.labels:
         if label != baseline and not label.endswith(WINDOWED):
             least = max(trained[label], trained[baseline])
             at = [n for n in sorted(study.at) if n >= least and label in study.at[n] and (not lengths or n in lengths)]

@@ -4,11 +4,13 @@ import math
 from collections.abc import Iterable, Sequence
 
 from pezoo.report.comparisons import Comparison, compare_all, in_range, lower_is_better
+from pezoo.report.costs import costs
 from pezoo.report.groups import WINDOWED, groups, headline, metrics, select, words
+from pezoo.report.printed import best_cells
 from pezoo.report.statistics import ACCURACIES, PERPLEXITIES, TOLERANCE, Curve, curves, length_name
 from pezoo.report.table import by_task, score_groups, scores
 from pezoo.results import Result
-from pezoo.results.losses import Sources
+from pezoo.results.losses import Sources, losses_of
 
 BYTES = 256
 """Perplexity of guessing a byte."""
@@ -32,7 +34,8 @@ def findings(results: Iterable[Result], losses: Sources | None = None) -> list[s
     found = groups(results)
     name, group = next(iter(found.items()))
     kept = headline_results(group)
-    said = [*_over_tasks(found), *_untrained(kept), *_best(kept, losses), *_cheapest(kept), *_broken(kept), _sure(kept)]
+    said = [*_over_tasks(found), *_untrained(kept), *_best(kept, losses), *_cheapest(kept), *_broken(kept)]
+    said.append(_sure(kept, losses is not None and bool(losses_of(losses, (r.cell for r in kept)))))
     where = f"Of {len(found)} parts of this study, these sentences speak of {name}." if len(found) > 1 and name else ""
     return [sentence for sentence in [*said, where] if sentence]
 
@@ -113,19 +116,15 @@ def _cheapest(kept: list[Result]) -> list[str]:
     """Return a sentence on the scheme that trains fastest, among those near the best at the longest length."""
     long = max(r.test_length for r in kept)
     near = _near_best(kept, long)
-    seconds: dict[str, list[float]] = {}
-    for r in kept:
-        if r.test_length == long and r.train_seconds is not None:
-            seconds.setdefault(r.label, []).append(r.train_seconds)
-    costs = {label: sum(each) / len(each) for label, each in seconds.items()}
-    candidates = [label for label in near if label in costs]
+    spent = costs(kept)["train_seconds"].dropna()
+    candidates = [label for label in near if label in spent]
     best = _first(_best_at(kept, long))
-    if len(candidates) < 2 or not best or best[0] not in costs or len({_mean_at(kept, one, long) for one in near}) == 1:
+    if len(candidates) < 2 or not best or best[0] not in spent or len({_mean_at(kept, one, long) for one in near}) == 1:
         return []
-    cheap = min(candidates, key=lambda label: costs[label])
+    cheap = min(candidates, key=lambda label: spent[label])
     if cheap == best[0]:
         return [f"Of the {len(candidates)} within 10 % of that, it is also the one that trains fastest."]
-    share = costs[cheap] / costs[best[0]]
+    share = spent[cheap] / spent[best[0]]
     return [
         f"Of the {len(candidates)} within 10 % of that, {cheap} trains fastest, in {share:.0%} of {best[0]}'s time."
     ]
@@ -161,35 +160,28 @@ def _broken(kept: list[Result]) -> list[str]:
     return [f"{'; '.join(said)}."]
 
 
-def _sure(kept: list[Result]) -> str:
-    """Return a sentence on what the numbers stand on."""
+def _sure(kept: list[Result], losses_known: bool) -> str:
+    """Return what the numbers stand on."""
     seeds, one = len({r.seed for r in kept}), kept[0]
     documents = max((r.n_documents for r in kept), default=0)
     what = f"{documents} test documents" if one.metric not in ACCURACIES else f"{documents} questions"
     if seeds == 1:
         return f"All of this is one seed on {what}: no interval can be given, so nothing is called better or a tie."
-    return f"All of this rests on {seeds} seeds and {what}, under the protocol {one.protocol}."
+    rests = f"All of this rests on {seeds} seeds and {what}, under the protocol {one.protocol}"
+    if one.metric in ACCURACIES or losses_known:
+        return f"{rests}."
+    return f"{rests}. Losses by document were not kept, so the intervals speak of other seeds, not of other texts."
 
 
 def _over_tasks(found: dict[str, list[Result]]) -> list[str]:
     """Return a sentence on the best on average, where schemes are compared on several tasks."""
     for metric in ACCURACIES:
         for names in score_groups(found, metric):
-            frame = scores(by_task(names)).frame
-            means = {label: _number(text) for label, text in frame["mean"].items() if label != "(guessing)"}
-            known = {label: mean for label, mean in means.items() if mean is not None}
-            if known:
-                best = max(known, key=lambda label: known[label])
-                text = frame.loc[best, "mean"]
-                return [f"Over {len(names)} tasks, beyond L, {best} is best on average: {words(metric)} {text} %."]
+            whole = scores(by_task(names))
+            if best := [row for row, column in best_cells(whole) if column == "mean"]:
+                text = whole.frame.loc[best[0], "mean"]
+                return [f"Over {len(names)} tasks, beyond L, {best[0]} is best on average: {words(metric)} {text} %."]
     return []
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(str(text).split()[0])
-    except (ValueError, IndexError):
-        return None
 
 
 def _ranked(found: dict[str, Curve], length: int, metric: str) -> list[str]:

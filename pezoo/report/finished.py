@@ -21,7 +21,7 @@ from pezoo.report.write import write_report
 from pezoo.results import Result, find_results, read, to_frame
 from pezoo.results.losses import Sources
 from pezoo.study.folder import changes, flat
-from pezoo.study.reading import read_yaml
+from pezoo.study.reading import read_keys
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,11 +87,7 @@ class Finished:
         """
         kept = headline_results(next(iter(groups(self.results).values())))
         beside = baseline or self.baseline or best_in_range(kept)
-        if label is not None:
-            kept = [r for r in kept if r.label in (label, beside)]
-        found = compare_all(kept, beside, self.losses)
-        if label is not None and not found:
-            raise UserError(f"there are no results of {label!r} to compare with {beside!r}")
+        found = compare_all(kept, beside, self.losses, labels=None if label is None else [label])
         return pandas.DataFrame([vars(one) | {"verdict": one.verdict} for one in found])
 
     def plot(self) -> "Figure":
@@ -151,7 +147,7 @@ def _load(folder: Path) -> Finished:
     if not results:
         raise UserError(f"the study in {folder} has no results yet; type: pezoo run {shlex.quote(str(folder))}")
     recipe = folder / "recipe.yaml"
-    return Finished((folder,), results, read_yaml(recipe) if recipe.is_file() else {})
+    return Finished((folder,), results, read_keys(recipe) if recipe.is_file() else {})
 
 
 def _merged(studies: list[Finished]) -> Finished:

@@ -24,7 +24,7 @@ NAME = 7.5
 """Size of the names at the ends of lines."""
 
 
-def by_length(kept: Sequence[Result]) -> dict[str, Points]:
+def lines_by_length(kept: Sequence[Result]) -> dict[str, Points]:
     """Return the points of each label's curve over the test length, without companions with a window.
 
     Args:
@@ -39,7 +39,7 @@ def by_length(kept: Sequence[Result]) -> dict[str, Points]:
     return found
 
 
-def by_position(kept: Sequence[Result], source: Sources) -> dict[str, Points]:
+def lines_by_position(kept: Sequence[Result], source: Sources) -> dict[str, Points]:
     """Return the loss by position of each label at its longest test length, with its interval over seeds.
 
     Args:

@@ -18,7 +18,7 @@ from pezoo.report.captions import made_with
 from pezoo.report.figure import SAVING, settle, styles
 from pezoo.report.findings import headline_results, highlights
 from pezoo.report.groups import groups, words
-from pezoo.report.lines import by_length, draw_named
+from pezoo.report.lines import draw_named, lines_by_length
 from pezoo.report.printed import Table, best_cells
 from pezoo.report.statistics import curves, length_name
 from pezoo.results import Result
@@ -114,7 +114,7 @@ def _chart(group: list[Result], baseline: str) -> dict[str, Any]:
     kept = headline_results(group)
     found, looks, named = curves(kept), styles(kept), highlights(kept, baseline)
     metric, protocol = kept[0].metric, kept[0].protocol
-    forms, lines_of = {}, by_length(kept)
+    forms, lines_of = {}, lines_by_length(kept)
     for form, wide in (("wide", True), ("narrow", False)):
         svg = str(within(drawn(draw_named(kept, lines_of, list(found), wide, apart=named)), f"{form[0]}-"))
         for i in (i for i, label in enumerate(found) if label not in named):

@@ -1,6 +1,5 @@
 """A table as it is printed: in a terminal, in Markdown, in LaTeX."""
 
-import re
 from dataclasses import dataclass
 
 import pandas
@@ -12,8 +11,8 @@ from pezoo.report.terminal import blocks, make_rich
 
 BESIDE = "against baseline"
 """The column that compares each scheme with the baseline."""
-LENGTHS = r"[\d.]*L|T = \d+|\d+"
-"""Columns that are test lengths."""
+GUESSING = "(guessing)"
+"""The row of what guessing scores."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,10 @@ class Table:
     frame: pandas.DataFrame
     """Texts; the index has a name."""
     notes: tuple[str, ...] = ()
+    means: pandas.DataFrame | None = None
+    """The numbers behind the columns that are compared: the rows of `frame`, NaN where a seed is lost."""
     best: str = ""
-    """Whether the "least" or the "most" of each length is best; empty: nothing is."""
+    """Whether the "least" or the "most" of these is best; empty: nothing is."""
 
     def markdown(self) -> str:
         """Return the table without its heading; the text ends in a newline."""
@@ -82,15 +83,12 @@ class Table:
 
 
 def best_cells(table: Table) -> set[tuple[str, str]]:
-    """Return the best cells of a table by length, as (row, column): those with the best mean that the text shows."""
-    best: set[tuple[str, str]] = set()
-    for column in table.frame.columns if table.best else ():
-        means = {row: mean_of(text) for row, text in table.frame[column].items()}
-        known = [mean for row, mean in means.items() if mean is not None and row != "(guessing)"]
-        if known and (re.fullmatch(LENGTHS, column) or (table.best == "most" and column != BESIDE)):
-            first = min(known) if table.best == "least" else max(known)
-            best |= {(row, column) for row, mean in means.items() if mean == first}
-    return best
+    """Return the best cells of a table, as (row, column)."""
+    if table.means is None or not table.best:
+        return set()
+    means = table.means.drop(index=GUESSING, errors="ignore")
+    first = means.min() if table.best == "least" else means.max()
+    return {(row, column) for column in means for row in means.index[means[column] == first[column]]}
 
 
 _LATEX = {
@@ -103,9 +101,3 @@ _LATEX = {
 
 def _in_latex(text: str) -> str:
     return "".join(_LATEX.get(sign, sign) for sign in str(text))
-
-
-def mean_of(text: str) -> float | None:
-    """Return the number that a cell begins with, if it begins with one."""
-    found = re.match(r"[-+]?[\d.]+(e[-+]?\d+)?", str(text))
-    return float(found[0]) if found else None

@@ -1,7 +1,5 @@
 """Tables: a row per scheme, a column per test length; schemes beside a baseline, by tasks, by cost; grids."""
 
-import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -19,7 +17,7 @@ from pezoo.report.captions import (
     reasons,
 )
 from pezoo.report.groups import WINDOWED, groups, headline, matrices, metrics, select, words
-from pezoo.report.printed import LENGTHS, Table, mean_of
+from pezoo.report.printed import GUESSING, Table
 from pezoo.report.statistics import (
     ACCURACIES,
     PERPLEXITIES,
@@ -98,7 +96,8 @@ def by_length(
     results = list(results)
     kept = select(results, metric, protocol)
     several = len({r.train_length for r in kept}) > 1
-    frame = pivot(kept, metric, protocol).map(lambda summary: _shown(summary, "" if several else "–"))
+    summaries = pivot(kept, metric, protocol)
+    frame = summaries.map(lambda summary: _shown(summary, "" if several else "–"))
     notes = [*reasons(kept), *rates(kept), *overlap(kept)]
     if metric in (*PERPLEXITIES, *ACCURACIES):
         notes += _add_effective_lengths(frame, kept)
@@ -108,7 +107,8 @@ def by_length(
     if metric == "loss":
         notes += _add_bits(frame, [r for r in results if (r.metric, r.protocol) == (BITS_PER_BYTE, protocol)])
     best = "most" if metric in ACCURACIES else "least" if metric in (*PERPLEXITIES, "loss", BITS_PER_BYTE) else ""
-    return Table(heading_of(name, metric, f"{protocol} protocol"), caption_of(kept), frame, tuple(notes), best)
+    heading = heading_of(name, metric, f"{protocol} protocol")
+    return Table(heading, caption_of(kept), frame, tuple(notes), _means(summaries), best)
 
 
 def scores(tasks: Mapping[str, list[Result]], baseline: str = "") -> Table:
@@ -124,12 +124,13 @@ def scores(tasks: Mapping[str, list[Result]], baseline: str = "") -> Table:
         The table, whose last row is what guessing scores.
     """
     one = next(iter(tasks.values()))[0]
-    frame = score_frame(tasks).map(_shown)
+    summaries = score_frame(tasks)
+    frame = summaries.map(_shown)
     every = [r for kept in tasks.values() for r in kept]
     notes = add_comparison(frame, mean_over_tasks(tasks), baseline, None, "in the mean")
     caption = f"{metric_words(one)} in percent, mean over the tested lengths beyond L; {over_seeds(every)}"
     heading = heading_of(one.part, f"{one.metric} by task", "beyond the training length")
-    return Table(heading, caption, frame, tuple(notes), "most")
+    return Table(heading, caption, frame, tuple(notes), _means(summaries), "most")
 
 
 def score_groups(found: Mapping[str, list[Result]], metric: str) -> list[dict[str, list[Result]]]:
@@ -260,21 +261,28 @@ def ranking(results: Iterable[Result], baseline: str = "", losses: Sources | Non
     name, group = next(iter(found.items()))
     metric, protocol = headline(metrics(group))
     whole = by_length(group, metric, protocol, name, baseline, losses)
-    lengths = [column for column in whole.frame.columns if re.fullmatch(LENGTHS, column)]
+    lengths = list(whole.means.columns)
     columns = [*dict.fromkeys((lengths[0], lengths[-1])), BESIDE, "good to", "stable to"]
     frame = whole.frame[[column for column in columns if column in whole.frame.columns]]
     frame = frame[[not row.endswith(WINDOWED) for row in frame.index]]
     notes = [note for note in whole.notes if note.startswith((BESIDE, "good to", "stable to", "=", "one seed"))]
+    means = whole.means.loc[frame.index, [length for length in lengths if length in frame]]
     heading = heading_of(name, f"ranking by {words(metric)}", f"the best at {lengths[-1]} first")
-    return _sorted(replace(whole, heading=heading, frame=frame, notes=tuple(notes)), lengths[-1])
+    short = replace(whole, heading=heading, frame=frame, notes=tuple(notes), means=means)
+    return _sorted(short, lengths[-1])
+
+
+def _means(summaries: pandas.DataFrame) -> pandas.DataFrame:
+    """Return the means of those summaries that have every seed."""
+    return summaries.map(lambda one: None if one is None else one.whole_mean).astype(float)
 
 
 def _sorted(table: Table, column: str) -> Table:
-    """Return the table with the best rows of a column first; rows without a value come last."""
-    sign = -1 if table.best == "most" else 1
-    means = {row: mean_of(text) for row, text in table.frame[column].items()}
-    order = sorted(means, key=lambda row: (row == "(guessing)", math.inf if means[row] is None else sign * means[row]))
-    return replace(table, frame=table.frame.loc[order])
+    """Return the table with the best rows of a column first; then rows without a value, and what guessing scores."""
+    means = table.means[column].loc[table.frame.index]
+    order = means.sort_values(ascending=table.best != "most", kind="stable").index
+    last = [row for row in order if row == GUESSING]
+    return replace(table, frame=table.frame.loc[[*(row for row in order if row != GUESSING), *last]])
 
 
 def _add_bits(frame: pandas.DataFrame, bits: list[Result]) -> list[str]:

@@ -14,7 +14,7 @@ from pezoo.report.curves import draw_by_position, draw_curves, draw_tasks
 from pezoo.report.figure import save
 from pezoo.report.findings import findings
 from pezoo.report.groups import HEADLINES, WINDOWED, groups, headline, matrices, metrics, select, words
-from pezoo.report.lines import MOST, beside_best, by_length, by_position, draw_families
+from pezoo.report.lines import MOST, beside_best, draw_families, lines_by_length, lines_by_position
 from pezoo.report.page import About, Section, render
 from pezoo.report.printed import Table
 from pezoo.report.ranks import draw_ranks
@@ -137,7 +137,7 @@ def draw_headline(group: list[Result]) -> Figure:
     """Draw the foremost metric of a group over the test length."""
     metric, protocol = headline(metrics(group))
     kept = select(group, metric, protocol)
-    return draw_families(kept, by_length(kept)) if _many(kept) else draw_curves(kept, metric, protocol)
+    return draw_families(kept, lines_by_length(kept)) if _many(kept) else draw_curves(kept, metric, protocol)
 
 
 def _many(group: Iterable[Result]) -> bool:
@@ -153,18 +153,18 @@ def _of_group(group: list[Result], source: Sources, done: Container[str]) -> Ite
         drawn = [m for m in HEADLINES if m in names] or [m for m in names if "_at_" not in m]
         for metric in [m for m in drawn if m not in done]:
             kept = select(group, metric, protocol)
-            figure = draw_families(kept, by_length(kept)) if many else draw_curves(kept, metric, protocol)
+            figure = draw_families(kept, lines_by_length(kept)) if many else draw_curves(kept, metric, protocol)
             yield f"{'curves' if metric == 'perplexity' else metric}{end}", figure
         if any(r.depth is not None and (r.metric, r.protocol) == ("exact_match", protocol) for r in group):
             yield f"exact_match_by_depth{end}", heatmap.draw_depth(group, protocol=protocol)
-        if "loss" in names and (lines := by_position(kept := select(group, "loss", protocol), source)):
+        if "loss" in names and (lines := lines_by_position(kept := select(group, "loss", protocol), source)):
             several = many and len(lines) > 1
             figure = draw_families(kept, lines, "position") if several else draw_by_position(kept, source, protocol)
             yield f"loss_by_position{end}", figure
     metric, protocol = headline(found)
     kept = select(group, metric, protocol)
     if many and scale_of(metric) == "log":
-        ratios = beside_best(kept, by_length(kept))
+        ratios = beside_best(kept, lines_by_length(kept))
         yield "beside_the_best", draw_families(kept, ratios, what=f"{words(metric).capitalize()} / the best")
     if metric not in done and (cost := draw_cost(kept)) is not None:
         yield "cost", cost

@@ -74,7 +74,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
         name, given = "study", dict(recipe)
     else:
         path = find_recipe(recipe)
-        name, given = path.stem, read_yaml(path)
+        name, given = path.stem, read_keys(path)
     pairs = [_parse_override(text) for text in overrides]
     early = [(key, value) for key, value in pairs if re.match(r"sizes?\b", key)]
     tree = merge({}, given)
@@ -98,7 +98,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
     return result
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_keys(path: Path) -> dict[str, Any]:
     """A recipe's keys as its file holds them.
 
     Raises:
