@@ -330,3 +330,21 @@ def test_a_verdict_rests_on_the_interval_alone(metric, low, high, verdict):
     facts = {"effect": 0.5, "p": 0.9, "p_corrected": 1.0, "seeds": 3, "documents": None}
     one = Comparison("a", "b", metric, "prefix", 64, low=low, high=high, lower_is_better="match" not in metric, **facts)
     assert one.verdict == verdict
+
+
+# One model beside itself
+
+
+def test_one_model_beside_itself_borrows_from_no_other_model():
+    made, *_ = study(seeds=3)
+    seconds = {label: float(i) for i, label in enumerate(EFFECTS)}
+    made = [replace(r, train_seconds=seconds[r.label]) for r in made]
+    small = np.random.default_rng(5).normal(0, 1e-3, 3)
+    twin = [replace(r, label="twin", value=r.value * math.exp(0.01 + small[r.seed])) for r in made if r.label == "rope"]
+    one = compare([*made, *twin], "twin", "rope", 256)
+    other = compare([*made, *(replace(r, train_seconds=99.0) for r in twin)], "twin", "rope", 256)
+    assert one.effect == other.effect
+    assert one.verdict == "worse"
+    assert other.verdict == "tie", "as two models that were trained apart would be"
+    unknown = [replace(r, train_seconds=None) for r in (*made, *twin)]
+    assert compare(unknown, "twin", "rope", 256).high == pytest.approx(other.high)

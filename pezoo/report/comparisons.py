@@ -235,7 +235,8 @@ class _Study:
             rest, documents = documents_part(*by_document), by_document[0].shape[1]
         elif self.scale == "share":
             rest = _questions(list(one.values()), list(other.values()))
-        from_seeds = seeds_part(values, self.prior(length, seeds))
+        pool = self._pool(label, baseline, length, baseline_length or length)
+        from_seeds = seeds_part(values, self.prior(length, seeds, pool))
         half = half_width(from_seeds, rest, self.level)
         p = p_value(effect, from_seeds, rest)
         low, high = self._shown(effect - half), self._shown(effect + half)
@@ -254,9 +255,30 @@ class _Study:
     def _shown(self, effect: float) -> float:
         return exp(effect) if self.scale == "log" else effect
 
-    def _prior(self, length: int, seeds: tuple[int, ...]) -> Prior | None:
-        """What all schemes that have these seeds say of the variance between seeds."""
-        rows = [[found.get(seed) for seed in seeds] for found in self.at[length].values()]
+    def _pool(self, label: str, baseline: str, length: int, baseline_length: int) -> frozenset[str]:
+        """Return the labels that say how much seeds differ in such a comparison.
+
+        One model beside itself, at another length or under another extension, differs less from seed to seed than two
+        models do. So there only labels of the same model count, and at two lengths none but itself.
+        """
+        own = self.trainings[label]
+        if label != baseline and (own is None or own != self.trainings[baseline]):
+            return frozenset(self.at[length])
+        if length != baseline_length:
+            return frozenset((label, baseline))
+        return frozenset(one for one in self.at[length] if self.trainings[one] == own)
+
+    @cached_property
+    def trainings(self) -> dict[str, frozenset | None]:
+        """By label what tells its trainings from others: seeds, the time they took, steps; None if it is not known."""
+        found: dict[str, set[tuple[int, float | None, int]]] = {}
+        for r in self.results:
+            found.setdefault(r.label, set()).add((r.seed, r.train_seconds, r.finetune_steps))
+        return {label: None if any(t is None for _, t, _ in each) else frozenset(each) for label, each in found.items()}
+
+    def _prior(self, length: int, seeds: tuple[int, ...], pool: frozenset[str]) -> Prior | None:
+        """What the schemes of the pool that have these seeds say of the variance between seeds."""
+        rows = [[found.get(seed) for seed in seeds] for label, found in self.at[length].items() if label in pool]
         whole = [row for row in rows if all(r is not None and r.value is not None for r in row)]
         return fit_prior(np.array([[self._value(r) for r in row] for row in whole]))
 

@@ -20,7 +20,7 @@ from matplotlib.layout_engine import PlaceHolderLayoutEngine
 
 from pezoo.escape import in_figure
 from pezoo.files import replacing
-from pezoo.report.groups import WINDOWED, title
+from pezoo.report.groups import title
 from pezoo.report.statistics import scale_of
 from pezoo.results import LANGUAGE_MODELLING, Result
 
@@ -48,8 +48,6 @@ EXTENSIONS = (
     "self_extend", "longrope", "abf", "llama3", "giraffe", "logn", "sinks", "lm_infinite", "cape",
     "pose", "dape", "memory", "blockwise", "clex", "dynamic_yarn", "leaky_rerope", "resonance",
 )  # fmt: skip
-READABLE = 40
-"""Most schemes whose curves one figure can show."""
 GREY = "0.35"
 SAVING = {"svg.fonttype": "none", "svg.hashsalt": "pezoo"}
 
@@ -101,11 +99,6 @@ def styles(results: Iterable[Result]) -> dict[str, Style]:
             look = replace(look, marker=MARKERS[trained.index(result.train_length) % len(MARKERS)])
         found[label] = next(other for other in _alternatives(look) if other not in found.values())
     return found
-
-
-def readable(results: Iterable[Result]) -> bool:
-    """Whether one figure can show the curves of all schemes."""
-    return len({r.label.removesuffix(WINDOWED) for r in results}) <= READABLE
 
 
 def heading(figure: Figure, text: str, kept: list[Result], *facts: str) -> None:

@@ -15,6 +15,7 @@ from pezoo.errors import UserError, cut
 from pezoo.report.comparisons import best_in_range, compare_all
 from pezoo.report.findings import findings, headline_results
 from pezoo.report.groups import groups
+from pezoo.report.lines import draw_lengths
 from pezoo.report.page import About
 from pezoo.report.table import ranking
 from pezoo.report.write import write_report
@@ -94,9 +95,7 @@ class Finished:
         """The foremost metric over the test length; a figure of matplotlib, which notebooks show."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-        from pezoo.report.write import draw_headline
-
-        figure = draw_headline(next(iter(groups(self.results).values())))
+        figure = draw_lengths(headline_results(next(iter(groups(self.results).values()))))
         FigureCanvasAgg(figure)
         return figure
 

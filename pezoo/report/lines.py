@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pezoo.report.curves import bare, length_axis, value_axis
+from pezoo.report.axes import bare, length_axis, value_axis
+from pezoo.report.curves import draw_by_position, draw_curves
 from pezoo.report.figure import Style, folded, heading, styles
 from pezoo.report.groups import WINDOWED, words
 from pezoo.report.intervals import interval_by_position, losses_by_label, mean_by_position
-from pezoo.report.statistics import ACCURACIES, PERPLEXITIES, curves
+from pezoo.report.statistics import ACCURACIES, PERPLEXITIES, curves, scale_of
 from pezoo.results import Result
 from pezoo.results.losses import Sources
 
@@ -128,6 +129,47 @@ def draw_families(
     grey = ["grey: all others"] if len(panels) > 1 else []
     heading(figure, f"{what or words(kept[0].metric).capitalize()} by {name}", kept, *bands, *grey)
     return figure
+
+
+def draw_lengths(kept: Sequence[Result]) -> Figure:
+    """Draw a metric over the test length: in one panel, or of more schemes than `MOST` in one per family.
+
+    Args:
+        kept: what `select` returned.
+    """
+    return (
+        draw_families(kept, lines_by_length(kept))
+        if _many(kept)
+        else draw_curves(kept, kept[0].metric, kept[0].protocol)
+    )
+
+
+def draw_positions(kept: Sequence[Result], source: Sources) -> Figure | None:
+    """Draw the loss by position likewise.
+
+    Args:
+        kept: what `select` returned, of the loss.
+        source: where the losses are, as in `pezoo.results.losses.losses_of`.
+
+    Returns:
+        The figure; None where losses by position were not kept.
+    """
+    lines = lines_by_position(kept, source)
+    if not lines:
+        return None
+    return draw_families(kept, lines, "position") if _many(kept) else draw_by_position(kept, source, kept[0].protocol)
+
+
+def draw_beside_best(kept: Sequence[Result]) -> Figure | None:
+    """Draw perplexities as ratios to the best at each length, of more schemes than `MOST`; else None."""
+    if not _many(kept) or scale_of(kept[0].metric) != "log":
+        return None
+    what = f"{words(kept[0].metric).capitalize()} / the best"
+    return draw_families(kept, beside_best(kept, lines_by_length(kept)), what=what)
+
+
+def _many(kept: Sequence[Result]) -> bool:
+    return len({r.label.removesuffix(WINDOWED) for r in kept}) > MOST
 
 
 def families(results: Iterable[Result]) -> dict[str, list[str]]:

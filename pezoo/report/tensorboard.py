@@ -17,11 +17,10 @@ from matplotlib.figure import Figure
 
 from pezoo.escape import in_terminal, safe_names
 from pezoo.files import curves_into
-from pezoo.report.curves import draw_by_position, draw_curves
-from pezoo.report.figure import readable
+from pezoo.report.figure import settle
 from pezoo.report.groups import HEADLINES, WINDOWED, groups, headline, matrices, metrics, select, words
 from pezoo.report.intervals import losses_by_label, mean_by_position
-from pezoo.report.lines import MOST, families
+from pezoo.report.lines import MOST, draw_lengths, draw_positions, families
 from pezoo.report.statistics import TOLERANCE, best_value, curves, effective_length, length_name, scale_of
 from pezoo.report.table import MANY, by_length
 from pezoo.results import LANGUAGE_MODELLING, Result
@@ -146,7 +145,7 @@ def _sections(results: list[Result], source: Sources | None) -> Iterator[Section
             first, _ = headline({protocol: names})
             for metric in names:
                 kept = select(group, metric, protocol)
-                shown = metric == first and len(found) <= MANY and readable(kept)
+                shown = metric == first and len(found) <= MANY
                 yield Section(
                     title=_title(name, metric, protocol, group),
                     about=_about(kept),
@@ -158,7 +157,7 @@ def _sections(results: list[Result], source: Sources | None) -> Iterator[Section
                         for label, curve in curves(kept).items()
                     },
                     foremost=metric == first and metric in HEADLINES,
-                    picture=draw_curves(kept, metric, protocol) if shown else None,
+                    picture=draw_lengths(kept) if shown else None,
                     text=by_length(kept, metric, protocol).markdown(),
                 )
             losses = {} if source is None or "loss" not in names else losses_by_label(group, source, protocol)
@@ -173,7 +172,7 @@ def _sections(results: list[Result], source: Sources | None) -> Iterator[Section
                         label: {round(at): Point(mean) for at, mean in mean_by_position(seeds).items()}
                         for label, seeds in losses.items()
                     },
-                    picture=draw_by_position(group, source, protocol) if readable(group) else None,
+                    picture=draw_positions(select(group, "loss", protocol), source),
                 )
 
 
@@ -264,6 +263,7 @@ def _scalar(tag: str, value: float, description: str = "") -> "Summary":
 
 def _pixels(picture: Figure) -> np.ndarray:
     """Render a figure to (height, width, 3) uint8."""
+    settle(picture)
     canvas = FigureCanvasAgg(picture)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]

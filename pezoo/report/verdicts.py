@@ -108,7 +108,7 @@ def _compared(claim: Claim, pair: tuple[str, str], mine: list[Result], losses: S
     sides = [_at(found, label, at) for label, at in ends]
     lengths = [side[0].test_length for side in sides]
     level = 1 - (1 - LEVEL) / len(test.pairs)
-    came = compare(_alike(found, sides), *pair, lengths[0], losses, level, baseline_length=lengths[1])
+    came = compare(found, *pair, lengths[0], losses, level, baseline_length=lengths[1])
     verdict = _verdict(test.region, came.low, came.high)
     note = _advice(came, test.region, level) if verdict == "undecided" else ""
     shown = came.effect, came.low, came.high, came.documents
@@ -188,28 +188,6 @@ def _at(found: list[Result], label: str, at: str) -> list[Result]:
     if not there:
         raise _NotTested(f"{label!r} was not tested at {at}")
     return there
-
-
-def _alike(found: list[Result], sides: Sequence[Sequence[Result]]) -> list[Result]:
-    """Return the results that say how much seeds differ in such a comparison.
-
-    One model beside itself, at another length or under another extension, differs less from seed to seed than two
-    models do: only schemes that share the model count then, and at two lengths none but itself. A training is known by
-    the time that it took.
-    """
-    labels = {r.label for side in sides for r in side}
-    if _trainings(sides[0]) != _trainings(sides[1]):
-        return found
-    if sides[0][0].test_length != sides[1][0].test_length:
-        return [r for r in found if r.label in labels]
-    each: dict[str, list[Result]] = {}
-    for r in found:
-        each.setdefault(r.label, []).append(r)
-    return [r for same in each.values() if _trainings(same) == _trainings(sides[0]) for r in same]
-
-
-def _trainings(results: Iterable[Result]) -> set[tuple[int, float | None, int]]:
-    return {(r.seed, r.train_seconds, r.finetune_steps) for r in results}
 
 
 def _verdict(region: tuple[float, float], low: float | None, high: float | None) -> Verdict:

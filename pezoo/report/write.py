@@ -10,15 +10,15 @@ from pezoo.escape import in_markdown, safe_names
 from pezoo.files import replacing
 from pezoo.report import heatmap, scorecard, table, tensorboard
 from pezoo.report.captions import made_with
-from pezoo.report.curves import draw_by_position, draw_curves, draw_tasks
+from pezoo.report.curves import draw_tasks
 from pezoo.report.figure import save
 from pezoo.report.findings import findings
-from pezoo.report.groups import HEADLINES, WINDOWED, groups, headline, matrices, metrics, select, words
-from pezoo.report.lines import MOST, beside_best, draw_families, lines_by_length, lines_by_position
+from pezoo.report.groups import HEADLINES, groups, headline, matrices, metrics, select, words
+from pezoo.report.lines import draw_beside_best, draw_lengths, draw_positions
 from pezoo.report.page import About, Section, render
 from pezoo.report.printed import Table
 from pezoo.report.ranks import draw_ranks
-from pezoo.report.statistics import ACCURACIES, grids, length_name, scale_of
+from pezoo.report.statistics import ACCURACIES, grids, length_name
 from pezoo.report.tradeoff import draw_cost
 from pezoo.results import Result, to_csv
 from pezoo.results.losses import Sources
@@ -133,39 +133,23 @@ def _pictures(results: list[Result], source: Sources) -> Iterator[Picture]:
             yield Picture(name, f"{stems[name]}{stem}", figure)
 
 
-def draw_headline(group: list[Result]) -> Figure:
-    """Draw the foremost metric of a group over the test length."""
-    metric, protocol = headline(metrics(group))
-    kept = select(group, metric, protocol)
-    return draw_families(kept, lines_by_length(kept)) if _many(kept) else draw_curves(kept, metric, protocol)
-
-
-def _many(group: Iterable[Result]) -> bool:
-    return len({r.label.removesuffix(WINDOWED) for r in group}) > MOST
-
-
 def _of_group(group: list[Result], source: Sources, done: Container[str]) -> Iterator[tuple[str, Figure]]:
     """Yield the figures of one group, but for the curves of metrics that are done."""
     found = metrics(group)
-    many = _many(group)
     for protocol, names in found.items():
         end = "" if protocol == next(iter(found)) else "_" + safe_names([protocol], space="_")[protocol]
         drawn = [m for m in HEADLINES if m in names] or [m for m in names if "_at_" not in m]
         for metric in [m for m in drawn if m not in done]:
-            kept = select(group, metric, protocol)
-            figure = draw_families(kept, lines_by_length(kept)) if many else draw_curves(kept, metric, protocol)
+            figure = draw_lengths(select(group, metric, protocol))
             yield f"{'curves' if metric == 'perplexity' else metric}{end}", figure
         if any(r.depth is not None and (r.metric, r.protocol) == ("exact_match", protocol) for r in group):
             yield f"exact_match_by_depth{end}", heatmap.draw_depth(group, protocol=protocol)
-        if "loss" in names and (lines := lines_by_position(kept := select(group, "loss", protocol), source)):
-            several = many and len(lines) > 1
-            figure = draw_families(kept, lines, "position") if several else draw_by_position(kept, source, protocol)
+        if "loss" in names and (figure := draw_positions(select(group, "loss", protocol), source)) is not None:
             yield f"loss_by_position{end}", figure
     metric, protocol = headline(found)
     kept = select(group, metric, protocol)
-    if many and scale_of(metric) == "log":
-        ratios = beside_best(kept, lines_by_length(kept))
-        yield "beside_the_best", draw_families(kept, ratios, what=f"{words(metric).capitalize()} / the best")
+    if (ratios := draw_beside_best(kept)) is not None:
+        yield "beside_the_best", ratios
     if metric not in done and (cost := draw_cost(kept)) is not None:
         yield "cost", cost
     for length in sorted({length for length, _ in grids(kept) if length > kept[0].train_length}):
