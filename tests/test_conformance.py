@@ -32,7 +32,7 @@ def test_conformance(conformance):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
+@pytest.mark.ci(one_in=2)
 @testing.parametrize(checks=LONG)
 def test_long_conformance(conformance):
     conformance()

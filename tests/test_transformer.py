@@ -129,7 +129,7 @@ def small_chunks(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
+@pytest.mark.ci(one_in=4)
 @pytest.mark.parametrize("scheme", GRID)
 @pytest.mark.usefixtures("small_chunks")
 def test_every_pair_works_or_is_refused_with_a_reason(scheme):
