@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from helpers import run_cells
+from pezoo import create
 from pezoo.errors import UserError
 from pezoo.evaluation.answers import ANSWER_PROTOCOLS
 from pezoo.evaluation.protocols import PROTOCOLS
@@ -22,7 +23,7 @@ from pezoo.study.reading import _parse_override, load_recipe, own_recipes
 from pezoo.study.recipe import Recipe
 from pezoo.task import make_task
 from pezoo.testing.properties import CheckFailed
-from tools import docs
+from tools import docs, survey
 
 FAST = ("alibi", "nope")
 PAGES = sorted([*docs.ROOT.glob("*.md"), *docs.ZOO.parent.glob("*.md")])
@@ -46,6 +47,48 @@ def test_every_block_has_its_place():
 
 def test_zoo_is_current():
     assert docs.zoo() == page(docs.ZOO), RENEW
+
+
+def test_the_survey_is_current():
+    assert survey.page() == page(docs.SURVEY), RENEW
+
+
+TABLE_1 = [row for groups in survey.TABLE_1.values() for rows in groups.values() for row in rows]
+SMALL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "train_length": 8}
+
+
+def test_the_survey_s_table_has_its_fourteen_rows():
+    assert [row.name.split(" (")[0] for row in TABLE_1] == [
+        *("Sinusoidal", "SHAPE", "CAPE", "Complex", "FLOATER", "Shaw et al."),
+        *("T5 bias", "ALiBi", "KERPLE", "Sandwich", "FIRE", "CAPE", "RoPE", "xPos"),
+    ]
+
+
+@pytest.mark.parametrize("row", TABLE_1, ids=lambda row: row.scheme)
+def test_a_row_of_the_survey_says_what_its_member_does(row):
+    """Seen from outside: what changes at the input, what is added where there is nothing, what has parameters."""
+    scheme = create(row.scheme, **SMALL)
+    parameters = [p for p in scheme.parameters() if p.numel()]
+    assert row.learnable == bool(parameters)
+    for p in parameters:  # none is hidden by a zero that it starts from
+        p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    scheme.eval()
+    prepared = scheme.prepare(scheme.positions(1, 6, phase="test", rows=[0]))
+    x = torch.ones(1, 6, 16)
+    assert (row.layer == "initial") == (not torch.equal(prepared.embed(x), x))
+    nothing, q = torch.zeros(1, 2, 6, 8), torch.ones(1, 2, 6, 8)
+    seen = torch.ones(6, 6).tril().bool()
+    alone = prepared.logits(1, q, nothing)[..., seen]
+    adds = prepared.embed(0 * x).any() if row.layer == "initial" else alone.any()
+    assert (row.integration == "add") == bool(adds)
+    if row.layer == "every":
+        doubled = prepared.logits(1, 2 * q, nothing)[..., seen]
+        assert (row.manifestation == "bias") == (bool(alone.any()) and torch.equal(alone, doubled))
+
+
+@pytest.mark.parametrize("row", [row for row in survey.rows() if row.scheme], ids=lambda row: row.scheme)
+def test_what_the_survey_names_is_a_scheme_here(row):
+    assert create(row.scheme, **SMALL)
 
 
 def anchors(text):

@@ -1,7 +1,9 @@
 """Every recipe that comes with pezoo: it loads at every size, is planned, and runs to its end at the smallest."""
 
+import re
 from itertools import product
 
+import numpy as np
 import pytest
 import yaml
 
@@ -130,3 +132,24 @@ def test_every_recipe_has_a_report(name, finished):
     drawn = {suffix: {p.stem for p in study.out.glob(f"report/*.{suffix}")} for suffix in ("svg", "png")}
     assert drawn["svg"] == drawn["png"] != set()
     assert list((study.out / "tensorboard").rglob("events.out.tfevents.*"))
+
+
+def similar_scores_higher(base, width, length):
+    """Whether sum_k cos(m base^(-2k/d)) >= 0 at all m = 0 ... L: the property that bounds the base from below."""
+    frequencies = float(base) ** (-np.arange(0, width, 2) / width)
+    return bool((np.cos(np.outer(np.arange(length + 1), frequencies)).sum(1) >= 0).all())
+
+
+@pytest.mark.parametrize(("size", "place"), [("cpu", 0), ("gpu", 1)])
+def test_the_bounds_on_the_base_are_those_of_the_paper_s_rule(size, place):
+    text = own_recipes()["base_bound"].read_text().split("at gpu:")[place]
+    told = re.findall(r"^#   (\w+) +d = (\d+) +L = (\d+) +([\d,]+)   (\d.*)$", text, re.MULTILINE)
+    parts = dict(load_recipe("base_bound", [f"size={size}"]).split())
+    assert [row[0] for row in told] == list(parts)
+    for name, width, length, bound, below in told:
+        part, bound = parts[name], int(bound.replace(",", ""))
+        assert (part.model.d_model // part.model.n_heads, part.train.length) == (int(width), int(length))
+        bases = [int(row.scheme.removeprefix("rope:base=")) for row in part.rows]
+        good = [similar_scores_higher(base, int(width), int(length)) for base in [*bases, bound, bound - 1]]
+        assert good == [*(base >= bound for base in bases), True, False]
+        assert [f"{base:,}" for base in bases if base < bound] == below.split(", ")

@@ -143,6 +143,7 @@ def test_a_mixture_whose_modules_would_merge_is_trained_as_it_is(recipe):
 CHANGES = {
     "train.lr=0.5": (True, True),
     "model.qk_norm=true": (True, True),
+    "model.token_shift=true": (True, True),
     "threads=2": (True, True),
     "seeds=[2]": (True, True),
     "test.windows=3": (False, True),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import pezoo
-from helpers import far_from_start, member
+from helpers import assert_same_weights, far_from_start, member
 from pezoo import attention
 from pezoo.contract import Positions, Undefined, overrides
 from pezoo.errors import UserError
@@ -487,6 +487,10 @@ def by_hand(model, tokens):
             g = h * kv // heads
             qh = q[..., h * width : (h + 1) * width]
             kh, vh = (t[..., g * width : (g + 1) * width] for t in (k, v))
+            if c.token_shift:
+                u = w[f"{at}.attention.shift.gates.weight"]
+                z = norm(x, f"{at}.attention_norm")
+                kh, vh = shifted_by_hand(kh, z, u[g]), shifted_by_hand(vh, z, u[kv + g])
             if c.qk_norm:
                 qh = F.rms_norm(qh, (width,), w[f"{at}.attention.q_norm.weight"])
                 kh = F.rms_norm(kh, (width,), w[f"{at}.attention.k_norm.weight"])
@@ -504,11 +508,21 @@ def by_hand(model, tokens):
     return norm(x, "norm") @ head.T
 
 
+def shifted_by_hand(found, x, u):
+    """Keys or values of a head, (B, L, d), token by token: a_t of the one before, the rest of its own."""
+    a = 1 / (1 + torch.exp(-(x @ u)))
+    rows = [(1 - a[:, :1]) * found[:, 0]]
+    rows += [a[:, t, None] * found[:, t - 1] + (1 - a[:, t, None]) * found[:, t] for t in range(1, x.shape[1])]
+    return torch.stack(rows, 1)
+
+
 @pytest.mark.parametrize(
     "config",
     [
         {},
         {"norm": "rmsnorm", "activation": "swiglu"},
+        {"token_shift": True},
+        {"token_shift": True, "n_heads": 4, "n_kv_heads": 2, "qk_norm": True},
         {"activation": "relu", "n_heads": 4, "n_kv_heads": 2},
         {"activation": "geglu", "qk_norm": True, "d_ff": 24},
         {"activation": "silu", "tie_embeddings": True, "n_kv_heads": 1},
@@ -569,6 +583,49 @@ def test_the_cache_holds_keys_that_are_not_rotated():
     first = cache.k[0, 0]  # keys of one token at each place
     assert torch.allclose(first, first[:, :1].expand_as(first), atol=1e-6)
     assert isinstance(cache, Cache)
+
+
+# Token shift
+
+
+@pytest.mark.parametrize("scheme", ["nope", "rope", "fox", "sinusoidal+alibi"])
+@pytest.mark.parametrize("pieces", [1, [1, 3, LONG - 4], [LONG - 1, 1]])
+def test_shifted_tokens_are_decoded_as_in_the_full_pass(scheme, pieces):
+    model = build(scheme, token_shift=True, n_kv_heads=1)
+    tokens = ids(LONG)
+    same(decode(model, tokens, pieces), read(model, tokens))
+    differ(read(model, tokens), read(build(scheme, n_kv_heads=1), tokens))
+
+
+@pytest.mark.parametrize("pieces", [1, [9, 1, 5, 5]])
+def test_no_token_is_mixed_with_one_of_another_document_or_with_padding(pieces):
+    model = build("rope", token_shift=True)
+    parts = ids(9), ids(5, seed=1), ids(6, seed=2)
+    tokens = torch.cat(parts, 1)
+    alone = torch.cat([model(part, positions_of(model, *part.shape, declared=20)) for part in parts], 1)
+    documents = torch.repeat_interleave(torch.tensor([1, 0, 1]), torch.tensor([9, 5, 6])).expand(2, -1)
+    same(model(tokens, positions_of(model, 2, 20, documents=documents)), alone)
+    same(decode(model, tokens, pieces, documents=documents), alone)
+    valid = (torch.arange(20) >= 9).expand(2, -1)
+    alone = model(tokens[:, 9:], positions_of(model, 2, 11, declared=20))
+    same(model(tokens, positions_of(model, 2, 20, valid=valid))[:, 9:], alone)
+    same(decode(model, tokens, pieces, valid=valid)[:, 9:], alone)
+
+
+def test_a_token_shift_gives_order_to_a_model_without_positions():
+    """One layer without positions reads a set: its last token cannot tell in which order the others stood."""
+    tokens = torch.tensor([[1, 2, 3, 4, 5], [2, 1, 3, 4, 5]])
+    blind, shifted = (read(build("nope", n_layers=1, token_shift=on), tokens)[:, -1] for on in (False, True))
+    same(blind[0], blind[1])
+    differ(shifted[0], shifted[1])
+
+
+def test_a_token_shift_leaves_all_other_weights_as_they_were():
+    plain, shifted = (Transformer(SIZES | {"token_shift": on}).state_dict() for on in (False, True))
+    gates = {f"blocks.{i}.attention.shift.gates.weight" for i in range(2)}
+    assert shifted.keys() - plain.keys() == gates
+    assert_same_weights(plain, {name: weight for name, weight in shifted.items() if name not in gates})
+    assert all(shifted[name].std() == pytest.approx(0.02, rel=0.5) for name in gates)
 
 
 # Mistakes

@@ -3,8 +3,9 @@
 `python -m tools.docs runs/survey runs/kerple-gpu` publishes studies first: what people read of them goes to
 `experiments/results`, whose tables are renewed as well.
 
-Three pages as a whole: `docs/zoo.md`, an account of each member, with `docs/pictures`; `docs/grid.md`, which pairs of
-an encoding and an extension work, each of them tried; and `docs/scorecard.md`, what became of published findings. In
+Four pages as a whole: `docs/zoo.md`, an account of each member, with `docs/pictures`; `docs/grid.md`, which pairs of
+an encoding and an extension work, each of them tried; `docs/scorecard.md`, what became of published findings; and
+`docs/survey.md`, the survey's tables with the members that stand for their rows. In
 pages that people write, the blocks between `<!-- name -->` and `<!-- /name -->`: README's tables of members and
 recipes, the tasks, the keys of a recipe.
 """
@@ -46,10 +47,11 @@ from pezoo.study.recipe import Recipe
 from pezoo.task import make_task
 from pezoo.testing import properties as checks
 from pezoo.testing.properties import LENGTH, CheckFailed, Subject
+from tools import survey
 
 ROOT = Path(__file__).resolve().parent.parent
 README, ZOO, GRID = ROOT / "README.md", ROOT / "docs" / "zoo.md", ROOT / "docs" / "grid.md"
-SCORECARD = ROOT / "docs" / "scorecard.md"
+SCORECARD, SURVEY = ROOT / "docs" / "scorecard.md", ROOT / "docs" / "survey.md"
 TASKS, PROTOCOLS, RECIPES = (ROOT / "docs" / f"{name}.md" for name in ("tasks", "protocols", "recipes"))
 PICTURES, PUBLISHED = ROOT / "docs" / "pictures", ROOT / "experiments" / "results"
 SHAPE = Shape(d_model=64, n_heads=4, n_layers=4, train_length=64)
@@ -471,6 +473,7 @@ def main(studies: Iterable[str] = ()) -> int:
         page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
     ZOO.write_text(zoo(), encoding="utf-8")
     SCORECARD.write_text(scorecard_page(), encoding="utf-8")
+    SURVEY.write_text(survey.page(), encoding="utf-8")
     draw(e.name for e in members("encoding", "extension"))
     return 0
 

@@ -42,6 +42,11 @@ class Prepared:
     input: tuple[Part, ...]
     layers: tuple[tuple[Group, ...], ...]
 
+    @property
+    def begins_document(self) -> Tensor:
+        """Which of the queries' tokens are the first of their document, (R, Lq)."""
+        return self.layers[0][0].composition.positions.query_index == 0
+
     def embed(self, x: Tensor) -> Tensor:
         """Token embeddings (B, Lq, D) with positions."""
         with in_float32(x.device):

@@ -4,7 +4,7 @@ Legend: B batch, L length, D d_model, H heads, d head_dim, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin
 
 import torch
@@ -40,6 +40,8 @@ class ModelConfig:
     """Probability of dropping an activation in training."""
     qk_norm: bool = False
     """Normalise queries and keys of each head before they are rotated."""
+    token_shift: bool = field(default=False, metadata={"before": False})
+    """Mix keys and values with those of the token before, each head by gates of its own that read the layer's input."""
     tie_embeddings: bool = False
     """Share the input embedding with the output layer."""
 
@@ -83,7 +85,8 @@ class TransformerConfig(ModelConfig):
 class Cache:
     """What was seen so far, for decoding up to a declared length: tokens, and of each layer keys, values, and reads.
 
-    Keys are not rotated. Reads are what the scheme keeps of a layer's input, if it keeps any.
+    Keys are not rotated. Reads are what the scheme keeps of a layer's input, if it keeps any. A model that mixes keys
+    and values with those of the token before also keeps the last ones as they were, `last`.
     """
 
     def __init__(self, config: TransformerConfig, batch: int, length: int, device: Any, dtype: torch.dtype) -> None:
@@ -93,6 +96,7 @@ class Cache:
         self.v = torch.zeros(size, device=device, dtype=dtype)
         self.tokens = torch.zeros(batch, length, device=device, dtype=torch.int64)
         self.reads: dict[int, Any] = {}
+        self.last: dict[int, Tensor] = {}
         self.length = length
         self.filled = 0
 
@@ -120,6 +124,38 @@ class Cache:
         return self.k[layer, :, :, :stop], self.v[layer, :, :, :stop], on_tensors(add, self.reads[layer], read)
 
 
+class TokenShift(nn.Module):
+    """Keys and values of each token mixed with those of the token before, where that is of the same document.
+
+        k_t -> a_t k_{t-1} + (1 - a_t) k_t,  a_t = sigmoid(u_h . x_t);  v_t likewise, with gates of its own
+
+    It is no encoding, and yet tells a model without positions what stood next to what. The first token of a document
+    is mixed with zero, as in the authors' code.
+
+    Source: the key and value shift of the Forgetting Transformer (Lin et al. 2025, arXiv 2503.02130), which GRAPE
+    (arXiv 2512.07805) crosses with encodings.
+    """
+
+    def __init__(self, d_model: int, n_heads: int) -> None:
+        super().__init__()
+        self.gates = nn.Linear(d_model, 2 * n_heads, bias=False)
+
+    def forward(
+        self, x: Tensor, k: Tensor, v: Tensor, prepared: Prepared, layer: int, cache: Cache | None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, Hkv, L, d) as they go to attention; x is the input of the layer, (B, L, D)."""
+        now = torch.cat([k, v], dim=1)
+        start = None if cache is None else cache.last.get(layer)
+        start = torch.zeros_like(now[:, :, :1]) if start is None else start
+        if cache is not None:
+            cache.last[layer] = now[:, :, -1:]
+        before = torch.cat([start, now[:, :, :-1]], dim=2)
+        before = before.masked_fill(prepared.begins_document[:, None, :, None], 0.0)
+        share = self.gates(x).float().sigmoid().to(now.dtype).transpose(1, 2)[..., None]  # (B, 2 Hkv, L, 1)
+        k, v = now.lerp(before, share).chunk(2, dim=1)
+        return k, v
+
+
 class Attention(nn.Module):
     """Projections around the scheme's attention."""
 
@@ -132,11 +168,14 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
         self.q_norm = nn.RMSNorm(self.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(self.head_dim) if config.qk_norm else nn.Identity()
+        self.shift = TokenShift(config.d_model, self.n_kv_heads) if config.token_shift else None
 
     def forward(self, x: Tensor, prepared: Prepared, layer: int, cache: Cache | None) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         heads = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in self.qkv(x).split(self.split, -1))
         q, k, v = heads  # (B, H, L, d)
+        if self.shift is not None:
+            k, v = self.shift(x, k, v, prepared, layer, cache)
         q, k = self.q_norm(q), self.k_norm(k)
         read = prepared.read(layer, x)
         if cache is not None:
@@ -223,10 +262,11 @@ class Transformer(nn.Module):
         """Normal 0.02, less by sqrt(2 n_layers) for projections back into the residual stream, as in GPT-2.
 
         Token embeddings have variance 1 / D instead, so that an absolute encoding, which multiplies them by sqrt(D),
-        adds to tokens of its own size.
+        adds to tokens of its own size. The gates of a token shift are drawn last: all else starts as without them.
         """
         generator = torch.Generator().manual_seed(self.config.seed)
         body = [(n, p) for n, p in self.named_parameters() if not n.startswith("scheme.") and p.ndim > 1]
+        body.sort(key=lambda named: named[0].endswith("shift.gates.weight"))
         for name, weight in body:
             std = 0.02 / (2 * self.config.n_layers) ** 0.5 if name.endswith("out.weight") else 0.02
             if name == "embedding.weight":

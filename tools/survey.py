@@ -1,0 +1,200 @@
+"""The survey of Zhao et al. (arXiv 2312.17044) as a page: its taxonomy and tables, each row with its member here.
+
+`python -m tools.docs` writes it to `docs/survey.md`. What the members declare is taken from them; the rest of a row
+stands here.
+"""
+
+from dataclasses import dataclass
+
+from pezoo.registry import entry
+from pezoo.scheme import parse
+
+SURVEY = "2312.17044"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method that the survey names."""
+
+    name: str
+    """As the survey writes it."""
+    scheme: str = ""
+    """What it is here; empty: nothing."""
+    arxiv: str = ""
+    """Its paper, where it is not that of the member."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding(Row):
+    """A row of Table 1, with what its columns are for the member here."""
+
+    manifestation: str
+    """embedding: vectors; bias: numbers added to attention scores."""
+    learnable: bool
+    """Whether it has parameters."""
+    integration: str
+    """add or multiply: how it meets the tokens' own vectors, or scores."""
+    layer: str
+    """initial: at the input; every: in each layer's attention."""
+
+
+def _row(name: str, scheme: str, manifestation: str, learned: str, integration: str, layer: str, note: str = "") -> Row:
+    return Encoding(
+        name,
+        scheme,
+        note=note,
+        manifestation=manifestation,
+        learnable=learned == "yes",
+        integration=integration,
+        layer=layer,
+    )
+
+
+TABLE_1: dict[str, dict[str, list[Row]]] = {
+    "Absolute": {
+        "": [_row("Sinusoidal", "sinusoidal", "embedding", "no", "add", "initial")],
+        "with shift invariance": [
+            _row("SHAPE", "shape", "embedding", "no", "add", "initial", "Shifts are drawn, not learned."),
+            _row("CAPE", "sinusoidal+cape", "embedding", "no", "add", "initial"),
+        ],
+        "with smoothness": [
+            _row("Complex", "complex_order", "embedding", "yes", "multiply", "initial"),
+            _row(
+                "FLOATER",
+                "floater",
+                "embedding",
+                "yes",
+                "add",
+                "every",
+                "Every layer adds codes of its own to q, k and v.",
+            ),
+        ],
+    },
+    "Relative": {
+        "": [_row("Shaw et al.", "shaw", "embedding", "yes", "add", "every")],
+        "T5 family": [
+            _row("T5 bias", "t5", "bias", "yes", "add", "every"),
+            _row("ALiBi", "alibi", "bias", "no", "add", "every"),
+            _row("KERPLE", "kerple", "bias", "yes", "add", "every"),
+            _row(
+                "Sandwich",
+                "sandwich",
+                "bias",
+                "no",
+                "add",
+                "every",
+                "The survey's table says embedding, and yet counts it to T5's family. It is the product of two "
+                "sinusoids, added to scores: a bias.",
+            ),
+            _row("FIRE", "fire", "bias", "yes", "add", "every"),
+            _row(
+                "CAPE (Zheng et al.)",
+                "alibi+dape",
+                "bias",
+                "yes",
+                "add",
+                "every",
+                "Published as DAPE; not the CAPE above. It adapts the bias of another encoding, here ALiBi's.",
+            ),
+        ],
+        "RoPE family": [
+            _row("RoPE", "rope", "embedding", "no", "multiply", "every"),
+            _row("xPos", "xpos", "embedding", "no", "multiply", "every"),
+        ],
+    },
+}
+IN_TEXT = [
+    Row("TISA", "tisa", note="The survey writes TISE."),
+    Row("CoPE", "cope"),
+    Row("BiPE", "bipe", note="With ALiBi in place of RoPE: `bipe_alibi`."),
+    Row("Transformer-XL", "transformer_xl", note="Named as not meant for extrapolation."),
+    Row("TUPE", "tupe", note="Likewise."),
+    Row("Huang et al. 2020", note="Improved relative embeddings; named only, and not here."),
+    Row("no positional encoding", "nope", note="In a footnote."),
+]
+INTERPOLATION = [
+    Row("Position interpolation", "rope+pi"),
+    Row("NTK-aware", "rope+ntk"),
+    Row("Dynamic NTK", "rope+dynamic_ntk"),
+    Row("NTK-by-parts", "rope+ntk_by_parts"),
+    Row("Truncated basis (Giraffe)", "rope+giraffe:basis=truncated"),
+    Row("YaRN", "rope+yarn"),
+    Row("Larger base (ABF)", "rope+abf"),
+    Row("Larger base (Code Llama)", "rope+abf:base=1000000", "2308.12950"),
+    Row("Other bases (Liu et al.)", "rope:base=500", "2310.05209", "Smaller and larger bases, tuned at L."),
+    Row("CLEX", "rope+clex"),
+    Row("Entropy-aware ABF (Zhang et al.)", "rope+eabf"),
+    Row("LongRoPE", "rope+longrope"),
+    Row("Resonance RoPE", "rope+yarn+resonance"),
+]
+RANDOMISED = [
+    Row("Randomised positions (Ruoss et al.)", "rope+random"),
+    Row("PoSE", "rope+pose"),
+]
+
+
+def page() -> str:
+    """The page in Markdown."""
+    lines = [
+        "# The survey, row by row",
+        "",
+        "Generated by `make docs`. The survey is *Length Extrapolation of Transformers* (Zhao et al., arXiv",
+        f"[{SURVEY}](https://arxiv.org/abs/{SURVEY})). Each row leads to its member.",
+        "The columns are those of the survey. They say what the members here do; a test compares them with the code.",
+        "",
+        "## Taxonomy",
+        "",
+        "- Encodings that extrapolate",
+    ]
+    for kind, groups in TABLE_1.items():
+        lines.append(f"  - {kind}")
+        lines += [f"    - {group + ': ' if group else ''}{_listed(rows)}" for group, rows in groups.items()]
+    lines += ["- Methods that carry an encoding further"]
+    lines += [f"  - Position interpolation: {_listed(INTERPOLATION)}"]
+    lines += [f"  - Randomised positions: {_listed(RANDOMISED)}"]
+    lines += ["", "## Table 1", ""]
+    lines += ["| group | encoding | here | manifestation | learnable | integration | injection layer | paper |"]
+    lines += ["|---" * 8 + "|"]
+    notes = []
+    for kind, groups in TABLE_1.items():
+        for group, rows in groups.items():
+            for row in rows:
+                where = f"{kind.lower()}, {group}".removesuffix(", ")
+                facts = (row.manifestation, "yes" if row.learnable else "no", row.integration, row.layer)
+                lines.append(f"| {where} | {row.name} | {_linked(row)} | {' | '.join(facts)} | {_paper(row)} |")
+                notes += [f"- {row.name}: {row.note}"] * bool(row.note)
+    words = "Embedding: vectors. Bias: numbers added to attention scores. Initial: at the input. Every: in each layer."
+    lines += ["", words, "", *notes]
+    for title, rows in (
+        ("Named in the text", IN_TEXT),
+        ("Position interpolation", INTERPOLATION),
+        ("Randomised positions", RANDOMISED),
+    ):
+        lines += ["", f"## {title}", "", "| method | here | paper | note |", "|---|---|---|---|"]
+        lines += [f"| {row.name} | {_linked(row)} | {_paper(row)} | {row.note} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def rows() -> list[Row]:
+    """All of them."""
+    table = [row for groups in TABLE_1.values() for rows in groups.values() for row in rows]
+    return [*table, *IN_TEXT, *INTERPOLATION, *RANDOMISED]
+
+
+def _listed(found: list[Row]) -> str:
+    return ", ".join(row.name for row in found)
+
+
+def _member(row: Row) -> str:
+    """The member that makes the row what it is: the last one of its scheme."""
+    return parse(row.scheme).members[-1].name
+
+
+def _linked(row: Row) -> str:
+    return f"[`{row.scheme}`](zoo.md#{_member(row)})" if row.scheme else "–"
+
+
+def _paper(row: Row) -> str:
+    number = row.arxiv or (entry(_member(row)).arxiv if row.scheme else "")
+    return f"[{number}](https://arxiv.org/abs/{number})" if number else ""
