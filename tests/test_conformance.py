@@ -22,7 +22,13 @@ QUICK = [name for name in CHECKS if name not in (*SLOW, *LONG)]
 VARIANTS = (
     *(f"copy:variant={variant}" for variant in ("random_twice", "repeat", "repeat_twice", "replace")),
     *(f"reverse:variant={variant}" for variant in ("twice", "back")),
-    *("sorting:variant=multi_digit", "lego:order=shuffled", "scan:phrases=4", "mqar:vocabulary=32:n_pairs=8"),
+    *(
+        "sorting:variant=multi_digit",
+        "lego:order=shuffled",
+        "scan:phrases=4",
+        "mqar:vocabulary=32:n_pairs=8",
+        "chain_sum:largest=1",
+    ),
 )
 
 
