@@ -22,6 +22,7 @@ QUICK = [name for name in CHECKS if name not in (*SLOW, *LONG)]
 VARIANTS = (
     *(f"copy:variant={variant}" for variant in ("random_twice", "repeat", "repeat_twice", "replace")),
     *(f"reverse:variant={variant}" for variant in ("twice", "back")),
+    *(f"word_problem:group={group}" for group in ("S5", "A4xZ5", "Z60")),
     *(
         "sorting:variant=multi_digit",
         "lego:order=shuffled",

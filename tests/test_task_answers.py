@@ -62,6 +62,11 @@ ASKED = [
     ("stack_manipulation", "0110422", "1102"),
     ("stack_manipulation", "12223", "02"),
     ("summation", "749", "0"),
+    ("word_problem", "23145 21435 12345 23145", "23145 14235 14235 24315"),
+    ("word_problem", "21354 12345 23145", "21354 21354 32154"),
+    ("word_problem:group=S5", "23145 21345", "23145 13245"),
+    ("word_problem:group=A4xZ5", "2143+3 2143+4", "2143+3 1234+2"),
+    ("word_problem:group=Z60", "59 2 0", "59 1 1"),
     (
         "variable_tracking:n_hops=1",
         "f1 v0 = 3 v4 = 9 f0 v1 = v0 v2 = v4 QUERY 9",
