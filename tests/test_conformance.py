@@ -29,6 +29,7 @@ VARIANTS = (
         "scan:phrases=4",
         "mqar:vocabulary=32:n_pairs=8",
         "chain_sum:largest=1",
+        "facts:hops=2",
     ),
 )
 
