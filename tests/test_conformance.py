@@ -30,6 +30,7 @@ VARIANTS = (
         "mqar:vocabulary=32:n_pairs=8",
         "chain_sum:largest=1",
         "facts:hops=2",
+        "aggregate:ask=most",
     ),
 )
 

@@ -13,6 +13,8 @@ ASKED = [
     ("addition", "5+999", "1004"),
     ("addition", "0+0", "0"),
     ("addition", "10 + 2", "12"),
+    ("aggregate:labels=3", "l1 l0 l2 l0 l1 l2 l2 l0 l0 QUERY l0", "4"),
+    ("aggregate:ask=most:labels=3", "l1 l0 l2 l0 QUERY", "l0"),
     ("binary_addition", "001 2 01101", "010112"),
     ("binary_addition", "01", "012"),
     ("binary_multiplication", "001 2 01101", "00011012"),
@@ -84,6 +86,8 @@ PASSKEY = (
 
 NO_QUESTIONS = [
     *(("addition", text) for text in ("95", "95+", "+95", "9+5+7", "05+7", "5+07")),
+    *(("aggregate:labels=3", "l0 " * 8 + text) for text in ("l0 QUERY", "l1 QUERY 3", "QUERY l1 l0", "l0 l0 QUERY l0")),
+    *(("aggregate:ask=most", text) for text in ("l0 l1 QUERY", "l0 l0", "QUERY", "l0 3 QUERY")),
     *(("binary_addition", text) for text in ("0101", "2011", "0112", "12021", "2")),
     ("binary_multiplication", "01201"[::2] + "2"),
     *(("copy:variant=repeat", text) for text in ("1 2", "1 1 2")),
