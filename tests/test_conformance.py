@@ -31,6 +31,7 @@ VARIANTS = (
         "chain_sum:largest=1",
         "facts:hops=2",
         "aggregate:ask=most",
+        "no_overlap:direct=true",
     ),
 )
 

@@ -46,6 +46,8 @@ ASKED = [
     ("mqar:n_pairs=2", "1 40 2 50 2 9 1 7", "_ _ _ _ 50 _ 40 _"),
     ("multi_key:n_digits=2:n_keys=2", "f0 k4 12 k7 34 f1 QUERY k7", "34"),
     ("multi_value:n_values=2", "f0 KEY 7 f3 KEY 1 QUERY", "71"),
+    ("no_overlap:n_told=2", "f3 n3 p7 f0 n5 p2 QUERY r7", "n3"),
+    ("no_overlap:n_told=2:direct=true", "n3 p7 n5 p2 QUERY p2", "n5"),
     ("odds_first", "00110101", "01110100"),
     ("parity", "01101", "NO"),
     ("parity_check", "1010100", "1"),
@@ -111,6 +113,11 @@ NO_QUESTIONS = [
     *(("multi_key:n_keys=1", text) for text in ("k4 1 QUERY k5", "k4 1 f0 k4", "f0 1 QUERY f0", "k4 f1 QUERY k4")),
     *(("multi_key:n_keys=1", text) for text in ("k4 1 k4 2 QUERY k4", "k4", "1 k4 QUERY k4")),
     *(("multi_value:n_values=1", text) for text in ("KEY 1 f0", "KEY f0 QUERY", "f0 KEY QUERY", "KEY 1 KEY 2 QUERY")),
+    *(
+        ("no_overlap:n_told=1", text)
+        for text in ("n3 p7 QUERY r6", "n3 p7 QUERY p7", "p7 f0 QUERY r7", "f0 p7 QUERY r7")
+    ),
+    *(("no_overlap:n_told=1", text) for text in ("n3 p7", "n3 p7 f0 r7", "p7 n3 p7 QUERY r7", "n1 p7 n3 p7 QUERY r7")),
     ("parity", "0 1 YES"),
     *(
         ("passkey:n_digits=2", text)
