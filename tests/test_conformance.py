@@ -28,6 +28,7 @@ VARIANTS = (
         "lego:order=shuffled",
         "scan:phrases=4",
         "mqar:vocabulary=32:n_pairs=8",
+        "addition:order=lowest_first",
         "chain_sum:largest=1",
         "facts:hops=2",
         "aggregate:ask=most",
