@@ -137,6 +137,14 @@ class Positions:
             return True
         return low <= self.smallest() and self.largest() < high
 
+    def seen(self) -> Tensor:
+        """How many keys causality and documents show to each query, (R, Lq)."""
+        if self.causal:
+            return self.query_index + 1
+        if self.query_document is None or self.key_document is None:
+            return torch.full_like(self.query_index, self.key_index.shape[1])
+        return (self.query_document[:, :, None] == self.key_document[:, None]).sum(-1)
+
     def of_queries(self, of_keys: Tensor, dim: int = 1) -> Tensor:
         """The queries' part of a tensor that has the keys' tokens at `dim`, as `tokens` and `read` have."""
         return of_keys.narrow(dim, self.offset, self.query.shape[1])

@@ -36,15 +36,6 @@ def start(train_length: int) -> float:
     return length / math.lgamma(length + 1)
 
 
-def seen(positions: Positions) -> Tensor:
-    """n_i, the number of keys that causality and documents show to each query, (R, Lq)."""
-    if positions.causal:
-        return positions.query_index + 1
-    if positions.query_document is None or positions.key_document is None:
-        return torch.full_like(positions.query_index, positions.key_index.shape[1])
-    return (positions.query_document[:, :, None] == positions.key_document[:, None]).sum(-1)
-
-
 @register(
     "ssmax",
     title="Scalable softmax (SSMax)",
@@ -83,7 +74,7 @@ class SSMax(Extension):
 
     def scale(self, positions: Positions) -> Tensor:
         """Return s ln n, or s ln n + b."""
-        log = seen(positions).log()
+        log = positions.seen().log()
         if self.s is None:
             return self.start * log
         scaled = self.s[:, None] * log[:, None]

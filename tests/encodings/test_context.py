@@ -131,6 +131,14 @@ def test_logn_counts_within_the_document():
     assert torch.equal(packed[9:], logn.scale(Positions.build(20, phase="test"))[0])
 
 
+def test_logn_takes_the_length_of_the_document_in_an_encoder():
+    documents = torch.tensor([[0] * 9 + [1] * 20])
+    built = pezoo.create("sinusoidal+logn", d_model=32, n_heads=2, n_layers=1, train_length=8, causal=False)
+    sigma = member(built, "logn").scale(Positions.build(29, documents=documents, phase="test", causal=False))[0]
+    expected = torch.tensor([math.log(9) / math.log(8)] * 9 + [math.log(20) / math.log(8)] * 20)
+    torch.testing.assert_close(sigma, expected)
+
+
 # Every new member, composed, on every back-end
 
 
