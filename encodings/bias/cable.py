@@ -62,8 +62,8 @@ class Cable(Encoding):
             raise UserError("cable is for decoders only: its sums run from a key to a later query")
         self.added = nn.Linear(shape.input_width, shape.n_heads, bias=False)
         self.weight = nn.Linear(shape.input_width, shape.n_heads, bias=False) if config.weight else None
-        for linear in self.children():
-            nn.init.normal_(linear.weight, std=0.02)
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=0.02)
 
     @classmethod
     def per_layer(cls, config: Config) -> bool:
