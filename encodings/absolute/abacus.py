@@ -14,7 +14,7 @@ Shapes: (B, L, D) -> (B, L, D). Tokens before alone decide, so decoding goes on 
 Training and testing: the same. The paper adds a random number, U{0 ... 99}, to the rows of all digits in training, so
 that longer numbers find trained rows: that is `abacus+shift:max_shift=100`. N is by default what training shows then.
 Other extensions of coordinates act as well, through p. By itself it tells apart the digits of one number and nothing
-else. The paper joins it with FIRE, which is `fire+abacus`, or with RoPE.
+else. The paper joins it with FIRE, which is `abacus+fire`, or with RoPE.
 Where the text has no digits, all tokens get the same vector, and the model knows no positions from it.
 
 Source: McLeish, Bansal, Stein, Jain, Kirchenbauer, Bartoldson, Kailkhura, Bhatele, Geiping, Schwarzschild, Goldstein
@@ -40,7 +40,7 @@ from pezoo.registry import register, setting
     "Goldstein",
     arxiv="2405.17399",
     equation="x_i = E[token_i] + W[place of the digit in its number]",
-    aliases={"abacus_fire": ("fire+abacus+shift:max_shift=100", "Abacus with its random starts, and FIRE")},
+    aliases={"abacus_fire": ("abacus+fire+shift:max_shift=100", "Abacus with its random starts, and FIRE")},
 )
 class Abacus(Counted):
     """A learned vector for the place of a digit in its number, and one for all else."""

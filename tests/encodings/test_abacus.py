@@ -89,7 +89,7 @@ def test_without_digits_it_adds_one_vector_and_nothing_else():
     torch.testing.assert_close(came, x + member(scheme, "abacus").table[0])
 
 
-@pytest.mark.parametrize("scheme", ["fire+abacus", "rope+abacus:digits=1,2"])
+@pytest.mark.parametrize("scheme", ["abacus+fire", "rope+abacus:digits=1,2"])
 def test_token_by_token_is_the_full_pass(scheme):
     config = {"scheme": scheme, "vocab_size": 16, "d_model": 12, "n_heads": 3, "n_layers": 2, "train_length": 8}
     model = far_from_start(TransformerConfig(**config))
