@@ -21,7 +21,8 @@ Shapes: (B, L, D) -> (B, L, D). Tokens before alone decide, so decoding goes on 
 Training and testing: the same. The paper starts the positions of each training sequence at a random one, so that tests
 at greater lengths find trained rows: that is `coupling+shift`, with K = `max_shift` of the order of the tested lengths.
 N is by default what training shows then. Other extensions of coordinates act as well, through p.
-Where the text has none of the marks, this is `learned`, one row further on.
+Where the text has none of the marks, this is `learned`, one row further on. A study refuses it for a task whose answer
+begins at no mark, or at one that `marks` does not name: what is coupled to it would be left to chance.
 
 Source: Cho, Cha, Awasthi, Bhojanapalli, Gupta, Yun 2024 (arXiv 2405.20671) and the authors' code. There each data set
 writes down the positions of its own tokens. For copying they are these. For addition they are these, turned round:
@@ -32,6 +33,7 @@ Initialisation N(0, 0.02^2).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +114,17 @@ class Coupling(Counted):
         """Settings of the marks and of the table."""
 
         marks: list[int] = setting([10, 11], "where positions begin anew; these: + and SEP of addition", at_least=0)  # noqa: RUF009
+
+    def refuses_task(self, task: Any) -> str | None:
+        """A task without a mark before the answer, or with one that is not among `marks`."""
+        if task.layout != "marked" or not self.shape.causal:
+            return "it counts from a mark between question and answer, and there is none"
+        if task.sep not in self.config.marks:
+            ids = f"{task.sep}, SEP, and others between its parts, if there are any"
+            return (
+                f"answers begin at a mark that it does not know. Give the ids of marks: {ids}, as coupling:marks=10,11"
+            )
+        return None
 
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
         """Add W of each token's place since the last mark."""

@@ -1,5 +1,7 @@
 """Position coupling: positions written down as the authors' data sets do, a naive reader, and whole models."""
 
+import re
+
 import pytest
 import torch
 
@@ -126,3 +128,20 @@ def test_token_by_token_is_the_full_pass(scheme):
 def test_what_moves_below_the_table_is_refused():
     with pytest.raises(UserError, match=r"cape draws coordinates below 0, and coupling counts from 0"):
         pezoo.create("coupling+cape", **SIZES)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "task", "reason"),
+    [
+        ("coupling", "addition:order=lowest_first", None),
+        ("coupling:marks=100", "copy", None),
+        ("coupling:marks=2,3", "binary_addition", None),
+        ("coupling", "copy", r"answers begin at a mark that it does not know. Give the ids of marks: 100, SEP, .*"),
+        ("coupling", "flip_flop", "it counts from a mark between question and answer, and there is none"),
+    ],
+)
+def test_a_task_without_its_marks_is_refused(scheme, task, reason):
+    came = member(pezoo.create(scheme, **SIZES), "coupling").refuses_task(make_task(task))
+    assert came is None if reason is None else re.fullmatch(reason, came)
+    encoder = pezoo.create(scheme, **SIZES, causal=False)
+    assert "there is none" in member(encoder, "coupling").refuses_task(make_task(task))
