@@ -15,7 +15,8 @@ Training and testing: the same. The paper adds a random number, U{0 ... 99}, to 
 that longer numbers find trained rows: that is `abacus+shift:max_shift=100`. N is by default what training shows then.
 Other extensions of coordinates act as well, through p. By itself it tells apart the digits of one number and nothing
 else. The paper joins it with FIRE, which is `abacus+fire`, or with RoPE.
-Where the text has no digits, all tokens get the same vector, and the model knows no positions from it.
+Where the text has no digits, all tokens get the same vector, and the model knows no positions from it. A study refuses
+it for a task in which one of `digits` is no digit.
 
 Source: McLeish, Bansal, Stein, Jain, Kirchenbauer, Bartoldson, Kailkhura, Bhatele, Geiping, Schwarzschild, Goldstein
 2024 (arXiv 2405.17399) and the authors' code.
@@ -24,6 +25,7 @@ Departures: the authors draw one number for each batch, `shift` one for each seq
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -52,6 +54,18 @@ class Abacus(Counted):
         """Settings of the digits and of the table."""
 
         digits: list[int] = setting([*range(10)], "tokens that are digits; in bytes 48 to 57", at_least=0)  # noqa: RUF009
+
+    def refuses_task(self, task: Any) -> str | None:
+        """A task in which one of `digits` is no digit, or one of many numbers."""
+        names = task.symbols
+        whole = next((name for name in names if name.isdecimal() and len(name) > 1), None)
+        if whole:
+            return f"its tokens are whole numbers, such as {whole}, and have no digits"
+        for digit in self.config.digits:
+            if digit >= len(names) or not (names[digit].isdecimal() and names[digit].isascii()):
+                shown = repr(names[digit]) if digit < len(names) else "a mark"
+                return f"token {digit} is {shown} there, no digit. Give the ids of digits, as abacus:digits=0,1"
+        return None
 
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
         """Add W of each digit's place, or of no place."""

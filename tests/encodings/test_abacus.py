@@ -1,5 +1,6 @@
 """Abacus: rows of digits by a naive reader, its starts in training, and beside other encodings."""
 
+import re
 from itertools import groupby
 
 import pytest
@@ -97,3 +98,22 @@ def test_token_by_token_is_the_full_pass(scheme):
     with torch.no_grad():
         came = torch.cat([model(piece, cache=cache) for piece in TOKENS.split(1, 1)], 1)
         torch.testing.assert_close(came, model(TOKENS), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "task", "reason"),
+    [
+        ("abacus", "addition", None),
+        ("abacus", "sorting:variant=multi_digit", None),
+        ("abacus", "passkey", None),
+        ("abacus:digits=0,1", "binary_addition", None),
+        ("abacus:digits=48,49,50,51,52,53,54,55,56,57", "passkey_text", None),
+        ("abacus", "passkey_text", r"token 0 is '\\x00' there, no digit. Give the ids of digits, as abacus:digits=0,1"),
+        ("abacus", "parity_check", "token 2 is a mark there, no digit.*"),
+        ("abacus", "scan", "token 0 is 'walk' there, no digit.*"),
+        ("abacus", "copy", "its tokens are whole numbers, such as 10, and have no digits"),
+    ],
+)
+def test_a_task_whose_digits_are_others_is_refused(scheme, task, reason):
+    came = member(pezoo.create(scheme, **SIZES), "abacus").refuses_task(make_task(task))
+    assert came is None if reason is None else re.fullmatch(reason, came)
