@@ -132,6 +132,13 @@ class Member(Registered, nn.Module):
     def check(self, positions: Positions) -> None:
         """Raise `Undefined` where the member has no value for a position."""
 
+    def refuses_task(self, task: Any) -> str | None:
+        """Why, with these settings, it cannot serve a task (`pezoo.Task`), whose tokens it reads; None if it can.
+
+        Studies ask before they train.
+        """
+        return None
+
 
 class Encoding(Member):
     """How positions enter the model. Subclasses keep `__init__(shape, config)` and override what their paper changes.

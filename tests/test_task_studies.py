@@ -8,7 +8,7 @@ import torch
 
 from helpers import WORDS, run_cells, values, write_words
 from pezoo.errors import UserError
-from pezoo.registry import Entry
+from pezoo.registry import Entry, entry
 from pezoo.results import read
 from pezoo.study import Study, make_plan
 from pezoo.study.cells import choose_model
@@ -141,6 +141,20 @@ def test_a_pattern_stands_for_all_members_that_can_work():
         "alibi+pi",
         "alibi+pose",
     ]
+
+
+def test_a_scheme_that_misreads_a_task_is_refused_and_left_out_of_a_grid(monkeypatch):
+    def only_bits(self, task):
+        return None if task.n_symbols == 2 else f"it knows two symbols, not {task.n_symbols}"
+
+    monkeypatch.setattr(entry("alibi").cls, "refuses_task", only_bits)
+    plan(schemes=["alibi+window", {"heads": {"rope": 1, "alibi": 1}}])
+    for scheme in ("alibi+window", {"heads": {"rope": 1, "alibi": 1}}):
+        with pytest.raises(
+            UserError, match=r"^schemes.1: alibi does not fit bucket_sort: it knows two symbols, not 5$"
+        ):
+            plan(tasks=["reverse_string", "bucket_sort"], schemes=["rope", scheme])
+    assert labels(plan(tasks=["bucket_sort"], schemes=[], grid={"encodings": ["al*", "rope"]})) == ["rope"]
 
 
 def test_the_rows_of_a_grid_are_tuned_as_the_recipe_says():

@@ -236,6 +236,9 @@ def _scheme(recipe: Recipe, given: str | Mapping[str, Any], key: str, material: 
         refuse_main(*(member.name for member in spec.all_members()))
         shape = Shape(model.d_model, model.n_heads, model.n_layers, train_tokens, causal=material.causal)
         scheme = build(spec, shape)
+        for member in scheme.members if isinstance(material, Questions) else ():
+            if reason := member.refuses_task(material.task):
+                raise UserError(f"{member.name} does not fit {material.name}: {reason}")
         q, x = torch.zeros(1, model.n_heads, 2, shape.head_dim), torch.zeros(1, 2, model.d_model)
         tokens = torch.zeros(1, 2, dtype=torch.int64)
         for phase in ("train", "test"):
