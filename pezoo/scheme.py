@@ -17,7 +17,7 @@ from pezoo.registry import entries, entry, make_config, plain
 from pezoo.typed import read_yaml
 
 FEW = 5
-"""Encodings that a message names."""
+"""Encodings that a message names, the oldest ones, which most people know."""
 _JOIN = re.compile(r"\+(?=[A-Za-z_])")  # not the sign in 1e+5
 
 
@@ -376,7 +376,7 @@ def _lack(extension: type[Extension], spec: Spec) -> str | None:
 
 def _unfit(extension: type[Extension], spec: Spec, lack: str) -> str:
     """Why an extension does not fit a scheme, and what it works with."""
-    name, known = extension.name, entries().items()
+    name, known = extension.name, sorted(entries().items(), key=lambda item: item[1].year or 9999)
     zoo = [n for n, e in known if e.cls and issubclass(e.cls, Encoding) and not fits(extension, e.cls)]
     more = f" and {len(zoo) - FEW} more: pezoo list --works-with {name}" if len(zoo) > FEW else ""
     return (

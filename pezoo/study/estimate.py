@@ -17,6 +17,7 @@ import torch
 from pezoo.data import Corpus
 from pezoo.outcome import peak_memory, reset_peak_memory
 from pezoo.registry import entry
+from pezoo.sources import PLUGIN
 from pezoo.study.cells import ask
 from pezoo.study.plan import Cell, digest
 from pezoo.training.fit import fit
@@ -277,8 +278,8 @@ def _in_turn(estimate: Estimate) -> Iterator[str]:
     waiting: dict[str, dict[str, str]] = defaultdict(dict)
     for key in estimate.todo:
         own, sort, *_ = estimate.levels[key]
-        named = (entry(name).of_a_plugin for name in estimate.cells[key].members)
-        if estimate.work[key] and own not in known and not any(named):
+        modules = (entry(name).cls.__module__ for name in estimate.cells[key].members)
+        if estimate.work[key] and own not in known and not any(module.startswith(PLUGIN) for module in modules):
             waiting[sort].setdefault(own, key)
     queues = [list(keys.values()) for keys in waiting.values()]
     queues = [queue[len(queue) // 2 :] + queue[: len(queue) // 2] for queue in queues]
