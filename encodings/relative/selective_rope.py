@@ -15,7 +15,8 @@ extensions of these do not fit.
 
 Source: Movahedi, Carstensen, Afzal, Hutter, Orvieto, Cevher 2025 (arXiv 2511.17388) and the authors' code: base
 500,000, rank 32 (its configurations; 16 in the class), four tokens, weights from N(0, 0.02^2), b = r = 0. The paper's
-sketch reads angles from q, the code from x; the code is followed. `selective_rope+fox` is their model with FoX.
+sketch reads angles from q, the code from x; the code is followed. With such weights angles are close to zero at first,
+and without `bias` it starts all but blind to order. `selective_rope+fox` is their model with FoX.
 Departures: pairs are neighbours, where the code takes halves. Left out are its full-rank map with normed weights, and
 the spacing of frequencies by tan(t/2) that the paper derives, which its configurations do not use. The paper has no
 encoder; here its sums run the same way there, and it sees earlier tokens alone.

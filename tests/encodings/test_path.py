@@ -173,3 +173,10 @@ def test_token_by_token_is_the_full_pass_beside_others(scheme, monkeypatch):
 def test_what_cannot_work_is_refused(scheme, facts, message):
     with pytest.raises(UserError, match=message):
         created(scheme, **facts)
+
+
+@pytest.mark.parametrize("text", ["pope+path", "path+pope"])
+def test_what_is_wider_than_its_directions_is_refused(text):
+    q, k, _, x = inputs()
+    with pytest.raises(UserError, match="path cannot reflect what another encoding has made 8 wide, not 4"):
+        created(text).logits(q, k, x=x)
