@@ -177,7 +177,7 @@ COMMANDS = {
     "list ropee": "Did you mean 'rope'",
     "show ropee": "Did you mean 'rope'",
     "run tiny.yaml schemes=[ROPE]": r"Did you mean 'rope'\?",
-    "run tiny.yaml schemes=[nope+pi]": "It works with: alibi, .* and [0-9]+ more: pezoo list --works-with pi$",
+    "run tiny.yaml schemes=[nope+pi]": "It works with: learned, .* and [0-9]+ more: pezoo list --works-with pi$",
     "run tiny.yaml --size test": "--size is no option.*type size=test$",
     "run tiny.yaml --train.steps=5": "type train.steps=5$",
     "list --works-with ropee": "Did you mean 'rope'",

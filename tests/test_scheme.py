@@ -222,7 +222,10 @@ def test_tuning_fixes_unset_factors():
         ),
         ("learned+ntk", r"ntk does not fit learned: it needs frequencies\. It works with: .*rope"),
         ("alibi+t5+yarn", "yarn does not fit alibi[+]t5: it needs frequencies"),
-        ("sinusoidal+rerope", r"needs a .*term of pairs of positions in attention\. It works with: .*alibi, .* more: "),
+        (
+            "sinusoidal+rerope",
+            r"needs a .*term of pairs of positions in attention\. It works with: shaw, .*alibi and .*more: ",
+        ),
         ("t5+tupe", "t5 and tupe cannot be joined: each brings a logit scale of its own"),
         ({"layers": []}, r"layers takes a list of schemes, such as \{layers"),
         ({"layers": "rope"}, "layers takes a list of schemes"),

@@ -35,7 +35,8 @@ def lines_by_length(kept: Sequence[Result]) -> dict[str, Points]:
     found: dict[str, Points] = {}
     for label, curve in curves(r for r in kept if not r.label.endswith(WINDOWED)).items():
         there = {length: s for length, s in curve.items() if s.mean is not None}
-        found[label] = {length: (s.mean, *(s.shown_ends or (s.mean, s.mean))) for length, s in there.items()}
+        ends = {length: s.interval() if s.seeds > 2 else s.spread_ends for length, s in there.items()}
+        found[label] = {length: (s.mean, *(ends[length] or (s.mean, s.mean))) for length, s in there.items()}
     return found
 
 
