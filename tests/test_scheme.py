@@ -224,7 +224,7 @@ def test_tuning_fixes_unset_factors():
         ("alibi+t5+yarn", "yarn does not fit alibi[+]t5: it needs frequencies"),
         (
             "sinusoidal+rerope",
-            r"needs a .*term of pairs of positions in attention\. It works with: shaw, .*alibi and .*more: ",
+            r"needs a .*term of pairs of positions .*\. It works with: shaw, .*alibi and .*more: ",
         ),
         ("t5+tupe", "t5 and tupe cannot be joined: each brings a logit scale of its own"),
         ({"layers": []}, r"layers takes a list of schemes, such as \{layers"),
