@@ -158,8 +158,9 @@ class Encoding(Member):
 
         Called once per layer and call, with the tokens that are new in it; x is (B, L, D), what q, k and v are made
         of (after the norm), in float32. What it returns is kept beside k and v while decoding, and comes back for all
-        keys, (B, Lk, s), as `positions.read`. So a sum over tokens is taken there, in `bias` or `content`, and
-        `positions.of_queries` picks the queries' part. `positions` has these tokens as queries, nothing prepared.
+        keys, (B, Lk, s), as `positions.read`. So what reaches over tokens is made there, in `bias`, `content` and the
+        others: `positions.sums` and `positions.earlier` stop at documents, `positions.of_queries` picks the queries'
+        part. Here `positions` has the new tokens as queries, nothing prepared.
         """
         return None
 

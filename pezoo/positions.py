@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pezoo.errors import UserError
@@ -139,6 +140,23 @@ class Positions:
     def of_queries(self, of_keys: Tensor, dim: int = 1) -> Tensor:
         """The queries' part of a tensor that has the keys' tokens at `dim`, as `tokens` and `read` have."""
         return of_keys.narrow(dim, self.offset, self.query.shape[1])
+
+    def earlier(self, of_keys: Tensor, n: int) -> Tensor:
+        """A tensor of the keys' tokens (B, Lk, ...), each moved to the token n places later in its document; else 0."""
+        moved = F.pad(of_keys, (0, 0) * (of_keys.ndim - 2) + (n, 0))[:, : of_keys.shape[1]]
+        first = (self.key_index < n).view(*self.key_index.shape, *[1] * (of_keys.ndim - 2))
+        return moved.masked_fill(first, 0)
+
+    def sums(self, of_keys: Tensor) -> Tensor:
+        """Sums of a tensor of the keys' tokens (B, Lk, ...) over each token and those before it in its document.
+
+        By doubling, so that no bit of one document reaches another, as it would by differences of sums over the row.
+        """
+        step = 1
+        while step < of_keys.shape[1]:
+            of_keys = of_keys + self.earlier(of_keys, step)
+            step *= 2
+        return of_keys
 
     def factor(self, train_length: int, fixed: float | None = None) -> float | Tensor:
         """How far the declared length goes beyond training: `fixed`, else max(1, T / L); (R, 1) where rows differ."""

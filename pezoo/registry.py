@@ -117,6 +117,11 @@ class Entry:
         """SHA-256 of the code that the member's numbers depend on, as `pezoo.sources` says; empty for an alias."""
         return source_hash(self.cls.__module__) if self.cls else ""
 
+    @property
+    def of_a_plugin(self) -> bool:
+        """Whether a file that the user named brings it; such code may crash or hang the process that runs it."""
+        return self.cls is not None and self.cls.__module__.startswith(PLUGIN)
+
 
 def register(
     name: str,

@@ -330,7 +330,7 @@ def _check(spec: Spec) -> None:
     own = next((n for n, c in encodings.items() if overrides(c, "normalise")), None)
     sink = next((n for n, c in classes.items() if issubclass(c, Extension) and overrides(c, "sink")), None)
     if own and sink:
-        raise UserError(f"{sink} cannot join {own}: a sink counts in a softmax, and {own} has another normaliser")
+        raise UserError(f"{spec} cannot work: a sink ({sink}) counts in a softmax, and {own} has another normaliser")
     for name, cls in classes.items():
         if not issubclass(cls, Extension):
             continue

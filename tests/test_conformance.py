@@ -22,7 +22,18 @@ QUICK = [name for name in CHECKS if name not in (*SLOW, *LONG)]
 VARIANTS = (
     *(f"copy:variant={variant}" for variant in ("random_twice", "repeat", "repeat_twice", "replace")),
     *(f"reverse:variant={variant}" for variant in ("twice", "back")),
-    *("sorting:variant=multi_digit", "lego:order=shuffled", "scan:phrases=4", "mqar:vocabulary=32:n_pairs=8"),
+    *(f"word_problem:group={group}" for group in ("S5", "A4xZ5", "Z60")),
+    *(
+        "sorting:variant=multi_digit",
+        "lego:order=shuffled",
+        "scan:phrases=4",
+        "mqar:vocabulary=32:n_pairs=8",
+        "addition:order=lowest_first",
+        "chain_sum:largest=1",
+        "facts:hops=2",
+        "aggregate:ask=most",
+        "no_overlap:direct=true",
+    ),
 )
 
 
@@ -32,7 +43,7 @@ def test_conformance(conformance):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
+@pytest.mark.ci(one_in=2)
 @testing.parametrize(checks=LONG)
 def test_long_conformance(conformance):
     conformance()

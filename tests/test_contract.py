@@ -142,6 +142,28 @@ def test_draws_are_keyed_by_seed_name_row_phase_and_layer():
     assert torch.equal(draw(rows=(3, 4), scope="batch"), first)
 
 
+@pytest.mark.parametrize("size", [(), (3,), (2, 3)])
+def test_what_lies_earlier_and_sums_stop_at_documents(size):
+    documents = torch.tensor([[5, 5, 5, 2, 2, 5], [1, 1, 1, 1, 1, 1]])
+    valid = torch.tensor([[True] * 6, [False, True, True, True, True, True]])
+    whole = Positions.build(6, 2, documents=documents, valid=valid)
+    x = torch.arange(1.0, 13).view(2, 6, *[1] * len(size)).expand(2, 6, *size).clone()
+    starts = [[0, 0, 0, 3, 3, 5], [0, 1, 1, 1, 1, 1]]
+    for positions, n_keys in ((whole, 6), (whole.slice(3, 5, 5), 5)):
+        keys = x[:, :n_keys]
+        for n in (1, 2, 9):
+            came = positions.earlier(keys, n)
+            for r, t in ((r, t) for r in range(2) for t in range(n_keys)):
+                expected = x[r, t - n] if t - n >= starts[r][t] else torch.zeros(size)
+                assert torch.equal(came[r, t], expected)
+        for r, t in ((r, t) for r in range(2) for t in range(n_keys)):
+            assert torch.equal(positions.sums(keys)[r, t], x[r, starts[r][t] : t + 1].sum(0))
+    spoilt = x.clone()
+    spoilt[0, 3] = torch.nan
+    assert torch.equal(whole.sums(spoilt)[0, :3], whole.sums(x)[0, :3])
+    assert torch.equal(whole.sums(spoilt)[0, 5], x[0, 5])
+
+
 def test_settled_distances_do_not_depend_on_rounding():
     n = torch.arange(1, 4000, dtype=torch.float64)
     for step in (1 / 3, 1 / 7, 0.1, 1 / 1.7):

@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from pezoo.registry import _entries, load_plugin
 from pezoo.study.collect import Failure
 from pezoo.study.estimate import Estimate, operations, try_some, units
 from pezoo.study.plan import make_plan
@@ -201,3 +202,23 @@ def test_what_is_shown(plan, clock, terminal):
     assert left > 600
     assert f"failed: on purpose, after 600 s; about {round(left / 60)} min left" in shown
     assert "min left" in shown.split("train alibi, seed 0")[0]
+
+
+def test_what_a_plug_in_brings_is_not_tried(tmp_path):
+    """A trial runs in the study's own process, which a plug-in that crashes would take along."""
+    file = tmp_path / "plugin.py"
+    file.write_text(
+        "import pezoo\n\n@pezoo.register('untried', title='t')\nclass Untried(pezoo.Encoding):\n"
+        "    def embed(self, x, positions):\n        if x.shape[1] >= 16:\n"
+        f"            open({str(tmp_path / 'tried')!r}, 'w').close()\n        return x\n"
+    )
+    load_plugin(file)
+    try:
+        plan = make_plan(load_recipe(RECIPE | {"schemes": ["untried", "nope"]}))
+        estimate = Estimate(plan.cells, plan.cells, 2)
+        try_some(estimate, plan.corpora, threads=1, seconds=30.0)
+        assert estimate.tried
+        assert estimate.left() > 0
+        assert not (tmp_path / "tried").exists()
+    finally:
+        del _entries["untried"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import math
 import re
@@ -18,7 +19,7 @@ from scipy import stats
 from pezoo.errors import UserError
 from pezoo.escape import safe_names
 from pezoo.report import beside, captions, curves, figure, groups, heatmap, intervals, statistics, table
-from pezoo.report.lines import MOST
+from pezoo.report.lines import MOST, draw_lengths
 from pezoo.report.statistics import Summary
 from pezoo.report.write import markdown, write_report
 from pezoo.results import Result
@@ -977,6 +978,15 @@ def test_many_test_lengths_leave_their_names_room():
     ticks = [int(tick.get_text().split("\n")[0]) for tick in axes.get_xticklabels()]
     assert {64, 128} <= set(ticks)
     assert 8 <= len(ticks) <= 17
+
+
+def test_no_name_at_the_end_of_a_line_covers_another():
+    made = [result(f"rope+{i}", 5.0 + 0.001 * i, n) for n in LENGTHS for i in range(9)]
+    drawn = draw_lengths(made)
+    assert len(drawn.axes) > 1
+    for axes in drawn.axes:
+        boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+        assert all(lower.y1 <= upper.y0 + 1e-6 for lower, upper in itertools.pairwise(boxes))
 
 
 def test_many_tasks_have_a_panel_each():

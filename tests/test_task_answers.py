@@ -13,11 +13,18 @@ ASKED = [
     ("addition", "5+999", "1004"),
     ("addition", "0+0", "0"),
     ("addition", "10 + 2", "12"),
+    ("addition:order=lowest_first", "59+7", "201"),
+    ("addition:order=lowest_first", "5+999", "4001"),
+    ("addition:order=lowest_first", "0+01", "01"),
+    ("aggregate:labels=3", "l1 l0 l2 l0 l1 l2 l2 l0 l0 QUERY l0", "4"),
+    ("aggregate:ask=most:labels=3", "l1 l0 l2 l0 QUERY", "l0"),
     ("binary_addition", "001 2 01101", "010112"),
     ("binary_addition", "01", "012"),
     ("binary_multiplication", "001 2 01101", "00011012"),
     ("binary_multiplication", "1", "2"),
     ("bucket_sort", "40201", "00124"),
+    ("chain_sum", "7-4+6-9+5", "5"),
+    ("chain_sum", "0", "0"),
     ("compute_sqrt", "100101", "110"),
     ("copy", "3 12 3", "3 12 3"),
     ("copy:variant=random_twice", "3 12", "3 12 NEXT 3 12"),
@@ -26,6 +33,8 @@ ASKED = [
     ("cycle_navigation", "0020", "3"),
     ("duplicate_string", "110", "110110"),
     ("even_pairs", "001110", "0"),
+    ("flip_flop", "w1i0i1r1i0w0r", "______1_____0"),
+    ("flip_flop", "w1 r1", "__1_"),
     ("induction", "3 S 7 1 5 S", "7"),
     ("lego", "v0 + 1 v1 - v0 v2 + v1 v2", "-"),
     ("lego", "v5 +1 v7 - v5 v7", "-"),
@@ -40,6 +49,8 @@ ASKED = [
     ("mqar:n_pairs=2", "1 40 2 50 2 9 1 7", "_ _ _ _ 50 _ 40 _"),
     ("multi_key:n_digits=2:n_keys=2", "f0 k4 12 k7 34 f1 QUERY k7", "34"),
     ("multi_value:n_values=2", "f0 KEY 7 f3 KEY 1 QUERY", "71"),
+    ("no_overlap:n_told=2", "f3 n3 p7 f0 n5 p2 QUERY r7", "n3"),
+    ("no_overlap:n_told=2:direct=true", "n3 p7 n5 p2 QUERY p2", "n5"),
     ("odds_first", "00110101", "01110100"),
     ("parity", "01101", "NO"),
     ("parity_check", "1010100", "1"),
@@ -58,6 +69,11 @@ ASKED = [
     ("stack_manipulation", "0110422", "1102"),
     ("stack_manipulation", "12223", "02"),
     ("summation", "749", "0"),
+    ("word_problem", "23145 21435 12345 23145", "23145 14235 14235 24315"),
+    ("word_problem", "21354 12345 23145", "21354 21354 32154"),
+    ("word_problem:group=S5", "23145 21345", "23145 13245"),
+    ("word_problem:group=A4xZ5", "2143+3 2143+4", "2143+3 1234+2"),
+    ("word_problem:group=Z60", "59 2 0", "59 1 1"),
     (
         "variable_tracking:n_hops=1",
         "f1 v0 = 3 v4 = 9 f0 v1 = v0 v2 = v4 QUERY 9",
@@ -75,12 +91,17 @@ PASSKEY = (
 
 NO_QUESTIONS = [
     *(("addition", text) for text in ("95", "95+", "+95", "9+5+7", "05+7", "5+07")),
+    *(("aggregate:labels=3", "l0 " * 8 + text) for text in ("l0 QUERY", "l1 QUERY 3", "QUERY l1 l0", "l0 l0 QUERY l0")),
+    *(("aggregate:ask=most", text) for text in ("l0 l1 QUERY", "l0 l0", "QUERY", "l0 3 QUERY")),
+    *(("addition:order=lowest_first", text) for text in ("59", "+59", "5+70", "50+7", "5+")),
     *(("binary_addition", text) for text in ("0101", "2011", "0112", "12021", "2")),
     ("binary_multiplication", "01201"[::2] + "2"),
     *(("copy:variant=repeat", text) for text in ("1 2", "1 1 2")),
     *(("copy:variant=replace", text) for text in ("1 2", "1 1 1", "1 2 1 2")),
+    *(("chain_sum", text) for text in ("7-", "7-8", "7+3", "7+3-5", "-1", "12", "7--", "+")),
     ("copy:variant=random_twice", "1 NEXT 1"),
     ("cycle_navigation", "0130"),
+    *(("flip_flop", text) for text in ("w1", "r1r", "w1i", "w1r0r", "wwr", "w1rr", "w11", "0w1", "w1i0")),
     *(("induction", text) for text in ("1 2 3", "S 1 2", "1 2 S", "S 1 S 2 S", "1 S S")),
     ("lego", "v0 + 1"),
     ("lego", "v0 + 1 v0"[:6]),
@@ -96,6 +117,11 @@ NO_QUESTIONS = [
     *(("multi_key:n_keys=1", text) for text in ("k4 1 QUERY k5", "k4 1 f0 k4", "f0 1 QUERY f0", "k4 f1 QUERY k4")),
     *(("multi_key:n_keys=1", text) for text in ("k4 1 k4 2 QUERY k4", "k4", "1 k4 QUERY k4")),
     *(("multi_value:n_values=1", text) for text in ("KEY 1 f0", "KEY f0 QUERY", "f0 KEY QUERY", "KEY 1 KEY 2 QUERY")),
+    *(
+        ("no_overlap:n_told=1", text)
+        for text in ("n3 p7 QUERY r6", "n3 p7 QUERY p7", "p7 f0 QUERY r7", "f0 p7 QUERY r7")
+    ),
+    *(("no_overlap:n_told=1", text) for text in ("n3 p7", "n3 p7 f0 r7", "p7 n3 p7 QUERY r7", "n1 p7 n3 p7 QUERY r7")),
     ("parity", "0 1 YES"),
     *(
         ("passkey:n_digits=2", text)
@@ -147,7 +173,7 @@ def test_a_question_written_by_hand(name, question, answer):
 
 
 def test_every_task_is_asked():
-    assert {name.partition(":")[0] for name, *_ in ASKED} | {"passkey_text"} == set(list_tasks())
+    assert {name.partition(":")[0] for name, *_ in ASKED} | {"passkey_text", "facts"} == set(list_tasks())
 
 
 def test_the_passkey_in_a_text():

@@ -154,6 +154,11 @@ def test_sums_of_two_numbers_are_right(length, seed):
         for number in (a, b):
             assert number == str(int(number)), "no leading zeros"
         assert "".join(DIGITS[token] for token in answer) == str(int(a) + int(b))
+    for question, answer in rows(make_task("addition", order="lowest_first"), length, seed):
+        a, b = (number[::-1] for number in read_sum(question))
+        assert max(len(a), len(b)) == length
+        assert (a, b) == (str(int(a)), str(int(b)))
+        assert "".join(DIGITS[token] for token in answer)[::-1] == str(int(a) + int(b))
 
 
 def test_digit_counts_are_uniform_among_pairs_with_the_longer_as_long_as_asked():

@@ -27,7 +27,6 @@ GRID = [
     if not fits(entry(extension).cls, entry(encoding).cls)
 ]
 SCHEMES = [
-    *ENCODINGS,
     "alibi:slopes=learned",
     "kerple_power",
     "fire_shared",
@@ -68,7 +67,12 @@ def name_of(scheme):
     return str(pezoo.parse(scheme))
 
 
-each_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=name_of)
+each_scheme = pytest.mark.parametrize(
+    "scheme",
+    [pytest.param(name, marks=(pytest.mark.slow, pytest.mark.ci(one_in=3))) for name in ENCODINGS] + SCHEMES,
+    ids=name_of,
+)
+"""Encodings alone are slow: the conformance kit asks the same of them."""
 
 
 def build(scheme, **config):
@@ -129,7 +133,7 @@ def small_chunks(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
+@pytest.mark.ci(one_in=4)
 @pytest.mark.parametrize("scheme", GRID)
 @pytest.mark.usefixtures("small_chunks")
 def test_every_pair_works_or_is_refused_with_a_reason(scheme):

@@ -32,18 +32,6 @@ from pezoo.errors import UserError
 from pezoo.registry import register, setting
 
 
-def sums(x: Tensor, index: Tensor) -> Tensor:
-    """Sums of x (B, L, H) from the first token of each document on; index (R, L): a token's place in its document.
-
-    By doubling, so that no bit of one document reaches another, as it would by differences of sums over the row.
-    """
-    step = 1
-    while step < x.shape[1]:
-        x = x + F.pad(x[:, :-step], (0, 0, step, 0)) * (index >= step)[..., None]
-        step *= 2
-    return x
-
-
 @register(
     "fox",
     title="Forget gates (FoX, Forgetting Transformer)",
@@ -110,5 +98,5 @@ class FoX(Encoding):
             fixed = torch.tensor(self.first_slopes(), dtype=torch.float32)
             slope = F.softplus(-self.b) if self.config.gate == "bias_only" else to_device(fixed, positions.key.device)
             return -slope[:, None, None] * positions.steps()[:, None]
-        total = sums(positions.read, positions.key_index).mT  # (B, H, Lk)
+        total = positions.sums(positions.read).mT  # (B, H, Lk)
         return positions.of_queries(total, 2)[..., None] - total[:, :, None]

@@ -63,7 +63,7 @@ def _of_encoding(view: View, place: int, encoding: Encoding) -> Iterator[tuple[b
             yield pairs, partial(_bias_of_pairs, view, head=1)
     elif overrides(encoding, "distance_bias"):
         yield pairs, partial(_bias_by_distance, view)
-    if overrides(encoding, "rotate"):
+    if overrides(encoding, "rotate") or overrides(encoding, "product"):
         added = _code(view, place, view.length).any()
         yield alone and bool(added), partial(_added_code, view, place)
         yield alone and not added, partial(_logits, view, place, rotated=True)
@@ -210,7 +210,7 @@ def _logits(view: View, place: int, axes: Axes, rotated: bool) -> None:
         q, k = view.vectors(length)
         if rotated:
             q, k = part.encoding.rotate(q, k, part.positions)
-            return (q @ k.transpose(-1, -2))[:, 0, 0] * part.encoding.scale()
+            return part.encoding.product(q, k, part.positions)[:, 0, 0] * part.encoding.scale()
         return part.encoding.content(q, k, part.positions)[:, 0, 0]
 
     rows = curves().expand(DRAWS, -1)

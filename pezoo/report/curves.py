@@ -1,7 +1,7 @@
 """Curves over the test length and over the position in the context."""
 
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Literal
 
 from matplotlib.axes import Axes
@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from pezoo.report.axes import bare, length_axis, value_axis
 from pezoo.report.figure import Style, folded, heading, styles
 from pezoo.report.groups import WINDOWED, select, window_overlap, words
-from pezoo.report.intervals import interval_by_position, losses_by_label, mean_by_position
+from pezoo.report.intervals import ends_by_position, losses_by_label, mean_by_position
 from pezoo.report.statistics import Curve, Summary, curves, length_name, scale_of
 from pezoo.results import Result
 from pezoo.results.losses import Sources
@@ -109,14 +109,14 @@ def draw_by_position(results: Iterable[Result], source: Sources, protocol: str =
     figure, axes = _axes(looks)
     found = losses_by_label(kept, source, protocol)
     for label, seeds in found.items():
-        means, interval_at = mean_by_position(seeds), interval_by_position(seeds)
+        means, ends = mean_by_position(seeds), ends_by_position(seeds)
         if _is_companion(label, found):
             _thin(axes, list(means), list(means.values()), looks[label.removesuffix(WINDOWED)])
             continue
         line = _line(axes, list(means), list(means.values()), looks[label])
         line.set_markevery(4)
         if len(seeds) > 1:
-            low, high = zip(*(interval_at[position] for position in means), strict=True)
+            low, high = zip(*(ends[position] for position in means), strict=True)
             axes.fill_between(list(means), low, high, color=line.get_color(), alpha=0.13, lw=0)
         shown[label] = line, list(means.values())[-1] if means else -math.inf
     longest = max(r.test_length for r in kept)
@@ -124,8 +124,7 @@ def draw_by_position(results: Iterable[Result], source: Sources, protocol: str =
     length_axis(axes, positions, kept, "position in the context")
     axes.set_ylabel("loss (nats per token)")
     _legend(figure, shown)
-    bands = ["bands: 95 % confidence interval over seeds"] if len({r.seed for r in kept}) > 1 else []
-    heading(figure, "Loss by position", kept, *bands, *_facts(kept))
+    heading(figure, "Loss by position", kept, *said_of_ends(kept, "bands"), *_facts(kept))
     return figure
 
 
@@ -151,17 +150,21 @@ def _plot(axes: Axes, kept: list[Result], looks: Mapping[str, Style], bars: Bars
     return shown
 
 
-def _bars(kept: list[Result]) -> Bars:
+def _bars(kept: Sequence[Result]) -> Bars:
     return "interval" if len({r.seed for r in kept}) > 2 else "spread"
+
+
+def said_of_ends(kept: Sequence[Result], what: str, shown: Bars | None = None) -> list[str]:
+    """Return what bars or bands are, if there are any: "bars: 95 % confidence interval"."""
+    of_loss = " of the loss" if scale_of(kept[0].metric) == "log" else ""
+    said = {"spread": f"± sample standard deviation{of_loss}", "interval": "95 % confidence interval"}
+    return [f"{what}: {said[shown or _bars(kept)]}"] if len({r.seed for r in kept}) > 1 else []
 
 
 def _facts(kept: list[Result], bars: Bars | None = None) -> list[str]:
     """Return what a reader has to know about error bars, rings and thin lines, where there are any."""
     labels, facts = {r.label for r in kept}, []
-    if bars and len({r.seed for r in kept}) > 1:
-        of_loss = " of the loss" if scale_of(kept[0].metric) == "log" else ""
-        said = {"spread": f"± sample standard deviation{of_loss}", "interval": "95 % confidence interval"}
-        facts.append(f"bars: {said[bars]}")
+    facts += said_of_ends(kept, "bars", bars) if bars else []
     if len({r.task for r in kept}) == 1 < len({r.train_length for r in kept}):
         facts.append("markers and rings: training length")
     if any(_is_companion(label, labels) for label in labels):

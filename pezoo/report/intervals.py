@@ -65,14 +65,18 @@ def _by_position(seeds: Sequence[Losses]) -> dict[float, list[float]]:
     return {position: found[position] for position in sorted(found)}
 
 
-def interval_by_position(seeds: Sequence[Losses]) -> Mapping[float, tuple[float, float]]:
-    """Return the interval of the loss by position over seeds, by Student's t; the mean twice where there is none.
+def ends_by_position(seeds: Sequence[Losses]) -> Mapping[float, tuple[float, float]]:
+    """Return what figures show around the loss by position: from three seeds on its interval, else the spread.
 
     Args:
         seeds: one evaluation per seed, all of one test length.
     """
-    found = _by_position(seeds)
-    return {at: interval(each) or (statistics.fmean(each),) * 2 for at, each in found.items()}
+    return {at: _ends(each) for at, each in _by_position(seeds).items()}
+
+
+def _ends(losses: list[float]) -> tuple[float, float]:
+    mean, spread = statistics.fmean(losses), statistics.stdev(losses) if len(losses) > 1 else 0.0
+    return (interval(losses) if len(losses) > 2 else None) or (mean - spread, mean + spread)
 
 
 def mean_by_position(seeds: Sequence[Losses]) -> Mapping[float, float]:

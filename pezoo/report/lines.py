@@ -5,18 +5,19 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from pezoo.report.axes import bare, length_axis, value_axis
-from pezoo.report.curves import draw_by_position, draw_curves
+from pezoo.report.curves import draw_by_position, draw_curves, said_of_ends
 from pezoo.report.figure import Style, folded, heading, styles
 from pezoo.report.groups import WINDOWED, words
-from pezoo.report.intervals import interval_by_position, losses_by_label, mean_by_position
+from pezoo.report.intervals import ends_by_position, losses_by_label, mean_by_position
 from pezoo.report.statistics import ACCURACIES, PERPLEXITIES, curves, scale_of
 from pezoo.results import Result
 from pezoo.results.losses import Sources
 
 Points = dict[float, tuple[float, float, float]]
-"""Test length or position -> mean, and the ends of its interval (the mean itself where there is none)."""
+"""Test length or position -> mean, and the ends of its band (the mean itself where there is none)."""
 MOST = 7
 """Lines that one panel shows in colour."""
 CONTEXT = {"color": "0.5", "alpha": 0.35, "lw": 0.8, "zorder": 1.5}
@@ -33,15 +34,13 @@ def lines_by_length(kept: Sequence[Result]) -> dict[str, Points]:
     """
     found: dict[str, Points] = {}
     for label, curve in curves(r for r in kept if not r.label.endswith(WINDOWED)).items():
-        points = {
-            length: (s.mean, *(s.interval() or (s.mean, s.mean))) for length, s in curve.items() if s.mean is not None
-        }
-        found[label] = points
+        there = {length: s for length, s in curve.items() if s.mean is not None}
+        found[label] = {length: (s.mean, *(s.shown_ends or (s.mean, s.mean))) for length, s in there.items()}
     return found
 
 
 def lines_by_position(kept: Sequence[Result], source: Sources) -> dict[str, Points]:
-    """Return the loss by position of each label at its longest test length, with its interval over seeds.
+    """Return the loss by position of each label at its longest test length, with what is shown around it.
 
     Args:
         kept: what `select` returned, of the loss.
@@ -51,7 +50,7 @@ def lines_by_position(kept: Sequence[Result], source: Sources) -> dict[str, Poin
     for label, seeds in losses_by_label(kept, source, kept[0].protocol).items():
         if label.endswith(WINDOWED):
             continue
-        means, ends = mean_by_position(seeds), interval_by_position(seeds)
+        means, ends = mean_by_position(seeds), ends_by_position(seeds)
         found[label] = {position: (mean, *ends[position]) for position, mean in means.items()}
     return found
 
@@ -96,6 +95,7 @@ def draw_named(
     axes = figure.add_subplot()
     _panel(axes, lines, styles(kept), named, apart)
     _axes(axes, kept, lines, "test length")
+    _move_apart(figure)
     return figure
 
 
@@ -125,9 +125,10 @@ def draw_families(
         axes.tick_params(labelbottom=True)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    bands = ["bands: 95 % confidence interval"] if len({r.seed for r in kept}) > 1 else []
+    bands = said_of_ends(kept, "bands")
     grey = ["grey: all others"] if len(panels) > 1 else []
     heading(figure, f"{what or words(kept[0].metric).capitalize()} by {name}", kept, *bands, *grey)
+    _move_apart(figure)
     return figure
 
 
@@ -226,9 +227,21 @@ def _panel(
         if x:
             ends[i, label] = x[-1], y[-1]
     for (i, label), end in ends.items():
-        text = axes.annotate(folded(label, 30), end, (6, 0), textcoords="offset points", va="center", fontsize=NAME)
+        text = axes.annotate(folded(label, 24), end, (6, 0), textcoords="offset points", va="center", fontsize=NAME)
         text.set(color=looks[label].colour, gid=f"name-{i}{panel}", annotation_clip=False)
         text.set_in_layout(apart is None or label in apart)
+
+
+def _move_apart(figure: Figure) -> None:
+    """Move names at the ends of lines up, where one would cover another."""
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        names = [text for text in axes.texts if isinstance(text, Annotation) and text.get_in_layout()]
+        top = -math.inf
+        for box, text in sorted(((text.get_window_extent(), text) for text in names), key=lambda pair: pair[0].y0):
+            up = max(0.0, top - box.y0)
+            text.set_position((6, up * 72 / figure.dpi))
+            top = box.y1 + up
 
 
 def _axes(axes: Axes, kept: Sequence[Result], lines: Mapping[str, Points], name: str, small: bool = False) -> None:

@@ -127,7 +127,7 @@ def _chart(group: list[Result], baseline: str) -> dict[str, Any]:
         points = []
         for length, summary in curve.items():
             if summary.mean is not None:
-                ends = summary.interval()
+                ends = summary.interval() if summary.seeds > 2 else None  # of two it is too wide to tell anything
                 between = "" if ends is None else f", 95 % {ends[0]:.4g} to {ends[1]:.4g}"
                 points.append(f"{length_name(length, kept[0].train_length)} = {length}: {summary}{between}")
         shown = label in named

@@ -84,6 +84,11 @@ class Summary:
             return exp(middle - self.spread), exp(middle + self.spread)
         return self.mean - self.spread, self.mean + self.spread
 
+    @property
+    def shown_ends(self) -> tuple[float, float] | None:
+        """What figures show around the mean: from three seeds on its interval, else the spread; None with one seed."""
+        return self.interval() if self.seeds > 2 else self.spread_ends
+
     def interval(self, level: float = 0.95) -> tuple[float, float] | None:
         """The confidence interval of the mean, on the same scale; see `interval`."""
         return interval(self.values, level, log=self.scale == "log")

@@ -16,6 +16,7 @@ import torch
 
 from pezoo.data import Corpus
 from pezoo.outcome import peak_memory, reset_peak_memory
+from pezoo.registry import entry
 from pezoo.study.cells import ask
 from pezoo.study.plan import Cell, digest
 from pezoo.training.fit import fit
@@ -250,6 +251,8 @@ def levels_of(cell: Cell) -> tuple[str, ...]:
 def try_some(estimate: Estimate, corpora: Mapping[str, Corpus], threads: int, seconds: float = TRY_SECONDS) -> None:
     """Try a little of each kind of work that is left and unknown, for about so many seconds.
 
+    What a plug-in brings is not tried: this is no worker's process, and whatever ends it ends the study.
+
     Args:
         estimate: is told what a unit takes.
         corpora: the text of the study, by hash.
@@ -274,7 +277,8 @@ def _in_turn(estimate: Estimate) -> Iterator[str]:
     waiting: dict[str, dict[str, str]] = defaultdict(dict)
     for key in estimate.todo:
         own, sort, *_ = estimate.levels[key]
-        if estimate.work[key] and own not in known:
+        named = (entry(name).of_a_plugin for name in estimate.cells[key].members)
+        if estimate.work[key] and own not in known and not any(named):
             waiting[sort].setdefault(own, key)
     queues = [list(keys.values()) for keys in waiting.values()]
     queues = [queue[len(queue) // 2 :] + queue[: len(queue) // 2] for queue in queues]

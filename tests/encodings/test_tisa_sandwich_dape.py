@@ -171,7 +171,7 @@ def test_dape_v2_with_a_kernel_of_one_is_dape():
 
 
 @pytest.mark.slow
-@pytest.mark.ci
+@pytest.mark.ci(one_in=4)
 @pytest.mark.parametrize("text", ["rope+dape:reads=sum", "nope+dape:reads=sum", "rope+dape_v2:reads=sum"])
 @pytest.mark.parametrize("check", [name for name, check in CHECKS.items() if not check.slow and not check.once])
 def test_dape_without_a_bias_passes_the_kit(text, check):
