@@ -6,10 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 from pezoo.compose import Scheme, create
 from pezoo.compose import attend_with as attend
-from pezoo.contract import Branch, Encoding, Extension, Positions, Shape, Traits, Undefined
+from pezoo.contract import Branch, Encoding, Extension, Positions, Schedule, Shape, Traits, Undefined
 from pezoo.errors import UserError
 from pezoo.model.transformer import Transformer, TransformerConfig
-from pezoo.registry import describe, list_encodings, list_extensions, list_tasks, load_plugin, register, setting
+from pezoo.registry import (
+    describe,
+    list_encodings,
+    list_extensions,
+    list_schedules,
+    list_tasks,
+    load_plugin,
+    register,
+    setting,
+)
 from pezoo.scheme import parse
 from pezoo.task import IGNORE, Pairs, Task
 
@@ -26,6 +35,7 @@ __all__ = [
     "Extension",
     "Pairs",
     "Positions",
+    "Schedule",
     "Scheme",
     "Shape",
     "Task",
@@ -39,6 +49,7 @@ __all__ = [
     "describe",
     "list_encodings",
     "list_extensions",
+    "list_schedules",
     "list_tasks",
     "load",
     "load_plugin",

@@ -27,6 +27,7 @@ __all__ = [
     "NoSettings",
     "Positions",
     "Registered",
+    "Schedule",
     "Shape",
     "Traits",
     "Undefined",
@@ -94,7 +95,7 @@ class NoSettings:
 
 
 class Registered:
-    """What `register` puts into the zoo: encodings, extensions and tasks."""
+    """What `register` puts into the zoo: encodings, extensions, layer schedules and tasks."""
 
     name: ClassVar[str]
     """What it is registered as, and what messages call it; until then, its class's name."""
@@ -104,6 +105,18 @@ class Registered:
     def __init_subclass__(cls, **facts: Any) -> None:
         super().__init_subclass__(**facts)
         cls.name = cls.__name__
+
+
+class Schedule(Registered):
+    """A name for schemes that take turns layer by layer, such as those of a published model.
+
+    It is written wherever a scheme is, with its own settings; extensions may follow, and join each layer that they fit.
+    """
+
+    @classmethod
+    def layers(cls, config: Any) -> list[str]:
+        """The schemes of the layers, which repeat until the model has no more layers."""
+        raise NotImplementedError
 
 
 class Member(Registered, nn.Module):

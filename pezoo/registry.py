@@ -23,17 +23,17 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pezoo.contract import PHASES, Encoding, Extension, Member, Registered, Traits
+from pezoo.contract import PHASES, Encoding, Extension, Member, Registered, Schedule, Traits
 from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.sources import PLUGIN, plugin_module, source_hash
 from pezoo.typed import check_items, check_plain
 
 ENTRY_POINTS = "pezoo.members"
 FAMILIES = (
-    *("absolute", "relative", "bias", "interpolation", "randomized", "context"),
+    *("absolute", "relative", "bias", "interpolation", "randomized", "context", "models"),
     *("regular", "deterministic context-free", "context-sensitive", "length generalisation", "recall"),
 )
-"""Families of members, in the order of the survey, then those of tasks."""
+"""Families of members, in the order of the survey, those of models, then those of tasks."""
 LARGEST = 2**31 - 1
 """Largest whole number of a setting."""
 LIMITS = ("above", "at_least", "at_most")
@@ -63,7 +63,7 @@ class Entry:
 
     name: str
     kind: str
-    """encoding, extension, alias or task."""
+    """encoding, extension, alias, schedule or task."""
     family: str
     title: str
     year: int | None = None
@@ -80,16 +80,16 @@ class Entry:
         """The class of an encoding or an extension.
 
         Raises:
-            UserError: for a task, or an alias.
+            UserError: for a task, a schedule or an alias.
         """
         if self.cls is None or not issubclass(self.cls, Member):
-            kind = "a task" if self.kind == "task" else f"an alias of {self.scheme}"
+            kind = f"a {self.kind}" if self.cls else f"an alias of {self.scheme}"
             raise UserError(f"{self.name} is {kind}, not an encoding or an extension")
         return self.cls
 
     @property
     def traits(self) -> Traits | None:
-        """Declared facts; None for aliases and tasks."""
+        """Declared facts; None for aliases, schedules and tasks."""
         return getattr(self.cls, "traits", None)
 
     @property
@@ -101,8 +101,7 @@ class Entry:
         for f in dataclasses.fields(self.cls.Config):
             default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
             kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", None)
-            kind = str(f.type) if kind in (None, "Literal", "Optional", "Union") else kind
-            kind = kind.replace("typing.", "")
+            kind = (str(f.type) if kind in (None, "Literal", "Optional", "Union") else kind).replace("typing.", "")
             choices = list(typing.get_args(f.type)) if typing.get_origin(f.type) is typing.Literal else []
             limits = {name: f.metadata[name] for name in LIMITS if f.metadata.get(name) is not None}
             facts = {"type": kind, "default": default, "choices": choices, "range": limits}
@@ -134,7 +133,7 @@ def register(
     family: str | None = None,
     aliases: Mapping[str, tuple[str, str]] | None = None,
 ) -> Callable[[R], R]:
-    """Class decorator that adds an encoding, an extension or a task to the zoo.
+    """Class decorator that adds an encoding, an extension, a layer schedule or a task to the zoo.
 
     Args:
         name: lower case, letters, digits and underscores.
@@ -152,13 +151,12 @@ def register(
 
     def add(cls: R) -> R:
         if not issubclass(cls, Registered):
-            raise UserError(f"the class of {name} extends neither Encoding, nor Extension, nor Task")
-        kinds = ((Encoding, "encoding"), (Extension, "extension"))
+            raise UserError(f"the class of {name} extends neither Encoding, nor Extension, nor Schedule, nor Task")
+        kinds = ((Encoding, "encoding"), (Extension, "extension"), (Schedule, "schedule"))
         kind = next((k for base, k in kinds if issubclass(cls, base)), "task")
-        folders = [name for name in cls.__module__.split(".")[:-1] if not name.startswith(PLUGIN)]
-        place = family or (folders[-1] if folders else "custom")
+        folders = ["custom", *(name for name in cls.__module__.split(".")[:-1] if not name.startswith(PLUGIN))]
         summary = (inspect.getdoc(cls) or "").split("\n")[0]
-        made = partial(Entry, family=place, year=year, authors=authors, arxiv=arxiv)
+        made = partial(Entry, family=family or folders[-1], year=year, authors=authors, arxiv=arxiv)
         _add(made(name, kind, title=title, equation=equation, summary=summary, cls=cls))
         for alias, (scheme, alias_title) in (aliases or {}).items():
             _add(made(alias, "alias", title=alias_title, summary=f"stands for {scheme}", scheme=scheme))
@@ -220,8 +218,7 @@ def load_plugin(path: str | Path) -> list[str]:
     except Exception as error:
         _forget(before, loaded)
         raise UserError(f"plug-in {path}: {type(error).__name__}: {error}") from error
-    added = [name for name in _entries if name not in before]
-    if not added:
+    if not (added := [name for name in _entries if name not in before]):
         _forget(before, loaded)
         raise UserError(f"plug-in {path} registers nothing: decorate a class with @pezoo.register(...)")
     spec.loader_state = added
@@ -289,6 +286,11 @@ def list_extensions(pattern: str = "*") -> list[str]:
     return _names(("extension",), pattern)
 
 
+def list_schedules(pattern: str = "*") -> list[str]:
+    """Names of layer schedules, in natural order."""
+    return _names(("schedule",), pattern)
+
+
 def list_tasks(pattern: str = "*") -> list[str]:
     """Names of tasks, in natural order."""
     return _names(("task",), pattern)
@@ -298,14 +300,13 @@ def describe(name: str) -> dict[str, Any]:
     """The facts of a member as plain data: title, family, year, authors, arXiv id, equation, parameters, traits."""
     found = entry(name)
     facts = {f.name: getattr(found, f.name) for f in dataclasses.fields(found) if f.name != "cls"}
-    facts["parameters"] = found.parameters
     traits = dataclasses.asdict(found.traits) if found.traits else {}
     traits.pop("parameters", None)  # a function; what it gives depends on the model
-    return facts | {"traits": traits}
+    return facts | {"parameters": found.parameters, "traits": traits}
 
 
 def make_config(name: str, settings: Mapping[str, Any]) -> tuple[Any, tuple[str, ...] | None]:
-    """Check a member's settings and return its Config, and `at` for an extension (None for an encoding).
+    """Check a member's settings and return its Config, and `at` for an extension (None for others).
 
     Raises:
         UserError: for an unknown setting, a wrong type or a value out of range.
@@ -397,8 +398,7 @@ def _check_range(key: str, value: Any, limits: Mapping[str, Any]) -> None:
 
 def _phases(name: str, value: Any) -> tuple[str, ...]:
     phases = value.split(",") if isinstance(value, str) else value
-    good = isinstance(phases, list | tuple) and phases and all(p in PHASES for p in phases)
-    if not good:
+    if not (isinstance(phases, list | tuple) and phases and all(p in PHASES for p in phases)):
         raise UserError(
             f"{name}:at must name some of {', '.join(PHASES)}, got {brief(value)}; type {name}:at=train,test"
         )

@@ -1,7 +1,8 @@
 """Schemes as text: an encoding with its extensions, written `rope+pi:factor=4`, parsed and checked.
 
 `+` joins members and `:` gives a setting. A mapping says the same, `{rope: null, pi: {factor: 4}}`, and is the only
-form for mixtures: `{layers: [rope, rope, nope]}`, `{heads: {rope: 4, alibi: 4}}`. All forms collapse to one `Spec`.
+form for mixtures: `{layers: [rope, rope, nope]}`, `{heads: {rope: 4, alibi: 4}}`. A layer schedule has a name, to
+which extensions can be joined: `gemma3:window=0.1+logn`. All forms collapse to one `Spec`.
 """
 
 import json
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pezoo.contract import PHASES, Encoding, Extension, overrides
+from pezoo.contract import PHASES, Encoding, Extension, Schedule, overrides
 from pezoo.errors import UserError, brief, cut
 from pezoo.registry import entries, entry, make_config, plain
 from pezoo.typed import read_yaml
@@ -183,14 +184,12 @@ def _parse(scheme: "str | Mapping[str, Any] | Spec") -> Spec:
         except UserError as error:
             raise UserError(f"cannot read the scheme {brief(scheme)}: {error}") from None
     if isinstance(scheme, str):
-        spec = Spec(_members(read_members(scheme)))
+        spec = _joined(read_members(scheme))
     elif isinstance(scheme, Mapping):
         spec = _parse_mapping(scheme)
     else:
         raise UserError(f"a scheme is text such as rope+pi, or a mapping, not {brief(scheme)}")
-    if spec.members:
-        _check(spec)
-    return spec
+    return _checked(spec) if spec.members else spec
 
 
 def read_members(text: str) -> list[tuple[str, dict[str, Any]]]:
@@ -246,7 +245,35 @@ def _parse_mapping(mapping: Mapping[str, Any]) -> Spec:
             raise UserError(
                 f"settings of {name} are a mapping, such as {{{name}: {{factor: 4}}}}, not {brief(settings)}"
             )
-    return Spec(_members([(name, dict(settings or {})) for name, settings in mapping.items()]))
+    return _joined([(name, dict(settings or {})) for name, settings in mapping.items()])
+
+
+def _joined(pairs: list[tuple[str, dict[str, Any]]]) -> Spec:
+    """The scheme of these names; a layer schedule gives way to its layers, each with what else fits it."""
+    schedules = [(n, settings, cls) for n, settings in pairs if (cls := entry(n).cls) and issubclass(cls, Schedule)]
+    if not schedules:
+        return Spec(_members(pairs))
+    (name, settings, schedule), *more = schedules
+    if more:
+        raise UserError(f"{name} and {more[0][0]} cannot be joined: each names the schemes of all layers")
+    mixture = parse({"layers": schedule.layers(make_config(name, settings)[0])})
+    for member in _members([pair for pair in pairs if pair[0] != name]):
+        cls = entry(member.name).member
+        if not issubclass(cls, Extension):
+            raise UserError(f"{member.name} cannot join {name}, which names the encodings of all layers")
+        mixture = _extended(mixture, member, cls)
+    return mixture
+
+
+def _extended(mixture: Spec, member: MemberSpec, extension: type[Extension]) -> Spec:
+    """A mixture with an extension in each of its schemes that it fits."""
+    if lack := _lack(extension, mixture):
+        raise UserError(_unfit(extension, mixture, lack))
+
+    def extended(spec: Spec) -> Spec:
+        return spec if _lack(extension, spec) else _checked(Spec(_in_order((*spec.members, member))))
+
+    return mixture._map(extended)
 
 
 def _members(pairs: list[tuple[str, dict[str, Any]]]) -> tuple[MemberSpec, ...]:
@@ -265,11 +292,14 @@ def _members(pairs: list[tuple[str, dict[str, Any]]]) -> tuple[MemberSpec, ...]:
             members.extend(_members(parts))
         else:
             members.append(MemberSpec.make(name, settings))
+    return _in_order(members)
+
+
+def _in_order(members: Sequence[MemberSpec]) -> tuple[MemberSpec, ...]:
+    """Encodings first; extensions keep their order. None may occur twice."""
     names = [m.name for m in members]
-    twice = next((n for n in names if names.count(n) > 1), None)
-    if twice:
+    if twice := next((n for n in names if names.count(n) > 1), None):
         raise UserError(f"{twice} occurs twice in {'+'.join(names)}; name each member once")
-    # Encodings first; extensions keep their order.
     return tuple(sorted(members, key=lambda m: issubclass(entry(m.name).member, Extension)))
 
 
@@ -316,8 +346,8 @@ _ONE_OF = (
 )
 
 
-def _check(spec: Spec) -> None:
-    """Refuse a plain scheme whose parts cannot work together, naming what is missing and what would work."""
+def _checked(spec: Spec) -> Spec:
+    """A plain scheme; refused if its parts cannot work together, naming what is missing and what would work."""
     classes = {m.name: entry(m.name).member for m in spec.members}
     encodings = {n: c for n, c in classes.items() if issubclass(c, Encoding)}
     if not encodings:
@@ -331,17 +361,28 @@ def _check(spec: Spec) -> None:
     sink = next((n for n, c in classes.items() if issubclass(c, Extension) and overrides(c, "sink")), None)
     if own and sink:
         raise UserError(f"{spec} cannot work: a sink ({sink}) counts in a softmax, and {own} has another normaliser")
-    for name, cls in classes.items():
-        if not issubclass(cls, Extension):
-            continue
-        lacking = [lack for e in encodings.values() if (lack := fits(cls, e))]
-        if len(lacking) == len(encodings):
-            zoo = [n for n, e in entries().items() if e.cls and issubclass(e.cls, Encoding) and not fits(cls, e.cls)]
-            more = f" and {len(zoo) - FEW} more: pezoo list --works-with {name}" if len(zoo) > FEW else ""
-            raise UserError(
-                f"{name} does not fit {'+'.join(encodings)}: it needs {_LACKS[lacking[0]]}. "
-                f"It works with: {', '.join(zoo[:FEW])}{more}"
-            )
+    for cls in classes.values():
+        if issubclass(cls, Extension) and (lack := _lack(cls, spec)):
+            raise UserError(_unfit(cls, spec, lack))
+    return spec
+
+
+def _lack(extension: type[Extension], spec: Spec) -> str | None:
+    """None if an extension has something to act on in one of a scheme's encodings, else what these lack."""
+    classes = (entry(name).cls for name in spec.encodings)
+    lacking = [fits(extension, cls) for cls in classes if cls and issubclass(cls, Encoding)]
+    return None if None in lacking else lacking[0]
+
+
+def _unfit(extension: type[Extension], spec: Spec, lack: str) -> str:
+    """Why an extension does not fit a scheme, and what it works with."""
+    name, known = extension.name, entries().items()
+    zoo = [n for n, e in known if e.cls and issubclass(e.cls, Encoding) and not fits(extension, e.cls)]
+    more = f" and {len(zoo) - FEW} more: pezoo list --works-with {name}" if len(zoo) > FEW else ""
+    return (
+        f"{name} does not fit {'+'.join(spec.encodings)}: it needs {_LACKS[lack]}. "
+        f"It works with: {', '.join(zoo[:FEW])}{more}"
+    )
 
 
 def _check_mixture(spec: Spec) -> Spec:

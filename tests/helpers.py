@@ -7,6 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import pezoo
 from pezoo.contract import Positions
 from pezoo.data import Tokens
 from pezoo.model.transformer import Transformer
@@ -54,6 +55,61 @@ def transformers_frequencies(kind, head_dim, longest, length, **parameters):
         rope_parameters={"rope_type": kind} | parameters,
     )
     return ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), seq_len=length)
+
+
+def transformers_layers(model, config, ids):
+    """The attention of each layer of a model of transformers, with what it read and gave for these ids.
+
+    Args:
+        model: its class, as "gemma3.Gemma3TextModel".
+        config: settings of its config, beside a small size.
+        ids: (B, T), below 16.
+    """
+    import importlib
+
+    family, _, name = model.partition(".")
+    pytest.importorskip("transformers", reason="parity needs transformers")
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    cls = getattr(module, name)
+    small = {"vocab_size": 16, "hidden_size": 24, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 8}
+    small |= {"intermediate_size": 8, "pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    torch.manual_seed(0)
+    built = cls(cls.config_class(**small | config, attn_implementation="eager")).eval()
+    for parameter in built.parameters():
+        parameter.data = torch.randn_like(parameter) * (0.5 if parameter.ndim > 1 else 1)
+    found = []
+    for layer in built.layers:
+        layer.self_attn.register_forward_hook(
+            lambda one, args, kwargs, out: found.append((one, kwargs["hidden_states"], out[0])), with_kwargs=True
+        )
+    with torch.no_grad():
+        built(ids)
+    return found
+
+
+def same_attention(scheme, layers, half=True):
+    """Hold the attention of a scheme's layers against those of `transformers_layers`, made with the same weights.
+
+    Args:
+        scheme: a built one, of as many layers.
+        layers: as `transformers_layers` gives them.
+        half: whether these turn channels (k, k + d/2), where the scheme turns (2k, 2k + 1).
+    """
+    h, d = scheme.shape.n_heads, scheme.shape.head_dim
+    order = torch.arange(d).view(2, -1).T.flatten() if half else torch.arange(d)
+    assert len(layers) == scheme.shape.n_layers
+    for i, (module, x, expected) in enumerate(layers):
+
+        def projected(name, module=module, x=x):
+            out = getattr(module, f"{name}_proj")(x).unflatten(-1, (h, d))
+            return getattr(module, f"{name}_norm", torch.nn.Identity())(out).transpose(1, 2)
+
+        with torch.no_grad():
+            q, k, v = map(projected, "qkv")
+            q = q[..., order] * (module.scaling * d**0.5)
+            out = pezoo.attend(scheme, q, k[..., order], v, layer=i, phase="test")
+            came = module.o_proj(out.transpose(1, 2).flatten(2))
+        torch.testing.assert_close(came, expected, atol=1e-4, rtol=1e-4)
 
 
 # ---- models -------------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def test_list_is_a_tree_by_family(capsys):
     alibi = next(line for line in shown if line.split()[:1] == ["alibi"])
     assert shown.index("  bias") < shown.index(alibi) < shown.index("extensions")
     names = {line.split()[0] for line in shown if line.startswith("    ")}
-    assert names == {*pezoo.list_encodings(), *pezoo.list_extensions(), *pezoo.list_tasks()}
+    assert names == {*pezoo.list_encodings(), *pezoo.list_extensions(), *pezoo.list_schedules(), *pezoo.list_tasks()}
 
 
 def test_list_takes_patterns_and_kinds(capsys):
@@ -95,7 +95,7 @@ def test_list_json_is_what_describe_says(capsys):
     assert [f["name"] for f in found] == ["alibi"]
     assert found[0]["arxiv"] == pezoo.describe("alibi")["arxiv"]
     everything = json.loads("\n".join(lines(capsys, "list", "--json")))
-    names = [*pezoo.list_encodings(), *pezoo.list_extensions(), *pezoo.list_tasks()]
+    names = [*pezoo.list_encodings(), *pezoo.list_extensions(), *pezoo.list_schedules(), *pezoo.list_tasks()]
     assert [f["name"] for f in everything] == names
 
 
@@ -145,7 +145,7 @@ def test_show_says_what_each_setting_can_be(capsys, monkeypatch):
     assert shown[":at"].startswith(":at tune,test some of train, tune, test ")
 
 
-@pytest.mark.parametrize("name", [*pezoo.list_encodings(), *pezoo.list_extensions()])
+@pytest.mark.parametrize("name", [*pezoo.list_encodings(), *pezoo.list_extensions(), *pezoo.list_schedules()])
 def test_show_states_the_facts_of_every_member(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     shown = " ".join(" ".join(lines(capsys, "show", name)).split())
@@ -163,6 +163,22 @@ def test_show_has_an_example_of_every_task(name, capsys, monkeypatch):
     if name != "passkey_text":  # of several lines
         assert make_task(name).answer(question) == answer
     assert answer
+
+
+def test_a_schedule_is_listed_shown_and_checked(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert {line.split()[0] for line in lines(capsys, "list", "--schedules")[2:-2]} == set(pezoo.list_schedules())
+    assert "yarn" in listed(capsys, "--works-with", "smollm3")
+    assert "gemma3" in listed(capsys, "--in-encoders")
+    shown = [" ".join(line.split()) for line in lines(capsys, "show", "gpt_oss:window=0.5+logn")]
+    first, second = "rope:base=150000+sink_logits", "+window:share=0.5:at=train,tune,test"
+    assert f"layer 1 {first}{second}; in testing {first}{second}+yarn:truncate=false+logn" in shown
+    assert "what gpt-oss, layer schedule, models" in shown
+    assert "layers 1-3 rope:base=2e+06" in [" ".join(line.split()) for line in lines(capsys, "show", "smollm3")]
+    found = json.loads("\n".join(lines(capsys, "show", "gpt_oss", "--json")))
+    assert [m["name"] for m in found["members"]] == ["gpt_oss", "rope", "sink_logits", "window", "yarn"]
+    (outcome,) = json.loads("\n".join(lines(capsys, "check", "smollm3", "--only", "causal", "--json")))
+    assert (outcome["member"], outcome["status"]) == ("smollm3", "pass")
 
 
 def test_show_says_in_which_phase_what_acts(capsys, monkeypatch):

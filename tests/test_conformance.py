@@ -1,9 +1,9 @@
-"""Every member of the zoo and every task, held to every property of the conformance kit."""
+"""Every member of the zoo, every layer schedule and every task, held to every property of the conformance kit."""
 
 import pytest
 
 from pezoo import testing
-from pezoo.registry import list_tasks
+from pezoo.registry import list_schedules, list_tasks
 from pezoo.testing.properties import CHECKS
 
 SLOW = [name for name, check in CHECKS.items() if check.slow]
@@ -46,6 +46,12 @@ def test_conformance(conformance):
 @pytest.mark.ci(one_in=2)
 @testing.parametrize(checks=LONG)
 def test_long_conformance(conformance):
+    conformance()
+
+
+@pytest.mark.slow
+@testing.parametrize(*list_schedules())
+def test_conformance_of_schedules(conformance):
     conformance()
 
 

@@ -205,12 +205,13 @@ def check_installed(bin: Path, place: Path, cwd: Path) -> None:
     """The package imported by `bin` lies under `place` and offers what the checkout offers."""
     code = (
         "import pezoo, pezoo.encodings.relative.rope as rope;"
-        "print(pezoo.__file__, rope.__file__, *pezoo.list_encodings(), *pezoo.list_extensions())"
+        "print(pezoo.__file__, rope.__file__, *pezoo.list_encodings(), *pezoo.list_extensions(), end=' ');"
+        "print(*pezoo.list_schedules())"
     )
     package, member, *names = execute("-c", code, python=bin / "python", cwd=cwd).split()
     assert place in Path(package).parents
     assert place in Path(member).parents
-    assert names == [*registry.list_encodings(), *registry.list_extensions()]
+    assert names == [*registry.list_encodings(), *registry.list_extensions(), *registry.list_schedules()]
     listed = execute("list", "--json", python=bin / "pezoo", cwd=cwd)
     assert "rope" in listed
     execute("run", "quickstart", "--dry-run", python=bin / "pezoo", cwd=cwd)

@@ -11,7 +11,7 @@ from pezoo.cli import main
 from pezoo.drawing import picture, save
 from pezoo.drawing.panels import SEEN, UNSEEN
 from pezoo.registry import load_plugin
-from tools.docs import members
+from tools.docs import DRAWN, members
 
 L = 64
 PLUGIN = """
@@ -51,7 +51,7 @@ def heights(axes, label):
     return dict(curves(axes)[label].tolist())
 
 
-@pytest.mark.parametrize("name", [e.name for e in members("encoding", "extension")])
+@pytest.mark.parametrize("name", [e.name for e in members(*DRAWN)])
 def test_every_member_has_a_picture_with_units_and_the_training_length(name):
     figure = picture(name)
     assert figure.get_suptitle().startswith(f"{name}: ")

@@ -78,9 +78,11 @@ def test_lists_take_wildcards():
 def test_each_kind_has_its_list():
     register("some_task", title="Some task")(type("Task", (pezoo.Task,), {"__doc__": "A task."}))
     register("some_extension", title="Some extension")(make(Extension))
+    register("some_layers", title="Some layers")(type("Layers", (pezoo.Schedule,), {"__doc__": "Layers."}))
     assert "some_task" in pezoo.list_tasks()
     assert "some_extension" in pezoo.list_extensions()
-    listed = [*pezoo.list_encodings(), *pezoo.list_extensions(), *pezoo.list_tasks()]
+    assert "some_layers" in pezoo.list_schedules()
+    listed = [*pezoo.list_encodings(), *pezoo.list_extensions(), *pezoo.list_schedules(), *pezoo.list_tasks()]
     assert sorted(listed) == sorted(entries())
 
 
@@ -389,7 +391,7 @@ def test_members_know_what_they_are_registered_as():
 
 @pytest.mark.parametrize("base", [object, torch.nn.Module])
 def test_what_extends_nothing_of_the_contract_is_not_registered(base):
-    with pytest.raises(UserError, match="the class of stranger extends neither Encoding, nor Extension, nor Task"):
+    with pytest.raises(UserError, match="neither Encoding, nor Extension, nor Schedule, nor Task"):
         register("stranger", title="Stranger")(type("Stranger", (base,), {"__doc__": "No member."}))
     assert "stranger" not in entries()
 

@@ -1,6 +1,7 @@
 """Schemes as text, as mappings and as modules."""
 
 import json
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -19,6 +20,26 @@ from pezoo.scheme import MemberSpec, Spec, offers, parse
 SIZES = {"d_model": 16, "n_heads": 2, "n_layers": 2, "train_length": 8}
 LAYERS = {"layers": ["rope", "nope"]}
 HEADS = {"heads": {"rope+pi:factor=4": 1, "alibi": 1}}
+
+
+class Alternating(pezoo.Schedule):
+    """A windowed layer and a full one in turn."""
+
+    @dataclass
+    class Config:
+        """Settings of the windowed layer."""
+
+        window: int = pezoo.setting(4, "W", at_least=1)
+
+    @classmethod
+    def layers(cls, config):
+        return [f"rope+window:size={config.window}:at=train,tune,test", "nope"]
+
+
+@pytest.fixture
+def alternating(monkeypatch):
+    monkeypatch.setattr(pezoo.registry, "_entries", dict(pezoo.registry._entries))
+    pezoo.register("alternating", title="Layers in turn")(Alternating)
 
 
 # One scheme, however it is written
@@ -219,6 +240,55 @@ def test_tuning_fixes_unset_factors():
 def test_what_cannot_work_is_refused(scheme, message):
     with pytest.raises(UserError, match=message):
         parse(scheme)
+
+
+# Layer schedules
+
+
+def test_a_schedule_is_a_mixture_with_a_name(alternating):
+    layers = ["rope+window:size=6:at=train,tune,test", "nope"]
+    forms = ("alternating:window=6", {"alternating": {"window": 6}}, "{alternating: {window: 6}}", {"layers": layers})
+    assert {parse(form) for form in forms} == {parse({"layers": layers})}
+    assert str(parse("alternating")) == '{layers: ["rope+window:size=4:at=train,tune,test", nope]}'
+
+
+def test_extensions_join_the_layers_of_a_schedule_that_they_fit(alternating):
+    window = "rope+window:size=4:at=train,tune,test"
+    assert parse("alternating+yarn:factor=2") == parse({"layers": [f"{window}+yarn:factor=2", "nope"]})
+    assert parse("pi+alternating+logn") == parse({"layers": [f"{window}+pi+logn", "nope+logn"]})
+    assert parse({"alternating": None, "logn": {}}) == parse("alternating+logn")
+    assert create("alternating+yarn", **SIZES).undefined(40) is None
+
+
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [
+        ("alternating+rope", "rope cannot join alternating, which names the encodings of all layers"),
+        ("alternating+gemma3", "alternating and gemma3 cannot be joined: each names the schemes of all layers"),
+        ("alternating+window", "window occurs twice in rope[+]window[+]window"),
+        ("alternating+nothing", "no member is called 'nothing'"),
+        ("alternating+addition", "addition is a task, not an encoding or an extension"),
+        ("alternating:window=0", "alternating:window must be at least 1, got 0"),
+        ("alternating:windw=3", "alternating has no setting 'windw'. Did you mean 'window'"),
+        ("unpositioned+yarn", "yarn does not fit nope: it needs frequencies. It works with: .*rope"),
+        ({"layers": ["rope", "alternating"]}, "layers cannot be nested"),
+        ({"heads": {"alternating": 2}}, "layers cannot be nested"),
+        ("endless", "nested too deeply"),
+    ],
+)
+def test_what_a_schedule_cannot_do_is_refused(scheme, message, alternating):
+    for name, layers in (("unpositioned", ["nope", "nope"]), ("endless", ["endless"])):
+        members = {"__doc__": "Layers.", "layers": classmethod(lambda cls, config, layers=layers: layers)}
+        pezoo.register(name, title=name)(type("Other", (pezoo.Schedule,), members))
+    with pytest.raises(UserError, match=message):
+        parse(scheme)
+
+
+def test_a_schedule_is_no_member(alternating):
+    with pytest.raises(UserError, match="alternating is a schedule, not an encoding or an extension"):
+        MemberSpec.make("alternating", {}).at  # noqa: B018
+    with pytest.raises(UserError, match="layers lists 2 schemes, which does not divide n_layers = 3"):
+        create("alternating", **SIZES | {"n_layers": 3})
 
 
 def test_a_task_is_no_part_of_a_scheme(monkeypatch):

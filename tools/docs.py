@@ -45,6 +45,7 @@ from pezoo.scheme import Spec, parse
 from pezoo.study.reading import own_recipes
 from pezoo.study.recipe import Recipe
 from pezoo.task import make_task
+from pezoo.testing import known_deviations
 from pezoo.testing import properties as checks
 from pezoo.testing.properties import LENGTH, CheckFailed, Subject
 from tools import survey
@@ -55,7 +56,14 @@ SCORECARD, SURVEY = ROOT / "docs" / "scorecard.md", ROOT / "docs" / "survey.md"
 TASKS, PROTOCOLS, RECIPES = (ROOT / "docs" / f"{name}.md" for name in ("tasks", "protocols", "recipes"))
 PICTURES, PUBLISHED = ROOT / "docs" / "pictures", ROOT / "experiments" / "results"
 SHAPE = Shape(d_model=64, n_heads=4, n_layers=4, train_length=64)
-KINDS = {"encoding": "Encodings", "alias": "Literature names", "extension": "Extensions"}
+KINDS = {
+    "encoding": "Encodings",
+    "alias": "Literature names",
+    "extension": "Extensions",
+    "schedule": "Layer schedules",
+}
+DRAWN = ("encoding", "extension", "schedule")
+"""Kinds that have a picture."""
 _ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
 _BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
 
@@ -221,8 +229,9 @@ def _section(e: Entry) -> list[str]:
     facts = [
         *([f"Source: {source}."] if source else []),
         f"File: [{path}](../{path}).",
-        *([f"Traits: {', '.join(found)}."] if (found := traits(e)) else []),
-        *[f"Known deviation from the kit: {name}, {why}." for name, why in e.traits.deviations.items()],
+        *([f"Traits: {', '.join(found)}."] if e.traits and (found := traits(e)) else []),
+        *[f"Known deviation from the kit: {name}, {why}." for name, why in known_deviations(e).items()],
+        *([f"Stands for `{parse(e.name)}`."] if e.kind == "schedule" else []),
         "Settings: " + "; ".join(settings) + "." if settings else "No settings.",
     ]
     return [
@@ -358,7 +367,7 @@ def draw(names: Iterable[str]) -> None:
 
     for name in names:
         pictures.save(pictures.picture(name), PICTURES / f"{name}.svg")
-    known = {e.name for e in members("encoding", "extension")}
+    known = {e.name for e in members(*DRAWN)}
     for path in PICTURES.glob("*.svg"):
         if path.stem not in known:
             path.unlink()
@@ -474,7 +483,7 @@ def main(studies: Iterable[str] = ()) -> int:
     ZOO.write_text(zoo(), encoding="utf-8")
     SCORECARD.write_text(scorecard_page(), encoding="utf-8")
     SURVEY.write_text(survey.page(), encoding="utf-8")
-    draw(e.name for e in members("encoding", "extension"))
+    draw(e.name for e in members(*DRAWN))
     return 0
 
 

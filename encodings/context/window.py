@@ -2,6 +2,8 @@
 
     l_ij = -inf for i - j >= W         i, j: places in the document
 
+W is `size`, or else the `share` of the training length.
+
 Shapes: mask (R, Lq, Lk). Not in training unless asked (`window:size=128:at=train,tune,test`); in tuning and testing.
 With N layers a token still draws on N (W - 1) + 1 tokens.
 
@@ -34,13 +36,18 @@ class Window(Extension):
     class Config:
         """Settings of the window."""
 
-        size: int | None = setting(None, "W; unset: the training length", at_least=1)
+        size: int | None = setting(None, "W; unset: a share of the training length", at_least=1)
+        share: float = setting(1.0, "W as a share of the training length, where size is unset", above=0)
+
+    @property
+    def size(self) -> int:
+        """W, at least 1."""
+        return self.config.size or max(1, round(self.config.share * self.shape.train_length))
 
     def mask(self, positions: Positions) -> Tensor:
         """True where |i - j| < W."""
-        return positions.steps().abs() < (self.config.size or self.shape.train_length)
+        return positions.steps().abs() < self.size
 
     def reach(self, first: int, last: int) -> tuple[tuple[int, int], ...]:
         """W - 1 tokens to both sides."""
-        size = self.config.size or self.shape.train_length
-        return ((first - size + 1, last + size),)
+        return ((first - self.size + 1, last + self.size),)

@@ -15,6 +15,7 @@ def check(argv: list[str]) -> int:
         "pezoo check rope",
         "pezoo check my_encoding.py",
         "pezoo check mqar:n_pairs=8",
+        "pezoo check gemma3",
         "pezoo check yarn --only causal",
         note="One line per check: pass, known (a declared deviation), skip (nothing to look at) or FAIL.\n"
         "The exit code is 1 if a check fails. An extension is checked on one encoding of each kind.\n\n",

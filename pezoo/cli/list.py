@@ -41,6 +41,7 @@ def list_members(argv: list[str]) -> int:
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--encodings", action="store_true", help="encodings and literature names only")
     kinds.add_argument("--extensions", action="store_true", help="extensions only")
+    kinds.add_argument("--schedules", action="store_true", help="layer schedules only")
     kinds.add_argument("--tasks", action="store_true", help="tasks only")
     needs = parser.add_argument_group("what you need")
     needs.add_argument(
@@ -62,9 +63,10 @@ def list_members(argv: list[str]) -> int:
     from pezoo import registry
 
     load_plugins(args.plugin)
-    every = not (args.encodings or args.extensions or args.tasks)
+    every = not (args.encodings or args.extensions or args.schedules or args.tasks)
     names = registry.list_encodings(args.pattern) if args.encodings or every else []
     names += registry.list_extensions(args.pattern) if args.extensions or every else []
+    names += registry.list_schedules(args.pattern) if args.schedules or every else []
     names += registry.list_tasks(args.pattern) if args.tasks or every else []
     found = bool(names)
     names = [name for name in names if _wanted(registry.entry(name), args)]
@@ -80,7 +82,8 @@ def list_members(argv: list[str]) -> int:
         print_json([registry.describe(name) for name in names])
         return 0
     members, width = [registry.entry(name) for name in names], max(map(len, names))
-    sections = {"encodings": ("encoding", "alias"), "extensions": ("extension",), "tasks": ("task",)}
+    sections = {"encodings": ("encoding", "alias"), "extensions": ("extension",)}
+    sections |= {"layer schedules": ("schedule",), "tasks": ("task",)}
     for title, kinds in sections.items():
         shown = [e for e in members if e.kind in kinds]
         families = {e.family for e in shown}
@@ -99,8 +102,8 @@ def _wanted(entry: "Entry", args: "Namespace") -> bool:
     """Whether a member is what the flags ask for."""
     if not (args.needs_no_tuning or args.no_parameters or args.in_encoders):
         return True
-    if entry.kind == "alias":
-        return all(_wanted(part, args) for part in _parts(entry.scheme))
+    if entry.kind in ("alias", "schedule"):
+        return all(_wanted(part, args) for part in _parts(entry.name))
     if entry.traits is None:
         return False
     ready = entry.kind == "extension" and "train" not in entry.cls.default_at and not learns(entry)
@@ -113,9 +116,9 @@ def _wanted(entry: "Entry", args: "Namespace") -> bool:
 
 def _parts(scheme: str) -> list["Entry"]:
     from pezoo.registry import entry
-    from pezoo.scheme import read_members
+    from pezoo.scheme import parse
 
-    return [entry(name) for name, _ in read_members(scheme)]
+    return [entry(member.name) for member in parse(scheme).all_members()]
 
 
 def _fitting(scheme: str) -> set[str]:
@@ -125,7 +128,7 @@ def _fitting(scheme: str) -> set[str]:
 
     known = entries()
     extension = scheme in known and known[scheme].kind == "extension"
-    if not extension and not parse(scheme).members:
+    if not extension and not parse(scheme).members and scheme.startswith("{"):
         raise UserError(f"{brief(scheme)} is a mixture; name one of its schemes")
 
     def fits(name: str) -> bool:

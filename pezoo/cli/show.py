@@ -1,7 +1,9 @@
 """`pezoo show`."""
 
+import re
 import sys
 from collections.abc import Mapping
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -22,10 +24,14 @@ from pezoo.cli.shared import (
 
 if TYPE_CHECKING:
     from pezoo.registry import Entry
+    from pezoo.scheme import Spec
+
+KINDS = {"schedule": "layer schedule"}
+"""Kinds of entries that people call otherwise."""
 
 
 def show(argv: list[str]) -> int:
-    """Facts, equation and settings of a scheme and its members."""
+    """Facts, equation and settings of a scheme, or a layer schedule, and its members."""
     parser = make_parser(
         "show",
         show,
@@ -33,6 +39,7 @@ def show(argv: list[str]) -> int:
         "pezoo show rope+yarn:factor=8",
         "pezoo show shape",
         "pezoo show pi",
+        "pezoo show gemma3",
         "pezoo show rope+yarn --save yarn.svg",
     )
     parser.add_argument("scheme", metavar="SCHEME", help="a scheme such as rope+pi, or any name of `pezoo list`")
@@ -51,7 +58,8 @@ def show(argv: list[str]) -> int:
         spec, names = None, [alone.name]
     else:
         spec = parse(typed)
-        names = [*spec.encodings, *spec.extensions]
+        schedules = [n for n in re.findall(r"\w+", typed) if n in registry.list_schedules()]
+        names = [*schedules, *spec.encodings, *spec.extensions]
     scheme = None
     if spec is not None:
         scheme = {"scheme": str(spec), "family": spec.family, "settings": spec.data}
@@ -66,7 +74,9 @@ def show(argv: list[str]) -> int:
     console = make_console()
     if alone is not None and alone.kind == "alias":
         console.print(f"[bold]{alone.name}[/bold]: {escape(alone.title)}, stands for {escape(alone.scheme)}\n")
-    if spec is not None and (spec.extensions or len(names) > 1):
+    if spec is not None and spec.layers:
+        console.print(_layers(spec))
+    elif spec is not None and (spec.extensions or len(names) > 1):
         acting = {"training": spec.at("train"), "tuning": spec.at("tune"), "testing": spec.at("test")}
         console.print(_facts(str(spec), {"family": spec.family} | {f"in {k}": str(v) for k, v in acting.items()}))
     for name in names:
@@ -77,10 +87,22 @@ def show(argv: list[str]) -> int:
     return 0
 
 
+def _layers(spec: "Spec") -> Table:
+    """What each layer of a mixture is made of, in training and in testing where that differs."""
+    facts, number = {}, 1
+    for layer, alike in groupby(spec.layers):
+        count = len(list(alike))
+        trained, tested = (str(layer.at(phase)) for phase in ("train", "test"))
+        key = f"layer {number}" if count == 1 else f"layers {number}-{number + count - 1}"
+        facts[key] = trained if trained == tested else f"{trained}; in testing {tested}"
+        number += count
+    return _facts(f"a schedule of {len(spec.layers)} layers", facts)
+
+
 def _member(entry: "Entry") -> Table:
     source = f"{entry.authors} ({entry.year})" if entry.year else entry.authors
     facts = {
-        "what": f"{entry.title}, {entry.kind}, {entry.family}",
+        "what": f"{entry.title}, {KINDS.get(entry.kind, entry.kind)}, {entry.family}",
         "": entry.summary,
         "source": source + (f", arXiv:{entry.arxiv}" if entry.arxiv else ""),
         "equation": entry.equation,

@@ -7,8 +7,8 @@
     def test_my_encoding(conformance):
         conformance()
 
-An extension is checked on one host of each kind of encoding that it fits and changes. Deviations that a member declares
-are shown with their reason.
+An extension is checked on one host of each kind of encoding that it fits and changes, a layer schedule in a model with
+as many layers as it names. Deviations that a member declares are shown with their reason.
 """
 
 import sys
@@ -28,7 +28,7 @@ from pezoo.registry import Entry, entries, entry, list_encodings, list_extension
 from pezoo.scheme import fits, parse
 from pezoo.sources import PLUGIN
 from pezoo.task import make_task, parse_task
-from pezoo.testing.properties import CHECKS, HOOKS, CheckFailed, NotApplicable, Subject, acts
+from pezoo.testing.properties import CHECKS, HOOKS, Check, CheckFailed, NotApplicable, Subject, acts
 from pezoo.testing.tasks import TASK_CHECKS
 
 if TYPE_CHECKING:
@@ -76,10 +76,8 @@ def subjects(member: str | type) -> list[Subject]:
 def _subjects(found: Entry) -> tuple[Subject, ...]:
     if found.kind == "task":
         raise UserError(f"{found.name} is a task, not an encoding or an extension; use check_task")
-    if found.kind == "alias":
+    if found.kind in ("alias", "schedule") or issubclass(found.cls, Encoding):
         return (Subject(_tested(found), parse(found.name)),)
-    if issubclass(found.cls, Encoding):
-        return (Subject(found, parse(found.name)),)
     kinds = [_hosted(found, hook) for hook in ("rotate", "distance_bias", "embed", "content")]
     chosen = [next(filter(_acts, kind), None) for kind in kinds]
     # If it changes nothing anywhere, a check says so.
@@ -130,7 +128,7 @@ def _acts(subject: Subject) -> bool:
 
 
 def check_encoding(member: str | type, *, slow: bool = False, only: str | None = None) -> list[Outcome]:
-    """Hold an encoding, or an extension, to the kit.
+    """Hold an encoding, an extension or a layer schedule to the kit.
 
     Args:
         member: a name, or a registered class of one's own.
@@ -143,8 +141,8 @@ def check_encoding(member: str | type, *, slow: bool = False, only: str | None =
     Raises:
         UserError: if there is no such member or check.
     """
-    names = [n for n in _named(CHECKS, only) if only or slow or not CHECKS[n].slow]
     schemes = subjects(member)
+    names = [n for n in _named(_kit(schemes[0].entry), only) if only or slow or not CHECKS[n].slow]
     outcomes = [[run(subject, name) for subject in (schemes[:1] if CHECKS[name].once else schemes)] for name in names]
     return [o for group in outcomes for o in _overdue(group)]
 
@@ -166,6 +164,13 @@ def check_task(task: str, *, only: str | None = None) -> list[Outcome]:
     return [_run(entry(spec.name), str(spec), name, {}) for name in _named(TASK_CHECKS, only)]
 
 
+def _kit(found: Entry) -> dict[str, Check]:
+    """The checks that there are for a kind of entry."""
+    if found.kind == "schedule":
+        return {name: check for name, check in CHECKS.items() if check.schedules}
+    return TASK_CHECKS if found.kind == "task" else CHECKS
+
+
 def _named(checks: Iterable[str], only: str | None) -> list[str]:
     if only is not None and only not in checks:
         raise UserError(f"no check is called {only!r}.{suggest(only, checks)} They are: {', '.join(checks)}")
@@ -181,7 +186,7 @@ def _check(target: str, *, slow: bool = False, only: str | None = None) -> list[
 
 def run(subject: Subject, name: str) -> Outcome:
     """Run one check on one scheme."""
-    reasons = {k: v for m in subject.spec.members for k, v in entry(m.name).cls.traits.deviations.items()}
+    reasons = {k: v for m in subject.spec.all_members() for k, v in known_deviations(entry(m.name)).items()}
     return _run(subject.entry, str(subject.spec), name, reasons)
 
 
@@ -211,12 +216,11 @@ def reproduce(scheme: str, check: str, member: str) -> None:
         member: which member of the scheme is under test; of a task its name.
     """
     found = entry(member)
-    is_task = found.kind == "task"
-    wanted = (TASK_CHECKS if is_task else CHECKS)[check]
+    wanted = _kit(found)[check]
     if reason := wanted.unless(found):
         raise NotApplicable(reason)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        wanted.function(make_task(scheme) if is_task else Subject(found, parse(scheme)))
+        wanted.function(make_task(scheme) if found.kind == "task" else Subject(found, parse(scheme)))
 
 
 def _snippet(found: Entry, scheme: str, name: str) -> str:
@@ -228,9 +232,14 @@ def _snippet(found: Entry, scheme: str, name: str) -> str:
     return "\n".join(lines)
 
 
+def known_deviations(found: Entry) -> Mapping[str, str]:
+    """What a member is known to fail, with reasons."""
+    return found.traits.deviations if found.traits else {}
+
+
 def _overdue(group: list[Outcome]) -> list[Outcome]:
     """Outcomes of one check; a deviation that is declared and shows in no scheme is a failure."""
-    declared = entry(group[0].member).cls.traits.deviations
+    declared = known_deviations(entry(group[0].member))
     statuses = {o.status for o in group}
     if group[0].check not in declared or "pass" not in statuses or "known" in statuses:
         return group
@@ -305,9 +314,9 @@ def parametrize(*members: str, checks: Iterable[str] | None = None) -> "pytest.M
     cases = []
     for member in members or (*list_encodings(), *list_extensions()):
         found = _tested(entry(member.partition(":")[0]))
-        kit = TASK_CHECKS if found.kind == "task" else CHECKS
+        kit = _kit(found)
         names = [n for n, c in kit.items() if not c.slow] if checks is None else list(checks)
-        cases += [(member, name) for name in names if kit[name].unless(found) is None]
+        cases += [(member, name) for name in names if name in kit and kit[name].unless(found) is None]
     return pytest.mark.parametrize("conformance", [pytest.param(partial(_case, *c), id="-".join(c)) for c in cases])
 
 

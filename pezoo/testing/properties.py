@@ -58,7 +58,7 @@ class NotApplicable(Exception):
 
 @dataclass(frozen=True)
 class Subject:
-    """A member under test, in a scheme: an encoding by itself, an extension on a host."""
+    """What is under test: an encoding by itself, an extension on a host, or a layer schedule as a whole."""
 
     entry: Entry
     spec: Spec
@@ -86,6 +86,8 @@ class Subject:
     @property
     def phases(self) -> tuple[str, ...]:
         """Phases to look at: testing; for an extension that draws, and one that acts in learning only, that as well."""
+        if self.spec.layers:
+            return ("test",)
         at = self.member.at
         learning = tuple(p for p in ("train", "tune") if p in at)[:1]
         if self.is_extension and (self.cls.traits.random or "test" not in at):
@@ -111,6 +113,8 @@ class Subject:
         Parameters of the scheme are moved off their initial values, so that none hides behind a zero.
         """
         sizes = {"vocab_size": 16, "d_model": 48, "n_layers": 2, "n_heads": 3, "train_length": LENGTH} | config
+        if layers := (spec or self.spec).layers:
+            sizes["n_layers"] = len(layers)
         model = Transformer(TransformerConfig(scheme=spec or self.spec, **sizes)).eval()
         for block in model.blocks:
             block.attention.qkv.weight.data *= 5
@@ -149,6 +153,8 @@ class Check:
     """The property is of the member alone: one scheme is enough."""
     unless: Callable[[Entry], str | None] = lambda found: None
     """Why the check does not apply to a member; None if it does."""
+    schedules: bool = False
+    """The property is that of a whole model, and a layer schedule is held to it as well."""
 
     @property
     def summary(self) -> str:
@@ -266,10 +272,10 @@ def says_what_it_is(s: Subject) -> None:
         raise CheckFailed("traits.deviations to name checks", ", ".join(unknown))
 
 
-@check()
+@check(schedules=True)
 def builds_from_name_yaml_and_saved_settings(s: Subject) -> None:
     """Built from its name, from YAML, and again from its written-out settings, it is one and the same scheme."""
-    text = yaml.safe_dump(s.spec.data)
+    text = yaml.safe_dump(s.spec.data, sort_keys=False)
     for form in (str(s.spec), s.spec.data, yaml.safe_load(text)):
         again = parse(form)
         if again != s.spec:
@@ -278,7 +284,7 @@ def builds_from_name_yaml_and_saved_settings(s: Subject) -> None:
     equal(read(s.model(), ids), read(s.model(parse(yaml.safe_load(text))), ids), "logits", 0.0)
 
 
-@check()
+@check(schedules=True)
 def builds_at_any_size(s: Subject) -> None:
     """One head or many, odd widths, short training lengths: finite logits, or a refusal that says why."""
     built = 0
@@ -399,7 +405,7 @@ def _traces(s: Subject, settings: dict[str, Any]) -> list[Tensor] | None:
     return traces
 
 
-@check()
+@check(schedules=True)
 def saves_and_loads(s: Subject) -> None:
     """State dict (into a model of another seed), pickle and deep copy keep the results."""
     model, ids = s.model(), tokens(LENGTH)
@@ -413,7 +419,7 @@ def saves_and_loads(s: Subject) -> None:
 # ---- precision ----------------------------------------------------------------------------------
 
 
-@check()
+@check(schedules=True)
 def shapes_and_dtypes(s: Subject) -> None:
     """bfloat16, float32 and float64 models give logits of the right shape and dtype, close to each other."""
     for phase, length in s.cases(LENGTH, 3 * LENGTH):
@@ -591,7 +597,7 @@ def _pairs(model: Transformer, composition: Composition) -> dict[str, Tensor]:
 # ---- lengths ------------------------------------------------------------------------------------
 
 
-@check()
+@check(schedules=True)
 def any_length(s: Subject) -> None:
     """Length 1, odd lengths and 16 training lengths give finite logits, or are said to be undefined beforehand."""
     model = s.model()
@@ -609,7 +615,7 @@ def any_length(s: Subject) -> None:
             finite(came, f"logits at length {length} in phase {phase}")
 
 
-@check()
+@check(schedules=True)
 def length_order_does_not_matter(s: Subject) -> None:
     """The same lengths visited in another order give the same logits: nothing is remembered."""
     for phase in s.phases:
@@ -670,7 +676,7 @@ def growing_generation_as_declared(s: Subject) -> None:
     as_declared(holds, f"prefix_stable is {holds}", pairs, "logits of growing generation")
 
 
-@check()
+@check(schedules=True)
 def declared_lengths_by_row(s: Subject) -> None:
     """Rows of a batch with declared lengths of their own have the logits that they have alone."""
     for phase, longest in s.cases(3 * LENGTH, LENGTH):
@@ -685,7 +691,7 @@ def declared_lengths_by_row(s: Subject) -> None:
 # ---- what is seen -------------------------------------------------------------------------------
 
 
-@check()
+@check(schedules=True)
 def causal(s: Subject) -> None:
     """Changing a token leaves the logits before it alone."""
     for phase, length in s.cases(LENGTH, 2 * LENGTH + 1):
@@ -697,7 +703,7 @@ def causal(s: Subject) -> None:
         differs(before[:, at:], after[:, at:], "logits from the changed token on")
 
 
-@check()
+@check(schedules=True)
 def packed_documents_do_not_leak(s: Subject) -> None:
     """Each of two documents in one row has the logits that it has alone, in a decoder and in an encoder."""
     for causal in s.modes:
@@ -710,7 +716,7 @@ def packed_documents_do_not_leak(s: Subject) -> None:
                 equal(read(model, ids, declared=n, phase=phase), came, f"logits of a packed document (causal={causal})")
 
 
-@check()
+@check(schedules=True)
 def padding_does_not_leak(s: Subject) -> None:
     """Padding on either side leaves the logits of the tokens as they are without it, in a decoder and in an encoder."""
     for causal in s.modes:
@@ -723,7 +729,7 @@ def padding_does_not_leak(s: Subject) -> None:
                 equal(alone, came, f"logits with padding on the {side} (causal={causal})")
 
 
-@check()
+@check(schedules=True)
 def decodes_like_the_full_pass(s: Subject) -> None:
     """Through the cache, token by token and in uneven pieces: the logits of a full pass at that declared length."""
     for phase, length in s.cases(LENGTH, 2 * LENGTH + 1):
@@ -735,7 +741,7 @@ def decodes_like_the_full_pass(s: Subject) -> None:
             equal(full, came, f"logits decoded in pieces of {pieces[0]}")
 
 
-@check()
+@check(schedules=True)
 def decodes_padded_and_packed_rows(s: Subject) -> None:
     """A batch with a row padded on the left and a packed row decodes through the cache as in a full pass."""
     for phase in s.phases:
@@ -987,7 +993,7 @@ def acts(s: Subject) -> bool | None:
 # ---- computing ----------------------------------------------------------------------------------
 
 
-@check()
+@check(schedules=True)
 def back_ends_equal_eager(s: Subject) -> None:
     """Every back-end that accepts the scheme gives eager's logits and gradients, in small chunks, in an encoder too."""
     chunk, attention.CHUNK = attention.CHUNK, 7
@@ -1031,7 +1037,7 @@ class _Largest(TorchDispatchMode):
         return result
 
 
-@check()
+@check(schedules=True)
 def memory_is_linear(s: Subject) -> None:
     """The chunked back-end never holds a tensor of all pairs of tokens."""
     length, kept = 512, (attention.CHUNK, attention.PAIRS)
@@ -1058,7 +1064,7 @@ def _largest(model: Transformer, length: int, phase: str) -> tuple[int, tuple[in
     return largest.bytes, largest.shape
 
 
-@check()
+@check(schedules=True)
 def every_parameter_learns(s: Subject) -> None:
     """Every gradient is finite, and every parameter has one, and changes the logits, at some length."""
     gradients = _gradients(s, 1, (1, 3))

@@ -40,10 +40,21 @@ def pairs(length, sees, causal=True):
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
+@pytest.mark.parametrize("before", [0, 1, 2])
 @pytest.mark.parametrize("causal", [True, False])
-def test_blockwise_by_pairs(size, causal):
-    ours = visible(f"rope+blockwise:size={size}", 30, causal=causal)
-    assert torch.equal(ours, pairs(30, lambda i, j: i // size - j // size in (-1, 0, 1), causal))
+def test_blockwise_by_pairs(size, before, causal):
+    ours = visible(f"rope+blockwise:size={size}:before={before}", 30, causal=causal)
+    assert torch.equal(ours, pairs(30, lambda i, j: abs(i // size - j // size) <= before, causal))
+
+
+def test_sizes_are_shares_of_the_training_length():
+    for name, whole in (("window", 16), ("blockwise", 8)):
+        assert torch.equal(visible(f"rope+{name}", 40), visible(f"rope+{name}:size={whole}", 40))
+    for share, size in ((0.25, 4), (0.01, 1), (2, 32)):
+        for name in ("window", "blockwise"):
+            ours = visible(f"rope+{name}:share={share}", 80)
+            assert torch.equal(ours, visible(f"rope+{name}:size={size}", 80))
+            assert torch.equal(visible(f"rope+{name}:size=5:share={share}", 40), visible(f"rope+{name}:size=5", 40))
 
 
 def test_blockwise_keeps_distances_within_training():

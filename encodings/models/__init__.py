@@ -1,0 +1,1 @@
+"""Layer schedules of published models, by name."""
