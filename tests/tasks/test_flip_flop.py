@@ -65,6 +65,14 @@ def test_sparse_rows_write_far_back():
     assert distance(0.98) > 60
 
 
+@pytest.mark.parametrize(("ignore", "share"), [(0.8, 0.6), (0.1, 0.95), (0.98, 0.51)])
+def test_the_nearest_bit_is_right_as_often_as_stated(ignore, share):
+    pairs = make_task("flip_flop", ignore=ignore).sample(800, 401, generator())
+    asked = pairs.outputs[:, 2:] != IGNORE
+    right = pairs.outputs[:, 2:][asked] == pairs.inputs[:, 1:-1][asked]
+    assert right.float().mean() == pytest.approx(share, abs=0.02)
+
+
 def test_the_shortest_rows_and_those_kept_for_testing():
     task = make_task("flip_flop")
     assert {task.text(row) for row in task.sample(50, 3, generator()).inputs} == {"w0r", "w1r"}

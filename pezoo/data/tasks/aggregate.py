@@ -74,9 +74,9 @@ class Aggregate(Recall):
             asked = inputs[:, -1:]
             self.require((asked >= DIGITS) & (asked < self.query) & (counts < DIGITS), inputs, what)
             return counts
-        most, labels = self._counts(body).topk(2).values, self._counts(body).argmax(1, keepdim=True)
+        most, labels = self._counts(body).topk(2)
         self.require(most[:, 0] > most[:, 1], inputs, what)
-        return DIGITS + labels
+        return DIGITS + labels[:, :1]
 
     def _counts(self, body: Tensor) -> Tensor:
         """How often each label occurs in a row, (B, labels)."""

@@ -8,8 +8,9 @@ probability p_i, else w or r, as likely. The bits of w and i are uniform, that o
 it. The paper trains at 512 tokens with p_i = 0.8 and tests at 0.98, where writes lie far back, and at 0.1, where many
 are overwritten: `flip_flop:ignore=0.98` is trained and tested as a task of its own.
 
-A model that reads what stands nearest gets many reads right, so look at exact match: every read of a row. At an even
-length the bit of the last r is read too, and nothing is asked there.
+The bit that stands nearest is right at 60 % of the reads with p_i = 0.8, at 95 % with 0.1 and at 51 % with 0.98, so
+look at exact match, for which every read of a row must be right. At an even length the bit of the last r is read too,
+and nothing is asked there.
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,8 @@ training, where it meets all pairs. NoLiMa relies on what large models know, suc
 Dresden. Rows of testing are others, of the same pairs.
 
 With `direct=true` the question names the place itself, QUERY p7: the same task with literal matches. The difference of
-the two is what the missing overlap costs. Names and places in a row differ. Ids: names, places, regions, filler, QUERY.
+the two is what the missing overlap costs. Names and places in a row differ. A model that only finds the people is right
+in one of `n_told` questions, a quarter. Ids: names, places, regions, filler, QUERY.
 """
 
 from dataclasses import dataclass
