@@ -175,6 +175,12 @@ def test_a_scheme_says_where_it_is_undefined():
         assert "learned has 16 positions" in built.scheme.undefined(LENGTH + 1)
 
 
+def test_a_token_shift():
+    built = model("fox", token_shift=True)
+    step(built, "train", facts()["packed"])
+    continued(built.eval(), [LENGTH - 1, 1], **facts()["packed"])
+
+
 def test_greedy_decoding():
     built = model("rope+pi").eval()
     with watching():

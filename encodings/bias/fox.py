@@ -15,8 +15,9 @@ start near 1/2. FoX needs no other encoding; `rope+fox` is their variant with Ro
 Departures: the fixed gates start from ALiBi's slopes unless `min_time` and `max_time` are given: the authors space the
 slopes 1/tau logarithmically, tau_1 = min_time ... tau_H = max_time, and their `bias_only` starts from b = 0 without
 them (both times 1.4427, or 1 / ln 2). The times of the paper's ablation could not be established. The rest of the
-authors' "Pro" block (output gate and norm, QK-norm, token shift) is no encoding, and is not here; neither is the
-pruning of keys that are forgotten, which changes no result.
+authors' "Pro" block is no encoding. QK-norm and token shift are settings of the model (`model.qk_norm`,
+`model.token_shift`); output gate and norm are not here, and neither is the pruning of keys that are forgotten, which
+changes no result.
 """
 
 from dataclasses import dataclass
