@@ -50,6 +50,7 @@ def test_long_conformance(conformance):
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 @testing.parametrize(*list_schedules())
 def test_conformance_of_schedules(conformance):
     conformance()

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from inspect import getfile
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +231,7 @@ def _section(e: Entry) -> list[str]:
         f"File: [{path}](../{path}).",
         *([f"Traits: {', '.join(found)}."] if e.traits and (found := traits(e)) else []),
         *[f"Known deviation from the kit: {name}, {why}." for name, why in known_deviations(e).items()],
-        *([f"Stands for `{parse(e.name)}`."] if e.kind == "schedule" else []),
+        *([f"Layers: {layers(e)}."] if e.kind == "schedule" else []),
         "Settings: " + "; ".join(settings) + "." if settings else "No settings.",
     ]
     return [
@@ -240,6 +240,11 @@ def _section(e: Entry) -> list[str]:
         *[f"- {fact}" for fact in facts],
         "", f"![{e.name}](pictures/{e.name}.svg)",
     ]  # fmt: skip
+
+
+def layers(e: Entry) -> str:
+    """The schemes of a layer schedule, each with the number of layers in a row that have it."""
+    return ", ".join(f"{len(list(alike))} x `{layer}`" for layer, alike in groupby(parse(e.name).layers))
 
 
 def traits(e: Entry) -> list[str]:

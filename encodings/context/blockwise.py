@@ -41,7 +41,7 @@ class Blockwise(Extension):
         """Settings of the blocks."""
 
         size: int | None = setting(None, "b; unset: a share of the training length", at_least=1)
-        share: float = setting(0.5, "b as a share of the training length, where size is unset", above=0)
+        share: float = setting(0.5, "b as a share of the training length, where size is unset", above=0, at_most=1000)
         before: int = setting(1, "blocks before its own that a query sees (n)", at_least=0)
 
     @property

@@ -37,7 +37,7 @@ class Window(Extension):
         """Settings of the window."""
 
         size: int | None = setting(None, "W; unset: a share of the training length", at_least=1)
-        share: float = setting(1.0, "W as a share of the training length, where size is unset", above=0)
+        share: float = setting(1.0, "W as a share of the training length, where size is unset", above=0, at_most=1000)
 
     @property
     def size(self) -> int:

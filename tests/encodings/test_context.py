@@ -55,6 +55,8 @@ def test_sizes_are_shares_of_the_training_length():
             ours = visible(f"rope+{name}:share={share}", 80)
             assert torch.equal(ours, visible(f"rope+{name}:size={size}", 80))
             assert torch.equal(visible(f"rope+{name}:size=5:share={share}", 40), visible(f"rope+{name}:size=5", 40))
+    with pytest.raises(pezoo.UserError, match=r"window:share must be at most 1000, got 1e\+300"):
+        pezoo.parse("gemma3:window=1e300")
 
 
 def test_blockwise_keeps_distances_within_training():

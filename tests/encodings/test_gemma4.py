@@ -11,10 +11,10 @@ IDS = torch.randint(16, (2, T), generator=torch.Generator().manual_seed(0))
 
 
 def test_attention_is_that_of_the_released_model():
-    sizes = {"num_hidden_layers": 12, "sliding_window": 8, "global_head_dim": 8}
+    sizes = {"num_hidden_layers": 12, "sliding_window": 8, "head_dim": 16, "global_head_dim": 16}
     sizes |= {"vocab_size_per_layer_input": 16, "hidden_size_per_layer_input": 4}
     layers = transformers_layers("gemma4.Gemma4TextModel", sizes, IDS)
-    same_attention(pezoo.create("gemma4:window=0.25", n_layers=12, **SIZES), layers)
+    same_attention(pezoo.create("gemma4:window=0.25", n_layers=12, head_dim=16, **SIZES), layers)
 
 
 def test_a_quarter_of_the_pairs_turns():
