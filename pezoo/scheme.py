@@ -212,8 +212,8 @@ def read_members(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 def _value(text: str) -> Any:
     """A setting's value: a YAML scalar, or a list where it holds commas."""
-    if "," in text:
-        return [_value(part) for part in text.split(",")]
+    if "," in text or text.startswith("["):
+        return [_value(part) for part in text.removeprefix("[").removesuffix("]").split(",")]
     try:
         return float(text) if re.fullmatch(r"[-+]?\d+e[-+]?\d+", text) else read_yaml(text)
     except UserError:

@@ -53,7 +53,12 @@ def alternating(monkeypatch):
         ("rope+pi:factor=4", "rope_pi:factor=4.0", {"rope": {}, "pi": {"factor": 4}}, "pi:factor=4+rope"),
         ("sinusoidal+shift:max_shift=3", "shape:max_shift=3", "{shape: {max_shift: 3}}"),
         ("rope:base=100+random", "randomized_rope:base=100", "rope:base=1e+2+random"),
-        ("rope+window:at=train,test", {"rope": None, "window": {"at": ["test", "train"]}}),
+        ("bipe:ends=3,4", "bipe:ends=[3,4]", "bipe:ends=[3, 4]"),
+        (
+            "rope+window:at=train,test",
+            "rope+window:at=[train, test]",
+            {"rope": None, "window": {"at": ["test", "train"]}},
+        ),
         ("alibi+rope+window+pi", "alibi+window+rope+pi"),
         (LAYERS, "{layers: [rope, nope]}", {"layers": [{"rope": {}}, "nope"]}),
         (HEADS, {"heads": [[{"rope": {}, "pi": {"factor": 4}}, 1], ["alibi", 1]]}),
