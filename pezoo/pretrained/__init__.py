@@ -1,0 +1,1 @@
+"""Other people's trained models: any scheme inside a decoder of the library transformers."""

@@ -1,0 +1,296 @@
+"""Any scheme inside a decoder of the library transformers: `pezoo.attach(model, "rope+yarn:factor=4")`.
+
+Legend: B batch, L new tokens, H heads, Lq queries, Lk keys, d head_dim, D hidden size.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from pezoo.attention import attend
+from pezoo.composition import Composition
+from pezoo.compose import Prepared, Scheme
+from pezoo.contract import Encoding, Positions, overrides
+from pezoo.errors import UserError
+from pezoo.positions import on_tensors
+from pezoo.pretrained import beside, memory, seam, where
+from pezoo.pretrained.fit import Fit, fit
+from pezoo.pretrained.probe import bring_back, put_aside
+
+CHILD = "pezoo"
+"""The name of the sub-module of a model that holds what is attached."""
+FORWARD = "pezoo_forward"
+"""The keyword by which a forward of the model hands on what it knows."""
+
+
+class Forward:
+    """What one forward of the model knows: where its tokens stand, and the scheme made ready for them."""
+
+    def __init__(self, scheme: Scheme, whole: Positions, past: int, cache: Any, spans: list[tuple[int, int]]) -> None:
+        self.scheme, self.whole, self.past, self.cache, self.spans = scheme, whole, past, cache, spans
+        self.ready: dict[tuple[int, int], Prepared] = {}
+        self.masks: dict[tuple[int, tuple[int, int]], tuple[Tensor, Tensor]] = {}
+        self.x: dict[int, Tensor] = {}
+
+    def prepared(self, layer: int) -> Prepared:
+        """The scheme for the keys that a layer's cache gives back."""
+        span = self.spans[layer]
+        if span not in self.ready:
+            self.ready[span] = self.scheme.prepare(where.cut(self.whole, *span))
+        return self.ready[span]
+
+    def seen(self, mask: Tensor, layer: int, positions: Positions) -> Tensor:
+        """The model's mask as (R, Lq, Lk), bool; each token sees itself, padding too."""
+        key = id(mask), self.spans[layer]
+        if key not in self.masks:
+            seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            place = torch.arange(positions.key.shape[1], device=mask.device)
+            own = place[positions.offset : positions.offset + positions.query.shape[1], None] == place
+            self.masks[key] = seen[:, 0] | own, mask  # the mask is kept, so that its id stays its own
+        return self.masks[key][0]
+
+
+class Attached(nn.Module):
+    """What `attach` adds to a model, as its sub-module `pezoo`.
+
+    Attributes:
+        scheme: the module that attention works by; its parameters are the model's.
+        phase: "tune" or "test"; None: "tune" while the model trains, else "test".
+        length: total length that length-dependent schemes are told; None: the tokens so far.
+        rows: numbers of the next forward's sequences, the keys of random positions; None: 0 ... B - 1, while the
+            model trains counted on from forward to forward.
+    """
+
+    def __init__(self, model: PreTrainedModel, fit: Fit) -> None:
+        super().__init__()
+        self.scheme, self.own = fit.scheme, fit.own
+        self.phase: str | None = None
+        self.length: int | None = None
+        self.rows: Sequence[int] | None = None
+        self.counted = 0
+        self.forward_now: Forward | None = None
+        self.rotary, self.carries = fit.rotary, fit.carries
+        self.implementation = model.config._attn_implementation
+        self.keywords = tuple(inspect.signature(model.base_model.forward).parameters)
+        self.config = model.config
+        encodings = [m for m in self.scheme.members if isinstance(m, Encoding)]
+        self.reads = any(overrides(m, "read") for m in encodings)
+        self.embeds = any(overrides(m, "embed") for m in encodings)
+        self.own_scale = any(overrides(m, "scale") for m in encodings)
+        self.reads_tokens = any(m.traits.tokens for m in self.scheme.members)
+        self.hooks: list[Any] = []
+
+    def extra_repr(self) -> str:
+        """The scheme as text."""
+        return str(self.scheme.spec)
+
+    # ---- a forward of the model, in order -------------------------------------------------------
+
+    @torch.compiler.disable
+    def before(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+        """Find out where the tokens stand, before the model reads them."""
+        kwargs = dict(zip(self.keywords, args, strict=False)) | kwargs
+        tokens, vectors = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        given = tokens if tokens is not None else vectors
+        if given is None:
+            raise UserError("the model got neither input_ids nor inputs_embeds")
+        batch, new = given.shape[:2]
+        use_cache = kwargs.get("use_cache")
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        cache = kwargs.get("past_key_values")
+        if cache is None and use_cache and (self.reads or self.reads_tokens):
+            cache = kwargs["past_key_values"] = DynamicCache(config=self.config)
+        past, spans = 0, [(0, new)] * self.scheme.shape.n_layers
+        if cache is not None:
+            past = int(cache.get_seq_length())
+            sizes = [cache.get_mask_sizes(new, layer) for layer in range(self.scheme.shape.n_layers)]
+            spans = [(int(start), int(start) + int(length)) for length, start in sizes]
+        places = max(stop for _, stop in spans)
+        if self.reads_tokens and tokens is not None and cache is not None:
+            kept = memory.extend(cache, "tokens", tokens, self.scheme.shape.n_layers)
+            tokens = memory.span(kept, 0, max(places, past + new))
+        elif self.reads_tokens and tokens is not None:
+            tokens = memory.span(tokens, 0, max(places, past + new))
+        positions = where.positions(
+            batch,
+            new,
+            past=past,
+            places=places,
+            valid=_valid(kwargs.get("attention_mask")),
+            position_ids=kwargs.get("position_ids"),
+            caching=cache is not None or bool(use_cache),
+            device=given.device,
+            tokens=tokens if self.reads_tokens else None,
+            declared=self.length or past + new,
+            phase=self.phase or ("tune" if self.training else "test"),
+            rows=self._rows(batch),
+            seed=self.scheme.seed,
+        )
+        self.forward_now = forward = Forward(self.scheme, positions, past, cache, spans)
+        if self.embeds and vectors is not None:
+            kwargs["inputs_embeds"] = forward.prepared(0).embed(vectors)
+        if self.carries:
+            kwargs[FORWARD] = forward
+        elif base.training and getattr(base, "gradient_checkpointing", False):
+            raise UserError("this family of models cannot be trained with gradient checkpointing while attached")
+        return (), kwargs
+
+    def _rows(self, batch: int) -> Sequence[int]:
+        if self.rows is not None:
+            return self.rows
+        if not self.training:
+            return range(batch)
+        self.counted += batch
+        return range(self.counted - batch, self.counted)
+
+    def embed(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """Token embeddings with positions."""
+        assert self.forward_now is not None
+        return self.forward_now.prepared(0).embed(output)
+
+    def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the input of a layer's attention until its queries and keys are there."""
+        x = args[0] if args else kwargs["hidden_states"]
+        self._forward(kwargs).x[module.layer_idx] = x
+
+    def _forward(self, kwargs: Mapping[str, Any]) -> Forward:
+        forward = kwargs.get(FORWARD) or self.forward_now
+        assert isinstance(forward, Forward)
+        return forward
+
+    @torch.compiler.disable
+    def attention(
+        self,
+        module: nn.Module,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        softcap: float | None = None,
+        s_aux: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """Attention of one layer by the scheme: q (B, H, Lq, d), k and v (B, Hkv, Lk, d) -> (B, Lq, H, d)."""
+        if dropout:
+            raise UserError(
+                f"the model drops {dropout:g} of its attention weights in training, which a scheme cannot: set "
+                "attention_dropout=0 in its config when it is loaded"
+            )
+        forward, layer, shape = self._forward(kwargs), int(module.layer_idx), self.scheme.shape
+        prepared = forward.prepared(layer)
+        read = self._read(forward, layer, prepared) if self.reads else None
+        groups = prepared.groups(layer, q, k, v, read=read)
+        positions = groups[0].composition.positions
+        joined: list[Any] = []
+        if mask is not None:
+            joined.append(beside.Mask(shape, forward.seen(mask, layer, positions), positions.offset))
+        if softcap:
+            joined.append(beside.SoftCap(shape, softcap))
+        if scaling and not self.own_scale and scaling != shape.head_dim**-0.5:
+            joined.append(beside.Scale(shape, scaling * shape.head_dim**0.5))
+        if len(groups) > 1 and k.shape[1] != q.shape[1]:
+            repeat = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
+        outputs = []
+        for group in groups:
+            heads = group.heads if len(groups) > 1 else slice(None)
+            sinks = [] if s_aux is None else [beside.Sink(shape, s_aux[group.heads])]
+            c = group.composition
+            composition = Composition(c.positions, c.regions, (*c.extensions, *joined, *sinks))
+            outputs.append(attend(q[:, heads], k[:, heads], v[:, heads], composition))
+        return torch.cat(outputs, dim=1).transpose(1, 2).contiguous(), None
+
+    def _read(self, forward: Forward, layer: int, prepared: Prepared) -> Any:
+        """What the scheme reads of a layer's input, for all of its keys."""
+        read, cache, counter = prepared.read(layer, forward.x.pop(layer)), forward.cache, iter(range(10**6))
+        start, stop = forward.spans[layer]
+
+        def of_keys(new: Tensor) -> Tensor:
+            if cache is None:
+                return new
+            kept = memory.extend(cache, (layer, next(counter)), new, self.scheme.shape.n_layers)
+            return memory.span(kept, start, stop)
+
+        return on_tensors(of_keys, read)
+
+
+def _valid(mask: Any) -> Tensor | None:
+    """The mask of padding, (B, K), that the model was given, or that its masks of pairs were made of."""
+    if isinstance(mask, Mapping):
+        found = [valid for one in mask.values() if (valid := _valid(one)) is not None]
+        return found[0] if found else None
+    if mask is None or not isinstance(mask, Tensor):
+        return None
+    valid: Tensor | None = mask if mask.ndim == 2 else getattr(mask, seam.VALID, None)
+    return valid
+
+
+def attach(
+    model: Any,
+    scheme: str | Mapping[str, Any] | None = None,
+    *,
+    train_length: int | None = None,
+    seed: int = 0,
+) -> Attached:
+    """Have a decoder of the library transformers attend by a scheme (`pezoo.attach`).
+
+    The model is changed in place, and used as before: forward, `generate`, training. Pairing, base and rotated share
+    of a head are the model's: `rope` in a scheme stands for the model's own rotation without its extensions, and a
+    layer that does not rotate stays so. What else the model does in attention goes on: windows, sinks, soft caps,
+    the scale, norms of queries and keys.
+
+    Positions come from the attention mask, packed rows from position_ids where there is neither mask nor cache. The
+    scheme's parameters are the model's, under `pezoo.`: optimisers find them, and a state_dict holds them.
+
+    Args:
+        model: a model that transformers made, such as `AutoModelForCausalLM.from_pretrained(...)`. What was attached
+            before is detached.
+        scheme: such as "rope+yarn:factor=4", or a mapping; None: the model's own, which gives the same logits as
+            before.
+        train_length: tokens of a text that it was trained on (L); default: as its config states it, before any
+            extension.
+        seed: of the scheme's own parameters and its random positions.
+
+    Returns:
+        The sub-module that was added, with the scheme and what may be set: phase, length, rows.
+
+    Raises:
+        UserError: if the model is of a kind that cannot take a scheme, with the reason, or the scheme does not fit.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(f"attach takes a model of the library transformers, not {type(model).__name__}")
+    detach(model)
+    seam.register()
+    attached = Attached(model, found := fit(model, scheme, train_length, seed))
+    put_aside(model.base_model, found.rotary)
+    for module in found.modules:
+        module.__dict__[seam.ATTACHED] = attached
+        if attached.reads:
+            attached.hooks.append(module.register_forward_pre_hook(attached.hear, with_kwargs=True))
+    attached.hooks.append(model.base_model.register_forward_pre_hook(attached.before, with_kwargs=True))
+    if attached.embeds:
+        attached.hooks.append(model.get_input_embeddings().register_forward_hook(attached.embed))
+    attached.train(model.training)
+    model.add_module(CHILD, attached)
+    model.set_attn_implementation(seam.NAME)
+    return attached
+
+
+def detach(model: Any) -> None:
+    """Take away what `attach` added to a model (`pezoo.detach`), which is then as before; without, nothing changes."""
+    attached = getattr(model, CHILD, None)
+    if not isinstance(attached, Attached):
+        return
+    for hook in attached.hooks:
+        hook.remove()
+    for module in model.modules():
+        module.__dict__.pop(seam.ATTACHED, None)
+    bring_back(model.base_model, attached.rotary)
+    delattr(model, CHILD)
+    model.set_attn_implementation(attached.implementation)
