@@ -76,6 +76,9 @@ def attach(
     model: Any, scheme: str | Mapping[str, Any] | None = None, *, train_length: int | None = None, seed: int = 0
 ) -> "Attached":
     """Have a decoder of the library transformers attend by a scheme; see `pezoo.pretrained.attach.attach`."""
+    from pezoo.pretrained import need_transformers
+
+    need_transformers()
     from pezoo.pretrained.attach import attach
 
     return attach(model, scheme, train_length=train_length, seed=seed)
@@ -83,6 +86,9 @@ def attach(
 
 def detach(model: Any) -> None:
     """Take away what `attach` added to a model; see `pezoo.pretrained.attach.detach`."""
+    from pezoo.pretrained import need_transformers
+
+    need_transformers()
     from pezoo.pretrained.attach import detach
 
     return detach(model)

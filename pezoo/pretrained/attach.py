@@ -5,6 +5,7 @@ Legend: B batch, L new tokens, H heads, Lq queries, Lk keys, d head_dim, D hidde
 
 import inspect
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from pezoo.errors import UserError
 from pezoo.positions import on_tensors
 from pezoo.pretrained import beside, memory, seam, where
 from pezoo.pretrained.fit import Fit, fit
-from pezoo.pretrained.probe import bring_back, put_aside
+from pezoo.pretrained.seam import bring_back, put_aside, rotary_modules
 
 CHILD = "pezoo"
 """The name of the sub-module of a model that holds what is attached."""
@@ -34,7 +35,8 @@ class Forward:
         self.scheme, self.whole, self.past, self.cache, self.spans = scheme, whole, past, cache, spans
         self.ready: dict[tuple[int, int], Prepared] = {}
         self.masks: dict[tuple[int, tuple[int, int]], tuple[Tensor, Tensor]] = {}
-        self.x: dict[int, Tensor] = {}
+        self.x: dict[int, Tensor] = {}  # by layer, what its queries and keys are made of
+        self.reads: dict[int, Any] = {}  # and what the scheme has read there, for all keys
 
     def prepared(self, layer: int) -> Prepared:
         """The scheme for the keys that a layer's cache gives back."""
@@ -73,9 +75,10 @@ class Attached(nn.Module):
         self.rows: Sequence[int] | None = None
         self.counted = 0
         self.forward_now: Forward | None = None
-        self.rotary, self.carries = fit.rotary, fit.carries
+        self.carries, self.rotary = fit.carries, rotary_modules(model.get_decoder())
+        self.register_buffer("signs", fit.signs, persistent=False)
         self.implementation = model.config._attn_implementation
-        self.keywords = tuple(inspect.signature(model.base_model.forward).parameters)
+        self.keywords = tuple(inspect.signature(model.get_decoder().forward).parameters)
         self.config = model.config
         encodings = [m for m in self.scheme.members if isinstance(m, Encoding)]
         self.reads = any(overrides(m, "read") for m in encodings)
@@ -100,7 +103,7 @@ class Attached(nn.Module):
             raise UserError("the model got neither input_ids nor inputs_embeds")
         batch, new = given.shape[:2]
         use_cache = kwargs.get("use_cache")
-        use_cache = self.config.use_cache if use_cache is None else use_cache
+        use_cache = getattr(self.config, "use_cache", False) if use_cache is None else use_cache
         cache = kwargs.get("past_key_values")
         if cache is None and use_cache and (self.reads or self.reads_tokens):
             cache = kwargs["past_key_values"] = DynamicCache(config=self.config)
@@ -154,8 +157,9 @@ class Attached(nn.Module):
 
     def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the input of a layer's attention until its queries and keys are there."""
-        x = args[0] if args else kwargs["hidden_states"]
-        self._forward(kwargs).x[module.layer_idx] = x
+        forward, layer = self._forward(kwargs), int(module.layer_idx)
+        forward.x[layer] = args[0] if args else kwargs["hidden_states"]
+        forward.reads.pop(layer, None)
 
     def _forward(self, kwargs: Mapping[str, Any]) -> Forward:
         forward = kwargs.get(FORWARD) or self.forward_now
@@ -183,6 +187,8 @@ class Attached(nn.Module):
                 "attention_dropout=0 in its config when it is loaded"
             )
         forward, layer, shape = self._forward(kwargs), int(module.layer_idx), self.scheme.shape
+        if self.signs is not None:
+            q, k = q * self.signs.to(q.dtype), k * self.signs.to(k.dtype)
         prepared = forward.prepared(layer)
         read = self._read(forward, layer, prepared) if self.reads else None
         groups = prepared.groups(layer, q, k, v, read=read)
@@ -208,8 +214,9 @@ class Attached(nn.Module):
 
     def _read(self, forward: Forward, layer: int, prepared: Prepared) -> Any:
         """What the scheme reads of a layer's input, for all of its keys."""
-        read, cache, counter = prepared.read(layer, forward.x.pop(layer)), forward.cache, iter(range(10**6))
-        start, stop = forward.spans[layer]
+        if layer in forward.reads:  # some models attend twice in a layer
+            return forward.reads[layer]
+        cache, counter, (start, stop) = forward.cache, count(), forward.spans[layer]
 
         def of_keys(new: Tensor) -> Tensor:
             if cache is None:
@@ -217,7 +224,8 @@ class Attached(nn.Module):
             kept = memory.extend(cache, (layer, next(counter)), new, self.scheme.shape.n_layers)
             return memory.span(kept, start, stop)
 
-        return on_tensors(of_keys, read)
+        forward.reads[layer] = on_tensors(of_keys, prepared.read(layer, forward.x[layer]))
+        return forward.reads[layer]
 
 
 def _valid(mask: Any) -> Tensor | None:
@@ -268,18 +276,38 @@ def attach(
     detach(model)
     seam.register()
     attached = Attached(model, found := fit(model, scheme, train_length, seed))
-    put_aside(model.base_model, found.rotary)
+    decoder, words = model.get_decoder(), model.get_input_embeddings()
+    if attached.embeds and words.weight.shape[1] != attached.scheme.shape.d_model:
+        raise UserError(f"{type(model).__name__} projects its token embeddings, which {attached.scheme.spec} changes")
+    put_aside(decoder, attached.rotary)
     for module in found.modules:
         module.__dict__[seam.ATTACHED] = attached
         if attached.reads:
             attached.hooks.append(module.register_forward_pre_hook(attached.hear, with_kwargs=True))
-    attached.hooks.append(model.base_model.register_forward_pre_hook(attached.before, with_kwargs=True))
+    attached.hooks.append(decoder.register_forward_pre_hook(attached.before, with_kwargs=True))
     if attached.embeds:
-        attached.hooks.append(model.get_input_embeddings().register_forward_hook(attached.embed))
-    attached.train(model.training)
+        attached.hooks.append(words.register_forward_hook(attached.embed))
+    if found.table is not None:
+        table = decoder.get_submodule(found.table)
+        attached.hooks.append(table.register_forward_hook(_nothing))
+        _take_over(attached.scheme, table.weight)
+    attached.to(words.weight.device).train(model.training)
     model.add_module(CHILD, attached)
     model.set_attn_implementation(seam.NAME)
     return attached
+
+
+def _nothing(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    """Zeros instead of a model's own table of positions, which the scheme stands for."""
+    return torch.zeros_like(output)
+
+
+@torch.no_grad()
+def _take_over(scheme: Scheme, table: Tensor) -> None:
+    """Begin the scheme's learned table, if it has one, with the model's own; some have rows in front for padding."""
+    for learned in (m.table for m in scheme.members if m.name == "learned"):
+        if len(learned) <= len(table):
+            learned.copy_(table[len(table) - len(learned) :])
 
 
 def detach(model: Any) -> None:
@@ -291,6 +319,6 @@ def detach(model: Any) -> None:
         hook.remove()
     for module in model.modules():
         module.__dict__.pop(seam.ATTACHED, None)
-    bring_back(model.base_model, attached.rotary)
+    bring_back(model.get_decoder(), attached.rotary)
     delattr(model, CHILD)
     model.set_attn_implementation(attached.implementation)

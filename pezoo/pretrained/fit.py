@@ -17,7 +17,7 @@ from pezoo.errors import UserError
 from pezoo.pretrained import own, probe, where
 from pezoo.scheme import MemberSpec, Spec, parse
 
-PAIRINGS = ("half", "interleaved")
+NOPE, LEARNED = parse("nope"), parse("learned")
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,28 @@ class Fit:
     scheme: Scheme
     own: Spec
     modules: list[nn.Module]  # the attention of each layer
-    rotary: list[str]  # names of the rotary modules
+    table: str | None  # name of the embedding that the model looks positions up in
+    signs: Tensor | None  # (d,) what channels are multiplied by, so that those of a model turn the usual way
     carries: bool  # whether an unknown keyword reaches the attention of each layer
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A way in which models turn their heads: the pairing, and whether the angles count the other way."""
+
+    pairing: str
+    backwards: bool = False
+
+    def spec(self, spec: Spec) -> Spec:
+        """A scheme with this pairing."""
+        return Spec(tuple(_given(m, {"pairing": self.pairing}) if m.name == "rope" else m for m in spec.members))
+
+    def signs(self, width: int) -> Tensor | None:
+        """What the channels of a head are multiplied by, (d,), or None."""
+        return torch.ones(width).index_fill(0, torch.arange(width // 2, width), -1.0) if self.backwards else None
+
+
+ROTATIONS = (Rotation("half"), Rotation("interleaved"), Rotation("half", backwards=True))
 
 
 def fit(model: Any, scheme: str | Mapping[str, Any] | None, train_length: int | None, seed: int) -> Fit:
@@ -37,141 +57,122 @@ def fit(model: Any, scheme: str | Mapping[str, Any] | None, train_length: int | 
     Raises:
         UserError: if the model cannot take one, with the reason.
     """
-    kind = type(model).__name__
-    refuse(model)
-    length = train_length or own.train_length(model.config)
-    texts = own.rotations(model.config)
     try:
-        look = probe.look(model, min(length, 4096) - 1)
+        refuse(model)
+        length = train_length or own.train_length(model.config)
+        look = probe.look(model, min(length or 1, 4096) - 1)
+        probe.check(look, model.config.num_hidden_layers)
+        if length is None:
+            raise UserError("its config states no max_position_embeddings; pass train_length=")
+        first = look.turned[0].q
+        sizes = {"n_heads": first.shape[1], "n_layers": len(look.turned), "head_dim": first.shape[3]}
+        shape = Shape(model.config.hidden_size, train_length=length, **sizes)
+        layers, rotation = _own_layers(look, own.rotations(model.config), shape)
+        table = _table(model, look, length)
     except UserError as error:
-        raise UserError(f"{kind} cannot take a scheme: {error}") from None
-    shape = _shape(model, look, length)
-    layers = _own_layers(kind, look, texts, shape)
-    spec = _mixed(layers) if scheme is None else _with_own(parse(scheme), layers, shape.n_layers)
+        raise UserError(f"{type(model).__name__} cannot take a scheme: {error}") from None
+    if look.absolute and table is None and scheme is not None:
+        raise UserError(
+            f"{type(model).__name__} keeps its own scheme: it adds positions to its embeddings by a way that cannot be "
+            "put aside"
+        )
+    spec = mixed(layers) if table is None else LEARNED
+    built = build(spec if scheme is None else _with_own(parse(scheme), layers), shape, seed)
     carries = all(heads.carries for heads in look.turned)
     modules = [heads.module for heads in look.turned]
-    return Fit(build(spec, shape, seed), _mixed(layers), modules, look.rotary, carries)
+    return Fit(built, spec, modules, table, rotation.signs(shape.head_dim), carries)
 
 
 def refuse(model: Any) -> None:
     """Refuse a model by its kind.
 
     Raises:
-        UserError: with the reason.
+        UserError: with the reason, which follows "cannot take a scheme:".
     """
-    config, kind = model.config, type(model).__name__
-
-    def no(reason: str) -> UserError:
-        return UserError(f"{kind} cannot take a scheme: {reason}")
-
+    config = model.config
     if not model._can_set_attn_implementation():
-        raise no("its attention does not go through the interface of transformers, where schemes are put in")
+        raise UserError("its attention does not go through the interface of transformers, where schemes are put in")
     if config.is_encoder_decoder:
-        raise no("it is an encoder with a decoder, and schemes go into decoders alone")
+        raise UserError("it is an encoder with a decoder, and schemes go into decoders alone")
     if any(getattr(config, name, None) is not None for name in ("vision_config", "audio_config")):
-        raise no("it reads pictures or sound too; pass the part that reads text, such as model.language_model")
+        raise UserError("it reads more than text; pass the part that reads text, such as model.language_model")
     if getattr(config, "kv_lora_rank", None):
-        raise no("its attention is latent (MLA): a part of each head turns, made apart from the rest")
+        raise UserError("its attention is latent (MLA): what turns of a head is made apart from the rest")
     if any(p.is_meta for p in model.parameters()):
-        raise no("its weights are not loaded (device meta)")
+        raise UserError("its weights are not loaded (device meta)")
 
 
-def _shape(model: Any, look: probe.Look, length: int) -> Shape:
-    """The sizes that a scheme is built for, from what attention got."""
-    kind, n_layers = type(model).__name__, model.config.num_hidden_layers
-    layers = [int(getattr(heads.module, "layer_idx", -1) or 0) for heads in look.turned]
-    if layers != list(range(n_layers)):
-        missing = [i for i in range(n_layers) if i not in layers]
-        which = f"layers {', '.join(map(str, missing))} have" if missing else "not each of its layers has"
-        raise UserError(f"{kind} cannot take a scheme: {which} no attention that could (linear or recurrent layers)")
-    sizes = {(heads.q.shape[1], heads.q.shape[3], heads.k.shape[3], heads.width) for heads in look.turned}
-    n_heads, *widths = next(iter(sizes))
-    if len(sizes) > 1 or len(set(widths)) > 1:
-        found = ", ".join(f"{n} heads of {q} (q), {k} (k), {v} (v)" for n, q, k, v in sorted(sizes))
-        raise UserError(f"{kind} cannot take a scheme: heads differ in width, or from layer to layer ({found})")
-    width = model.get_input_embeddings().weight.shape[1]
-    return Shape(model.config.hidden_size or width, n_heads, n_layers, length, head_dim=widths[0])
-
-
-def _own_layers(kind: str, look: probe.Look, texts: list[str], shape: Shape) -> list[Spec]:
-    """The model's own scheme, layer by layer, as it was seen to act.
+def _own_layers(look: probe.Look, texts: list[str], shape: Shape) -> tuple[list[Spec], Rotation]:
+    """The model's own scheme, layer by layer, as it was seen to act, and the way in which it turns heads.
 
     Raises:
-        UserError: if the model does something else with queries and keys.
+        UserError: if the model does something else with queries and keys than its config says.
     """
     turns = [not torch.equal(a.q, b.q) for a, b in zip(look.turned, look.plain, strict=True)]
-    best, wrong = [], [(float("inf"), 0)]
-    for pairing in PAIRINGS:
-        layers = [_paired(parse(text), pairing) if turn else parse("nope") for text, turn in zip(texts, turns, strict=True)]
-        try:
-            scheme = build(_mixed(layers), shape)
-        except UserError as error:
-            raise UserError(f"{kind} cannot take a scheme: its config's own is refused: {error}") from None
-        errors = _errors(scheme, look)
-        if max(errors) < max(wrong)[0]:
-            best, wrong = layers, [(error, i) for i, error in enumerate(errors)]
-    error, layer = max(wrong)
-    if not error < _tolerance(look):
-        raise UserError(
-            f"{kind} cannot take a scheme: layer {layer} does something else with queries and keys than its config "
-            f"says ({best[layer] if best else texts[layer]}); logits differ by {error:.1%}"
-        )
-    return best
-
-
-def _tolerance(look: probe.Look) -> float:
+    specs = [parse(text) if turn else NOPE for text, turn in zip(texts, turns, strict=True)]
+    tried = []
+    for rotation in ROTATIONS:
+        layers = [rotation.spec(spec) for spec in specs]
+        errors = _errors(build(mixed(layers), shape), look, rotation.signs(shape.head_dim))
+        tried.append((max(errors), errors.index(max(errors)), rotation, layers))
+    error, layer, rotation, layers = min(tried, key=lambda t: t[0])
     half = next(look.turned[0].module.parameters()).dtype in (torch.float16, torch.bfloat16)
-    return 0.05 if half else 0.005
+    if not error < (0.05 if half else 0.005):
+        raise UserError(
+            f"layer {layer} does something else with queries and keys than its config says ({specs[layer]}), such as "
+            f"a norm with weights after the rotation; logits differ by {error:.0%}"
+        )
+    return layers, rotation
 
 
-def _errors(scheme: Scheme, look: probe.Look) -> list[float]:
+def _errors(scheme: Scheme, look: probe.Look, signs: Tensor | None) -> list[float]:
     """How far a scheme is from what each layer of the model does, as a share of the largest logit."""
-    new = look.position_ids.shape[1]
-    positions = where.positions(1, new, phase="test", declared=1)
     told = look.position_ids.float()
+    positions = where.positions(1, told.shape[1], phase="test", declared=1)
     prepared = scheme.prepare(positions.replace(query=told, key=told, spacing=None))
     found = []
     for layer, (turned, plain) in enumerate(zip(look.turned, look.plain, strict=True)):
-        expected = turned.logits() * scheme.shape.head_dim**-0.5
-        logits = prepared.logits(layer, plain.q, plain.k)
-        seen = logits > -torch.inf
-        largest = expected.abs().max().clamp(min=1e-30)
-        found.append(float(((logits - expected).where(seen, 0).abs().max() / largest)))
+        q, k = (plain.q, plain.k) if signs is None else (plain.q * signs, plain.k * signs)
+        logits, expected = prepared.logits(layer, q, k), turned.logits() * scheme.shape.head_dim**-0.5
+        wrong = (logits - expected).where(logits > -torch.inf, 0).abs().max()
+        found.append(float(wrong / expected.abs().max().clamp(min=1e-30)))
     return found
 
 
-def _mixed(layers: list[Spec]) -> Spec:
+def _table(model: Any, look: probe.Look, length: int) -> str | None:
+    """The name of the embedding that the model looks positions up in."""
+    if not look.absolute or len(look.tables) != 1:
+        return None
+    rows = len(model.get_decoder().get_submodule(look.tables[0]).weight)
+    return look.tables[0] if rows >= length else None
+
+
+def mixed(layers: list[Spec]) -> Spec:
     """One scheme of a scheme for each layer."""
     return layers[0] if len(set(layers)) == 1 else Spec(layers=tuple(layers))
 
 
-def _paired(spec: Spec, pairing: str) -> Spec:
-    return Spec(tuple(_given(m, {"pairing": pairing}) if m.name == "rope" else m for m in spec.members))
-
-
 def _given(member: MemberSpec, settings: Mapping[str, Any]) -> MemberSpec:
-    return MemberSpec.make(member.name, {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()} | dict(member.settings))
+    """A member with settings where it has none of its own."""
+    return MemberSpec.make(member.name, dict(settings) | dict(member.settings))
 
 
-def _with_own(spec: Spec, layers: list[Spec], n_layers: int) -> Spec:
-    """A scheme in which `rope` has the model's own settings, in each layer its own; `nope` in layers that do not turn."""
+def _with_own(spec: Spec, layers: list[Spec]) -> Spec:
+    """A scheme in which `rope` has the settings of each layer's own; in layers that do not turn it is `nope`."""
     given = spec.layers or (spec,)
-    if n_layers % len(given):
-        raise UserError(f"layers lists {len(given)} schemes, which does not divide the model's {n_layers} layers")
-    return _mixed([_filled(s, layers[i]) for i, s in enumerate(given * (n_layers // len(given)))])
+    if len(layers) % len(given):
+        raise UserError(f"layers lists {len(given)} schemes, which does not divide the model's {len(layers)} layers")
+    return mixed([_filled(part, own) for part, own in zip(given * (len(layers) // len(given)), layers, strict=True)])
 
 
-def _filled(spec: Spec, layer: Spec) -> Spec:
-    rope = next((m for m in layer.members if m.name == "rope"), None)
+def _filled(spec: Spec, own: Spec) -> Spec:
+    rope = next((m for m in own.members if m.name == "rope"), None)
 
     def fill(plain: Spec) -> Spec:
-        if not any(m.name == "rope" for m in plain.members):
+        if all(m.name != "rope" for m in plain.members):
             return plain
         if rope is None:
-            return parse("nope")
+            return NOPE
         return Spec(tuple(_given(m, dict(rope.settings)) if m.name == "rope" else m for m in plain.members))
 
     return spec._map(fill)
-
-
-__all__ = ["Fit", "Tensor", "fit", "refuse"]

@@ -1,13 +1,14 @@
 """A model's own scheme: what its config says of the rotation, layer by layer, and the length that it was trained at."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from pezoo.errors import UserError
 
 
-def train_length(config: Any) -> int:
-    """Tokens of a training text before any extension, as the config states them."""
+def train_length(config: Any) -> int | None:
+    """Tokens of a training text before any extension, as the config states them; None if it does not."""
     found = {
         length
         for settings in _by_layer(config)
@@ -15,9 +16,7 @@ def train_length(config: Any) -> int:
     }
     length = max(found, default=None) or getattr(config, "original_max_position_embeddings", None)
     length = length or getattr(config, "max_position_embeddings", None)
-    if not length:
-        raise UserError("the model's config states no max_position_embeddings; pass train_length= to attach")
-    return int(length)
+    return None if length is None else int(length)
 
 
 def rotations(config: Any) -> list[str]:
@@ -78,6 +77,5 @@ def _rotation(settings: Mapping[str, Any], config: Any) -> str:
 
 
 def _grown(factor: float, mscale: float) -> float:
-    from math import log
-
-    return 0.1 * mscale * log(factor) + 1 if factor > 1 else 1.0
+    """What DeepSeek's tables are multiplied by: 0.1 mscale ln s + 1."""
+    return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0

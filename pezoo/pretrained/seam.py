@@ -32,9 +32,12 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, mask)
 
 
-def attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+def attention(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+) -> tuple[Tensor, None]:
     """Attention of one layer by what is attached to its model: (B, Lq, H, d), and no weights."""
-    return module.__dict__[ATTACHED].attention(module, q, k, v, mask, **kwargs)
+    attend: Attend = module.__dict__[ATTACHED].attention
+    return attend(module, q, k, v, attention_mask, **kwargs)
 
 
 def mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
@@ -53,6 +56,13 @@ class NoRotation(nn.Module):
         super().__init__()
         self.rotary = rotary
         self.like: dict[Any, tuple[Tensor, ...]] = {}  # by kind of layer, one token of what the rotary module gives
+
+    def __getattr__(self, name: str) -> Any:
+        """What the model asks of its rotary module, such as its config."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("rotary"), name)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Cosines of 1 and sines of 0, or complex numbers of 1, for as many tokens as there are positions."""
@@ -73,3 +83,22 @@ class NoRotation(nn.Module):
 
         made = tuple(filled(like, 1.0 - i) for i, like in enumerate(self.like[kind]))
         return made if len(made) > 1 else made[0]
+
+
+def rotary_modules(decoder: nn.Module) -> list[str]:
+    """Names of the modules that make cosines and sines."""
+    return [name for name, module in decoder.named_modules() if type(module).__name__.endswith("RotaryEmbedding")]
+
+
+def put_aside(decoder: nn.Module, names: list[str]) -> None:
+    """Have modules stand for the rotary ones that do not turn anything."""
+    for name in names:
+        decoder.set_submodule(name, NoRotation(decoder.get_submodule(name)))
+
+
+def bring_back(decoder: nn.Module, names: list[str]) -> None:
+    """Undo `put_aside`."""
+    for name in names:
+        stand_in = decoder.get_submodule(name)
+        assert isinstance(stand_in, NoRotation)
+        decoder.set_submodule(name, stand_in.rotary)
