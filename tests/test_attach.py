@@ -159,6 +159,7 @@ def test_each_kind_of_rotation_of_transformers_within_the_length_and_far_beyond(
         attached = pezoo.attach(model)
         assert attached.scheme.shape.train_length == QUARTER
         assert differ(logits(model, tokens), before) < CLOSE, length
+    attached.length = 4 * QUARTER  # else it follows the tokens so far
     assert differ(decoded(model, tokens), before) < CLOSE
     plain = tiny("llama", max_position_embeddings=QUARTER, num_hidden_layers=2)
     assert kind == "default" or differ(logits(plain, tokens), before) > 0.1
@@ -260,7 +261,7 @@ def test_generation_greedy_by_beams_and_in_a_static_cache(llama, scheme):
 
 
 @pytest.mark.parametrize("family", ["mistral", pytest.param("gemma3_text", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("scheme", [None, "rope+fox", "bipe"])
+@pytest.mark.parametrize("scheme", [None, "rope+fox", "bipe", "fire"])
 def test_windows_of_the_model_stay_beyond_their_size_in_all_caches(family, scheme):
     model, tokens = tiny(family, num_hidden_layers=2), words(2, 24)
     before = logits(model, tokens)
@@ -274,13 +275,6 @@ def test_windows_of_the_model_stay_beyond_their_size_in_all_caches(family, schem
     assert differ(logits(model, changed)[:, -1], full[:, -1]) < CLOSE or family != "mistral"
     assert differ(decoded(model, tokens), full) < CLOSE
     assert differ(decoded(model, tokens, cache=StaticCache(config=model.config, max_cache_len=26)), full) < CLOSE
-
-
-def test_a_scheme_that_reads_where_a_text_begins_asks_for_a_whole_cache():
-    model, tokens = tiny("mistral", num_hidden_layers=2), words(1, 20)
-    pezoo.attach(model, "fire").length = 20
-    with pytest.raises(UserError, match="DynamicCache"):
-        decoded(model, tokens)
 
 
 def test_the_scheme_is_filled_in_with_what_the_model_does():
@@ -329,7 +323,7 @@ def test_gradients_with_and_without_checkpointing(family, scheme):
         assert max(differ(plain[n], before[n]) for n in before) < CLOSE
     else:
         assert {f"pezoo.{n}" for n, _ in attached.named_parameters()} <= plain.keys()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     if family == "stablelm":  # hands on no keyword
         with pytest.raises(UserError, match="checkpointing"):
             gradients(model, tokens)
@@ -372,7 +366,7 @@ def test_half_precision():
     assert logits(model, tokens).dtype == torch.bfloat16
     pezoo.attach(model)
     exact = logits(tiny("llama"), tokens)
-    assert differ(logits(model, tokens).float(), exact) < 1.5 * differ(before.float(), exact) < 0.5
+    assert differ(logits(model, tokens).float(), exact) < 1.5 * differ(before.float(), exact) < 1
 
 
 @pytest.mark.slow

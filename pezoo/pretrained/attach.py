@@ -9,6 +9,7 @@ from itertools import count
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
@@ -31,29 +32,35 @@ FORWARD = "pezoo_forward"
 class Forward:
     """What one forward of the model knows: where its tokens stand, and the scheme made ready for them."""
 
-    def __init__(self, scheme: Scheme, whole: Positions, past: int, cache: Any, spans: list[tuple[int, int]]) -> None:
-        self.scheme, self.whole, self.past, self.cache, self.spans = scheme, whole, past, cache, spans
-        self.ready: dict[tuple[int, int], Prepared] = {}
-        self.masks: dict[tuple[int, tuple[int, int]], tuple[Tensor, Tensor]] = {}
+    def __init__(self, prepared: Prepared, positions: Positions, cache: Any, spans: list[tuple[int, int]]) -> None:
+        self.prepared, self.positions, self.cache = prepared, positions, cache
+        self.spans = spans  # by layer, which of the keys its cache gives back: [start, stop)
+        self.masks: dict[Any, tuple[Tensor | None, Tensor]] = {}
         self.x: dict[int, Tensor] = {}  # by layer, what its queries and keys are made of
         self.reads: dict[int, Any] = {}  # and what the scheme has read there, for all keys
 
-    def prepared(self, layer: int) -> Prepared:
-        """The scheme for the keys that a layer's cache gives back."""
-        span = self.spans[layer]
-        if span not in self.ready:
-            self.ready[span] = self.scheme.prepare(where.cut(self.whole, *span))
-        return self.ready[span]
+    def whole(self, layer: int, keys: Tensor) -> Tensor:
+        """Keys or values with zeros for those that the layer's cache has let go of, or not yet."""
+        (start, stop), n_keys = self.spans[layer], self.positions.key.shape[1]
+        return keys if stop - start == n_keys else F.pad(keys, (0, 0, start, n_keys - stop))
 
-    def seen(self, mask: Tensor, layer: int, positions: Positions) -> Tensor:
-        """The model's mask as (R, Lq, Lk), bool; each token sees itself, padding too."""
-        key = id(mask), self.spans[layer]
+    def seen(self, mask: Tensor | None, layer: int) -> Tensor | None:
+        """What the model lets queries see of all keys, (R, Lq, Lk), bool; None is all. Each token sees itself."""
+        (start, stop), n_keys = self.spans[layer], self.positions.key.shape[1]
+        if mask is None and stop - start == n_keys:
+            return None
+        key = id(mask), start, stop
         if key not in self.masks:
-            seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-            place = torch.arange(positions.key.shape[1], device=mask.device)
-            own = place[positions.offset : positions.offset + positions.query.shape[1], None] == place
-            self.masks[key] = seen[:, 0] | own, mask  # the mask is kept, so that its id stays its own
-        return self.masks[key][0]
+            n_queries, offset = self.positions.query.shape[1], self.positions.offset
+            place = torch.arange(n_keys, device=self.positions.key.device)
+            if mask is None:
+                seen = (place >= start)[None, None].expand(1, n_queries, -1)
+            else:
+                seen = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] > torch.finfo(mask.dtype).min / 2
+                seen = F.pad(seen, (start, n_keys - stop))
+            own = place[offset : offset + n_queries, None] == place
+            self.masks[key] = mask, seen | own  # the mask is kept, so that its id stays its own
+        return self.masks[key][1]
 
 
 class Attached(nn.Module):
@@ -69,7 +76,7 @@ class Attached(nn.Module):
 
     def __init__(self, model: PreTrainedModel, fit: Fit) -> None:
         super().__init__()
-        self.scheme, self.own = fit.scheme, fit.own
+        self.scheme, self.own, self.table = fit.scheme, fit.own, fit.table
         self.phase: str | None = None
         self.length: int | None = None
         self.rows: Sequence[int] | None = None
@@ -112,12 +119,9 @@ class Attached(nn.Module):
             past = int(cache.get_seq_length())
             sizes = [cache.get_mask_sizes(new, layer) for layer in range(self.scheme.shape.n_layers)]
             spans = [(int(start), int(start) + int(length)) for length, start in sizes]
-        places = max(stop for _, stop in spans)
+        places = max(past + new, *(stop for _, stop in spans))
         if self.reads_tokens and tokens is not None and cache is not None:
-            kept = memory.extend(cache, "tokens", tokens, self.scheme.shape.n_layers)
-            tokens = memory.span(kept, 0, max(places, past + new))
-        elif self.reads_tokens and tokens is not None:
-            tokens = memory.span(tokens, 0, max(places, past + new))
+            tokens = memory.extend(cache, "tokens", tokens, self.scheme.shape.n_layers, places)
         positions = where.positions(
             batch,
             new,
@@ -133,12 +137,12 @@ class Attached(nn.Module):
             rows=self._rows(batch),
             seed=self.scheme.seed,
         )
-        self.forward_now = forward = Forward(self.scheme, positions, past, cache, spans)
+        self.forward_now = forward = Forward(self.scheme.prepare(positions), positions, cache, spans)
         if self.embeds and vectors is not None:
-            kwargs["inputs_embeds"] = forward.prepared(0).embed(vectors)
+            kwargs["inputs_embeds"] = forward.prepared.embed(vectors)
         if self.carries:
             kwargs[FORWARD] = forward
-        elif base.training and getattr(base, "gradient_checkpointing", False):
+        elif base.training and base.is_activation_checkpointing:
             raise UserError("this family of models cannot be trained with gradient checkpointing while attached")
         return (), kwargs
 
@@ -153,7 +157,7 @@ class Attached(nn.Module):
     def embed(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         """Token embeddings with positions."""
         assert self.forward_now is not None
-        return self.forward_now.prepared(0).embed(output)
+        return self.forward_now.prepared.embed(output)
 
     def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the input of a layer's attention until its queries and keys are there."""
@@ -189,13 +193,11 @@ class Attached(nn.Module):
         forward, layer, shape = self._forward(kwargs), int(module.layer_idx), self.scheme.shape
         if self.signs is not None:
             q, k = q * self.signs.to(q.dtype), k * self.signs.to(k.dtype)
-        prepared = forward.prepared(layer)
-        read = self._read(forward, layer, prepared) if self.reads else None
-        groups = prepared.groups(layer, q, k, v, read=read)
-        positions = groups[0].composition.positions
+        k, v, seen = forward.whole(layer, k), forward.whole(layer, v), forward.seen(mask, layer)
+        groups = forward.prepared.groups(layer, q, k, v, read=self._read(forward, layer))
         joined: list[Any] = []
-        if mask is not None:
-            joined.append(beside.Mask(shape, forward.seen(mask, layer, positions), positions.offset))
+        if seen is not None:
+            joined.append(beside.Mask(shape, seen, forward.positions.offset))
         if softcap:
             joined.append(beside.SoftCap(shape, softcap))
         if scaling and not self.own_scale and scaling != shape.head_dim**-0.5:
@@ -212,20 +214,18 @@ class Attached(nn.Module):
             outputs.append(attend(q[:, heads], k[:, heads], v[:, heads], composition))
         return torch.cat(outputs, dim=1).transpose(1, 2).contiguous(), None
 
-    def _read(self, forward: Forward, layer: int, prepared: Prepared) -> Any:
-        """What the scheme reads of a layer's input, for all of its keys."""
-        if layer in forward.reads:  # some models attend twice in a layer
-            return forward.reads[layer]
-        cache, counter, (start, stop) = forward.cache, count(), forward.spans[layer]
+    def _read(self, forward: Forward, layer: int) -> Any:
+        """What the scheme reads of a layer's input, for all keys; None if it reads nothing."""
+        if self.reads and layer not in forward.reads:  # some models attend twice in a layer
+            cache, places, number = forward.cache, forward.positions.key.shape[1], count()
 
-        def of_keys(new: Tensor) -> Tensor:
-            if cache is None:
-                return new
-            kept = memory.extend(cache, (layer, next(counter)), new, self.scheme.shape.n_layers)
-            return memory.span(kept, start, stop)
+            def of_keys(new: Tensor) -> Tensor:
+                if cache is None:
+                    return new
+                return memory.extend(cache, (layer, next(number)), new, self.scheme.shape.n_layers, places)
 
-        forward.reads[layer] = on_tensors(of_keys, prepared.read(layer, forward.x[layer]))
-        return forward.reads[layer]
+            forward.reads[layer] = on_tensors(of_keys, forward.prepared.read(layer, forward.x[layer]))
+        return forward.reads.get(layer)
 
 
 def _valid(mask: Any) -> Tensor | None:
@@ -288,18 +288,12 @@ def attach(
     if attached.embeds:
         attached.hooks.append(words.register_forward_hook(attached.embed))
     if found.table is not None:
-        table = decoder.get_submodule(found.table)
-        attached.hooks.append(table.register_forward_hook(_nothing))
+        seam.clear_table(table := decoder.get_submodule(found.table))
         _take_over(attached.scheme, table.weight)
     attached.to(words.weight.device).train(model.training)
     model.add_module(CHILD, attached)
     model.set_attn_implementation(seam.NAME)
     return attached
-
-
-def _nothing(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """Zeros instead of a model's own table of positions, which the scheme stands for."""
-    return torch.zeros_like(output)
 
 
 @torch.no_grad()
@@ -319,6 +313,8 @@ def detach(model: Any) -> None:
         hook.remove()
     for module in model.modules():
         module.__dict__.pop(seam.ATTACHED, None)
+    if attached.table is not None:
+        seam.restore_table(model.get_decoder().get_submodule(attached.table))
     bring_back(model.get_decoder(), attached.rotary)
     delattr(model, CHILD)
     model.set_attn_implementation(attached.implementation)

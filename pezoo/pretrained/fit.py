@@ -60,7 +60,7 @@ def fit(model: Any, scheme: str | Mapping[str, Any] | None, train_length: int | 
     try:
         refuse(model)
         length = train_length or own.train_length(model.config)
-        look = probe.look(model, min(length or 1, 4096) - 1)
+        look = probe.look(model, min(length or 1, 4096) - 2)  # below L a dynamic rotation forgets what it read before
         probe.check(look, model.config.num_hidden_layers)
         if length is None:
             raise UserError("its config states no max_position_embeddings; pass train_length=")

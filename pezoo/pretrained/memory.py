@@ -7,7 +7,7 @@ Legend: B batch, L new tokens, K tokens so far, or places of a cache of fixed si
 
 from typing import Any
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer, StaticSlidingWindowLayer
 
@@ -15,32 +15,25 @@ PLACES = "_pezoo_places"
 """Where a cache keeps which of its layers holds what."""
 
 
-def extend(cache: Cache, name: Any, new: Tensor, n_layers: int) -> Tensor:
-    """Add what is kept of new tokens, (B, L, ...), under a name; returns that of all tokens, (B, K, ...).
+def extend(cache: Cache, name: Any, new: Tensor, n_layers: int, places: int) -> Tensor:
+    """Add what is kept of new tokens, (B, L, ...), under a name; returns that of all places, (B, K, ...).
 
     Args:
         cache: of the model.
         name: of what is kept.
         new: one line for each new token.
         n_layers: how many layers of the cache are the model's.
+        places: K; those that hold nothing yet are zeros.
     """
-    places = vars(cache).setdefault(PLACES, {})
-    if name not in places:
+    held = vars(cache).setdefault(PLACES, {})
+    if name not in held:
         while len(cache.layers) < n_layers:
             cache.layers.append(DynamicLayer())
         sizes = [y.max_cache_len for y in cache.layers if type(y) is StaticLayer]
         fixed = isinstance(cache.layers[0], StaticSlidingWindowLayer | StaticLayer)
         cache.layers.append(StaticLayer(max_cache_len=sizes[0]) if fixed and sizes else DynamicLayer())
-        places[name] = len(cache.layers) - 1
+        held[name] = len(cache.layers) - 1
     lines = new.flatten(2)[:, None] if new.ndim > 2 else new[:, None, :, None]
-    kept, _ = cache.layers[places[name]].update(lines, lines[..., :1])
+    kept, _ = cache.layers[held[name]].update(lines, lines[..., :1])
+    kept = F.pad(kept, (0, 0, 0, places - kept.shape[2]))
     return kept[:, 0].unflatten(-1, new.shape[2:]) if new.ndim > 2 else kept[:, 0, :, 0]
-
-
-def span(kept: Tensor, start: int, stop: int) -> Tensor:
-    """Lines start ... stop - 1 of what is kept, (B, K, ...), zeros where nothing is yet."""
-    found = kept[:, start:stop]
-    missing = stop - start - found.shape[1]
-    if not missing:
-        return found
-    return torch.cat([found, found.new_zeros(len(found), missing, *found.shape[2:])], dim=1)

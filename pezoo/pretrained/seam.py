@@ -7,6 +7,7 @@ Legend: B batch, H heads, L tokens, Lq queries, Lk keys, d head_dim.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,3 +103,17 @@ def bring_back(decoder: nn.Module, names: list[str]) -> None:
         stand_in = decoder.get_submodule(name)
         assert isinstance(stand_in, NoRotation)
         decoder.set_submodule(name, stand_in.rotary)
+
+
+def clear_table(table: nn.Embedding) -> None:
+    """Have a model's table of positions give zeros, whatever is looked up."""
+    table.__dict__["forward"] = partial(_zeros, table.embedding_dim)
+
+
+def restore_table(table: nn.Embedding) -> None:
+    """Undo `clear_table`."""
+    table.__dict__.pop("forward", None)
+
+
+def _zeros(width: int, *args: Any, **kwargs: Any) -> Tensor:
+    return torch.zeros(1, 1, width, device=next((a.device for a in args if isinstance(a, Tensor)), None))

@@ -96,36 +96,5 @@ def _told(found: Positions, told: Tensor, past: int, valid: Tensor | None) -> Po
     return found.replace(query=key, key=key, spacing=None)
 
 
-def cut(positions: Positions, start: int, stop: int) -> Positions:
-    """The same queries before the keys start ... stop - 1 alone, for caches that let go of old keys."""
-    positions = positions.slice(0, positions.query.shape[1], stop)
-    if not start:
-        return positions
-    keys = slice(start, None)
-    document, tokens = positions.key_document, positions.tokens
-    return Cut(
-        **vars(positions)
-        | {
-            "key": positions.key[:, keys],
-            "key_index": positions.key_index[:, keys],
-            "key_document": None if document is None else document[:, keys],
-            "tokens": None if tokens is None else tokens[:, keys],
-            "offset": positions.offset - start,
-            "spacing": None,
-        }
-    )
-
-
-class Cut(Positions):
-    """Positions whose keys begin within a document."""
-
-    def origin(self) -> Tensor:
-        """There is none."""
-        raise UserError(
-            "the scheme reads where a document begins, and the model's cache has let go of its first tokens: pass "
-            "past_key_values=transformers.DynamicCache(), which keeps all of them"
-        )
-
-
 def _longer(tensor: Tensor, length: int, value: Any) -> Tensor:
     return torch.nn.functional.pad(tensor, (0, length - tensor.shape[1]), value=value)
