@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from pezoo.attention import attend
-from pezoo.composition import Composition
 from pezoo.compose import Prepared, Scheme
+from pezoo.composition import Composition
 from pezoo.contract import Encoding, Positions, overrides
 from pezoo.errors import UserError
 from pezoo.positions import on_tensors
@@ -101,7 +101,9 @@ class Attached(nn.Module):
     # ---- a forward of the model, in order -------------------------------------------------------
 
     @torch.compiler.disable
-    def before(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
+    def before(
+        self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[()], dict[str, Any]]:
         """Find out where the tokens stand, before the model reads them."""
         kwargs = dict(zip(self.keywords, args, strict=False)) | kwargs
         tokens, vectors = kwargs.get("input_ids"), kwargs.get("inputs_embeds")

@@ -10,9 +10,7 @@ from pezoo.errors import UserError
 def train_length(config: Any) -> int | None:
     """Tokens of a training text before any extension, as the config states them; None if it does not."""
     found = {
-        length
-        for settings in _by_layer(config)
-        if (length := (settings or {}).get("original_max_position_embeddings"))
+        length for settings in _by_layer(config) if (length := (settings or {}).get("original_max_position_embeddings"))
     }
     length = max(found, default=None) or getattr(config, "original_max_position_embeddings", None)
     length = length or getattr(config, "max_position_embeddings", None)

@@ -152,7 +152,9 @@ def check(look: Look, n_layers: int) -> None:
         if not getattr(heads.module, "is_causal", True):
             raise UserError("its attention looks ahead, as an encoder's does")
         if heads.unknown:
-            raise UserError(f"it hands its attention {heads.unknown[0]} beside queries and keys, which a scheme has no place for")
+            raise UserError(
+                f"it hands its attention {heads.unknown[0]} beside queries and keys, which a scheme has no place for"
+            )
         if heads.k.shape[2] != heads.q.shape[2]:
             raise UserError("its keys are not one for each token")
     sizes = {(heads.q.shape[1], heads.q.shape[3], heads.k.shape[3], heads.width) for heads in look.turned}
