@@ -1,4 +1,4 @@
-"""Other people's trained models: any scheme inside a decoder of the library transformers."""
+"""Other people's models: what configs say of positions, schemes inside models, and schemes told to transformers."""
 
 from importlib.util import find_spec
 
