@@ -48,12 +48,24 @@ def lively(attached):
 # ---- its own scheme -----------------------------------------------------------------------------
 
 FAST = ["llama", "gpt_neox", "smollm3"]
-FAMILIES = ["afmoe", "apertus", "arcee", "aria_text", "biogpt", "bitnet", "cohere", "cohere2", "cohere2_moe", "ctrl", "cwm", "diffllama", "doge", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "flex_olmo", "flint", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt-sw3", "gpt_bigcode", "gpt_oss", "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2", "jetmoe", "kolibri1", "laguna", "llama4_text", "mellum", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "modernbert-decoder", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "solar_open", "stablelm", "starcoder2", "vaultgemma"]
+FAMILIES = [
+    "afmoe", "apertus", "arcee", "aria_text", "biogpt", "bitnet", "cohere", "cohere2", "cohere2_moe", "ctrl",
+    "cwm", "diffllama", "doge", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "flex_olmo", "flint",
+    "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt-sw3", "gpt_bigcode", "gpt_oss",
+    "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hy_v3",
+    "hyperclovax", "internlm3", "iquestcoder", "jais2", "jetmoe", "kolibri1", "laguna", "llama4_text", "mellum",
+    "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "modernbert-decoder", "nanochat", "nemotron",
+    "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe",
+    "qwen3", "qwen3_moe", "seed_oss", "solar_open", "stablelm", "starcoder2", "vaultgemma",
+]  # fmt: skip
+GENTLE = {"attention_multiplier": 0.3}
+"""With the default of 1 logits are so large that sdpa and eager of transformers differ by more than the bar."""
+SETTINGS = {family: GENTLE for family in FAMILIES if family.startswith("granite")}
 
 
 @pytest.mark.parametrize("family", [*FAST, *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES)])
 def test_its_own_scheme_gives_the_same_logits(family):
-    model, tokens = tiny(family), words(2, 40)
+    model, tokens = tiny(family, **SETTINGS.get(family, {})), words(2, 40)
     mask = torch.ones_like(tokens)
     mask[0, :9] = 0
     before, padded = logits(model, tokens), logits(model, tokens, **_by_mask(model, mask))
@@ -363,6 +375,7 @@ def test_half_precision():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch about itself
 @pytest.mark.parametrize("scheme", [None, "rope+fox"])
 def test_compiled(scheme):
     model, tokens = tiny("llama", num_hidden_layers=2), words(2, 20)

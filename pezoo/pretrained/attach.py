@@ -21,7 +21,7 @@ from pezoo.errors import UserError
 from pezoo.positions import on_tensors
 from pezoo.pretrained import beside, memory, seam, where
 from pezoo.pretrained.fit import Fit, fit
-from pezoo.pretrained.seam import bring_back, put_aside, rotary_modules
+from pezoo.pretrained.seam import bring_back, decoder_of, put_aside, rotary_modules
 
 CHILD = "pezoo"
 """The name of the sub-module of a model that holds what is attached."""
@@ -82,10 +82,10 @@ class Attached(nn.Module):
         self.rows: Sequence[int] | None = None
         self.counted = 0
         self.forward_now: Forward | None = None
-        self.carries, self.rotary = fit.carries, rotary_modules(model.get_decoder())
+        self.carries, self.rotary = fit.carries, rotary_modules(decoder_of(model))
         self.register_buffer("signs", fit.signs, persistent=False)
         self.implementation = model.config._attn_implementation
-        self.keywords = tuple(inspect.signature(model.get_decoder().forward).parameters)
+        self.keywords = tuple(inspect.signature(decoder_of(model).forward).parameters)
         self.config = model.config
         encodings = [m for m in self.scheme.members if isinstance(m, Encoding)]
         self.reads = any(overrides(m, "read") for m in encodings)
@@ -278,7 +278,7 @@ def attach(
     detach(model)
     seam.register()
     attached = Attached(model, found := fit(model, scheme, train_length, seed))
-    decoder, words = model.get_decoder(), model.get_input_embeddings()
+    decoder, words = decoder_of(model), model.get_input_embeddings()
     if attached.embeds and words.weight.shape[1] != attached.scheme.shape.d_model:
         raise UserError(f"{type(model).__name__} projects its token embeddings, which {attached.scheme.spec} changes")
     put_aside(decoder, attached.rotary)
@@ -316,7 +316,7 @@ def detach(model: Any) -> None:
     for module in model.modules():
         module.__dict__.pop(seam.ATTACHED, None)
     if attached.table is not None:
-        seam.restore_table(model.get_decoder().get_submodule(attached.table))
-    bring_back(model.get_decoder(), attached.rotary)
+        seam.restore_table(decoder_of(model).get_submodule(attached.table))
+    bring_back(decoder_of(model), attached.rotary)
     delattr(model, CHILD)
     model.set_attn_implementation(attached.implementation)
