@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from pretrained import LENGTH, tiny, words
+from safetensors.torch import load_file
 from transformers import StaticCache
 
 import pezoo
@@ -282,6 +283,21 @@ def test_windows_of_the_model_stay_beyond_their_size_in_all_caches(family, schem
     assert differ(decoded(model, tokens, cache=StaticCache(config=model.config, max_cache_len=26)), full) < CLOSE
 
 
+@pytest.mark.parametrize("scheme", ["rope", "sinusoidal"])
+def test_embeddings_instead_of_tokens_and_a_mask_of_pairs(llama, scheme):
+    tokens = words(2, 12)
+    pezoo.attach(llama, scheme)
+    before = logits(llama, tokens)
+    with torch.no_grad():
+        found = llama(inputs_embeds=llama.get_input_embeddings()(tokens)).logits
+    assert differ(found, before) < CLOSE
+    place = torch.arange(12)
+    pairs = (place[:, None] - place).ge(0) & (place[:, None] - place < 4)
+    seen = logits(llama, tokens, attention_mask=pairs.expand(2, 1, -1, -1))
+    pezoo.attach(llama, f"{scheme}+window:size=4")
+    assert differ(logits(llama, tokens), seen) < CLOSE
+
+
 def test_the_scheme_is_filled_in_with_what_the_model_does():
     model = tiny("smollm3", rope_parameters={"rope_type": "default", "rope_theta": 5000.0})
     found = str(pezoo.attach(model, "rope+yarn:factor=4").scheme.spec)
@@ -337,7 +353,7 @@ def test_gradients_with_and_without_checkpointing(family, scheme):
         assert max(differ(plain[n], again[n]) for n in plain) < CLOSE
 
 
-def test_parameters_of_the_scheme_are_found_and_saved(llama):
+def test_parameters_of_the_scheme_are_found_and_saved(llama, tmp_path):
     attached = pezoo.attach(llama, "kerple")
     assert [n for n, _ in llama.named_parameters() if n.startswith("pezoo.")]
     lively(attached)
@@ -347,6 +363,8 @@ def test_parameters_of_the_scheme_are_found_and_saved(llama):
     assert differ(logits(llama, tokens), before) > CLOSE
     llama.load_state_dict(found)
     assert differ(logits(llama, tokens), before) < CLOSE
+    llama.save_pretrained(tmp_path)
+    assert {n for n in load_file(tmp_path / "model.safetensors") if n.startswith("pezoo.")}
 
 
 def test_phases_and_rows():
@@ -442,6 +460,11 @@ def test_mistakes_get_one_message_each(llama):
         llama(tokens, attention_mask=mask, position_ids=2 * torch.arange(12)[None])
     with pytest.raises(UserError, match="attention_mask is of the shape"):
         llama(tokens, attention_mask=mask[:, :7])
+    with pytest.raises(UserError, match=re.escape("bool (B, 1, Lq, Lk), not float32 (2, 1, 12, 12)")):
+        llama(tokens, attention_mask=torch.zeros(2, 1, 12, 12))
+    pezoo.attach(model := tiny("gpt_oss", num_hidden_layers=1), "stick_breaking")
+    with pytest.raises(UserError, match="the model has sinks"):
+        model(tokens)
     model = tiny("llama", attention_dropout=0.1).train()
     pezoo.attach(model)
     with pytest.raises(UserError, match="attention_dropout=0"):

@@ -111,6 +111,8 @@ def refuse(model: Any) -> None:
         raise UserError("its attention is latent (MLA): what turns of a head is made apart from the rest")
     if any(p.is_meta for p in model.parameters()):
         raise UserError("its weights are not loaded (device meta)")
+    if len(devices := {str(p.device) for p in model.parameters()}) > 1:
+        raise UserError(f"it is spread over several devices, {', '.join(sorted(devices))}")
 
 
 def _stated(config: Any) -> tuple[int | None, Sequence[str], UserError | None]:
