@@ -117,8 +117,10 @@ def refuse(model: Any) -> None:
 
 def _stated(config: Any) -> tuple[int | None, Sequence[str], UserError | None]:
     """What a config states: the training length, each layer's rotation, and why that cannot be read."""
+    facts, chunked = config.to_dict(), "chunked_attention"  # what layers see is the model's own affair
+    facts["layer_types"] = ["full_attention" if t == chunked else t for t in facts.get("layer_types") or ()] or None
     try:
-        found = read_config(config)
+        found = read_config(facts)
     except UserError as problem:
         return getattr(config, "max_position_embeddings", None), ["nope"] * config.num_hidden_layers, problem
     return found.train_length, found.rotations, None
