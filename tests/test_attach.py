@@ -18,9 +18,14 @@ SEVERAL = ["rope+yarn:factor=4", "alibi", "kerple+rerope", "fox", "rope+fox", "s
 """One of each kind: frequencies, bias, far region, read of the input, the embedding, read of the tokens."""
 
 
+def slow(*values):
+    """Parameters that CI alone tries, beside one or two that stand for them."""
+    return [pytest.param(value, marks=[pytest.mark.slow, pytest.mark.ci]) for value in values]
+
+
 @pytest.fixture(scope="module")
 def shared():
-    return tiny("llama")
+    return tiny("llama", num_hidden_layers=2)
 
 
 @pytest.fixture
@@ -153,7 +158,7 @@ ROPES = {
 }
 
 
-@pytest.mark.parametrize("kind", ROPES)
+@pytest.mark.parametrize("kind", ["yarn", "dynamic", *slow(*sorted(ROPES.keys() - {"yarn", "dynamic"}))])
 def test_each_kind_of_rotation_of_transformers_within_the_length_and_far_beyond(kind):
     reach = QUARTER if kind in ("default", "linear", "dynamic", "proportional") else 4 * QUARTER
     settings = {"rope_type": kind, "rope_theta": 1000.0} | ROPES[kind]
@@ -207,7 +212,7 @@ def test_alibi_in_a_model_is_the_naive_bias_on_unrotated_heads(llama):
     assert differ(found, expected) < CLOSE
 
 
-@pytest.mark.parametrize("scheme", SEVERAL)
+@pytest.mark.parametrize("scheme", ["rope+fox", *slow(*(s for s in SEVERAL if s != "rope+fox"))])
 def test_padding_and_caches_change_nothing(llama, scheme):
     attached = pezoo.attach(llama, scheme)
     lively(attached)
@@ -232,7 +237,7 @@ def test_padding_and_caches_change_nothing(llama, scheme):
     assert differ(steps[1, 24 - short :], alone[0]) < CLOSE
 
 
-@pytest.mark.parametrize("scheme", [None, *SEVERAL])
+@pytest.mark.parametrize("scheme", [None, "rope+fox", *slow(*(s for s in SEVERAL if s != "rope+fox"))])
 def test_packed_rows_are_as_if_alone(llama, scheme):
     tokens, position_ids = words(1, 20), torch.cat([torch.arange(8), torch.arange(12)])[None]
     before = logits(llama, tokens, position_ids=position_ids, use_cache=False)
@@ -247,7 +252,7 @@ def test_packed_rows_are_as_if_alone(llama, scheme):
         llama(tokens, position_ids=position_ids)
 
 
-@pytest.mark.parametrize("scheme", [None, "rope+yarn:factor=4", "rope+fox", "bipe"])
+@pytest.mark.parametrize("scheme", ["rope+fox", *slow(None, "rope+yarn:factor=4", "bipe")])
 def test_generation_greedy_by_beams_and_in_a_static_cache(llama, scheme):
     tokens = words(2, 12)
     mask = torch.ones_like(tokens)
@@ -266,8 +271,8 @@ def test_generation_greedy_by_beams_and_in_a_static_cache(llama, scheme):
     assert torch.equal(llama.generate(tokens, **given, cache_implementation="static"), greedy)
 
 
-@pytest.mark.parametrize("family", ["mistral", pytest.param("gemma3_text", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("scheme", [None, "rope+fox", "bipe", "fire"])
+@pytest.mark.parametrize("family", ["mistral", *slow("gemma3_text")])
+@pytest.mark.parametrize("scheme", ["fire", *slow(None, "rope+fox", "bipe")])
 def test_windows_of_the_model_stay_beyond_their_size_in_all_caches(family, scheme):
     model, tokens = tiny(family, num_hidden_layers=2), words(2, 24)
     before = logits(model, tokens)
