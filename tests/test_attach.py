@@ -2,6 +2,7 @@
 
 import copy
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import pezoo
 from pezoo import UserError
 from pezoo.encodings.bias.alibi import slopes
 
+ROOT = Path(__file__).parents[1]
 CLOSE = 1e-4
 SEVERAL = ["rope+yarn:factor=4", "alibi", "kerple+rerope", "fox", "rope+fox", "sinusoidal", "bipe"]
 """One of each kind: frequencies, bias, far region, read of the input, the embedding, read of the tokens."""
@@ -67,7 +69,7 @@ FAMILIES = [
 GENTLE = {"attention_multiplier": 0.3}
 """With the default of 1 logits are so large that sdpa and eager of transformers differ by more than the bar."""
 SETTINGS = {family: GENTLE for family in FAMILIES if family.startswith("granite")} | {
-    "gemma2": {"attn_logit_softcapping": 1.0, "attn_implementation": "eager"},  # sdpa leaves the cap out
+    "gemma2": {"attn_logit_softcapping": 1.0},
     "llama4_text": {"attention_chunk_size": 8},
 }
 
@@ -137,6 +139,13 @@ def test_a_norm_with_weights_after_the_rotation_is_refused_even_while_its_weight
     model = tiny("hunyuan_v1_dense")
     with pytest.raises(UserError, match="after the rotation"):
         pezoo.attach(model)
+
+
+def test_the_page_names_the_families_that_are_tested():
+    _, text = (ROOT / "docs/attach.md").read_text().split("## Families")
+    same, refused = text.split("Refused, with the reason")
+    assert sorted(re.findall(r"`([\w-]+)`", same.split("Same logits:")[1])) == sorted([*FAST, *FAMILIES])
+    assert sorted(re.findall(r"`(\w+)`", refused.split("\n\n")[1])) == sorted(REFUSED)
 
 
 QUARTER = 16
