@@ -12,6 +12,7 @@ from transformers import StaticCache
 
 import pezoo
 from pezoo import UserError
+from pezoo.attention import observing
 from pezoo.encodings.bias.alibi import slopes
 
 ROOT = Path(__file__).parents[1]
@@ -444,6 +445,16 @@ def test_detach_restores_the_model(family):
     assert torch.equal(logits(model, tokens), before)
 
 
+def test_weights_of_attention_can_be_looked_at(llama):
+    tokens, shown = words(1, 12), []
+    pezoo.attach(llama)
+    before = logits(llama, tokens)
+    with observing(lambda values, weights, composition: shown.append(weights)):
+        assert differ(logits(llama, tokens), before) < CLOSE
+    assert len(shown) == 2
+    assert all(differ(weights.sum(-1), torch.ones(1, 4, 12)) < CLOSE for weights in shown)
+
+
 def test_a_copy_has_a_scheme_of_its_own(llama):
     tokens = words(1, 12)
     lively(pezoo.attach(llama, "rope+fox"))
@@ -481,6 +492,8 @@ def test_mistakes_get_one_message_each(llama):
         llama(tokens, attention_mask=mask, position_ids=2 * torch.arange(12)[None])
     with pytest.raises(UserError, match="attention_mask is of the shape"):
         llama(tokens, attention_mask=mask[:, :7])
+    with pytest.raises(UserError, match="leave output_attentions out"):
+        llama(tokens, output_attentions=True)
     with pytest.raises(UserError, match="padding between"):
         llama(tokens, attention_mask=mask.roll(4))
     with pytest.raises(UserError, match=re.escape("bool (B, 1, Lq, Lk), not float32 (2, 1, 12, 12)")):
