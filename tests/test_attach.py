@@ -261,8 +261,9 @@ def test_packed_rows_are_as_if_alone(llama, scheme):
     assert differ(packed[:, :8], logits(llama, tokens[:, :8])) < CLOSE
     assert differ(packed[:, 8:], logits(llama, tokens[:, 8:])) < CLOSE
     assert scheme is not None or differ(packed, before) < CLOSE
-    with pytest.raises(UserError, match="use_cache=False"):
-        llama(tokens, position_ids=position_ids)
+    for beside in ({}, {"use_cache": False, "attention_mask": torch.ones_like(tokens)}):
+        with pytest.raises(UserError, match="use_cache=False and no attention_mask"):
+            llama(tokens, position_ids=position_ids, **beside)
 
 
 @pytest.mark.parametrize("scheme", ["rope+fox", *slow(None, "rope+yarn:factor=4", "bipe")])
@@ -443,6 +444,19 @@ def test_detach_restores_the_model(family):
     assert all(not m._forward_pre_hooks and not m._forward_hooks for m in model.modules())
     assert all("pezoo" not in key for m in model.modules() for key in vars(m))
     assert torch.equal(logits(model, tokens), before)
+
+
+def test_a_rotation_with_a_memory_does_not_remember_what_was_read_while_attached():
+    settings = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 2.0}
+    model = tiny("llama", rope_parameters=settings, num_hidden_layers=1)
+    for read in (None, words(1, 2 * LENGTH)):  # new, and after a long text
+        read is None or logits(model, read)
+        before = {n: b.clone() for n, b in model.model.rotary_emb.named_buffers()}
+        pezoo.attach(model)
+        logits(model, words(1, 3 * LENGTH))
+        pezoo.detach(model)
+        after = dict(model.model.rotary_emb.named_buffers())
+        assert all(torch.equal(after[n], before[n]) for n in before)
 
 
 def test_weights_of_attention_can_be_looked_at(llama):
