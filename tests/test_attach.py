@@ -59,7 +59,7 @@ def lively(attached):
 FAST = ["llama", "gpt_neox", "smollm3"]
 FAMILIES = [
     "afmoe", "apertus", "arcee", "aria_text", "biogpt", "bitnet", "cohere", "cohere2", "cohere2_moe", "ctrl",
-    "cwm", "diffllama", "doge", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "flex_olmo", "flint",
+    "cwm", "diffllama", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "flex_olmo", "flint",
     "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt-sw3", "gpt_bigcode", "gpt_oss",
     "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hy_v3",
     "hyperclovax", "internlm3", "iquestcoder", "jais2", "jetmoe", "kolibri1", "laguna", "llama4_text", "mellum",
@@ -119,6 +119,7 @@ REFUSED = {
     "olmo_hybrid": ({}, "no attention"),
     "lfm2": ({"layer_types": ["conv", "conv", "full_attention", "conv"]}, "layers, 0, 1, 3 have no attention"),
     "inkling_text": ({}, "position_bias"),
+    "doge": ({}, "numbers for each pair"),
     "bert": ({}, "looks ahead"),
 }  # fmt: skip
 
