@@ -59,19 +59,28 @@ def lively(attached):
 FAST = ["llama", "gpt_neox", "smollm3"]
 FAMILIES = [
     "afmoe", "apertus", "arcee", "aria_text", "biogpt", "bitnet", "cohere", "cohere2", "cohere2_moe", "ctrl",
-    "cwm", "diffllama", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "flex_olmo", "flint",
-    "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt-sw3", "gpt_bigcode", "gpt_oss",
-    "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hy_v3",
-    "hyperclovax", "internlm3", "iquestcoder", "jais2", "jetmoe", "kolibri1", "laguna", "llama4_text", "mellum",
-    "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "modernbert-decoder", "nanochat", "nemotron",
-    "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe",
-    "qwen3", "qwen3_moe", "seed_oss", "solar_open", "stablelm", "starcoder2", "vaultgemma",
+    "cwm", "diffllama", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "flex_olmo", "flint",
+    "gemma", "gemma2", "gemma3_text", "gemma3n_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt-sw3",
+    "gpt_bigcode", "gpt_oss", "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared",
+    "helium", "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2", "jetmoe", "kolibri1", "laguna",
+    "llama4_text", "mellum", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral",
+    "modernbert-decoder", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi",
+    "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "solar_open", "stablelm",
+    "starcoder2", "vaultgemma",
 ]  # fmt: skip
 GENTLE = {"attention_multiplier": 0.3}
 """With the default of 1 logits are so large that sdpa and eager of transformers differ by more than the bar."""
 SETTINGS = {family: GENTLE for family in FAMILIES if family.startswith("granite")} | {
     "gemma2": {"attn_logit_softcapping": 1.0},
     "llama4_text": {"attention_chunk_size": 8},
+    "dots1": {"n_group": 1, "topk_group": 1, "n_shared_experts": 1},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 2,
+        "vocab_size_per_layer_input": 97,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
 }
 
 
@@ -97,6 +106,8 @@ def _by_mask(model, mask):
     return {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
 
+LATENT = {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 8, "q_lora_rank": 8}
+LATENT |= {"head_dim": 8, "n_group": 1, "topk_group": 1, "num_key_value_heads": 4}
 REFUSED = {
     "bloom": ({}, "does not go through the interface"),
     "mpt": ({}, "does not go through the interface"),
@@ -104,14 +115,16 @@ REFUSED = {
     "gptj": ({"rotary_dim": 8}, "does not go through the interface"),
     "codegen": ({"rotary_dim": 8}, "does not go through the interface"),
     "xglm": ({}, "does not go through the interface"),
-    "deepseek_v3": (
-        {"head_dim": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 8,
-         "q_lora_rank": 8, "n_group": 1, "topk_group": 1, "num_key_value_heads": 4},
-        "latent",
-    ),
+    "gpt_neo": ({"attention_types": [[["global", "local"], 2]], "num_layers": 4, "num_heads": 4}, "the interface"),
+    **dict.fromkeys(["deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"], (LATENT, "latent")),
     "hunyuan_v1_dense": ({}, "a norm with weights after the rotation"),
     "mimo_v2_flash": ({}, "differ in width"),
+    "gemma4_text": (
+        {"vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8, "global_head_dim": 32}, "differ in width",
+    ),
     "mamba": ({}, "no attention"),
+    "jamba": ({"mamba_dt_rank": 4, "attn_layer_offset": 1, "attn_layer_period": 2}, "layers, 0, 2 have no attention"),
+    "bamba": ({"mamba_n_heads": 8, "mamba_d_head": 16, "attn_layer_indices": [1]}, "layers, 0, 2, 3 have no attention"),
     "qwen3_next": ({}, "layers, 0, 1, 2 have no attention"),
     "qwen3_5_text": ({}, "one line of cosines and sines"),
     "minimax": ({}, "layers, 1, 3 have no attention"),
