@@ -1,6 +1,6 @@
 """What a model's cache gives back, and what a scheme keeps of earlier tokens in it, as further layers.
 
-Whatever transformers does to a cache (beams reordered, rows repeated, tokens taken back) is so done to what the scheme keeps as well.
+So what transformers does to a cache (beams reordered, rows repeated, tokens taken back) is done to that as well.
 
 Legend: B batch, L new tokens, K tokens so far, or places of a cache of fixed size.
 """
