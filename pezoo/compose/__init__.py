@@ -5,7 +5,8 @@ gives each layer the `Composition` that attention works from.
 """
 
 from pezoo.compose.attend import attend_with
+from pezoo.compose.building import build, create
 from pezoo.compose.prepared import Group, Prepared
-from pezoo.compose.scheme import Scheme, build, create
+from pezoo.compose.scheme import Scheme
 
 __all__ = ["Group", "Prepared", "Scheme", "attend_with", "build", "create"]

@@ -1,33 +1,31 @@
 """Schemes as modules: what holds the parameters of a model's members, layer by layer."""
 
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pezoo.compose.numbers import Numbers
 from pezoo.compose.plain import Plain
 from pezoo.compose.prepared import Group, Prepared
 from pezoo.contract import (
     PHASES,
-    Encoding,
     Extension,
     Member,
     Positions,
     Shape,
     Undefined,
     in_float32,
-    overrides,
     to_device,
 )
 from pezoo.errors import UserError, suggest
 from pezoo.registry import entry
-from pezoo.scheme import Spec, parse
+from pezoo.scheme import Spec
 
 
-class Scheme(nn.Module):
+class Scheme(Numbers):
     """A scheme built for a model: the module that holds its parameters and composes it for each forward.
 
     In a model of one's own:
@@ -175,8 +173,6 @@ class Scheme(nn.Module):
                 found.append(extension.name)
         return list(dict.fromkeys(found))
 
-    # ---- its numbers ----------------------------------------------------------------------------
-
     def logits(
         self,
         q: Tensor,
@@ -209,100 +205,6 @@ class Scheme(nn.Module):
         """
         prepared = self.prepare(self.positions_of(q, k, phase=phase, rows=rows, positions=positions, tokens=tokens))
         return prepared.logits(layer, q, k, x=x)
-
-    def bias(
-        self, length: int, *, layer: int = 0, phase: str = "test", row: int = 0, positions: Positions | None = None
-    ) -> Tensor:
-        """What the encodings add to the logits of a layer whatever the tokens say; zero where they add nothing.
-
-        Args:
-            length: tokens of the sequence (L).
-            layer: whose part of the scheme.
-            phase: "train", "tune" or "test".
-            row: number of the sequence, where positions are random.
-            positions: of one row, instead of length, phase and row.
-
-        Returns:
-            (H, L, L) for queries and keys, float32; causality and masks are not in it.
-
-        Raises:
-            UserError: if a bias is made of the layer's input; `logits` shows it.
-        """
-        reader = next((m.name for m in self.members if isinstance(m, Encoding) and overrides(m, "read")), None)
-        if reader is not None:
-            raise UserError(f"what {reader} adds depends on the layer's input; scheme.logits(q, k, x=x) shows it")
-        groups = self._layer(length, layer, phase, row, positions)
-        with in_float32(groups[0].composition.positions.query.device):
-            return torch.cat([g.bias() for g in groups])
-
-    def frequencies(
-        self,
-        length: int,
-        *,
-        layer: int = 0,
-        head: int = 0,
-        phase: str = "test",
-        row: int = 0,
-        positions: Positions | None = None,
-    ) -> Tensor:
-        """Frequencies in radians per position, as the extensions leave them at a declared length of `length` tokens.
-
-        Args:
-            length: tokens of the sequence.
-            layer: whose part of the scheme.
-            head: whose part of a mixture of heads.
-            phase: "train", "tune" or "test".
-            row: number of the sequence, where they are random.
-            positions: of one row, instead of length, phase and row.
-
-        Returns:
-            (n,), float32, in the encoding's order, fastest first. Of several encodings the first that has frequencies.
-
-        Raises:
-            UserError: if the scheme has none.
-        """
-        parts = self._group(length, layer, head, phase, row, positions).composition.base
-        found = next((p.positions.inv_freq for p in parts if p.positions.inv_freq is not None), None)
-        if found is None:
-            raise UserError(f"{self.spec} has no frequencies")
-        return found[0]
-
-    def temperature(
-        self,
-        length: int,
-        *,
-        layer: int = 0,
-        head: int = 0,
-        phase: str = "test",
-        row: int = 0,
-        positions: Positions | None = None,
-    ) -> Tensor:
-        """The factor that extensions put on each query's products with keys, beside the encoding's own scale.
-
-        Arguments as in `frequencies`. Returns (L,), float32, 1 where no extension changes it.
-        """
-        group = self._group(length, layer, head, phase, row, positions)
-        composition = group.composition
-        query = composition.positions.query
-        with in_float32(query.device):
-            sigma = torch.as_tensor(composition.sigma(), device=query.device)
-            if sigma.ndim:  # (1, 1 or H, Lq, 1)
-                sigma = sigma[0, (head - group.heads.start) % sigma.shape[1], :, 0]
-            return sigma.expand(query.shape[1]).clone()
-
-    def _layer(self, length: int, layer: int, phase: str, row: int, positions: Positions | None) -> tuple[Group, ...]:
-        if positions is None:
-            device = next((p.device for p in self.parameters()), None)
-            positions = self.positions(1, length, phase=phase, rows=(row,), device=device)
-        if len(positions.key) > 1:
-            raise UserError(f"one row is looked at, not {len(positions.key)}")
-        return self.prepare(positions).at(layer)
-
-    def _group(self, length: int, layer: int, head: int, phase: str, row: int, positions: Positions | None) -> Group:
-        if not 0 <= head < self.shape.n_heads:
-            raise UserError(f"head = {head}, but the scheme has heads 0 ... {self.shape.n_heads - 1}")
-        groups = self._layer(length, layer, phase, row, positions)
-        return next(g for g in groups if g.heads.start <= head < g.heads.stop)
 
     # ---- its members ----------------------------------------------------------------------------
 
@@ -351,48 +253,3 @@ class Scheme(nn.Module):
         configs = [m.config for m in self.members if isinstance(m, Extension) and "test" in m.at]
         factors = [unset if c.factor is None else c.factor for c in configs if hasattr(c, "factor")]
         return max(factors, default=None)
-
-
-def build(spec: Spec, shape: Shape, seed: int = 0) -> Scheme:
-    """Build a scheme; its own parameters are drawn from `seed`, apart from torch's global generator."""
-    # Not by `seed` itself: a body drawn from that begins with the same numbers.
-    own = random.Random(f"scheme {seed}").getrandbits(32)
-    with torch.random.fork_rng(devices=[]), in_float32(torch.get_default_device()):
-        torch.default_generator.manual_seed(own)
-        return Scheme(spec, shape, seed)
-
-
-def create(
-    scheme: str | Mapping[str, Any],
-    *,
-    d_model: int,
-    n_heads: int,
-    n_layers: int,
-    train_length: int,
-    head_dim: int | None = None,
-    causal: bool = True,
-    seed: int = 0,
-) -> Scheme:
-    """Build a scheme for a model of one's own.
-
-    Args:
-        scheme: such as "rope+pi:factor=4", or a mapping.
-        d_model: model width.
-        n_heads: heads of each layer.
-        n_layers: layers.
-        train_length: tokens of a training sequence (L).
-        head_dim: width of one head; default: d_model / n_heads, which must then be whole.
-        causal: decoder (True) or encoder.
-        seed: of the scheme's own parameters, and of its random positions.
-
-    Raises:
-        UserError: if the scheme is malformed or cannot work.
-    """
-    sizes = {"d_model": d_model, "n_heads": n_heads, "n_layers": n_layers, "train_length": train_length}
-    sizes |= {} if head_dim is None else {"head_dim": head_dim}
-    for name, size in sizes.items():
-        if size < 1:
-            raise UserError(f"{name} must be positive, got {size}")
-    if head_dim is None and d_model % n_heads:
-        raise UserError(f"d_model = {d_model} is not divisible by n_heads = {n_heads}; or pass head_dim=")
-    return build(parse(scheme), Shape(**sizes, causal=causal), seed)

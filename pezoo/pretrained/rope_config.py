@@ -1,0 +1,330 @@
+"""What a transformers config says of positions, as a scheme; what contradicts itself in it is named.
+
+A config is a plain mapping, such as the content of a `config.json`, of transformers 5 (`rope_parameters`) or earlier
+(`rope_theta`, `rope_scaling`), or a config object. transformers itself is not needed.
+
+What a config leaves to the code of its family stands here, as in transformers 5.23: which channels are a pair, which
+layers turn, and a base that is not stated.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pezoo.errors import UserError, brief
+from pezoo.pretrained.rope_rules import BASE, Members, Rule
+from pezoo.scheme import Spec, parse
+
+INTERLEAVED = {
+    *("blt", "codegen", "cohere", "cohere2", "cohere2_moe", "ernie4_5", "ernie4_5_moe"),
+    *("glm", "glm4", "gptj", "helium", "llama4", "llama4_text"),
+}
+"""Families whose pairs are channels (2k, 2k+1); all others turn (k, k + r/2)."""
+TURN_IN_WINDOWS = {"afmoe", "cohere2", "exaone4", "exaone_moe", "flint"}
+"""Families whose layers turn only where they have a sliding window."""
+BASES = {
+    "apertus": 12e6,
+    "bitnet": 5e5,
+    "cohere": 5e5,
+    "cwm": 1e6,
+    "ernie4_5": 5e5,
+    "flex_olmo": 5e5,
+    "gpt_oss": 15e4,
+    "helium": 1e5,
+    "llama4_text": 5e5,
+    "mixtral": 1e6,
+    "olmo3": 5e5,
+    "phimoe": 1e6,
+}
+"""Bases that a config of the family may leave out, where they are not 10 000."""
+SHARES = {"glm": 0.5, "glm4": 0.5, "glm4_moe": 0.5, "gpt_neox": 0.25, "nemotron": 0.5, "persimmon": 0.5, "phi": 0.5}
+"""Shares of a head that turn, where a config of the family may leave them out."""
+PATTERNS = {"cohere2": 4, "gemma2": 2, "gemma3_text": 6, "gpt_oss": 2}
+"""Every which layer has no window, where a config of the family may leave it out."""
+SKIPPING = {"llama4_text": 4, "smollm3": 4}
+"""Every which layer does not turn, where a config of the family may leave it out."""
+UNTURNED = {
+    "bloom": "it has ALiBi",
+    "mpt": "it has ALiBi",
+    "gpt2": "it has learned positions",
+    "gpt_bigcode": "it has learned positions",
+    "gpt_neo": "it has learned positions",
+    "opt": "it has learned positions",
+    "biogpt": "it has learned positions",
+    "xglm": "it has sinusoids",
+    "mamba": "it has no attention",
+}
+"""Families without rotation, and what they have instead."""
+ATTENTION = ("full_attention", "sliding_attention", "attention")
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """What a config says of positions."""
+
+    scheme: str
+    """The scheme, as text, with windows and sinks."""
+    rotations: tuple[str, ...]
+    """The rotation of each layer alone, as text; `nope` where a layer does not turn."""
+    d_model: int
+    n_heads: int
+    n_layers: int
+    head_dim: int
+    train_length: int
+    remarks: tuple[str, ...] = ()
+    """What contradicts itself in the config, is missing or does nothing, and how it is read; one sentence each."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What `pezoo.create` needs beside the scheme."""
+        return {k: getattr(self, k) for k in ("d_model", "n_heads", "n_layers", "head_dim", "train_length")}
+
+
+def scheme_of(config: Any) -> str:
+    """The scheme of a config, as text, remarks or not; see `read_config`."""
+    return read_config(config).scheme
+
+
+def read_config(config: Any) -> RopeConfig:
+    """Read what a config says of positions.
+
+    Args:
+        config: a mapping such as the content of a config.json, or a config object of transformers.
+
+    Raises:
+        UserError: if it has no rotation, or what it says has no meaning or no scheme.
+    """
+    facts = _plain(config)
+    family = str(facts.get("model_type", ""))
+    if family in UNTURNED or facts.get("alibi"):
+        raise UserError(f"{family or 'this model'} has no rotary positions: {UNTURNED.get(family, 'it has ALiBi')}")
+    sizes = _sizes(facts)
+    found: list[str] = []
+    shared = _shared_parameters(facts, family, found)
+    layers = _layers(facts, family, sizes["n_layers"])
+    read: dict[str | None, tuple[Members, int | None]] = {}
+    for layer in layers:
+        if layer.turns and layer.kind not in read:
+            rule = _rule(facts, family, shared, layer.kind, sizes["head_dim"])
+            if rule is not None:
+                read[layer.kind] = rule.read()
+                found += rule.remarks
+    before = {length for _, length in read.values() if length is not None}
+    if len(before) > 1:
+        lengths = " and ".join(map(str, sorted(before)))
+        raise UserError(f"layers of this config were trained at different lengths, {lengths}; a scheme has one")
+    length = next(iter(before), None) or _original(facts) or facts.get("max_position_embeddings")
+    if type(length) is not int or length < 1:
+        raise UserError(f"max_position_embeddings must be a whole number above 0, not {brief(length)}")
+    turning = [dict(read[layer.kind][0]) if layer.turns and layer.kind in read else {"nope": {}} for layer in layers]
+    specs = [
+        parse(members | _beside_rotation(layer, "nope" not in members, facts, family))
+        for layer, members in zip(layers, turning, strict=True)
+    ]
+    return RopeConfig(
+        scheme=str(_together(specs)),
+        rotations=tuple(str(parse(members)) for members in turning),
+        **sizes,
+        train_length=length,
+        remarks=tuple(dict.fromkeys(found)),
+    )
+
+
+# ---- a config as one flat mapping ---------------------------------------------------------------
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """The part of a config that speaks of the text model, under the names of transformers 5."""
+    facts = config if isinstance(config, Mapping) else getattr(config, "to_dict", lambda: None)()
+    if not isinstance(facts, Mapping):
+        raise UserError(f"a config is a mapping, as in config.json, or an object of transformers, not {brief(config)}")
+    if isinstance(facts.get("text_config"), Mapping) and "num_hidden_layers" not in facts:
+        facts = facts["text_config"]
+    renamed = {
+        "n_embd": "hidden_size",
+        "n_head": "num_attention_heads",
+        "n_layer": "num_hidden_layers",
+        "n_positions": "max_position_embeddings",
+        "rotary_pct": "partial_rotary_factor",
+        "rotary_emb_base": "rope_theta",
+        "_sliding_window_pattern": "sliding_window_pattern",
+    }
+    return {new: facts[old] for old, new in renamed.items() if old in facts} | dict(facts)
+
+
+def _whole(facts: Mapping[str, Any], key: str) -> int:
+    value = facts.get(key)
+    if type(value) is not int or value < 1:
+        raise UserError(f"{key} must be a whole number above 0, not {brief(value)}")
+    return value
+
+
+def _sizes(facts: Mapping[str, Any]) -> dict[str, int]:
+    width, heads = _whole(facts, "hidden_size"), _whole(facts, "num_attention_heads")
+    key = "qk_rope_head_dim" if facts.get("qk_rope_head_dim") else "head_dim"
+    if facts.get(key) is None and width % heads:
+        raise UserError(
+            f"hidden_size = {width} is not divisible by num_attention_heads = {heads}, and head_dim is missing"
+        )
+    head_dim = width // heads if facts.get(key) is None else _whole(facts, key)
+    return {
+        "d_model": width,
+        "n_heads": heads,
+        "n_layers": _whole(facts, "num_hidden_layers"),
+        "head_dim": head_dim,
+    }
+
+
+def _original(facts: Mapping[str, Any]) -> int | None:
+    found = facts.get("original_max_position_embeddings")
+    return found if type(found) is int else None
+
+
+# ---- parameters ---------------------------------------------------------------------------------
+
+
+def _shared_parameters(facts: Mapping[str, Any], family: str, found: list[str]) -> Mapping[str, Any]:
+    """`rope_parameters`, or what stood for it before transformers 5; flat, or by kind of layer."""
+    new, old = facts.get("rope_parameters"), facts.get("rope_scaling")
+    for name, given in (("rope_parameters", new), ("rope_scaling", old)):
+        if given is not None and not isinstance(given, Mapping):
+            raise UserError(f"{name} must be a mapping, not {brief(given)}")
+    if new and old and any(old.get(k) != new.get(k) for k in {*old, *new} - {"type", "rope_type", "rope_theta"}):
+        found.append("rope_scaling and rope_parameters differ; transformers takes rope_scaling")
+    return old or new or {}
+
+
+def _rule(
+    facts: Mapping[str, Any], family: str, shared: Mapping[str, Any], kind: str | None, head_dim: int
+) -> Rule | None:
+    """What is stated for one kind of layer; None if it says that they do not turn."""
+    nested = any(isinstance(value, Mapping) or key in ATTENTION for key, value in shared.items())
+    where = f"rope_parameters of {kind}" if nested else "rope_parameters"
+    if nested and kind not in shared:
+        raise UserError(f"rope_parameters has {', '.join(map(str, shared))}, but layer_types has {brief(kind)}")
+    own = shared[str(kind)] if nested else shared
+    if own is None:
+        return None
+    if not isinstance(own, Mapping):
+        raise UserError(f"{where} must be a mapping, not {brief(own)}")
+    own = dict(own)
+    latent = bool(facts.get("qk_rope_head_dim"))
+    rule = Rule(
+        parameters=own,
+        where=where,
+        head_dim=head_dim,
+        longest=_longest(facts),
+        original=None if nested else facts.get("original_max_position_embeddings"),
+        pairing="interleaved" if family in INTERLEAVED or facts.get("rope_interleave", latent) else "half",
+        latent=latent,
+    )
+    if family == "gemma3_text" and kind == "sliding_attention" and not nested:
+        # Before transformers 5, where rope_scaling was that of the other layers alone.
+        own.clear()
+        own["rope_theta"] = facts.get("rope_local_base_freq", BASE)
+        return rule
+    for key, default in (("rope_theta", BASES.get(family)), ("partial_rotary_factor", SHARES.get(family))):
+        beside = facts.get(key)
+        inside = own.get(key)
+        if beside is not None and inside is not None and beside != inside:
+            rule.remark(f"{key} is {brief(inside)}, and {brief(beside)} beside it; transformers takes {brief(inside)}")
+        if inside is None:
+            own[key] = default if beside is None else beside
+    if own["rope_theta"] is None:
+        rule.remark(f"rope_theta is missing; {BASE:g} is taken")
+    if latent:
+        own.pop("partial_rotary_factor")
+    elif facts.get("rotary_dim") is not None and facts.get("partial_rotary_factor") is None:
+        own["partial_rotary_factor"] = _whole(facts, "rotary_dim") / head_dim
+    return rule
+
+
+def _longest(facts: Mapping[str, Any]) -> int | None:
+    found = facts.get("max_position_embeddings")
+    if found is not None and (type(found) is not int or found < 1):
+        raise UserError(f"max_position_embeddings must be a whole number above 0, not {brief(found)}")
+    return found
+
+
+# ---- layers -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What a layer is, before its parameters are read."""
+
+    kind: str | None
+    window: int | None
+    turns: bool
+
+
+def _layers(facts: Mapping[str, Any], family: str, n_layers: int) -> list[_Layer]:
+    kinds = _kinds(facts, family, n_layers)
+    other = next((kind for kind in kinds if kind not in (None, *ATTENTION)), None)
+    if other is not None:
+        raise UserError(f"layer_types has {brief(other)}; a scheme is for {' and '.join(ATTENTION[:2])}")
+    size = facts.get("sliding_window")
+    turning = _turning(facts, family, n_layers)
+    layers = []
+    for kind, turns in zip(kinds, turning, strict=True):
+        in_window = kind == "sliding_attention" and size is not None
+        if kind == "sliding_attention" and size is None and family not in TURN_IN_WINDOWS:
+            raise UserError("layer_types has sliding_attention, but sliding_window is missing")
+        stays = family in TURN_IN_WINDOWS and not in_window and (size is not None or family not in _TURN_WITHOUT_ANY)
+        layers.append(_Layer(kind, _whole(facts, "sliding_window") if in_window else None, turns and not stays))
+    return layers
+
+
+_TURN_WITHOUT_ANY = ("exaone4", "exaone_moe")
+"""Of `TURN_IN_WINDOWS`, those all of whose layers turn where no layer has a window."""
+
+
+def _kinds(facts: Mapping[str, Any], family: str, n_layers: int) -> list[str | None]:
+    """`layer_types`, or what stands for it."""
+    stated = facts.get("layer_types")
+    if stated is not None:
+        if not isinstance(stated, Sequence) or isinstance(stated, str) or len(stated) != n_layers:
+            raise UserError(f"layer_types must name {n_layers} layers, not {brief(stated)}")
+        return list(stated)
+    size, pattern = facts.get("sliding_window"), facts.get("sliding_window_pattern", PATTERNS.get(family))
+    if size is None or facts.get("use_sliding_window") is False:
+        return ["full_attention"] * n_layers
+    if facts.get("use_sliding_window") and facts.get("max_window_layers") is not None:
+        return [("full_attention" if i < facts["max_window_layers"] else "sliding_attention") for i in range(n_layers)]
+    if type(pattern) is int and pattern > 0:
+        return ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(n_layers)]
+    return ["sliding_attention"] * n_layers
+
+
+def _turning(facts: Mapping[str, Any], family: str, n_layers: int) -> list[bool]:
+    """Which layers turn queries and keys: 1 in `no_rope_layers`, whose name says the opposite."""
+    stated = facts.get("no_rope_layers")
+    if stated:
+        if not isinstance(stated, Sequence) or len(stated) != n_layers:
+            raise UserError(f"no_rope_layers must have {n_layers} entries, one for each layer, not {brief(stated)}")
+        return [bool(turns) for turns in stated]
+    every = facts.get("no_rope_layer_interval", SKIPPING.get(family))
+    return [not every or (i + 1) % every != 0 for i in range(n_layers)]
+
+
+def _beside_rotation(layer: _Layer, turns: bool, facts: Mapping[str, Any], family: str) -> Members:
+    """What attention of a layer has beside its rotation: temperature, window, sinks."""
+    members: Members = {}
+    beta = (facts.get("rope_scaling") or facts.get("rope_parameters") or {}).get("llama_4_scaling_beta")
+    if beta is not None:
+        members["temperature"] = {"beta": beta}
+    elif family == "llama4_text" and not turns and facts.get("attn_temperature_tuning", True):
+        step, beta = facts.get("floor_scale", 8192), facts.get("attn_scale", 0.1)
+        members["temperature"] = {"beta": beta, "step": int(step), "first": 1}
+    if layer.window is not None:
+        members["window"] = {"size": layer.window}
+    if family == "gpt_oss":
+        members["sink_logits"] = {}
+    return members
+
+
+def _together(specs: list[Spec]) -> Spec:
+    """One scheme of those of all layers: a list that repeats, as short as it can be."""
+    n = len(specs)
+    period = next(p for p in range(1, n + 1) if n % p == 0 and specs == specs[:p] * (n // p))
+    return specs[0] if period == 1 else parse({"layers": specs[:period]})

@@ -1,0 +1,274 @@
+"""Rope settings of transformers configs, read as schemes."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import pezoo
+from pezoo.errors import UserError
+from pezoo.pretrained.rope_config import BASES, INTERLEAVED, PATTERNS, SHARES, SKIPPING, read_config, scheme_of
+from pezoo.pretrained.rope_rules import TYPES
+
+LENGTH = 64
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": LENGTH,
+    "rope_theta": 10000.0,
+}
+LONG = {"max_position_embeddings": 4 * LENGTH}
+
+
+def scaled(kind, **settings):
+    """A config with a rope type; four times the length where the type states the length before."""
+    stated = kind in ("yarn", "longrope", "llama3")
+    settings = {"original_max_position_embeddings": LENGTH} | settings if stated else settings
+    parameters = {"rope_type": kind, "rope_theta": 500.0} | settings
+    return LLAMA | (LONG if stated else {}) | {"rope_theta": None, "rope_parameters": parameters}
+
+
+LISTS = {"short_factor": [1.0 + k / 8 for k in range(8)], "long_factor": [1.5 + k * k / 8 for k in range(8)]}
+PARITY = {
+    "default": scaled("default"),
+    "partial": scaled("default", partial_rotary_factor=0.5),
+    "linear": scaled("linear", factor=4.0),
+    "partial linear": scaled("linear", factor=4.0, partial_rotary_factor=0.25),
+    "dynamic": scaled("dynamic", factor=2.0),
+    "yarn": scaled("yarn", factor=4.0),
+    "yarn untruncated": scaled("yarn", factor=4.0, truncate=False, beta_fast=8.0, beta_slow=0.5),
+    "yarn mscale": scaled("yarn", factor=4.0, mscale=1.0, mscale_all_dim=0.5),
+    "yarn stated": scaled("yarn", factor=4.0, attention_factor=1.25),
+    "yarn without factor": scaled("yarn", factor=None),
+    "longrope": scaled("longrope", **LISTS),
+    "longrope stated": scaled("longrope", **LISTS, factor=2.0, attention_factor=1.125),
+    "llama3": scaled("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0),
+    "proportional": scaled("proportional", partial_rotary_factor=0.5),
+    "proportional slowed": scaled("proportional", partial_rotary_factor=0.3, factor=2.0),
+}
+
+
+def tables_of_transformers(config, length):
+    """Cosines and sines of transformers' own rotary module for a text of this length."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    facts = {k: v for k, v in config.items() if v is not None and k != "model_type"}
+    rotary = LlamaRotaryEmbedding(LlamaConfig(**json.loads(json.dumps(facts))))
+    cos, sin = rotary(torch.zeros(1), torch.arange(length)[None])
+    return cos[0], sin[0]
+
+
+@pytest.mark.parametrize("length", [LENGTH, LENGTH + 1, 4 * LENGTH])
+@pytest.mark.parametrize("name", PARITY)
+def test_the_scheme_turns_as_transformers_does(name, length):
+    config = PARITY[name]
+    read = read_config(config)
+    scheme = pezoo.create(read.scheme, **read.sizes)
+    assert read.train_length == LENGTH
+    if name in ("partial", "partial linear"):  # transformers' Llama turns the whole head, with fewer frequencies
+        share = config["rope_parameters"]["partial_rotary_factor"]
+        exponents = torch.arange(0, int(16 * share), 2, dtype=torch.float64) / int(16 * share)
+        slowed = 500.0**-exponents / config["rope_parameters"].get("factor", 1.0)
+        angles = (torch.arange(length, dtype=torch.float64)[:, None] * slowed).repeat(1, 2)
+        expected = angles.cos().float(), angles.sin().float()
+    else:
+        expected = tables_of_transformers(config, length)
+    for ours, theirs in zip(scheme.rope_tables(length), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-5)
+
+
+def test_every_rope_type_of_transformers_is_known_or_refused():
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    assert {*ROPE_INIT_FUNCTIONS, "default"} == TYPES.keys()
+    with pytest.raises(UserError, match=r"no rope_type 'axial'. Those that can be read: default, linear"):
+        read_config(scaled("axial"))
+
+
+def test_old_and_new_names_say_the_same():
+    old = LLAMA | LONG | {"rope_theta": 500.0, "rope_scaling": {"type": "yarn", "factor": 4}}
+    old["rope_scaling"]["original_max_position_embeddings"] = LENGTH
+    assert read_config(old) == read_config(scaled("yarn", factor=4.0))
+    neox = {"model_type": "gpt_neox", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    neox |= {"max_position_embeddings": LENGTH, "rotary_pct": 0.25, "rotary_emb_base": 10000}
+    assert scheme_of(neox) == "rope:fraction=0.25:pairing=half"
+    gptj = {"model_type": "gptj", "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": LENGTH, "rotary_dim": 8}
+    assert scheme_of(gptj | {"rope_theta": 10000.0}) == "rope:fraction=0.5"
+
+
+def test_layers_may_differ():
+    gemma = LLAMA | {"model_type": "gemma3_text", "num_hidden_layers": 6, "sliding_window": 8, "rope_theta": 1e6}
+    gemma |= {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window_pattern": 3}
+    near, far = "rope:pairing=half+window:size=8", "rope:base=1000000:pairing=half+pi:factor=8"
+    assert scheme_of(gemma) == str(pezoo.parse({"layers": [near, near, far]}))
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    nested = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}}
+    nested |= {"sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    new = LLAMA | {"model_type": "gemma3_text", "num_hidden_layers": 6, "sliding_window": 8, "rope_theta": None}
+    assert read_config(new | {"layer_types": kinds, "rope_parameters": nested}) == read_config(gemma)
+    skipping = LLAMA | {"model_type": "smollm3", "num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0]}
+    assert scheme_of(skipping) == str(pezoo.parse({"layers": ["rope:pairing=half"] * 3 + ["nope"]}))
+    skipping["rope_parameters"] = {"full_attention": {"rope_theta": 10000.0}, "sliding_attention": None}
+    skipping |= {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 8}
+    del skipping["no_rope_layers"]
+    assert scheme_of(skipping | {"model_type": "llama"}) == str(
+        pezoo.parse({"layers": ["rope:pairing=half", "nope+window:size=8"]})
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "cohere2", "gpt_oss"])
+def test_families_differ_in_what_their_configs_leave_out(family):
+    from transformers import AutoConfig
+
+    complete = AutoConfig.for_model(family).to_dict()
+    read = read_config(complete)
+    pezoo.create(read.scheme, **read.sizes)
+    assert ("pairing=half" in read.scheme) == (family not in INTERLEAVED)
+    bare = {key: value for key, value in complete.items() if key not in LEFT_OUT}
+    if family == "gpt_oss":  # its extension stands in the parameters
+        bare["rope_scaling"] = {k: v for k, v in complete["rope_parameters"].items() if k != "rope_theta"}
+    assert scheme_of(bare) == read.scheme
+
+
+LEFT_OUT = {"rope_parameters", "layer_types", "no_rope_layers"}
+
+
+@pytest.mark.slow
+def test_families_in_transformers_are_as_they_are_here():
+    import inspect
+    import re
+    from importlib import import_module
+
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    seen = {}
+    for family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        try:
+            config = AutoConfig.for_model(family)
+        except Exception:  # parts of larger models, which have no config of their own
+            continue
+        facts = config.to_dict()
+        turns = facts.get("rope_parameters") or family in ("gptj", "codegen")
+        if not turns or "kv_lora_rank" in facts:  # the latter say it in rope_interleave
+            continue
+        module = import_module(type(config).__module__.replace("configuration_", "modeling_"))
+        turning = [f for n, f in vars(module).items() if re.fullmatch(r"(apply_rotary|rotate)_\w+", n) and callable(f)]
+        source = "".join(map(inspect.getsource, turning))
+        seen[family] = "::2" in source or "view_as_complex" in source
+    assert len(seen) > 80
+    assert {f for f, interleaved in seen.items() if interleaved} <= INTERLEAVED
+    assert all(seen[family] for family in INTERLEAVED & seen.keys())
+    for family in {*BASES, *SHARES, *PATTERNS, *SKIPPING} - {"gpt_oss"}:
+        complete = AutoConfig.for_model(family).to_dict()
+        bare = {k: v for k, v in complete.items() if k not in LEFT_OUT}
+        assert scheme_of(bare) == scheme_of(complete), family
+
+
+REMARKS = {
+    "factor is 4, but max_position_embeddings is 64, the length before the extension": scaled("yarn", factor=4.0)
+    | {"max_position_embeddings": LENGTH},
+    "factor is 4, but max_position_embeddings / original_max_position_embeddings = 128 / 64 = 2": scaled(
+        "yarn", factor=4.0
+    )
+    | {"max_position_embeddings": 128},
+    "factor is 4, but max_position_embeddings / original": scaled("longrope", factor=4.0, **LISTS)
+    | {"max_position_embeddings": 128},
+    "original_max_position_embeddings is missing, the length before": scaled(
+        "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=None
+    ),
+    "max_position_embeddings = 64 is not above original_max_position_embeddings = 64": scaled(
+        "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0
+    )
+    | {"max_position_embeddings": LENGTH},
+    "rope_type dynamic does not read": scaled("dynamic", factor=2.0, original_max_position_embeddings=32),
+    "mscale does nothing without mscale_all_dim": scaled("yarn", factor=4.0, mscale=1.0),
+    "beta_fast does nothing for rope_type linear": scaled("linear", factor=4.0, beta_fast=32.0),
+    "beta_fats is read by nothing. Did you mean 'beta_fast'": scaled("yarn", factor=4.0, beta_fats=32.0),
+    "rope_theta is 500.0, and 10000.0 beside it": scaled("default") | {"rope_theta": 10000.0},
+    "rope_theta is missing; 10000 is taken": LLAMA | {"rope_theta": None},
+    "rope_scaling and rope_parameters differ": scaled("linear", factor=4.0)
+    | {"rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 500.0}},
+}
+
+
+@pytest.mark.parametrize("said", REMARKS)
+def test_what_contradicts_itself_is_named_once(said):
+    remarks = read_config(REMARKS[said]).remarks
+    assert len(remarks) == 1, remarks
+    assert said in remarks[0]
+
+
+@pytest.mark.parametrize("name", PARITY)
+def test_a_config_without_fault_has_no_remark(name):
+    expected = name in ("longrope stated",)  # whose factor is not the ratio of its lengths
+    assert bool(read_config(PARITY[name]).remarks) == expected
+
+
+def test_published_configs_have_no_remark():
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    qwen = LLAMA | {"model_type": "qwen2", "max_position_embeddings": 131072, "rope_scaling": yarn}
+    assert not read_config(qwen | {"sliding_window": 131072, "use_sliding_window": False}).remarks
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling["original_max_position_embeddings"] = 8192
+    assert not read_config(LLAMA | {"max_position_embeddings": 131072, "rope_scaling": scaling}).remarks
+    scaling = {"type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}
+    scaling["original_max_position_embeddings"] = 4096
+    deepseek = LLAMA | {"model_type": "deepseek_v3", "qk_rope_head_dim": 8, "qk_nope_head_dim": 16}
+    read = read_config(deepseek | {"max_position_embeddings": 163840, "rope_scaling": scaling})
+    assert not read.remarks
+    assert read.scheme == "rope+yarn:factor=40"  # the tables' factor of 1, and the logits' 0.1 ln 40 + 1 squared
+    assert read.head_dim == 8
+
+
+REFUSED = {
+    "no rope_type 'yran'. Did you mean 'yarn'": scaled("yran", factor=4.0),
+    "rope_type is 'yarn' and type is 'linear'": scaled("yarn", factor=4.0, type="linear"),
+    "factor is missing, which rope_type linear needs": scaled("linear"),
+    "factor must be a number of at least 1, not 0.5": scaled("linear", factor=0.5),
+    "factor must be a number of at least 1, not 'four'": scaled("yarn", factor="four"),
+    "factor must be a number of at least 1, not True": scaled("linear", factor=True),
+    "beta_fast = 1 must exceed beta_slow = 32": scaled("yarn", factor=4.0, beta_fast=1.0, beta_slow=32.0),
+    "high_freq_factor = 1 must exceed low_freq_factor = 4": scaled(
+        "llama3", factor=8.0, low_freq_factor=4.0, high_freq_factor=1.0
+    ),
+    "short_factor has 7 numbers, but 8 pairs": scaled("longrope", **LISTS | {"short_factor": [1.0] * 7}),
+    "long_factor must be a list of 8 numbers": scaled("longrope", **LISTS | {"long_factor": None}),
+    "rope_parameters must be a mapping, not 'yarn'": LLAMA | {"rope_parameters": "yarn"},
+    "max_position_embeddings must be a whole number": LLAMA | {"max_position_embeddings": None},
+    "num_hidden_layers must be a whole number above 0, not None": LLAMA | {"num_hidden_layers": None},
+    "layer_types must name 2 layers": LLAMA | {"layer_types": ["full_attention"]},
+    "layer_types has 'linear_attention'": LLAMA | {"layer_types": ["linear_attention", "full_attention"]},
+    "no_rope_layers must have 2 entries": LLAMA | {"no_rope_layers": [1]},
+    "sliding_window is missing": LLAMA | {"layer_types": ["sliding_attention", "full_attention"]},
+    "its tables are multiplied by 1.13863, which acts on 8 of 16 channels": scaled(
+        "yarn", factor=4.0, partial_rotary_factor=0.5
+    ),
+    "5 of 16 channels of a head would turn": scaled("default", partial_rotary_factor=0.35),
+    "gpt2 has no rotary positions: it has learned positions": LLAMA | {"model_type": "gpt2"},
+    "head_dim is missing": LLAMA | {"num_attention_heads": 5},
+    "a config is a mapping": 3,
+}
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_what_has_no_meaning_is_refused_in_one_message(said):
+    with pytest.raises(UserError) as error:
+        read_config(REFUSED[said])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_text_part_of_a_config_is_read():
+    assert read_config({"model_type": "some_vlm", "text_config": LLAMA}) == read_config(LLAMA)
+
+
+def test_numbers_survive_as_text():
+    factors = {"short_factor": [1 / 3 + k for k in range(8)], "long_factor": [math.pi + k for k in range(8)]}
+    read = read_config(scaled("longrope", **factors))
+    spec = pezoo.parse(read.scheme)
+    assert dict(spec.members[1].settings)["long"] == tuple(factors["long_factor"])
