@@ -160,7 +160,7 @@ def test_show_has_an_example_of_every_task(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "600")
     line = next(line for line in lines(capsys, "show", name) if line.split()[0] == "example")
     question, answer = line.split("example", 1)[1].strip().split("  ->  ")
-    if name != "passkey_text":  # of several lines
+    if name not in ("passkey_text", "facts"):  # of several lines
         assert make_task(name).answer(question) == answer
     assert answer
 
