@@ -1,7 +1,11 @@
 """Rope settings of transformers configs, read as schemes."""
 
+import ast
+import inspect
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,10 +143,6 @@ LEFT_OUT = {"rope_parameters", "layer_types", "no_rope_layers"}
 
 @pytest.mark.slow
 def test_families_in_transformers_are_as_they_are_here():
-    import inspect
-    import re
-    from importlib import import_module
-
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -156,14 +156,17 @@ def test_families_in_transformers_are_as_they_are_here():
         turns = facts.get("rope_parameters") or family in ("gptj", "codegen")
         if not turns or "kv_lora_rank" in facts:  # the latter say it in rope_interleave
             continue
-        module = import_module(type(config).__module__.replace("configuration_", "modeling_"))
-        turning = [f for n, f in vars(module).items() if re.fullmatch(r"(apply_rotary|rotate)_\w+", n) and callable(f)]
-        source = "".join(map(inspect.getsource, turning))
-        seen[family] = "::2" in source or "view_as_complex" in source
+        path = Path(inspect.getfile(type(config)).replace("configuration_", "modeling_"))
+        if not path.exists():
+            continue
+        functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
+        turning = "".join(ast.unparse(f) for f in functions if re.match(r"apply_rotary|rotate_", f.name))
+        seen[family] = "::2" in turning or "view_as_complex" in turning
     assert len(seen) > 80
     assert {f for f, interleaved in seen.items() if interleaved} <= INTERLEAVED
     assert all(seen[family] for family in INTERLEAVED & seen.keys())
-    for family in {*BASES, *SHARES, *PATTERNS, *SKIPPING} - {"gpt_oss"}:
+    unfit = {"gpt_oss", "phimoe"}  # it has an extension; its sizes do not go together
+    for family in {*BASES, *SHARES, *PATTERNS, *SKIPPING} - unfit:
         complete = AutoConfig.for_model(family).to_dict()
         bare = {k: v for k, v in complete.items() if k not in LEFT_OUT}
         assert scheme_of(bare) == scheme_of(complete), family

@@ -16,7 +16,7 @@ from pezoo.pretrained.rope_rules import BASE, Members, Rule
 from pezoo.scheme import Spec, parse
 
 INTERLEAVED = {
-    *("blt", "codegen", "cohere", "cohere2", "cohere2_moe", "ernie4_5", "ernie4_5_moe"),
+    *("blt", "codegen", "cohere", "cohere2", "cohere2_moe", "deepseek_v4", "ernie4_5", "ernie4_5_moe"),
     *("glm", "glm4", "gptj", "helium", "llama4", "llama4_text"),
 }
 """Families whose pairs are channels (2k, 2k+1); all others turn (k, k + r/2)."""
@@ -35,6 +35,7 @@ BASES = {
     "mixtral": 1e6,
     "olmo3": 5e5,
     "phimoe": 1e6,
+    "smollm3": 2e6,
 }
 """Bases that a config of the family may leave out, where they are not 10 000."""
 SHARES = {"glm": 0.5, "glm4": 0.5, "glm4_moe": 0.5, "gpt_neox": 0.25, "nemotron": 0.5, "persimmon": 0.5, "phi": 0.5}
