@@ -14,6 +14,7 @@ from pezoo.scheme import parse
 from pezoo.task import IGNORE, Pairs, Task
 
 if TYPE_CHECKING:
+    from pezoo.pretrained.attach import Attached
     from pezoo.report.finished import Finished
     from pezoo.results import Result
 
@@ -34,9 +35,11 @@ __all__ = [
     "TransformerConfig",
     "Undefined",
     "UserError",
+    "attach",
     "attend",
     "create",
     "describe",
+    "detach",
     "list_encodings",
     "list_extensions",
     "list_tasks",
@@ -67,3 +70,25 @@ def load(*folders: str | Path) -> "Finished":
     from pezoo.report.finished import load
 
     return load(*folders)
+
+
+def attach(
+    model: Any, scheme: str | Mapping[str, Any] | None = None, *, train_length: int | None = None, seed: int = 0
+) -> "Attached":
+    """Have a decoder of the library transformers attend by a scheme; see `pezoo.pretrained.attach.attach`."""
+    from pezoo.pretrained import need_transformers
+
+    need_transformers()
+    from pezoo.pretrained.attach import attach
+
+    return attach(model, scheme, train_length=train_length, seed=seed)
+
+
+def detach(model: Any) -> None:
+    """Take away what `attach` added to a model; see `pezoo.pretrained.attach.detach`."""
+    from pezoo.pretrained import need_transformers
+
+    need_transformers()
+    from pezoo.pretrained.attach import detach
+
+    return detach(model)

@@ -127,7 +127,7 @@ def test_packages_are_the_tree():
 
 def test_dependencies_are_what_the_code_imports():
     needed = requirements(read_setup()["options"]["install_requires"])
-    extra = requirements(read_setup()["options.extras_require"]["hub"]).keys() | {"pytest"}  # imported where used
+    extra = requirements(read_setup()["options.extras_require"]["hf"]).keys() | {"pytest"}  # imported where used
     imported = set()
     for path in [*ROOT.glob("pezoo/**/*.py"), *MEMBERS]:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -55,7 +55,7 @@ def load_tokenizer(name: str | None) -> Tokenizer:
     except ImportError:
         raise UserError(
             f"data.tokenizer={name} needs the package transformers: type "
-            "`pip install transformers`, or leave data.tokenizer out to read bytes."
+            "`pip install 'pezoo[hf]'`, or leave data.tokenizer out to read bytes."
         ) from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
