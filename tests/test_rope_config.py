@@ -13,6 +13,7 @@ import torch
 import pezoo
 from pezoo.errors import UserError
 from pezoo.pretrained.rope_config import BASES, INTERLEAVED, PATTERNS, SHARES, SKIPPING, read_config, scheme_of
+from pezoo.pretrained.rope_parameters import told
 from pezoo.pretrained.rope_rules import TYPES
 
 LENGTH = 64
@@ -165,7 +166,7 @@ def test_families_in_transformers_are_as_they_are_here():
     assert len(seen) > 80
     assert {f for f, interleaved in seen.items() if interleaved} <= INTERLEAVED
     assert all(seen[family] for family in INTERLEAVED & seen.keys())
-    unfit = {"gpt_oss", "phimoe"}  # it has an extension; its sizes do not go together
+    unfit = {"gpt_oss", "phimoe", "llama4_text"}  # it has an extension; sizes do not fit; chunks
     for family in {*BASES, *SHARES, *PATTERNS, *SKIPPING} - unfit:
         complete = AutoConfig.for_model(family).to_dict()
         bare = {k: v for k, v in complete.items() if k not in LEFT_OUT}
@@ -275,3 +276,73 @@ def test_numbers_survive_as_text():
     read = read_config(scaled("longrope", **factors))
     spec = pezoo.parse(read.scheme)
     assert dict(spec.members[1].settings)["long"] == tuple(factors["long_factor"])
+
+
+# And back
+
+
+TOLD = {
+    "rope:base=500:pairing=half": "default",
+    "rope:base=500:pairing=half+pi:factor=4": "linear",
+    "rope:base=500:pairing=half+ntk:factor=4": "default",
+    "rope:base=500:pairing=half+dynamic_ntk:strength=2": "dynamic",
+    "rope:base=500:pairing=half+yarn:factor=4:truncate=false": "yarn",
+    "rope:base=500:pairing=half+yarn:factor=4:ramp=turns": "longrope",
+    "rope:base=500:pairing=half+llama3:factor=4": "llama3",
+    "rope:base=500:pairing=half+longrope:factor=4": "longrope",
+    "rope:base=500:pairing=half:kept=0.5+pi:factor=2": "proportional",
+    "rope:base=500:pairing=half+mixed_ntk:factor=4": "longrope",
+}
+
+
+@pytest.mark.parametrize("scheme", TOLD)
+@pytest.mark.parametrize("length", [LENGTH, 4 * LENGTH])
+def test_transformers_turns_as_the_scheme_that_it_is_told(scheme, length):
+    built = pezoo.create(scheme, d_model=64, n_heads=4, n_layers=2, train_length=LENGTH)
+    settings = told(built, LLAMA | {"rope_theta": 500.0}).settings
+    assert settings["rope_parameters"]["rope_type"] == TOLD[scheme]
+    config = json.loads(json.dumps(LLAMA | settings, allow_nan=False))
+    theirs = tables_of_transformers(config | {"rope_theta": None}, length)
+    for ours, table in zip(built.rope_tables(length), theirs, strict=True):
+        torch.testing.assert_close(ours, table, atol=5e-5, rtol=1e-5)
+    assert not read_config(config | {"rope_theta": None}).remarks
+
+
+@pytest.mark.parametrize("name", [n for n in PARITY if n != "yarn without factor"])
+def test_a_config_that_is_read_and_told_is_the_same_scheme(name):
+    read = read_config(PARITY[name])
+    built = pezoo.create(read.scheme, **read.sizes)
+    again = PARITY[name] | told(built, PARITY[name]).settings
+    for length in (LENGTH, 4 * LENGTH):
+        other = read_config(again)
+        for ours, theirs in zip(
+            built.rope_tables(length), pezoo.create(other.scheme, **other.sizes).rope_tables(length), strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "reason"),
+    [
+        ("rope:base=500", "it turns 16 channels of a head, paired as interleaved; the model turns 16, paired as half"),
+        ("rope:base=500:pairing=half+yarn", "it turns otherwise at every length; pass length="),
+        ("xpos", "xpos does not just turn pairs of channels"),
+    ],
+)
+def test_what_cannot_be_told_is_refused_with_the_reason(scheme, reason):
+    built = pezoo.create(scheme, d_model=64, n_heads=4, n_layers=2, train_length=LENGTH)
+    with pytest.raises(UserError, match=reason):
+        told(built, LLAMA | {"rope_theta": 500.0})
+
+
+def test_kinds_of_layers_are_told_apart():
+    kinds = ["sliding_attention", "full_attention"]
+    nested = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
+    nested["sliding_attention"] = {"rope_type": "default", "rope_theta": 500.0}
+    config = LLAMA | {"layer_types": kinds, "sliding_window": 8, "rope_theta": None, "rope_parameters": nested}
+    near, far = "rope:base=500:pairing=half", "rope:base=1000000:pairing=half+pi:factor=4"
+    built = pezoo.create({"layers": [near, far]}, d_model=64, n_heads=4, n_layers=2, train_length=LENGTH)
+    settings = told(built, config).settings
+    assert settings["max_position_embeddings"] == 4 * LENGTH
+    assert settings["rope_parameters"]["full_attention"] == {"rope_type": "linear", "rope_theta": 1e6, "factor": 4.0}
+    assert settings["rope_parameters"]["sliding_attention"] == nested["sliding_attention"]

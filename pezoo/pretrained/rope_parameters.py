@@ -23,6 +23,8 @@ from pezoo.scheme import parse
 
 STILL = 1e30
 """A divisor for frequencies of zero; infinity has no place in a config.json."""
+FEW_TYPES = ("phi3", "phi4_multimodal")
+"""Families whose configs take no rope type but `default` and `longrope`."""
 CLOSE = 1e-6
 """Relative difference of frequencies that are the same."""
 
@@ -58,7 +60,17 @@ class Layer:
     """By declared length."""
 
 
-def told(scheme: Scheme, config: Any, length: int | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Told:
+    """What a config must say, and how its layers then turn."""
+
+    settings: dict[str, Any]
+    """`rope_parameters`, `max_position_embeddings` and the like: what changes in the config."""
+    turns: Mapping[str | None, Mapping[int, Turn]]
+    """How layers of a kind turn, by total length; one kind, None, where all turn alike."""
+
+
+def told(scheme: Scheme, config: Any, length: int | None = None) -> Told:
     """What a config must say so that transformers turns queries and keys as a scheme does in testing.
 
     Args:
@@ -66,9 +78,6 @@ def told(scheme: Scheme, config: Any, length: int | None = None) -> dict[str, An
             not in the model. Windows, sinks and the like stay the model's, and are no part of the scheme.
         config: the model's own, a mapping or an object.
         length: rules that follow the length are told as they are at this length.
-
-    Returns:
-        The settings to change: `rope_parameters` and `max_position_embeddings`.
 
     Raises:
         UserError: with the reason, if the scheme does more than transformers can be told.
@@ -79,7 +88,8 @@ def told(scheme: Scheme, config: Any, length: int | None = None) -> dict[str, An
     stated = facts.get("rope_parameters") or {}
     nested = any(isinstance(value, Mapping) for value in stated.values())
     kinds = facts["layer_types"] if nested else [None] * own.n_layers
-    found: dict[Any, dict[str, Any]] = {}
+    found: dict[str | None, dict[str, Any]] = {}
+    turns: dict[str | None, Mapping[int, Turn]] = {}
     longest = 0
     for i, kind in enumerate(kinds):
         theirs = None if own.rotations[i] == "nope" else _layer(before, i, None)
@@ -89,16 +99,18 @@ def told(scheme: Scheme, config: Any, length: int | None = None) -> dict[str, An
                 raise UserError(f"layer {i} of the model does not turn queries and keys, and cannot be told to")
             continue
         assert ours is not None
-        longest, parameters = _parameters(scheme, ours, theirs, length)
+        longest, parameters = _parameters(scheme, ours, theirs, length, str(facts.get("model_type")))
+        turns[kind] = ours.turns
         if found.setdefault(kind, parameters) != parameters:
             where = "its layers" if kind is None else f"its layers of the kind {kind}"
             raise UserError(f"{scheme.spec} turns {where} differently, and the config has one place for them")
     if not found:
         raise UserError("no layer of this model turns queries and keys")
-    changes = {"max_position_embeddings": longest, "rope_parameters": stated | found if nested else found[None]}
+    changes: dict[str, Any] = {"max_position_embeddings": longest}
+    changes["rope_parameters"] = {**stated, **found} if nested else found[None]
     if "original_max_position_embeddings" in facts:  # beside the parameters it counts more than inside
         changes["original_max_position_embeddings"] = scheme.shape.train_length
-    return changes
+    return Told(changes, turns)
 
 
 # ---- how a scheme turns -------------------------------------------------------------------------
@@ -189,13 +201,17 @@ def _pairing(composition: Composition) -> str:
 # ---- as parameters ------------------------------------------------------------------------------
 
 
-def _parameters(scheme: Scheme, ours: Layer, theirs: Layer, length: int | None) -> tuple[int, dict[str, Any]]:
+def _parameters(
+    scheme: Scheme, ours: Layer, theirs: Layer, length: int | None, family: str
+) -> tuple[int, dict[str, Any]]:
     """`max_position_embeddings` and the parameters of one layer: the plainest that do what the scheme does."""
     before = scheme.shape.train_length
     for parameters in _candidates(scheme, ours, theirs, length):
+        if family in FEW_TYPES and parameters["rope_type"] not in ("default", "longrope"):
+            continue
         stretched = max(parameters.get("factor", 1.0), scheme.scale_factor(before) or 1.0)
         longest = before if parameters["rope_type"] == "dynamic" else max(round(before * stretched), length or 0)
-        if ours.width < scheme.shape.head_dim:
+        if ours.width < scheme.shape.head_dim or family in FEW_TYPES:  # whose code asks for it always
             parameters = parameters | {"partial_rotary_factor": _share(ours.width, scheme.shape.head_dim)}
         if _does(parameters, longest, ours, scheme):
             return longest, parameters
@@ -243,6 +259,11 @@ def _candidates(scheme: Scheme, ours: Layer, theirs: Layer, length: int | None) 
         ]
         for name, turn in (("short", ours.short), ("long", ours.long))
     }
+
+    def divisors(turn: Turn) -> list[float]:
+        found = [base ** (-k / n) / w if w > 0 else STILL for k, w in enumerate(turn.frequencies.tolist())]
+        return [_rounded(divisor) for divisor in found]
+
     yield {
         "rope_type": "longrope",
         "rope_theta": base,
@@ -253,8 +274,8 @@ def _candidates(scheme: Scheme, ours: Layer, theirs: Layer, length: int | None) 
     }
 
 
-def _rounded(x: float, digits: int = 7) -> float:
-    """As many digits as float32 has."""
+def _rounded(x: float, digits: int = 8) -> float:
+    """As many digits as float32 can tell apart."""
     return float(f"{x:.{digits}g}")
 
 

@@ -48,6 +48,7 @@ class Rule:
         if new is not None and old is not None and new != old:
             raise self.refuse(f"rope_type is {brief(new)} and type is {brief(old)}; keep rope_type alone")
         found = next((t for t in (new, old) if t is not None), "default")
+        found = "longrope" if found == "su" else found  # its name in the first configs of Phi-3
         if found not in TYPES:
             known = ", ".join(TYPES)
             raise self.refuse(
