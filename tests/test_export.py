@@ -153,7 +153,7 @@ def test_a_tuned_model_is_saved_with_its_weights(llama, tmp_path):
         ("rope+random", "random draws from 512 positions; 1024 tokens need more"),
         ("rope:fraction=0.5", "it turns 8 channels of a head"),
         ("{heads: {rope: 2, nope: 2}}", "its heads differ"),
-        ("{layers: [rope, rope+pi:factor=2]}", "differently, and the config has one place for them"),
+        ("{layers: [rope, rope+pi:factor=2]}", "its layers turn differently, and the config has one place for them"),
         ("xpos", "xpos"),
     ],
 )

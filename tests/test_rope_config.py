@@ -67,23 +67,27 @@ def tables_of_transformers(config, length):
     return cos[0], sin[0]
 
 
-@pytest.mark.parametrize("length", [LENGTH, LENGTH + 1, 4 * LENGTH])
 @pytest.mark.parametrize("name", PARITY)
-def test_the_scheme_turns_as_transformers_does(name, length):
+def test_the_scheme_turns_as_transformers_does(name):
     config = PARITY[name]
     read = read_config(config)
     scheme = pezoo.create(read.scheme, **read.sizes)
     assert read.train_length == LENGTH
-    if name in ("partial", "partial linear"):  # transformers' Llama turns the whole head, with fewer frequencies
-        share = config["rope_parameters"]["partial_rotary_factor"]
-        exponents = torch.arange(0, int(16 * share), 2, dtype=torch.float64) / int(16 * share)
-        slowed = 500.0**-exponents / config["rope_parameters"].get("factor", 1.0)
-        angles = (torch.arange(length, dtype=torch.float64)[:, None] * slowed).repeat(1, 2)
-        expected = angles.cos().float(), angles.sin().float()
-    else:
-        expected = tables_of_transformers(config, length)
-    for ours, theirs in zip(scheme.rope_tables(length), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-5)
+    for length in (LENGTH, LENGTH + 1, 4 * LENGTH):
+        if name.startswith("partial"):
+            expected = tables_of_a_part(config["rope_parameters"], length)
+        else:
+            expected = tables_of_transformers(config, length)
+        for ours, theirs in zip(scheme.rope_tables(length), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-5)
+
+
+def tables_of_a_part(parameters, length):
+    """Where a part of the head turns, by the formula: transformers' Llama always turns the whole."""
+    width = int(16 * parameters["partial_rotary_factor"])
+    slowed = 500.0 ** -(torch.arange(0, width, 2, dtype=torch.float64) / width) / parameters.get("factor", 1.0)
+    angles = (torch.arange(length, dtype=torch.float64)[:, None] * slowed).repeat(1, 2)
+    return angles.cos().float(), angles.sin().float()
 
 
 def test_every_rope_type_of_transformers_is_known_or_refused():
@@ -296,15 +300,15 @@ TOLD = {
 
 
 @pytest.mark.parametrize("scheme", TOLD)
-@pytest.mark.parametrize("length", [LENGTH, 4 * LENGTH])
-def test_transformers_turns_as_the_scheme_that_it_is_told(scheme, length):
+def test_transformers_turns_as_the_scheme_that_it_is_told(scheme):
     built = pezoo.create(scheme, d_model=64, n_heads=4, n_layers=2, train_length=LENGTH)
     settings = told(built, LLAMA | {"rope_theta": 500.0}).settings
     assert settings["rope_parameters"]["rope_type"] == TOLD[scheme]
     config = json.loads(json.dumps(LLAMA | settings, allow_nan=False))
-    theirs = tables_of_transformers(config | {"rope_theta": None}, length)
-    for ours, table in zip(built.rope_tables(length), theirs, strict=True):
-        torch.testing.assert_close(ours, table, atol=5e-5, rtol=1e-5)
+    for length in (LENGTH, 4 * LENGTH):
+        theirs = tables_of_transformers(config | {"rope_theta": None}, length)
+        for ours, table in zip(built.rope_tables(length), theirs, strict=True):
+            torch.testing.assert_close(ours, table, atol=5e-5, rtol=1e-5)
     assert not read_config(config | {"rope_theta": None}).remarks
 
 
@@ -312,12 +316,10 @@ def test_transformers_turns_as_the_scheme_that_it_is_told(scheme, length):
 def test_a_config_that_is_read_and_told_is_the_same_scheme(name):
     read = read_config(PARITY[name])
     built = pezoo.create(read.scheme, **read.sizes)
-    again = PARITY[name] | told(built, PARITY[name]).settings
+    again = read_config(PARITY[name] | told(built, PARITY[name]).settings)
+    other = pezoo.create(again.scheme, **again.sizes)
     for length in (LENGTH, 4 * LENGTH):
-        other = read_config(again)
-        for ours, theirs in zip(
-            built.rope_tables(length), pezoo.create(other.scheme, **other.sizes).rope_tables(length), strict=True
-        ):
+        for ours, theirs in zip(built.rope_tables(length), other.rope_tables(length), strict=True):
             torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-5)
 
 
@@ -343,6 +345,8 @@ def test_kinds_of_layers_are_told_apart():
     near, far = "rope:base=500:pairing=half", "rope:base=1000000:pairing=half+pi:factor=4"
     built = pezoo.create({"layers": [near, far]}, d_model=64, n_heads=4, n_layers=2, train_length=LENGTH)
     settings = told(built, config).settings
-    assert settings["max_position_embeddings"] == 4 * LENGTH
+    assert settings["max_position_embeddings"] == 4 * LENGTH  # of the layers that go farthest
+    turned = pezoo.create({"layers": [far, near]}, d_model=64, n_heads=4, n_layers=2, train_length=LENGTH)
+    assert told(turned, config | {"layer_types": kinds[::-1]}).settings == settings
     assert settings["rope_parameters"]["full_attention"] == {"rope_type": "linear", "rope_theta": 1e6, "factor": 4.0}
     assert settings["rope_parameters"]["sliding_attention"] == nested["sliding_attention"]

@@ -88,9 +88,7 @@ def told(scheme: Scheme, config: Any, length: int | None = None) -> Told:
     stated = facts.get("rope_parameters") or {}
     nested = any(isinstance(value, Mapping) for value in stated.values())
     kinds = facts["layer_types"] if nested else [None] * own.n_layers
-    found: dict[str | None, dict[str, Any]] = {}
-    turns: dict[str | None, Mapping[int, Turn]] = {}
-    longest = 0
+    layers: dict[str | None, tuple[Layer, Layer]] = {}
     for i, kind in enumerate(kinds):
         theirs = None if own.rotations[i] == "nope" else _layer(before, i, None)
         ours = _layer(scheme, i, length, theirs)
@@ -99,18 +97,24 @@ def told(scheme: Scheme, config: Any, length: int | None = None) -> Told:
                 raise UserError(f"layer {i} of the model does not turn queries and keys, and cannot be told to")
             continue
         assert ours is not None
-        longest, parameters = _parameters(scheme, ours, theirs, length, str(facts.get("model_type")))
-        turns[kind] = ours.turns
-        if found.setdefault(kind, parameters) != parameters:
+        first, _ = layers.setdefault(kind, (ours, theirs))
+        if not all(turn.like(ours.turns[n]) for n, turn in first.turns.items()):
             where = "its layers" if kind is None else f"its layers of the kind {kind}"
-            raise UserError(f"{scheme.spec} turns {where} differently, and the config has one place for them")
-    if not found:
+            raise _no(scheme, f"{where} turn differently, and the config has one place for them")
+    if not layers:
         raise UserError("no layer of this model turns queries and keys")
-    changes: dict[str, Any] = {"max_position_embeddings": longest}
-    changes["rope_parameters"] = {**stated, **found} if nested else found[None]
+    family = str(facts.get("model_type"))
+    told_of = {kind: _parameters(scheme, *both, length, family) for kind, both in layers.items()}
+    longest = max(n for n, _ in told_of.values())
+    found = {kind: parameters for kind, (_, parameters) in told_of.items()}
+    follows = any(parameters["rope_type"] == "dynamic" for parameters in found.values())
+    if follows and longest > scheme.shape.train_length:
+        raise _no(scheme, "rope_type dynamic grows from the length that other layers extend; pass length=")
+    settings: dict[str, Any] = {"max_position_embeddings": longest}
+    settings["rope_parameters"] = {**stated, **found} if nested else found[None]
     if "original_max_position_embeddings" in facts:  # beside the parameters it counts more than inside
-        changes["original_max_position_embeddings"] = scheme.shape.train_length
-    return Told(changes, turns)
+        settings["original_max_position_embeddings"] = scheme.shape.train_length
+    return Told(settings, {kind: ours.turns for kind, (ours, _) in layers.items()})
 
 
 # ---- how a scheme turns -------------------------------------------------------------------------
@@ -229,14 +233,16 @@ def _candidates(scheme: Scheme, ours: Layer, theirs: Layer, length: int | None) 
     bases = [base for layer in (ours, theirs) if (base := _base(layer)) is not None]
     if n > 1 and w[1] > 0:
         bases += [_rounded(float(w[0] / w[1]) ** n, digits) for digits in (5, 7, 9)]
+    slowed = _rounded(1 / float(w[0])) if w[0] > 0 else 1.0
+    stretched = {"factor": slowed} if slowed > 1 else {}
+    turning = int((w > 0).sum())
     for base in dict.fromkeys(bases):
-        yield {"rope_type": "default", "rope_theta": base}
-        slowed = _rounded(1 / float(w[0])) if w[0] > 0 else 1.0
-        if slowed > 1:
-            yield {"rope_type": "linear", "rope_theta": base, "factor": slowed}
-        turning = int((w > 0).sum())
-        if 0 < turning < n and ours.width == scheme.shape.head_dim:
-            stretched = {"factor": slowed} if slowed > 1 else {}
+        plain = base ** -(torch.arange(n, dtype=torch.float64) / n)
+        if not torch.allclose(w[:turning] * slowed, plain[:turning], rtol=CLOSE, atol=0):
+            continue
+        if turning == n:
+            yield {"rope_type": "linear" if stretched else "default", "rope_theta": base, **stretched}
+        elif turning and ours.width == scheme.shape.head_dim:
             yield {"rope_type": "proportional", "rope_theta": base, "partial_rotary_factor": turning / n, **stretched}
     base = bases[0] if bases else 10000.0
     factor = max(1.0, length / before) if length else scheme.scale_factor(before) or 1.0
