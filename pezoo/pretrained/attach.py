@@ -21,7 +21,7 @@ from pezoo.errors import UserError
 from pezoo.positions import on_tensors
 from pezoo.pretrained import beside, memory, seam, where
 from pezoo.pretrained.fit import Fit, fit
-from pezoo.pretrained.seam import bring_back, put_aside, rotary_modules
+from pezoo.pretrained.seam import bring_back, decoder_of, put_aside, rotary_modules
 
 CHILD = "pezoo"
 """The name of the sub-module of a model that holds what is attached."""
@@ -55,9 +55,11 @@ class Forward:
             place = torch.arange(n_keys, device=self.positions.key.device)
             if mask is None:
                 seen = (place >= start)[None, None].expand(1, n_queries, -1)
+            elif mask.dtype == torch.bool and mask.ndim == 4 and mask.shape[1] == 1:
+                seen = F.pad(mask[:, 0], (start, n_keys - stop))
             else:
-                seen = mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] > torch.finfo(mask.dtype).min / 2
-                seen = F.pad(seen, (start, n_keys - stop))
+                kind = f"{str(mask.dtype).removeprefix('torch.')} {tuple(mask.shape)}"
+                raise UserError(f"a mask of pairs says which keys a query sees, bool (B, 1, Lq, Lk), not {kind}")
             own = place[offset : offset + n_queries, None] == place
             self.masks[key] = mask, seen | own  # the mask is kept, so that its id stays its own
         return self.masks[key][1]
@@ -82,15 +84,16 @@ class Attached(nn.Module):
         self.rows: Sequence[int] | None = None
         self.counted = 0
         self.forward_now: Forward | None = None
-        self.carries, self.rotary = fit.carries, rotary_modules(model.get_decoder())
+        self.carries, self.rotary = fit.carries, rotary_modules(decoder_of(model))
         self.register_buffer("signs", fit.signs, persistent=False)
         self.implementation = model.config._attn_implementation
-        self.keywords = tuple(inspect.signature(model.get_decoder().forward).parameters)
+        self.keywords = tuple(inspect.signature(decoder_of(model).forward).parameters)
         self.config = model.config
         encodings = [m for m in self.scheme.members if isinstance(m, Encoding)]
         self.reads = any(overrides(m, "read") for m in encodings)
         self.embeds = any(overrides(m, "embed") for m in encodings)
         self.own_scale = any(overrides(m, "scale") for m in encodings)
+        self.normaliser = next((m.name for m in encodings if overrides(m, "normalise")), None)
         self.reads_tokens = any(m.traits.tokens for m in self.scheme.members)
         self.hooks: list[Any] = []
 
@@ -157,9 +160,12 @@ class Attached(nn.Module):
         return range(self.counted - batch, self.counted)
 
     def embed(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        """Token embeddings with positions."""
-        assert self.forward_now is not None
-        return self.forward_now.prepared.embed(output)
+        """Token embeddings with positions; without, where somebody else looks tokens up."""
+        return output if self.forward_now is None else self.forward_now.prepared.embed(output)
+
+    def after(self, *call: Any) -> None:
+        """Forget the forward, which holds on to tensors."""
+        self.forward_now = None
 
     def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the input of a layer's attention until its queries and keys are there."""
@@ -191,6 +197,10 @@ class Attached(nn.Module):
             raise UserError(
                 f"the model drops {dropout:g} of its attention weights in training, which a scheme cannot: set "
                 "attention_dropout=0 in its config when it is loaded"
+            )
+        if s_aux is not None and self.normaliser is not None:
+            raise UserError(
+                f"the model has sinks, which count in a softmax, and {self.normaliser} has another normaliser"
             )
         forward, layer, shape = self._forward(kwargs), int(module.layer_idx), self.scheme.shape
         if self.signs is not None:
@@ -278,7 +288,7 @@ def attach(
     detach(model)
     seam.register()
     attached = Attached(model, found := fit(model, scheme, train_length, seed))
-    decoder, words = model.get_decoder(), model.get_input_embeddings()
+    decoder, words = decoder_of(model), model.get_input_embeddings()
     if attached.embeds and words.weight.shape[1] != attached.scheme.shape.d_model:
         raise UserError(f"{type(model).__name__} projects its token embeddings, which {attached.scheme.spec} changes")
     put_aside(decoder, attached.rotary)
@@ -287,6 +297,7 @@ def attach(
         if attached.reads:
             attached.hooks.append(module.register_forward_pre_hook(attached.hear, with_kwargs=True))
     attached.hooks.append(decoder.register_forward_pre_hook(attached.before, with_kwargs=True))
+    attached.hooks.append(decoder.register_forward_hook(attached.after, always_call=True))
     if attached.embeds:
         attached.hooks.append(words.register_forward_hook(attached.embed))
     if found.table is not None:
@@ -316,7 +327,7 @@ def detach(model: Any) -> None:
     for module in model.modules():
         module.__dict__.pop(seam.ATTACHED, None)
     if attached.table is not None:
-        seam.restore_table(model.get_decoder().get_submodule(attached.table))
-    bring_back(model.get_decoder(), attached.rotary)
+        seam.restore_table(decoder_of(model).get_submodule(attached.table))
+    bring_back(decoder_of(model), attached.rotary)
     delattr(model, CHILD)
     model.set_attn_implementation(attached.implementation)

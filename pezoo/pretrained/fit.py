@@ -4,7 +4,7 @@ What the config says of the model's rotation is held against what the model does
 is found there, and a model that does something else is refused.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from pezoo.compose import Scheme, build
 from pezoo.contract import Shape
 from pezoo.errors import UserError
-from pezoo.pretrained import own, probe, where
+from pezoo.pretrained import probe, where
+from pezoo.pretrained.rope_config import read_config
+from pezoo.pretrained.seam import decoder_of
 from pezoo.scheme import MemberSpec, Spec, parse
 
 NOPE, LEARNED = parse("nope"), parse("learned")
@@ -41,7 +43,10 @@ class Rotation:
 
     def spec(self, spec: Spec) -> Spec:
         """A scheme with this pairing."""
-        return Spec(tuple(_given(m, {"pairing": self.pairing}) if m.name == "rope" else m for m in spec.members))
+        pairing = {"pairing": self.pairing}
+        return Spec(
+            tuple(MemberSpec.make(m.name, dict(m.settings) | pairing) if m.name == "rope" else m for m in spec.members)
+        )
 
     def signs(self, width: int) -> Tensor | None:
         """What the channels of a head are multiplied by, (d,), or None."""
@@ -59,15 +64,21 @@ def fit(model: Any, scheme: str | Mapping[str, Any] | None, train_length: int | 
     """
     try:
         refuse(model)
-        length = train_length or own.train_length(model.config)
-        look = probe.look(model, min(length or 1, 4096) - 2)  # below L a dynamic rotation forgets what it read before
+        length, texts, problem = _stated(model.config)
+        length = train_length or length
+        # Below L, where a dynamic rotation forgets what it read before.
+        look = probe.look(model, min(length or 1, 4096) - 2)
         probe.check(look, model.config.num_hidden_layers)
+        turns = look.turns()
+        if problem is not None and any(turns):
+            raise problem
         if length is None:
             raise UserError("its config states no max_position_embeddings; pass train_length=")
         first = look.turned[0].q
         sizes = {"n_heads": first.shape[1], "n_layers": len(look.turned), "head_dim": first.shape[3]}
         shape = Shape(model.config.hidden_size, train_length=length, **sizes)
-        layers, rotation = _own_layers(look, own.rotations(model.config), shape)
+        specs = [parse(text) if turn else NOPE for text, turn in zip(texts, turns, strict=True)]
+        layers, rotation = _own_layers(look, specs, shape)
         table = _table(model, look, length)
     except UserError as error:
         raise UserError(f"{type(model).__name__} cannot take a scheme: {error}") from None
@@ -100,16 +111,27 @@ def refuse(model: Any) -> None:
         raise UserError("its attention is latent (MLA): what turns of a head is made apart from the rest")
     if any(p.is_meta for p in model.parameters()):
         raise UserError("its weights are not loaded (device meta)")
+    if len(devices := {str(p.device) for p in model.parameters()}) > 1:
+        raise UserError(f"it is spread over several devices, {', '.join(sorted(devices))}")
 
 
-def _own_layers(look: probe.Look, texts: list[str], shape: Shape) -> tuple[list[Spec], Rotation]:
+def _stated(config: Any) -> tuple[int | None, Sequence[str], UserError | None]:
+    """What a config states: the training length, each layer's rotation, and why that cannot be read."""
+    facts, chunked = config.to_dict(), "chunked_attention"  # what layers see is the model's own affair
+    facts["layer_types"] = ["full_attention" if t == chunked else t for t in facts.get("layer_types") or ()] or None
+    try:
+        found = read_config(facts)
+    except UserError as problem:
+        return getattr(config, "max_position_embeddings", None), ["nope"] * config.num_hidden_layers, problem
+    return found.train_length, found.rotations, None
+
+
+def _own_layers(look: probe.Look, specs: list[Spec], shape: Shape) -> tuple[list[Spec], Rotation]:
     """The model's own scheme, layer by layer, as it was seen to act, and the way in which it turns heads.
 
     Raises:
         UserError: if the model does something else with queries and keys than its config says.
     """
-    turns = [not torch.equal(a.q, b.q) for a, b in zip(look.turned, look.plain, strict=True)]
-    specs = [parse(text) if turn else NOPE for text, turn in zip(texts, turns, strict=True)]
     tried = []
     for rotation in ROTATIONS:
         layers = [rotation.spec(spec) for spec in specs]
@@ -143,7 +165,7 @@ def _table(model: Any, look: probe.Look, length: int) -> str | None:
     """The name of the embedding that the model looks positions up in."""
     if not look.absolute or len(look.tables) != 1:
         return None
-    rows = len(model.get_decoder().get_submodule(look.tables[0]).weight)
+    rows = len(decoder_of(model).get_submodule(look.tables[0]).weight)
     return look.tables[0] if rows >= length else None
 
 

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from pezoo.errors import UserError
-from pezoo.pretrained.seam import bring_back, put_aside, rotary_modules
+from pezoo.pretrained.seam import bring_back, decoder_of, put_aside, rotary_modules
 
 NAME = "pezoo_probe"
 """What the attention that writes down is registered as, and a keyword that no model knows."""
@@ -55,6 +55,10 @@ class Look:
     tables: list[str]  # names of embeddings that positions are looked up in
     absolute: bool  # whether the input of the layers knows positions
 
+    def turns(self) -> list[bool]:
+        """Which layers turn their queries."""
+        return [not torch.equal(a.q, b.q) for a, b in zip(self.turned, self.plain, strict=True)]
+
 
 @torch.no_grad()
 def look(model: Any, largest: int) -> Look:
@@ -63,7 +67,7 @@ def look(model: Any, largest: int) -> Look:
     Raises:
         UserError: if its rotation does not go through the interface of transformers.
     """
-    decoder, words = model.get_decoder(), model.get_input_embeddings()
+    decoder, words = decoder_of(model), model.get_input_embeddings()
     names, device = rotary_modules(decoder), words.weight.device
     takes_positions = "position_ids" in inspect.signature(decoder.forward).parameters
     steps = torch.linspace(0, max(LENGTH - 1, largest), LENGTH, dtype=torch.float64).long()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
 from pezoo.errors import UserError
@@ -84,6 +84,12 @@ class NoRotation(nn.Module):
 
         made = tuple(filled(like, 1.0 - i) for i, like in enumerate(self.like[kind]))
         return made if len(made) > 1 else made[0]
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a model that reads tokens: embeddings, layers, no head."""
+    found = model.get_decoder()
+    return found if isinstance(found, PreTrainedModel) else model.base_model
 
 
 def rotary_modules(decoder: nn.Module) -> list[str]:
