@@ -170,7 +170,7 @@ def test_families_in_transformers_are_as_they_are_here():
     assert len(seen) > 80
     assert {f for f, interleaved in seen.items() if interleaved} <= INTERLEAVED
     assert all(seen[family] for family in INTERLEAVED & seen.keys())
-    unfit = {"gpt_oss", "phimoe", "llama4_text"}  # it has an extension; sizes do not fit; chunks
+    unfit = {"gpt_oss", "phimoe"}  # it has an extension; its sizes do not go together
     for family in {*BASES, *SHARES, *PATTERNS, *SKIPPING} - unfit:
         complete = AutoConfig.for_model(family).to_dict()
         bare = {k: v for k, v in complete.items() if k not in LEFT_OUT}
@@ -199,6 +199,8 @@ REMARKS = {
     "beta_fats is read by nothing. Did you mean 'beta_fast'": scaled("yarn", factor=4.0, beta_fats=32.0),
     "rope_theta is 500.0, and 10000.0 beside it": scaled("default") | {"rope_theta": 10000.0},
     "rope_theta is missing; 10000 is taken": LLAMA | {"rope_theta": None},
+    "layer_types has chunked_attention, where tokens see their own chunk of 8 alone": LLAMA
+    | {"layer_types": ["chunked_attention", "full_attention"], "attention_chunk_size": 8},
     "rope_scaling and rope_parameters differ": scaled("linear", factor=4.0)
     | {"rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 500.0}},
 }

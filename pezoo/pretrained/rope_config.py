@@ -56,7 +56,8 @@ UNTURNED = {
     "mamba": "it has no attention",
 }
 """Families without rotation, and what they have instead."""
-ATTENTION = ("full_attention", "sliding_attention", "attention")
+CHUNKED = "chunked_attention"
+ATTENTION = ("full_attention", "sliding_attention", "attention", CHUNKED)
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,12 @@ def read_config(config: Any) -> RopeConfig:
     found: list[str] = []
     shared = _shared_parameters(facts, family, found)
     layers = _layers(facts, family, sizes["n_layers"])
+    if any(layer.kind == CHUNKED for layer in layers):
+        chunk = facts.get("attention_chunk_size")
+        found.append(
+            f"layer_types has {CHUNKED}, where tokens see their own chunk of {chunk} alone; no scheme says so, and these "
+            "layers are read as full_attention"
+        )
     read: dict[str | None, tuple[Members, int | None]] = {}
     for layer in layers:
         if layer.turns and layer.kind not in read:
