@@ -107,8 +107,8 @@ def read_config(config: Any) -> RopeConfig:
     if any(layer.kind == CHUNKED for layer in layers):
         chunk = facts.get("attention_chunk_size")
         found.append(
-            f"layer_types has {CHUNKED}, where tokens see their own chunk of {chunk} alone; no scheme says so, and these "
-            "layers are read as full_attention"
+            f"layer_types has {CHUNKED}, where tokens see their own chunk of {chunk} alone; no scheme says so, and "
+            "these layers are read as full_attention"
         )
     read: dict[str | None, tuple[Members, int | None]] = {}
     for layer in layers:
