@@ -339,6 +339,28 @@ def test_what_cannot_be_told_is_refused_with_the_reason(scheme, reason):
         told(built, LLAMA | {"rope_theta": 500.0})
 
 
+def test_what_transformers_does_not_read_by_kind_of_layer_is_told_otherwise():
+    config = LLAMA | LONG | {"layer_types": ["full_attention"] * 2, "rope_theta": None}
+    yarn = scaled("yarn", factor=4.0, truncate=False)["rope_parameters"]
+    read = read_config(config | {"rope_parameters": {"full_attention": yarn}})
+    assert read.scheme == "rope:base=500:pairing=half+yarn:factor=4"
+    assert "truncate is read by nothing here" in read.remarks[0]
+    built = pezoo.create(read.scheme + ":truncate=false", **read.sizes)
+    settings = told(built, config | {"rope_parameters": {"full_attention": yarn}}).settings
+    assert settings["rope_parameters"]["full_attention"]["rope_type"] == "longrope"
+
+
+@pytest.mark.parametrize("module", ["rope_config", "rope_rules", "rope_parameters", "with_own"])
+def test_configs_are_read_without_transformers(module):
+    path = Path(inspect.getfile(read_config)).with_name(f"{module}.py")
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    found = {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
+    found |= {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    assert not any(name.startswith("transformers") for name in found)
+    inside = {name.rpartition(".")[2] for name in found if name.startswith("pezoo.pretrained")}
+    assert inside <= {"rope_config", "rope_rules", "rope_parameters", "with_own"}
+
+
 def test_kinds_of_layers_are_told_apart():
     kinds = ["sliding_attention", "full_attention"]
     nested = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}

@@ -224,6 +224,7 @@ def _rule(
         longest=_longest(facts),
         original=None if nested else facts.get("original_max_position_embeddings"),
         pairing="interleaved" if family in INTERLEAVED or facts.get("rope_interleave", latent) else "half",
+        nested=nested,
         latent=latent,
     )
     if family == "gemma3_text" and kind == "sliding_attention" and not nested:

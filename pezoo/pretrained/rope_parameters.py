@@ -104,7 +104,7 @@ def told(scheme: Scheme, config: Any, length: int | None = None) -> Told:
     if not layers:
         raise UserError("no layer of this model turns queries and keys")
     family = str(facts.get("model_type"))
-    told_of = {kind: _parameters(scheme, *both, length, family) for kind, both in layers.items()}
+    told_of = {kind: _parameters(scheme, *both, length, family, nested) for kind, both in layers.items()}
     longest = max(n for n, _ in told_of.values())
     found = {kind: parameters for kind, (_, parameters) in told_of.items()}
     follows = any(parameters["rope_type"] == "dynamic" for parameters in found.values())
@@ -206,15 +206,18 @@ def _pairing(composition: Composition) -> str:
 
 
 def _parameters(
-    scheme: Scheme, ours: Layer, theirs: Layer, length: int | None, family: str
+    scheme: Scheme, ours: Layer, theirs: Layer, length: int | None, family: str, nested: bool
 ) -> tuple[int, dict[str, Any]]:
     """`max_position_embeddings` and the parameters of one layer: the plainest that do what the scheme does."""
     before = scheme.shape.train_length
     for parameters in _candidates(scheme, ours, theirs, length):
-        if family in FEW_TYPES and parameters["rope_type"] not in ("default", "longrope"):
+        kind = parameters["rope_type"]
+        if family in FEW_TYPES and kind not in ("default", "longrope"):
+            continue
+        if nested and not parameters.get("truncate", True):  # which transformers does not look for there
             continue
         stretched = max(parameters.get("factor", 1.0), scheme.scale_factor(before) or 1.0)
-        longest = before if parameters["rope_type"] == "dynamic" else max(round(before * stretched), length or 0)
+        longest = before if kind == "dynamic" else max(round(before * stretched), length or 0)
         if ours.width < scheme.shape.head_dim or family in FEW_TYPES:  # whose code asks for it always
             parameters = parameters | {"partial_rotary_factor": _share(ours.width, scheme.shape.head_dim)}
         if _does(parameters, longest, ours, scheme):

@@ -29,6 +29,8 @@ class Rule:
     original: int | None
     """`original_max_position_embeddings` beside the parameters, which counts more than the one inside."""
     pairing: str
+    nested: bool = False
+    """Whether the config has parameters for each kind of layer."""
     latent: bool = False
     """Multi-head latent attention: the head here is the part of it that turns."""
     remarks: list[str] = field(default_factory=list)
@@ -214,11 +216,13 @@ def _yarn(rule: Rule) -> tuple[Members, int | None]:
     truncate = rule.parameters.get("truncate")
     if truncate not in (None, True, False):
         raise rule.refuse(f"truncate must be true or false, not {brief(truncate)}")
+    if truncate is False and rule.nested:
+        rule.remark("truncate is read by nothing here: transformers looks for it beside the kinds of layers alone")
     settings: dict[str, Any] = {
         "factor": factor,
         "beta_fast": fast,
         "beta_slow": slow,
-        "truncate": truncate is not False,
+        "truncate": truncate is not False or rule.nested,
     }
     return rule.rope() | {"yarn": settings | _yarn_temperature(rule, factor)}, before
 
