@@ -2,6 +2,7 @@
 
 import copy
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from transformers import StaticCache
 
 import pezoo
 from pezoo import UserError
+from pezoo.attention import observing
 from pezoo.encodings.bias.alibi import slopes
 
+ROOT = Path(__file__).parents[1]
 CLOSE = 1e-4
 SEVERAL = ["rope+yarn:factor=4", "alibi", "kerple+rerope", "fox", "rope+fox", "sinusoidal", "bipe"]
 """One of each kind: frequencies, bias, far region, read of the input, the embedding, read of the tokens."""
@@ -66,7 +69,10 @@ FAMILIES = [
 ]  # fmt: skip
 GENTLE = {"attention_multiplier": 0.3}
 """With the default of 1 logits are so large that sdpa and eager of transformers differ by more than the bar."""
-SETTINGS = {family: GENTLE for family in FAMILIES if family.startswith("granite")}
+SETTINGS = {family: GENTLE for family in FAMILIES if family.startswith("granite")} | {
+    "gemma2": {"attn_logit_softcapping": 1.0},
+    "llama4_text": {"attention_chunk_size": 8},
+}
 
 
 @pytest.mark.parametrize("family", [*FAST, *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES)])
@@ -134,6 +140,13 @@ def test_a_norm_with_weights_after_the_rotation_is_refused_even_while_its_weight
     model = tiny("hunyuan_v1_dense")
     with pytest.raises(UserError, match="after the rotation"):
         pezoo.attach(model)
+
+
+def test_the_page_names_the_families_that_are_tested():
+    _, text = (ROOT / "docs/attach.md").read_text().split("## Families")
+    same, refused = text.split("Refused, with the reason")
+    assert sorted(re.findall(r"`([\w-]+)`", same.split("Same logits:")[1])) == sorted([*FAST, *FAMILIES])
+    assert sorted(re.findall(r"`(\w+)`", refused.split("\n\n")[1])) == sorted(REFUSED)
 
 
 QUARTER = 16
@@ -432,6 +445,16 @@ def test_detach_restores_the_model(family):
     assert torch.equal(logits(model, tokens), before)
 
 
+def test_weights_of_attention_can_be_looked_at(llama):
+    tokens, shown = words(1, 12), []
+    pezoo.attach(llama)
+    before = logits(llama, tokens)
+    with observing(lambda values, weights, composition: shown.append(weights)):
+        assert differ(logits(llama, tokens), before) < CLOSE
+    assert len(shown) == 2
+    assert all(differ(weights.sum(-1), torch.ones(1, 4, 12)) < CLOSE for weights in shown)
+
+
 def test_a_copy_has_a_scheme_of_its_own(llama):
     tokens = words(1, 12)
     lively(pezoo.attach(llama, "rope+fox"))
@@ -441,6 +464,10 @@ def test_a_copy_has_a_scheme_of_its_own(llama):
     assert torch.equal(logits(other, tokens), before)
     pezoo.attach(llama, "alibi")
     assert torch.equal(logits(other, tokens), before)
+    for model in (llama, other):
+        pezoo.detach(model)
+    assert torch.equal(logits(other, tokens), logits(llama, tokens))
+    assert all(not m._forward_pre_hooks and not m._forward_hooks for m in other.modules())
 
 
 def test_attaching_again_replaces_and_a_failure_leaves_the_model_as_it_was(llama):
@@ -465,6 +492,10 @@ def test_mistakes_get_one_message_each(llama):
         llama(tokens, attention_mask=mask, position_ids=2 * torch.arange(12)[None])
     with pytest.raises(UserError, match="attention_mask is of the shape"):
         llama(tokens, attention_mask=mask[:, :7])
+    with pytest.raises(UserError, match="leave output_attentions out"):
+        llama(tokens, output_attentions=True)
+    with pytest.raises(UserError, match="padding between"):
+        llama(tokens, attention_mask=mask.roll(4))
     with pytest.raises(UserError, match=re.escape("bool (B, 1, Lq, Lk), not float32 (2, 1, 12, 12)")):
         llama(tokens, attention_mask=torch.zeros(2, 1, 12, 12))
     pezoo.attach(model := tiny("gpt_oss", num_hidden_layers=1), "stick_breaking")

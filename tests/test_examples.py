@@ -45,10 +45,20 @@ def test_every_block_of_python_is_looked_at():
     """Each has a test of its own in this file or, for the recipe of one's own, in test_docs.py."""
     assert [(path.name, i) for path, i in PYTHON] == [
         *(("README.md", i) for i in range(4)),
+        ("attach.md", 0),
         ("recipes.md", 0),
         ("reports.md", 0),
         ("tasks.md", 0),
     ]
+
+
+def test_the_page_on_models_of_transformers_attaches_and_detaches():
+    [code] = blocks(docs.ZOO.with_name("attach.md"), "python")
+    names = run(code)
+    assert torch.allclose(names["same"], names["before"], atol=1e-5)
+    assert not torch.allclose(names["longer"], names["before"], atol=1e-5)
+    assert torch.equal(names["model"](names["tokens"]).logits, names["before"])
+    assert str(pezoo.attach(names["model"]).own) == "rope:pairing=half"
 
 
 def test_the_page_on_reports_looks_at_a_study_in_a_notebook(monkeypatch):

@@ -113,6 +113,11 @@ class Attached(nn.Module):
         given = tokens if tokens is not None else vectors
         if given is None:
             raise UserError("the model got neither input_ids nor inputs_embeds")
+        if kwargs.get("output_attentions") or getattr(self.config, "output_attentions", False):
+            raise UserError(
+                "attached models give no attention weights: leave output_attentions out, and look at them inside "
+                "pezoo.attention.observing(...)"
+            )
         batch, new = given.shape[:2]
         use_cache = kwargs.get("use_cache")
         use_cache = getattr(self.config, "use_cache", False) if use_cache is None else use_cache

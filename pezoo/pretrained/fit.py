@@ -139,8 +139,7 @@ def _own_layers(look: probe.Look, specs: list[Spec], shape: Shape) -> tuple[list
         errors = _errors(build(mixed(layers), shape), look, rotation.signs(shape.head_dim))
         tried.append((max(errors), errors.index(max(errors)), rotation, layers))
     error, layer, rotation, layers = min(tried, key=lambda t: t[0])
-    half = next(look.turned[0].module.parameters()).dtype in (torch.float16, torch.bfloat16)
-    if not error < (0.05 if half else 0.005):
+    if not error < (0.05 if look.turned[0].half else 0.005):
         raise UserError(
             f"layer {layer} does something else with queries and keys than its config says ({specs[layer]}), such as "
             f"a norm with weights after the rotation; logits differ by {error:.0%}"

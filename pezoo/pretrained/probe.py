@@ -36,7 +36,7 @@ class Heads:
     q: Tensor
     k: Tensor
     width: int  # of the values
-    scaling: float
+    half: bool  # whether they came in half precision
     carries: bool  # whether a keyword that the model does not know came through
     unknown: list[str]  # tensors for which a scheme has no place
 
@@ -77,11 +77,10 @@ def look(model: Any, largest: int) -> Look:
 
     def record(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *mask: Any, **kwargs: Any) -> Any:
         if all(module is not heads.module for heads in found):  # some call it twice
-            scaling, width = kwargs.get("scaling") or q.shape[-1] ** -0.5, v.shape[-1]
             unknown = [n for n, given in kwargs.items() if isinstance(given, Tensor) and n not in KNOWN]
             unknown = [n for n in unknown if n != "attention_mask"]
-            both = q.float().cpu(), k.float().cpu()
-            found.append(Heads(module, *both, width, scaling, NAME in kwargs, unknown))
+            both, half = (q.float().cpu(), k.float().cpu()), q.dtype in (torch.float16, torch.bfloat16)
+            found.append(Heads(module, *both, v.shape[-1], half, NAME in kwargs, unknown))
         return v.new_zeros(len(q), q.shape[2], q.shape[1], v.shape[-1]), None
 
     def read(tokens: Tensor, weights: dict[str, Tensor]) -> list[Heads]:

@@ -42,7 +42,7 @@ def positions(
         facts: tokens, rows, declared, phase and seed, as in `Positions.build`.
 
     Raises:
-        UserError: if position_ids contradict the mask, or begin anew where that goes with a cache.
+        UserError: if the mask has holes, position_ids contradict it, or they begin anew where that goes with a cache.
     """
     total = past + new
     places = max(places or 0, total)
@@ -53,6 +53,8 @@ def positions(
                 f"attention_mask is of the shape {tuple(valid.shape)}, but there are {batch} rows of {total} tokens, "
                 "those in the cache included"
             )
+        if bool((valid.int().diff(dim=1) > 0).sum(dim=1).gt(~valid[:, 0]).any()):
+            raise UserError("attention_mask has padding between the tokens of a row; it goes before or after them")
         valid = None if bool(valid.all()) else _longer(valid, places, True)
     documents = None
     if position_ids is not None:
