@@ -170,7 +170,7 @@ def test_families_in_transformers_are_as_they_are_here():
     assert len(seen) > 80
     assert {f for f, interleaved in seen.items() if interleaved} <= INTERLEAVED
     assert all(seen[family] for family in INTERLEAVED & seen.keys())
-    unfit = {"gpt_oss", "phimoe"}  # it has an extension; its sizes do not go together
+    unfit = {"cwm", "gpt_oss", "phimoe"}  # the first two have an extension; sizes of the third do not go together
     for family in {*BASES, *SHARES, *PATTERNS, *SKIPPING} - unfit:
         complete = AutoConfig.for_model(family).to_dict()
         bare = {k: v for k, v in complete.items() if k not in LEFT_OUT}
@@ -374,3 +374,33 @@ def test_kinds_of_layers_are_told_apart():
     assert told(turned, config | {"layer_types": kinds[::-1]}).settings == settings
     assert settings["rope_parameters"]["full_attention"] == {"rope_type": "linear", "rope_theta": 1e6, "factor": 4.0}
     assert settings["rope_parameters"]["sliding_attention"] == nested["sliding_attention"]
+
+
+# Whatever a file holds
+
+JUNK = [None, [], {}, "x", -1, 0, 1.5, True, 10**400, math.nan, math.inf, [[]], {"a": {}}, ["full_attention"] * 2]
+BESIDE = (
+    *("head_dim", "rope_scaling", "partial_rotary_factor", "sliding_window_pattern", "max_window_layers", "rotary_dim"),
+    *("no_rope_layer_interval", "original_max_position_embeddings", "qk_rope_head_dim", "text_config", "alibi"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_no_content_of_a_config_ends_in_a_traceback():
+    layers = {"layer_types": ["full_attention"] * 2, "no_rope_layers": [1, 1]}
+    windows = {"model_type": "smollm3", "sliding_window": 8, "use_sliding_window": True}
+    said = []
+    for config in (PARITY["yarn"] | layers, PARITY["longrope"], PARITY["yarn"] | windows):
+        inside = config["rope_parameters"]
+        for junk in JUNK:
+            changed = [config | {key: junk} for key in {*config, *BESIDE}]
+            changed += [config | {"rope_parameters": inside | {key: junk}} for key in {*inside, "type", "truncate"}]
+            changed.append(config | {"rope_parameters": {"full_attention": junk}})
+            for one in changed:
+                try:
+                    read_config(one)
+                except UserError as error:
+                    said.append(str(error))
+    assert len(said) > 100
+    assert not any("\n" in message for message in said)

@@ -56,6 +56,8 @@ UNTURNED = {
     "mamba": "it has no attention",
 }
 """Families without rotation, and what they have instead."""
+MOST, MOST_LAYERS = 2**40, 10_000
+"""Sizes of a config, and its layers."""
 CHUNKED = "chunked_attention"
 ATTENTION = ("full_attention", "sliding_attention", "attention", CHUNKED)
 
@@ -121,9 +123,7 @@ def read_config(config: Any) -> RopeConfig:
     if len(before) > 1:
         lengths = " and ".join(map(str, sorted(before)))
         raise UserError(f"layers of this config were trained at different lengths, {lengths}; a scheme has one")
-    length = next(iter(before), None) or _original(facts) or facts.get("max_position_embeddings")
-    if type(length) is not int or length < 1:
-        raise UserError(f"max_position_embeddings must be a whole number above 0, not {brief(length)}")
+    length = next(iter(before), None) or _original(facts) or _whole(facts, "max_position_embeddings")
     turning = [dict(read[layer.kind][0]) if layer.turns and layer.kind in read else {"nope": {}} for layer in layers]
     specs = [
         parse(members | _beside_rotation(layer, "nope" not in members, facts, family))
@@ -162,7 +162,7 @@ def _plain(config: Any) -> dict[str, Any]:
 
 def _whole(facts: Mapping[str, Any], key: str) -> int:
     value = facts.get(key)
-    if type(value) is not int or value < 1:
+    if type(value) is not int or not 0 < value <= MOST:
         raise UserError(f"{key} must be a whole number above 0, not {brief(value)}")
     return value
 
@@ -174,18 +174,21 @@ def _sizes(facts: Mapping[str, Any]) -> dict[str, int]:
         raise UserError(
             f"hidden_size = {width} is not divisible by num_attention_heads = {heads}, and head_dim is missing"
         )
+    n_layers = _whole(facts, "num_hidden_layers")
+    if n_layers > MOST_LAYERS:
+        raise UserError(f"num_hidden_layers must be at most {MOST_LAYERS}, not {n_layers}")
     head_dim = width // heads if facts.get(key) is None else _whole(facts, key)
     return {
         "d_model": width,
         "n_heads": heads,
-        "n_layers": _whole(facts, "num_hidden_layers"),
+        "n_layers": n_layers,
         "head_dim": head_dim,
     }
 
 
 def _original(facts: Mapping[str, Any]) -> int | None:
-    found = facts.get("original_max_position_embeddings")
-    return found if type(found) is int else None
+    key = "original_max_position_embeddings"
+    return None if facts.get(key) is None else _whole(facts, key)
 
 
 # ---- parameters ---------------------------------------------------------------------------------
@@ -249,10 +252,7 @@ def _rule(
 
 
 def _longest(facts: Mapping[str, Any]) -> int | None:
-    found = facts.get("max_position_embeddings")
-    if found is not None and (type(found) is not int or found < 1):
-        raise UserError(f"max_position_embeddings must be a whole number above 0, not {brief(found)}")
-    return found
+    return None if facts.get("max_position_embeddings") is None else _whole(facts, "max_position_embeddings")
 
 
 # ---- layers -------------------------------------------------------------------------------------
@@ -298,8 +298,9 @@ def _kinds(facts: Mapping[str, Any], family: str, n_layers: int) -> list[str | N
     size, pattern = facts.get("sliding_window"), facts.get("sliding_window_pattern", PATTERNS.get(family))
     if size is None or facts.get("use_sliding_window") is False:
         return ["full_attention"] * n_layers
-    if facts.get("use_sliding_window") and facts.get("max_window_layers") is not None:
-        return [("full_attention" if i < facts["max_window_layers"] else "sliding_attention") for i in range(n_layers)]
+    if facts.get("use_sliding_window") and facts.get("max_window_layers"):
+        full = _whole(facts, "max_window_layers")
+        return ["full_attention" if i < full else "sliding_attention" for i in range(n_layers)]
     if type(pattern) is int and pattern > 0:
         return ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(n_layers)]
     return ["sliding_attention"] * n_layers
@@ -312,7 +313,7 @@ def _turning(facts: Mapping[str, Any], family: str, n_layers: int) -> list[bool]
         if not isinstance(stated, Sequence) or len(stated) != n_layers:
             raise UserError(f"no_rope_layers must have {n_layers} entries, one for each layer, not {brief(stated)}")
         return [bool(turns) for turns in stated]
-    every = facts.get("no_rope_layer_interval", SKIPPING.get(family))
+    every = _whole(facts, "no_rope_layer_interval") if facts.get("no_rope_layer_interval") else SKIPPING.get(family)
     return [not every or (i + 1) % every != 0 for i in range(n_layers)]
 
 
@@ -324,7 +325,7 @@ def _beside_rotation(layer: _Layer, turns: bool, facts: Mapping[str, Any], famil
         members["temperature"] = {"beta": beta}
     elif family == "llama4_text" and not turns and facts.get("attn_temperature_tuning", True):
         step, beta = facts.get("floor_scale", 8192), facts.get("attn_scale", 0.1)
-        members["temperature"] = {"beta": beta, "step": int(step), "first": 1}
+        members["temperature"] = {"beta": beta, "step": int(step) if isinstance(step, float) else step, "first": 1}
     if layer.window is not None:
         members["window"] = {"size": layer.window}
     if family == "gpt_oss":

@@ -21,7 +21,7 @@ from pezoo.errors import UserError
 from pezoo.pretrained.rope_config import read_config
 from pezoo.scheme import parse
 
-STILL = 1e30
+STILL = 1e29
 """A divisor for frequencies of zero; infinity has no place in a config.json."""
 FEW_TYPES = ("phi3", "phi4_multimodal")
 """Families whose configs take no rope type but `default` and `longrope`."""

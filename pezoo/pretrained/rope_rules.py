@@ -12,6 +12,8 @@ from pezoo.errors import UserError, brief, suggest
 
 Members = dict[str, dict[str, Any]]
 """A plain scheme: settings by member."""
+LARGEST = 1e30
+"""Numbers are smaller; float32 holds them, and what is made of them."""
 BASE = 10000.0
 """What a base is where nothing states it."""
 
@@ -51,7 +53,7 @@ class Rule:
             raise self.refuse(f"rope_type is {brief(new)} and type is {brief(old)}; keep rope_type alone")
         found = next((t for t in (new, old) if t is not None), "default")
         found = "longrope" if found == "su" else found  # its name in the first configs of Phi-3
-        if found not in TYPES:
+        if not isinstance(found, str) or found not in TYPES:
             known = ", ".join(TYPES)
             raise self.refuse(
                 f"no rope_type {brief(found)}.{suggest(str(found), TYPES)} Those that can be read: {known}"
@@ -113,7 +115,7 @@ class Rule:
                 f"transformers takes max_position_embeddings = {self.longest}"
             )
             return self.longest
-        if type(found) is not int or found < 1:
+        if type(found) is not int or not 0 < found < LARGEST:
             raise self.refuse(f"original_max_position_embeddings must be a whole number above 0, not {brief(found)}")
         return found
 
@@ -182,7 +184,7 @@ _ELSEWHERE = ("llama_4_scaling_beta",)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 
 
 def _default(rule: Rule) -> tuple[Members, int | None]:
