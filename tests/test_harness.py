@@ -107,6 +107,8 @@ def test_likelihoods_are_those_of_token_by_token(model, harness):
         naive = log_probability(model, context or "\n", continuation)
         assert total == pytest.approx(naive[0], rel=1e-4)
         assert greedy == naive[1]
+    ((total, _),) = harness._loglikelihood_tokens([(None, *harness._encode_pair("  ", "a"))])
+    assert total == pytest.approx(log_probability(model, "\n", "  a")[0], rel=1e-4)  # no context is left
 
 
 @torch.no_grad()

@@ -94,7 +94,8 @@ class Harness(TemplateLM):
             return 0.0, True
         if self.max_length is not None and n > self.max_length - 1:
             raise UserError(f"a continuation has {n} tokens, and max_length={self.max_length} leaves room for fewer")
-        ids = self._cut([*context, *continuation])
+        # The harness moves white space from the context's end to the continuation, and may leave nothing.
+        ids = self._cut([*(context or [self.prefix_token_id]), *continuation])
         try:
             hidden = self.model.hidden(self._tensor(ids[:-1]))[0, -n:]
         except Undefined as reason:
