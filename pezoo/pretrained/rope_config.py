@@ -40,7 +40,7 @@ BASES = {
 """Bases that a config of the family may leave out, where they are not 10 000."""
 SHARES = {"glm": 0.5, "glm4": 0.5, "glm4_moe": 0.5, "gpt_neox": 0.25, "nemotron": 0.5, "persimmon": 0.5, "phi": 0.5}
 """Shares of a head that turn, where a config of the family may leave them out."""
-PATTERNS = {"cohere2": 4, "gemma2": 2, "gemma3_text": 6, "gpt_oss": 2}
+PATTERNS = {"cohere2": 4, "gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "olmo3": 4}
 """Every which layer has no window, where a config of the family may leave it out."""
 SKIPPING = {"llama4_text": 4, "smollm3": 4}
 """Every which layer does not turn, where a config of the family may leave it out."""
