@@ -59,19 +59,28 @@ def lively(attached):
 FAST = ["llama", "gpt_neox", "smollm3"]
 FAMILIES = [
     "afmoe", "apertus", "arcee", "aria_text", "biogpt", "bitnet", "cohere", "cohere2", "cohere2_moe", "ctrl",
-    "cwm", "diffllama", "doge", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "flex_olmo", "flint",
-    "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt-sw3", "gpt_bigcode", "gpt_oss",
-    "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hy_v3",
-    "hyperclovax", "internlm3", "iquestcoder", "jais2", "jetmoe", "kolibri1", "laguna", "llama4_text", "mellum",
-    "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "modernbert-decoder", "nanochat", "nemotron",
-    "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe",
-    "qwen3", "qwen3_moe", "seed_oss", "solar_open", "stablelm", "starcoder2", "vaultgemma",
+    "cwm", "diffllama", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "flex_olmo", "flint",
+    "gemma", "gemma2", "gemma3_text", "gemma3n_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt-sw3",
+    "gpt_bigcode", "gpt_oss", "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared",
+    "helium", "hy_v3", "hyperclovax", "internlm3", "iquestcoder", "jais2", "jetmoe", "kolibri1", "laguna",
+    "llama4_text", "mellum", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral",
+    "modernbert-decoder", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "opt", "persimmon", "phi",
+    "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "solar_open", "stablelm",
+    "starcoder2", "vaultgemma",
 ]  # fmt: skip
 GENTLE = {"attention_multiplier": 0.3}
 """With the default of 1 logits are so large that sdpa and eager of transformers differ by more than the bar."""
 SETTINGS = {family: GENTLE for family in FAMILIES if family.startswith("granite")} | {
     "gemma2": {"attn_logit_softcapping": 1.0},
     "llama4_text": {"attention_chunk_size": 8},
+    "dots1": {"n_group": 1, "topk_group": 1, "n_shared_experts": 1},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 2,
+        "vocab_size_per_layer_input": 97,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
 }
 
 
@@ -97,6 +106,8 @@ def _by_mask(model, mask):
     return {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
 
 
+LATENT = {"qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 8, "q_lora_rank": 8}
+LATENT |= {"head_dim": 8, "n_group": 1, "topk_group": 1, "num_key_value_heads": 4}
 REFUSED = {
     "bloom": ({}, "does not go through the interface"),
     "mpt": ({}, "does not go through the interface"),
@@ -104,14 +115,16 @@ REFUSED = {
     "gptj": ({"rotary_dim": 8}, "does not go through the interface"),
     "codegen": ({"rotary_dim": 8}, "does not go through the interface"),
     "xglm": ({}, "does not go through the interface"),
-    "deepseek_v3": (
-        {"head_dim": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 8,
-         "q_lora_rank": 8, "n_group": 1, "topk_group": 1, "num_key_value_heads": 4},
-        "latent",
-    ),
+    "gpt_neo": ({"attention_types": [[["global", "local"], 2]], "num_layers": 4, "num_heads": 4}, "the interface"),
+    **dict.fromkeys(["deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"], (LATENT, "latent")),
     "hunyuan_v1_dense": ({}, "a norm with weights after the rotation"),
     "mimo_v2_flash": ({}, "differ in width"),
+    "gemma4_text": (
+        {"vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8, "global_head_dim": 32}, "differ in width",
+    ),
     "mamba": ({}, "no attention"),
+    "jamba": ({"mamba_dt_rank": 4, "attn_layer_offset": 1, "attn_layer_period": 2}, "layers, 0, 2 have no attention"),
+    "bamba": ({"mamba_n_heads": 8, "mamba_d_head": 16, "attn_layer_indices": [1]}, "layers, 0, 2, 3 have no attention"),
     "qwen3_next": ({}, "layers, 0, 1, 2 have no attention"),
     "qwen3_5_text": ({}, "one line of cosines and sines"),
     "minimax": ({}, "layers, 1, 3 have no attention"),
@@ -119,6 +132,7 @@ REFUSED = {
     "olmo_hybrid": ({}, "no attention"),
     "lfm2": ({"layer_types": ["conv", "conv", "full_attention", "conv"]}, "layers, 0, 1, 3 have no attention"),
     "inkling_text": ({}, "position_bias"),
+    "doge": ({}, "numbers for each pair"),
     "bert": ({}, "looks ahead"),
 }  # fmt: skip
 
@@ -261,8 +275,9 @@ def test_packed_rows_are_as_if_alone(llama, scheme):
     assert differ(packed[:, :8], logits(llama, tokens[:, :8])) < CLOSE
     assert differ(packed[:, 8:], logits(llama, tokens[:, 8:])) < CLOSE
     assert scheme is not None or differ(packed, before) < CLOSE
-    with pytest.raises(UserError, match="use_cache=False"):
-        llama(tokens, position_ids=position_ids)
+    for beside in ({}, {"use_cache": False, "attention_mask": torch.ones_like(tokens)}):
+        with pytest.raises(UserError, match="use_cache=False and no attention_mask"):
+            llama(tokens, position_ids=position_ids, **beside)
 
 
 @pytest.mark.parametrize("scheme", ["rope+fox", *slow(None, "rope+yarn:factor=4", "bipe")])
@@ -443,6 +458,19 @@ def test_detach_restores_the_model(family):
     assert all(not m._forward_pre_hooks and not m._forward_hooks for m in model.modules())
     assert all("pezoo" not in key for m in model.modules() for key in vars(m))
     assert torch.equal(logits(model, tokens), before)
+
+
+def test_a_rotation_with_a_memory_does_not_remember_what_was_read_while_attached():
+    settings = {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 2.0}
+    model = tiny("llama", rope_parameters=settings, num_hidden_layers=1)
+    for read in (None, words(1, 2 * LENGTH)):  # new, and after a long text
+        read is None or logits(model, read)
+        before = {n: b.clone() for n, b in model.model.rotary_emb.named_buffers()}
+        pezoo.attach(model)
+        logits(model, words(1, 3 * LENGTH))
+        pezoo.detach(model)
+        after = dict(model.model.rotary_emb.named_buffers())
+        assert all(torch.equal(after[n], before[n]) for n in before)
 
 
 def test_weights_of_attention_can_be_looked_at(llama):

@@ -127,8 +127,7 @@ class Attached(nn.Module):
         past, spans = 0, [(0, new)] * self.scheme.shape.n_layers
         if cache is not None:
             past = int(cache.get_seq_length())
-            sizes = [cache.get_mask_sizes(new, layer) for layer in range(self.scheme.shape.n_layers)]
-            spans = [(int(start), int(start) + int(length)) for length, start in sizes]
+            spans = memory.spans(cache, new, self.scheme.shape.n_layers, getattr(self.config, "layer_types", None))
         places = max(past + new, *(stop for _, stop in spans))
         if self.reads_tokens and tokens is not None and cache is not None:
             tokens = memory.extend(cache, "tokens", tokens, self.scheme.shape.n_layers, places)

@@ -1,18 +1,34 @@
-"""What a scheme keeps of earlier tokens while a model decodes: further layers of the model's own cache.
+"""What a model's cache gives back, and what a scheme keeps of earlier tokens in it, as further layers.
 
-So whatever transformers does to a cache (beams reordered, rows repeated, tokens taken back) is done to them as well.
+So what transformers does to a cache (beams reordered, rows repeated, tokens taken back) is done to that as well.
 
 Legend: B batch, L new tokens, K tokens so far, or places of a cache of fixed size.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, StaticLayer, StaticSlidingWindowLayer
+from transformers.cache_utils import Cache, DummyLayer, DynamicLayer, StaticLayer, StaticSlidingWindowLayer
 
 PLACES = "_pezoo_places"
 """Where a cache keeps which of its layers holds what."""
+
+
+def spans(cache: Cache, new: int, n_layers: int, kinds: Sequence[str] | None) -> list[tuple[int, int]]:
+    """Which keys each layer's cache will give back once it has the new tokens: [start, stop).
+
+    A layer without a cache of its own reuses the keys of the last one of its kind.
+    """
+    found: list[tuple[int, int]] = []
+    for layer in range(n_layers):
+        if kinds and layer < len(cache.layers) and isinstance(cache.layers[layer], DummyLayer):
+            found.append(next(found[i] for i in reversed(range(layer)) if kinds[i] == kinds[layer]))
+        else:
+            length, start = (int(size) for size in cache.get_mask_sizes(new, layer))
+            found.append((start, start + length))
+    return found
 
 
 def extend(cache: Cache, name: Any, new: Tensor, n_layers: int, places: int) -> Tensor:

@@ -78,7 +78,10 @@ def look(model: Any, largest: int) -> Look:
     def record(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *mask: Any, **kwargs: Any) -> Any:
         if all(module is not heads.module for heads in found):  # some call it twice
             unknown = [n for n, given in kwargs.items() if isinstance(given, Tensor) and n not in KNOWN]
+            seen = kwargs.get("attention_mask", mask[0] if mask else None)
             unknown = [n for n in unknown if n != "attention_mask"]
+            if seen is not None and (seen.dtype != torch.bool or seen.shape[1] != 1):
+                unknown.append("numbers for each pair")
             both, half = (q.float().cpu(), k.float().cpu()), q.dtype in (torch.float16, torch.bfloat16)
             found.append(Heads(module, *both, v.shape[-1], half, NAME in kwargs, unknown))
         return v.new_zeros(len(q), q.shape[2], q.shape[1], v.shape[-1]), None

@@ -6,6 +6,7 @@ asks what is attached to the model. The mask function is that of sdpa, which als
 Legend: B batch, H heads, L tokens, Lq queries, Lk keys, d head_dim.
 """
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -70,12 +71,7 @@ class NoRotation(nn.Module):
         positions = kwargs.get("position_ids", args[0] if args else None)
         kind = kwargs.get("layer_type", args[1] if len(args) > 1 else None)
         if kind not in self.like:
-            with torch.no_grad():
-                found = self.rotary(x, *args, **kwargs)
-            found = found if isinstance(found, tuple) else (found,)
-            if any(t.shape[:-1] != positions.shape for t in found):
-                raise UserError("its rotary module does not give one line of cosines and sines for each position")
-            self.like[kind] = tuple(t[:1, :1].cpu() for t in found)
+            self.like[kind] = self._one_token(x, *args, **kwargs)
 
         def filled(like: Tensor, value: float) -> Tensor:
             dtype = like.dtype if like.is_complex() else x.dtype
@@ -84,6 +80,17 @@ class NoRotation(nn.Module):
 
         made = tuple(filled(like, 1.0 - i) for i, like in enumerate(self.like[kind]))
         return made if len(made) > 1 else made[0]
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _one_token(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        """What the rotary module, a copy that may remember it, gives for one token."""
+        positions = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
+        found = copy.deepcopy(self.rotary)(*args, **kwargs)
+        found = found if isinstance(found, tuple) else (found,)
+        if any(t.shape[:-1] != positions.shape for t in found):
+            raise UserError("its rotary module does not give one line of cosines and sines for each position")
+        return tuple(t[:1, :1].cpu() for t in found)
 
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:

@@ -42,9 +42,9 @@ def positions(
         facts: tokens, rows, declared, phase and seed, as in `Positions.build`.
 
     Raises:
-        UserError: if the mask has holes, position_ids contradict it, or they begin anew where that goes with a cache.
+        UserError: if the mask has holes, position_ids contradict it, or they begin anew beside a mask or a cache.
     """
-    total = past + new
+    total, masked = past + new, valid is not None
     places = max(places or 0, total)
     if valid is not None:
         valid = valid[:, :total].bool()
@@ -62,9 +62,10 @@ def positions(
             raise UserError(f"position_ids is (B, {new}), not {tuple(position_ids.shape)}")
         jumps = position_ids.diff(dim=1) != 1
         if valid is None and not past and bool(jumps.any()):
-            if caching:
+            if caching or masked:
                 raise UserError(
-                    "position_ids begin anew within a row. Packed rows go without a cache: pass use_cache=False"
+                    "position_ids begin anew within a row. Packed rows go without a cache and without a mask: pass "
+                    "use_cache=False and no attention_mask"
                 )
             first = jumps.new_zeros(len(jumps), 1)
             documents = torch.cat([first, jumps], dim=1).cumsum(dim=1).expand(batch, -1)
