@@ -29,6 +29,7 @@ BASES = {
     "cwm": 1e6,
     "ernie4_5": 5e5,
     "flex_olmo": 5e5,
+    "gemma3_text": 1e6,
     "gpt_oss": 15e4,
     "helium": 1e5,
     "llama4_text": 5e5,
