@@ -11,8 +11,15 @@ from transformers import AutoModelForCausalLM
 
 import pezoo
 from pezoo.errors import UserError
+from pezoo.pretrained.rope_parameters import NORMED
 
 LENGTH = 32
+FAMILIES = [
+    *("apertus", "arcee", "bitnet", "cohere", "cwm", "diffllama", "ernie4_5", "exaone4", "gemma", "gemma2", "glm"),
+    *("glm4", "gpt_oss", "granite", "helium", "laguna", "llama4_text", "minimax_m2", "ministral3", "mistral"),
+    *("mixtral", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "persimmon", "phi", "qwen2", "qwen3"),
+    *("qwen3_moe", "seed_oss", "stablelm", "starcoder2"),
+]
 SMALL = {"num_hidden_layers": 2, "max_position_embeddings": LENGTH}
 
 
@@ -121,6 +128,8 @@ def test_nothing_of_pezoo_is_needed_to_load(llama, tmp_path):
         ("cohere2", "rope+giraffe", {}),
         ("gemma3_text", "rope+pi:factor=4", {}),
         ("phi3", "rope+longrope:factor=4", {}),
+        ("ministral3", "rope+giraffe", {}),
+        ("nanochat", "rope+pi:factor=4", {}),
     ],
 )
 def test_families_keep_what_is_their_own(family, scheme, settings, tmp_path):
@@ -129,6 +138,26 @@ def test_families_keep_what_is_their_own(family, scheme, settings, tmp_path):
     folder = pezoo.export(model, tmp_path / "model")
     loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
     torch.testing.assert_close(logits(loaded), logits(model), atol=1e-4, rtol=0)
+
+
+def test_a_norm_after_the_rotation_takes_the_temperature_away(tmp_path):
+    with pytest.raises(UserError, match="the model norms queries and keys after they turn"):
+        pezoo.export(tiny("nanochat", **SMALL), tmp_path / "model", "rope+yarn:factor=4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["rope+giraffe", "rope+yarn:factor=4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_more_families_give_the_same_logits_or_are_refused(family, scheme, tmp_path):
+    model = tiny(family, max_position_embeddings=LENGTH)
+    pezoo.attach(model, scheme)
+    partial = family in ("glm", "glm4", "laguna", "nemotron", "persimmon", "phi", "stablelm")
+    if "yarn" in scheme and (partial or family in NORMED):
+        with pytest.raises(UserError, match="its temperature acts on|norms queries and keys after they turn"):
+            pezoo.export(model, tmp_path / "model")
+        return
+    loaded = AutoModelForCausalLM.from_pretrained(pezoo.export(model, tmp_path / "model")).eval()
+    torch.testing.assert_close(logits(loaded), logits(model), atol=3e-4 if family == "granite" else 1e-4, rtol=0)
 
 
 def test_a_tuned_model_is_saved_with_its_weights(llama, tmp_path):

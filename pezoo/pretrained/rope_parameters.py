@@ -25,6 +25,10 @@ STILL = 1e29
 """A divisor for frequencies of zero; infinity has no place in a config.json."""
 FEW_TYPES = ("phi3", "phi4_multimodal")
 """Families whose configs take no rope type but `default` and `longrope`."""
+NORMED = ("llama4_text", "nanochat")
+"""Families that norm queries and keys after they turn, which takes a factor on the tables away again."""
+KEPT = ("llama_4_scaling_beta", "original_max_position_embeddings")
+"""What Ministral 3 keeps among its rope parameters, for a temperature of its own."""
 CLOSE = 1e-6
 """Relative difference of frequencies that are the same."""
 
@@ -104,9 +108,13 @@ def told(scheme: Scheme, config: Any, length: int | None = None) -> Told:
     if not layers:
         raise UserError("no layer of this model turns queries and keys")
     family = str(facts.get("model_type"))
+    if family in NORMED and any(ours.long.temperature != 1 for ours, _ in layers.values()):
+        raise _no(scheme, "the model norms queries and keys after they turn, so that no table carries a temperature")
     told_of = {kind: _parameters(scheme, *both, length, family, nested) for kind, both in layers.items()}
     longest = max(n for n, _ in told_of.values())
     found = {kind: parameters for kind, (_, parameters) in told_of.items()}
+    if "llama_4_scaling_beta" in stated:
+        found = {kind: parameters | {key: stated.get(key) for key in KEPT} for kind, parameters in found.items()}
     follows = any(parameters["rope_type"] == "dynamic" for parameters in found.values())
     if follows and longest > scheme.shape.train_length:
         raise _no(scheme, "rope_type dynamic grows from the length that other layers extend; pass length=")
