@@ -153,7 +153,7 @@ def test_more_families_give_the_same_logits_or_are_refused(family, scheme, tmp_p
     pezoo.attach(model, scheme)
     partial = family in ("glm", "glm4", "laguna", "nemotron", "persimmon", "phi", "stablelm")
     if "yarn" in scheme and (partial or family in NORMED):
-        with pytest.raises(UserError, match="its temperature acts on|norms queries and keys after they turn"):
+        with pytest.raises(UserError, match=r"its temperature acts on|norms queries and keys after they turn"):
             pezoo.export(model, tmp_path / "model")
         return
     loaded = AutoModelForCausalLM.from_pretrained(pezoo.export(model, tmp_path / "model")).eval()
