@@ -43,6 +43,12 @@ def written(folder):
     return json.loads((folder / "config.json").read_text())
 
 
+def some(cases, *quick):
+    """Cases by name, of which a few run by default and the others in CI."""
+    marks = [pytest.mark.slow, pytest.mark.ci]
+    return [pytest.param(case, marks=[] if case in quick else marks) for case in cases]
+
+
 SCHEMES = {
     "rope": "default",
     "rope+pi:factor=4": "linear",
@@ -62,7 +68,7 @@ SCHEMES = {
 }
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", some(SCHEMES, "rope+yarn:factor=4", "rope+dynamic_ntk:strength=2", "rope+giraffe"))
 def test_an_exported_model_gives_the_same_logits_without_pezoo(llama, scheme, tmp_path):
     pezoo.attach(llama, scheme)
     folder = pezoo.export(llama, tmp_path / "model")
