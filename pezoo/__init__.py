@@ -50,6 +50,7 @@ __all__ = [
     "create",
     "describe",
     "detach",
+    "export",
     "list_encodings",
     "list_extensions",
     "list_schedules",
@@ -103,3 +104,20 @@ def detach(model: Any) -> None:
     from pezoo.pretrained.attach import detach
 
     return detach(model)
+
+
+def export(
+    model: Any,
+    folder: str | Path,
+    scheme: str | Mapping[str, Any] | None = None,
+    *,
+    length: int | None = None,
+    train_length: int | None = None,
+) -> Path:
+    """Save a transformers model under a scheme, for use without pezoo; see `pezoo.pretrained.export.export`."""
+    from pezoo.pretrained import need_transformers
+
+    need_transformers()
+    from pezoo.pretrained.export import export
+
+    return export(model, folder, scheme, length=length, train_length=train_length)

@@ -46,6 +46,8 @@ def test_every_block_of_python_is_looked_at():
     assert [(path.name, i) for path, i in PYTHON] == [
         *(("README.md", i) for i in range(4)),
         ("attach.md", 0),
+        ("export.md", 0),
+        ("export.md", 1),
         ("recipes.md", 0),
         ("reports.md", 0),
         ("tasks.md", 0),
@@ -59,6 +61,20 @@ def test_the_page_on_models_of_transformers_attaches_and_detaches():
     assert not torch.allclose(names["longer"], names["before"], atol=1e-5)
     assert torch.equal(names["model"](names["tokens"]).logits, names["before"])
     assert str(pezoo.attach(names["model"]).own) == "rope:pairing=half"
+
+
+def test_the_page_on_export_saves_a_model(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names = run(blocks(docs.ZOO.with_name("export.md"), "python")[0])
+    assert torch.allclose(names["same"], names["longer"], atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_the_page_on_export_attends_by_other_means(monkeypatch):
+    monkeypatch.setattr("torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    names = run(blocks(docs.ZOO.with_name("export.md"), "python")[1])
+    q, k, v = (names[name] for name in "qkv")
+    assert torch.allclose(names["out"], pezoo.attend(names["scheme"], q, k, v, phase="test"), atol=1e-5)
 
 
 def test_the_page_on_reports_looks_at_a_study_in_a_notebook(monkeypatch):

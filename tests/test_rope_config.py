@@ -1,7 +1,11 @@
 """Rope settings of transformers configs, read as schemes."""
 
+import ast
+import inspect
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ import torch
 import pezoo
 from pezoo.errors import UserError
 from pezoo.pretrained.rope_config import BASES, INTERLEAVED, PATTERNS, SHARES, SKIPPING, read_config, scheme_of
+from pezoo.pretrained.rope_parameters import told
 from pezoo.pretrained.rope_rules import TYPES
 
 LENGTH = 64
@@ -62,23 +67,27 @@ def tables_of_transformers(config, length):
     return cos[0], sin[0]
 
 
-@pytest.mark.parametrize("length", [LENGTH, LENGTH + 1, 4 * LENGTH])
 @pytest.mark.parametrize("name", PARITY)
-def test_the_scheme_turns_as_transformers_does(name, length):
+def test_the_scheme_turns_as_transformers_does(name):
     config = PARITY[name]
     read = read_config(config)
     scheme = pezoo.create(read.scheme, **read.sizes)
     assert read.train_length == LENGTH
-    if name in ("partial", "partial linear"):  # transformers' Llama turns the whole head, with fewer frequencies
-        share = config["rope_parameters"]["partial_rotary_factor"]
-        exponents = torch.arange(0, int(16 * share), 2, dtype=torch.float64) / int(16 * share)
-        slowed = 500.0**-exponents / config["rope_parameters"].get("factor", 1.0)
-        angles = (torch.arange(length, dtype=torch.float64)[:, None] * slowed).repeat(1, 2)
-        expected = angles.cos().float(), angles.sin().float()
-    else:
-        expected = tables_of_transformers(config, length)
-    for ours, theirs in zip(scheme.rope_tables(length), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-5)
+    for length in (LENGTH, LENGTH + 1, 4 * LENGTH):
+        if name.startswith("partial"):
+            expected = tables_of_a_part(config["rope_parameters"], length)
+        else:
+            expected = tables_of_transformers(config, length)
+        for ours, theirs in zip(scheme.rope_tables(length), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-5)
+
+
+def tables_of_a_part(parameters, length):
+    """Where a part of the head turns, by the formula: transformers' Llama always turns the whole."""
+    width = int(16 * parameters["partial_rotary_factor"])
+    slowed = 500.0 ** -(torch.arange(0, width, 2, dtype=torch.float64) / width) / parameters.get("factor", 1.0)
+    angles = (torch.arange(length, dtype=torch.float64)[:, None] * slowed).repeat(1, 2)
+    return angles.cos().float(), angles.sin().float()
 
 
 def test_every_rope_type_of_transformers_is_known_or_refused():
@@ -128,21 +137,21 @@ def test_families_differ_in_what_their_configs_leave_out(family):
     read = read_config(complete)
     pezoo.create(read.scheme, **read.sizes)
     assert ("pairing=half" in read.scheme) == (family not in INTERLEAVED)
-    bare = {key: value for key, value in complete.items() if key not in LEFT_OUT}
-    if family == "gpt_oss":  # its extension stands in the parameters
-        bare["rope_scaling"] = {k: v for k, v in complete["rope_parameters"].items() if k != "rope_theta"}
-    assert scheme_of(bare) == read.scheme
+    assert scheme_of(without_defaults(complete)) == read.scheme
 
 
-LEFT_OUT = {"rope_parameters", "layer_types", "no_rope_layers"}
+def without_defaults(config):
+    """A config as before transformers 5, which leaves out what its family has by default; an extension it states."""
+    left_out = ("rope_parameters", "layer_types", "no_rope_layers")
+    bare = {key: value for key, value in config.items() if key not in left_out}
+    if config["rope_parameters"].get("rope_type", "default") != "default":
+        beside = ("rope_theta", "partial_rotary_factor")
+        bare["rope_scaling"] = {k: v for k, v in config["rope_parameters"].items() if k not in beside}
+    return bare
 
 
 @pytest.mark.slow
 def test_families_in_transformers_are_as_they_are_here():
-    import inspect
-    import re
-    from importlib import import_module
-
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -156,17 +165,19 @@ def test_families_in_transformers_are_as_they_are_here():
         turns = facts.get("rope_parameters") or family in ("gptj", "codegen")
         if not turns or "kv_lora_rank" in facts:  # the latter say it in rope_interleave
             continue
-        module = import_module(type(config).__module__.replace("configuration_", "modeling_"))
-        turning = [f for n, f in vars(module).items() if re.fullmatch(r"(apply_rotary|rotate)_\w+", n) and callable(f)]
-        source = "".join(map(inspect.getsource, turning))
-        seen[family] = "::2" in source or "view_as_complex" in source
+        path = Path(inspect.getfile(type(config)).replace("configuration_", "modeling_"))
+        if not path.exists():
+            continue
+        functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
+        turning = "".join(ast.unparse(f) for f in functions if re.match(r"apply_rotary|rotate_", f.name))
+        seen[family] = "::2" in turning or "view_as_complex" in turning
     assert len(seen) > 80
     assert {f for f, interleaved in seen.items() if interleaved} <= INTERLEAVED
     assert all(seen[family] for family in INTERLEAVED & seen.keys())
-    for family in {*BASES, *SHARES, *PATTERNS, *SKIPPING} - {"gpt_oss"}:
+    unfit = {"cwm", "glm4_moe", "phimoe"}  # a pattern of its own; sizes that do not go together
+    for family in {*BASES, *SHARES, *PATTERNS, *SKIPPING} - unfit:
         complete = AutoConfig.for_model(family).to_dict()
-        bare = {k: v for k, v in complete.items() if k not in LEFT_OUT}
-        assert scheme_of(bare) == scheme_of(complete), family
+        assert scheme_of(without_defaults(complete)) == scheme_of(complete), family
 
 
 REMARKS = {
@@ -191,6 +202,8 @@ REMARKS = {
     "beta_fats is read by nothing. Did you mean 'beta_fast'": scaled("yarn", factor=4.0, beta_fats=32.0),
     "rope_theta is 500.0, and 10000.0 beside it": scaled("default") | {"rope_theta": 10000.0},
     "rope_theta is missing; 10000 is taken": LLAMA | {"rope_theta": None},
+    "layer_types has chunked_attention, where tokens see their own chunk of 8 alone": LLAMA
+    | {"layer_types": ["chunked_attention", "full_attention"], "attention_chunk_size": 8},
     "rope_scaling and rope_parameters differ": scaled("linear", factor=4.0)
     | {"rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 500.0}},
 }
@@ -272,3 +285,125 @@ def test_numbers_survive_as_text():
     read = read_config(scaled("longrope", **factors))
     spec = pezoo.parse(read.scheme)
     assert dict(spec.members[1].settings)["long"] == tuple(factors["long_factor"])
+
+
+# And back
+
+
+TOLD = {
+    "rope:base=500:pairing=half": "default",
+    "rope:base=500:pairing=half+pi:factor=4": "linear",
+    "rope:base=500:pairing=half+ntk:factor=4": "default",
+    "rope:base=500:pairing=half+dynamic_ntk:strength=2": "dynamic",
+    "rope:base=500:pairing=half+yarn:factor=4:truncate=false": "yarn",
+    "rope:base=500:pairing=half+yarn:factor=4:ramp=turns": "longrope",
+    "rope:base=500:pairing=half+llama3:factor=4": "llama3",
+    "rope:base=500:pairing=half+longrope:factor=4": "longrope",
+    "rope:base=500:pairing=half:kept=0.5+pi:factor=2": "proportional",
+    "rope:base=500:pairing=half+mixed_ntk:factor=4": "longrope",
+}
+
+
+@pytest.mark.parametrize("scheme", TOLD)
+def test_transformers_turns_as_the_scheme_that_it_is_told(scheme):
+    built = pezoo.create(scheme, d_model=64, n_heads=4, n_layers=2, train_length=LENGTH)
+    settings = told(built, LLAMA | {"rope_theta": 500.0}).settings
+    assert settings["rope_parameters"]["rope_type"] == TOLD[scheme]
+    config = json.loads(json.dumps(LLAMA | settings, allow_nan=False))
+    for length in (LENGTH, 4 * LENGTH):
+        theirs = tables_of_transformers(config | {"rope_theta": None}, length)
+        for ours, table in zip(built.rope_tables(length), theirs, strict=True):
+            torch.testing.assert_close(ours, table, atol=5e-5, rtol=1e-5)
+    assert not read_config(config | {"rope_theta": None}).remarks
+
+
+@pytest.mark.parametrize("name", [n for n in PARITY if n != "yarn without factor"])
+def test_a_config_that_is_read_and_told_is_the_same_scheme(name):
+    read = read_config(PARITY[name])
+    built = pezoo.create(read.scheme, **read.sizes)
+    again = read_config(PARITY[name] | told(built, PARITY[name]).settings)
+    other = pezoo.create(again.scheme, **again.sizes)
+    for length in (LENGTH, 4 * LENGTH):
+        for ours, theirs in zip(built.rope_tables(length), other.rope_tables(length), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "reason"),
+    [
+        ("rope:base=500", "it turns 16 channels of a head, paired as interleaved; the model turns 16, paired as half"),
+        ("rope:base=500:pairing=half+yarn", "it turns otherwise at every length; pass length="),
+        ("xpos", "xpos does not just turn pairs of channels"),
+    ],
+)
+def test_what_cannot_be_told_is_refused_with_the_reason(scheme, reason):
+    built = pezoo.create(scheme, d_model=64, n_heads=4, n_layers=2, train_length=LENGTH)
+    with pytest.raises(UserError, match=reason):
+        told(built, LLAMA | {"rope_theta": 500.0})
+
+
+def test_what_transformers_does_not_read_by_kind_of_layer_is_told_otherwise():
+    config = LLAMA | LONG | {"layer_types": ["full_attention"] * 2, "rope_theta": None}
+    yarn = scaled("yarn", factor=4.0, truncate=False)["rope_parameters"]
+    read = read_config(config | {"rope_parameters": {"full_attention": yarn}})
+    assert read.scheme == "rope:base=500:pairing=half+yarn:factor=4"
+    assert "truncate is read by nothing here" in read.remarks[0]
+    built = pezoo.create(read.scheme + ":truncate=false", **read.sizes)
+    settings = told(built, config | {"rope_parameters": {"full_attention": yarn}}).settings
+    assert settings["rope_parameters"]["full_attention"]["rope_type"] == "longrope"
+
+
+@pytest.mark.parametrize("module", ["rope_config", "rope_rules", "rope_parameters", "with_own"])
+def test_configs_are_read_without_transformers(module):
+    path = Path(inspect.getfile(read_config)).with_name(f"{module}.py")
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    found = {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
+    found |= {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    assert not any(name.startswith("transformers") for name in found)
+    inside = {name.rpartition(".")[2] for name in found if name.startswith("pezoo.pretrained")}
+    assert inside <= {"rope_config", "rope_rules", "rope_parameters", "with_own"}
+
+
+def test_kinds_of_layers_are_told_apart():
+    kinds = ["sliding_attention", "full_attention"]
+    nested = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}
+    nested["sliding_attention"] = {"rope_type": "default", "rope_theta": 500.0}
+    config = LLAMA | {"layer_types": kinds, "sliding_window": 8, "rope_theta": None, "rope_parameters": nested}
+    near, far = "rope:base=500:pairing=half", "rope:base=1000000:pairing=half+pi:factor=4"
+    built = pezoo.create({"layers": [near, far]}, d_model=64, n_heads=4, n_layers=2, train_length=LENGTH)
+    settings = told(built, config).settings
+    assert settings["max_position_embeddings"] == 4 * LENGTH  # of the layers that go farthest
+    turned = pezoo.create({"layers": [far, near]}, d_model=64, n_heads=4, n_layers=2, train_length=LENGTH)
+    assert told(turned, config | {"layer_types": kinds[::-1]}).settings == settings
+    assert settings["rope_parameters"]["full_attention"] == {"rope_type": "linear", "rope_theta": 1e6, "factor": 4.0}
+    assert settings["rope_parameters"]["sliding_attention"] == nested["sliding_attention"]
+
+
+# Whatever a file holds
+
+JUNK = [None, [], {}, "x", -1, 0, 1.5, True, 10**400, math.nan, math.inf, [[]], {"a": {}}, ["full_attention"] * 2]
+BESIDE = (
+    *("head_dim", "rope_scaling", "partial_rotary_factor", "sliding_window_pattern", "max_window_layers", "rotary_dim"),
+    *("no_rope_layer_interval", "original_max_position_embeddings", "qk_rope_head_dim", "text_config", "alibi"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_no_content_of_a_config_ends_in_a_traceback():
+    layers = {"layer_types": ["full_attention"] * 2, "no_rope_layers": [1, 1]}
+    windows = {"model_type": "smollm3", "sliding_window": 8, "use_sliding_window": True}
+    said = []
+    for config in (PARITY["yarn"] | layers, PARITY["longrope"], PARITY["yarn"] | windows):
+        inside = config["rope_parameters"]
+        for junk in JUNK:
+            changed = [config | {key: junk} for key in {*config, *BESIDE}]
+            changed += [config | {"rope_parameters": inside | {key: junk}} for key in {*inside, "type", "truncate"}]
+            changed.append(config | {"rope_parameters": {"full_attention": junk}})
+            for one in changed:
+                try:
+                    read_config(one)
+                except UserError as error:
+                    said.append(str(error))
+    assert len(said) > 100
+    assert not any("\n" in message for message in said)

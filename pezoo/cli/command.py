@@ -36,7 +36,7 @@ def bench(argv: list[str]) -> int:
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "list": ("list [PATTERN] [--json]", list_members),
-    "show": ("show SCHEME [--save FILE] [--json]", show),
+    "show": ("show SCHEME [--config FILE] [--save FILE] [--json]", show),
     "run": ("run RECIPE|DIR [key=value ...] [--out DIR] [--plugin FILE.py] [--dry-run] [--replace]", run_study),
     "report": ("report DIR [DIR ...] [--out FOLDER]", report),
     "compare": ("compare DIR DIR", compare),

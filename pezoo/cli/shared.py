@@ -5,10 +5,12 @@ import json
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from pezoo.errors import UserError, suggest
 from pezoo.escape import in_terminal
@@ -153,3 +155,14 @@ def say(line: str) -> None:
 def print_json(data: Any) -> None:
     """Plain data on standard output."""
     print(json.dumps(data, indent=1, ensure_ascii=False, default=str))
+
+
+def table_of(title: str, facts: Mapping[str, str]) -> Table:
+    """A title, and a line for each fact that there is."""
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, show_header=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, fact in facts.items():
+        if fact:
+            table.add_row(escape(name), escape(fact))
+    return table

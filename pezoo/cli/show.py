@@ -19,8 +19,11 @@ from pezoo.cli.shared import (
     marks_of,
     needs_of,
     print_json,
+    table_of,
     written,
 )
+from pezoo.cli.show_config import show_config
+from pezoo.errors import UserError
 
 if TYPE_CHECKING:
     from pezoo.registry import Entry
@@ -41,8 +44,18 @@ def show(argv: list[str]) -> int:
         "pezoo show pi",
         "pezoo show gemma3",
         "pezoo show rope+yarn --save yarn.svg",
+        "pezoo show --config config.json",
+        "pezoo show rope+yarn:factor=4 --config config.json",
     )
-    parser.add_argument("scheme", metavar="SCHEME", help="a scheme such as rope+pi, or any name of `pezoo list`")
+    parser.add_argument(
+        "scheme", metavar="SCHEME", nargs="?", help="a scheme such as rope+pi, or any name of `pezoo list`"
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a model's config.json: its rope settings as a scheme, and what contradicts itself in them; with SCHEME: "
+        "the rope settings under which the model has that scheme",
+    )
     parser.add_argument("--save", metavar="FILE", help="draw it too, to a .png, .svg or .pdf file")
     add_json(parser)
     add_plugin(parser)
@@ -52,6 +65,12 @@ def show(argv: list[str]) -> int:
     from pezoo.scheme import parse
 
     load_plugins(args.plugin)
+    if args.config is not None:
+        if args.save:
+            raise UserError("--save draws a scheme, and --config reads a model's; type them one after the other")
+        return show_config(args.config, None if args.scheme is None else as_named(args.scheme), args.json)
+    if args.scheme is None:
+        raise UserError("name a scheme, such as pezoo show rope, or a model's config, pezoo show --config config.json")
     typed = as_named(args.scheme)
     alone = registry.entries().get(typed)
     if alone is not None and alone.kind in ("extension", "task"):
@@ -78,7 +97,7 @@ def show(argv: list[str]) -> int:
         console.print(_layers(spec))
     elif spec is not None and (spec.extensions or len(names) > 1):
         acting = {"training": spec.at("train"), "tuning": spec.at("tune"), "testing": spec.at("test")}
-        console.print(_facts(str(spec), {"family": spec.family} | {f"in {k}": str(v) for k, v in acting.items()}))
+        console.print(table_of(str(spec), {"family": spec.family} | {f"in {k}": str(v) for k, v in acting.items()}))
     for name in names:
         entry = registry.entry(name)
         console.print(_member(entry))
@@ -110,7 +129,7 @@ def _member(entry: "Entry") -> Table:
     }
     if entry.kind == "task":
         facts["example"] = _example(entry.name)
-    return _facts(entry.name, facts)
+    return table_of(entry.name, facts)
 
 
 def _settings(entry: "Entry") -> Table:
@@ -150,13 +169,3 @@ def _example(name: str) -> str:
     pairs = task.sample(1, task.least_length + 5, torch.Generator().manual_seed(0))
     question, answer = (task.text(ids) for ids in (pairs.inputs[0], task.ended(pairs.outputs[0])))
     return f"{' '.join(question.split())}  ->  {answer}"
-
-
-def _facts(title: str, facts: Mapping[str, str]) -> Table:
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, show_header=False)
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, fact in facts.items():
-        if fact:
-            table.add_row(escape(name), escape(fact))
-    return table

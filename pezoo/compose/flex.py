@@ -32,7 +32,7 @@ def score_mod(groups: Sequence[Group], turned: bool) -> ScoreMod:
                 reason = f"{turning.name} turns queries and keys; turn them first, and say so with turned=True"
         if reason is not None:
             raise UserError(f"no score_mod: {reason}")
-    with in_float32(groups[0].composition.positions.query.device):
+    with torch.no_grad(), in_float32(groups[0].composition.positions.query.device):
         factor, (table, of_distance) = _factors(groups), _biases(groups)
     n_queries = groups[0].composition.positions.query.shape[1]
 

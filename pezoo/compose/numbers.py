@@ -162,8 +162,8 @@ class Numbers(nn.Module):
     ) -> ScoreMod:
         """A `score_mod` for PyTorch's flex_attention, with its own default scale: biases, and factors on logits.
 
-        A bias of distance alone is read from one row per head, any other from a table (H, L, L). Tables are made here:
-        a learned bias gets gradients through them, once; make them anew in each step.
+        A bias of distance alone is read from one row per head, any other from a table (H, L, L). Both are made here, as
+        constants: what is learned gets no gradient through them. To train a scheme's parameters use `pezoo.attend`.
 
         Args:
             length: as all up to positions in `bias`.

@@ -17,6 +17,7 @@ from pezoo.errors import UserError
 from pezoo.pretrained import probe, where
 from pezoo.pretrained.rope_config import read_config
 from pezoo.pretrained.seam import decoder_of
+from pezoo.pretrained.with_own import mixed, with_own
 from pezoo.scheme import MemberSpec, Spec, parse
 
 NOPE, LEARNED = parse("nope"), parse("learned")
@@ -88,7 +89,7 @@ def fit(model: Any, scheme: str | Mapping[str, Any] | None, train_length: int | 
             "put aside"
         )
     spec = mixed(layers) if table is None else LEARNED
-    built = build(spec if scheme is None else _with_own(parse(scheme), layers), shape, seed)
+    built = build(spec if scheme is None else with_own(parse(scheme), layers), shape, seed)
     carries = all(heads.carries for heads in look.turned)
     modules = [heads.module for heads in look.turned]
     return Fit(built, spec, modules, table, rotation.signs(shape.head_dim), carries)
@@ -166,34 +167,3 @@ def _table(model: Any, look: probe.Look, length: int) -> str | None:
         return None
     rows = len(decoder_of(model).get_submodule(look.tables[0]).weight)
     return look.tables[0] if rows >= length else None
-
-
-def mixed(layers: list[Spec]) -> Spec:
-    """One scheme of a scheme for each layer."""
-    return layers[0] if len(set(layers)) == 1 else Spec(layers=tuple(layers))
-
-
-def _given(member: MemberSpec, settings: Mapping[str, Any]) -> MemberSpec:
-    """A member with settings where it has none of its own."""
-    return MemberSpec.make(member.name, dict(settings) | dict(member.settings))
-
-
-def _with_own(spec: Spec, layers: list[Spec]) -> Spec:
-    """A scheme in which `rope` has the settings of each layer's own; in layers that do not turn it is `nope`."""
-    given = spec.layers or (spec,)
-    if len(layers) % len(given):
-        raise UserError(f"layers lists {len(given)} schemes, which does not divide the model's {len(layers)} layers")
-    return mixed([_filled(part, own) for part, own in zip(given * (len(layers) // len(given)), layers, strict=True)])
-
-
-def _filled(spec: Spec, own: Spec) -> Spec:
-    rope = next((m for m in own.members if m.name == "rope"), None)
-
-    def fill(plain: Spec) -> Spec:
-        if all(m.name != "rope" for m in plain.members):
-            return plain
-        if rope is None:
-            return NOPE
-        return Spec(tuple(_given(m, dict(rope.settings)) if m.name == "rope" else m for m in plain.members))
-
-    return spec._map(fill)

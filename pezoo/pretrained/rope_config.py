@@ -16,7 +16,7 @@ from pezoo.pretrained.rope_rules import BASE, Members, Rule
 from pezoo.scheme import Spec, parse
 
 INTERLEAVED = {
-    *("blt", "codegen", "cohere", "cohere2", "cohere2_moe", "ernie4_5", "ernie4_5_moe"),
+    *("blt", "codegen", "cohere", "cohere2", "cohere2_moe", "deepseek_v4", "ernie4_5", "ernie4_5_moe"),
     *("glm", "glm4", "gptj", "helium", "llama4", "llama4_text"),
 }
 """Families whose pairs are channels (2k, 2k+1); all others turn (k, k + r/2)."""
@@ -29,17 +29,19 @@ BASES = {
     "cwm": 1e6,
     "ernie4_5": 5e5,
     "flex_olmo": 5e5,
+    "gemma3_text": 1e6,
     "gpt_oss": 15e4,
     "helium": 1e5,
     "llama4_text": 5e5,
     "mixtral": 1e6,
     "olmo3": 5e5,
     "phimoe": 1e6,
+    "smollm3": 2e6,
 }
 """Bases that a config of the family may leave out, where they are not 10 000."""
 SHARES = {"glm": 0.5, "glm4": 0.5, "glm4_moe": 0.5, "gpt_neox": 0.25, "nemotron": 0.5, "persimmon": 0.5, "phi": 0.5}
 """Shares of a head that turn, where a config of the family may leave them out."""
-PATTERNS = {"cohere2": 4, "gemma2": 2, "gemma3_text": 6, "gpt_oss": 2}
+PATTERNS = {"cohere2": 4, "gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "olmo3": 4}
 """Every which layer has no window, where a config of the family may leave it out."""
 SKIPPING = {"llama4_text": 4, "smollm3": 4}
 """Every which layer does not turn, where a config of the family may leave it out."""
@@ -55,7 +57,10 @@ UNTURNED = {
     "mamba": "it has no attention",
 }
 """Families without rotation, and what they have instead."""
-ATTENTION = ("full_attention", "sliding_attention", "attention")
+MOST, MOST_LAYERS = 2**40, 10_000
+"""Sizes of a config, and its layers."""
+CHUNKED = "chunked_attention"
+ATTENTION = ("full_attention", "sliding_attention", "attention", CHUNKED)
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,12 @@ def read_config(config: Any) -> RopeConfig:
     found: list[str] = []
     shared = _shared_parameters(facts, family, found)
     layers = _layers(facts, family, sizes["n_layers"])
+    if any(layer.kind == CHUNKED for layer in layers):
+        chunk = facts.get("attention_chunk_size")
+        found.append(
+            f"layer_types has {CHUNKED}, where tokens see their own chunk of {chunk} alone; no scheme says so, and "
+            "these layers are read as full_attention"
+        )
     read: dict[str | None, tuple[Members, int | None]] = {}
     for layer in layers:
         if layer.turns and layer.kind not in read:
@@ -113,9 +124,7 @@ def read_config(config: Any) -> RopeConfig:
     if len(before) > 1:
         lengths = " and ".join(map(str, sorted(before)))
         raise UserError(f"layers of this config were trained at different lengths, {lengths}; a scheme has one")
-    length = next(iter(before), None) or _original(facts) or facts.get("max_position_embeddings")
-    if type(length) is not int or length < 1:
-        raise UserError(f"max_position_embeddings must be a whole number above 0, not {brief(length)}")
+    length = next(iter(before), None) or _original(facts) or _whole(facts, "max_position_embeddings")
     turning = [dict(read[layer.kind][0]) if layer.turns and layer.kind in read else {"nope": {}} for layer in layers]
     specs = [
         parse(members | _beside_rotation(layer, "nope" not in members, facts, family))
@@ -154,7 +163,7 @@ def _plain(config: Any) -> dict[str, Any]:
 
 def _whole(facts: Mapping[str, Any], key: str) -> int:
     value = facts.get(key)
-    if type(value) is not int or value < 1:
+    if type(value) is not int or not 0 < value <= MOST:
         raise UserError(f"{key} must be a whole number above 0, not {brief(value)}")
     return value
 
@@ -166,18 +175,21 @@ def _sizes(facts: Mapping[str, Any]) -> dict[str, int]:
         raise UserError(
             f"hidden_size = {width} is not divisible by num_attention_heads = {heads}, and head_dim is missing"
         )
+    n_layers = _whole(facts, "num_hidden_layers")
+    if n_layers > MOST_LAYERS:
+        raise UserError(f"num_hidden_layers must be at most {MOST_LAYERS}, not {n_layers}")
     head_dim = width // heads if facts.get(key) is None else _whole(facts, key)
     return {
         "d_model": width,
         "n_heads": heads,
-        "n_layers": _whole(facts, "num_hidden_layers"),
+        "n_layers": n_layers,
         "head_dim": head_dim,
     }
 
 
 def _original(facts: Mapping[str, Any]) -> int | None:
-    found = facts.get("original_max_position_embeddings")
-    return found if type(found) is int else None
+    key = "original_max_position_embeddings"
+    return None if facts.get(key) is None else _whole(facts, key)
 
 
 # ---- parameters ---------------------------------------------------------------------------------
@@ -216,6 +228,7 @@ def _rule(
         longest=_longest(facts),
         original=None if nested else facts.get("original_max_position_embeddings"),
         pairing="interleaved" if family in INTERLEAVED or facts.get("rope_interleave", latent) else "half",
+        nested=nested,
         latent=latent,
     )
     if family == "gemma3_text" and kind == "sliding_attention" and not nested:
@@ -240,10 +253,7 @@ def _rule(
 
 
 def _longest(facts: Mapping[str, Any]) -> int | None:
-    found = facts.get("max_position_embeddings")
-    if found is not None and (type(found) is not int or found < 1):
-        raise UserError(f"max_position_embeddings must be a whole number above 0, not {brief(found)}")
-    return found
+    return None if facts.get("max_position_embeddings") is None else _whole(facts, "max_position_embeddings")
 
 
 # ---- layers -------------------------------------------------------------------------------------
@@ -289,8 +299,9 @@ def _kinds(facts: Mapping[str, Any], family: str, n_layers: int) -> list[str | N
     size, pattern = facts.get("sliding_window"), facts.get("sliding_window_pattern", PATTERNS.get(family))
     if size is None or facts.get("use_sliding_window") is False:
         return ["full_attention"] * n_layers
-    if facts.get("use_sliding_window") and facts.get("max_window_layers") is not None:
-        return [("full_attention" if i < facts["max_window_layers"] else "sliding_attention") for i in range(n_layers)]
+    if facts.get("use_sliding_window") and facts.get("max_window_layers"):
+        full = _whole(facts, "max_window_layers")
+        return ["full_attention" if i < full else "sliding_attention" for i in range(n_layers)]
     if type(pattern) is int and pattern > 0:
         return ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(n_layers)]
     return ["sliding_attention"] * n_layers
@@ -303,7 +314,7 @@ def _turning(facts: Mapping[str, Any], family: str, n_layers: int) -> list[bool]
         if not isinstance(stated, Sequence) or len(stated) != n_layers:
             raise UserError(f"no_rope_layers must have {n_layers} entries, one for each layer, not {brief(stated)}")
         return [bool(turns) for turns in stated]
-    every = facts.get("no_rope_layer_interval", SKIPPING.get(family))
+    every = _whole(facts, "no_rope_layer_interval") if facts.get("no_rope_layer_interval") else SKIPPING.get(family)
     return [not every or (i + 1) % every != 0 for i in range(n_layers)]
 
 
@@ -315,7 +326,7 @@ def _beside_rotation(layer: _Layer, turns: bool, facts: Mapping[str, Any], famil
         members["temperature"] = {"beta": beta}
     elif family == "llama4_text" and not turns and facts.get("attn_temperature_tuning", True):
         step, beta = facts.get("floor_scale", 8192), facts.get("attn_scale", 0.1)
-        members["temperature"] = {"beta": beta, "step": int(step), "first": 1}
+        members["temperature"] = {"beta": beta, "step": int(step) if isinstance(step, float) else step, "first": 1}
     if layer.window is not None:
         members["window"] = {"size": layer.window}
     if family == "gpt_oss":

@@ -12,6 +12,8 @@ from pezoo.errors import UserError, brief, suggest
 
 Members = dict[str, dict[str, Any]]
 """A plain scheme: settings by member."""
+LARGEST = 1e30
+"""Numbers are smaller; float32 holds them, and what is made of them."""
 BASE = 10000.0
 """What a base is where nothing states it."""
 
@@ -29,6 +31,8 @@ class Rule:
     original: int | None
     """`original_max_position_embeddings` beside the parameters, which counts more than the one inside."""
     pairing: str
+    nested: bool = False
+    """Whether the config has parameters for each kind of layer."""
     latent: bool = False
     """Multi-head latent attention: the head here is the part of it that turns."""
     remarks: list[str] = field(default_factory=list)
@@ -48,7 +52,8 @@ class Rule:
         if new is not None and old is not None and new != old:
             raise self.refuse(f"rope_type is {brief(new)} and type is {brief(old)}; keep rope_type alone")
         found = next((t for t in (new, old) if t is not None), "default")
-        if found not in TYPES:
+        found = "longrope" if found == "su" else found  # its name in the first configs of Phi-3
+        if not isinstance(found, str) or found not in TYPES:
             known = ", ".join(TYPES)
             raise self.refuse(
                 f"no rope_type {brief(found)}.{suggest(str(found), TYPES)} Those that can be read: {known}"
@@ -110,7 +115,7 @@ class Rule:
                 f"transformers takes max_position_embeddings = {self.longest}"
             )
             return self.longest
-        if type(found) is not int or found < 1:
+        if type(found) is not int or not 0 < found < LARGEST:
             raise self.refuse(f"original_max_position_embeddings must be a whole number above 0, not {brief(found)}")
         return found
 
@@ -179,7 +184,7 @@ _ELSEWHERE = ("llama_4_scaling_beta",)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST
 
 
 def _default(rule: Rule) -> tuple[Members, int | None]:
@@ -213,11 +218,13 @@ def _yarn(rule: Rule) -> tuple[Members, int | None]:
     truncate = rule.parameters.get("truncate")
     if truncate not in (None, True, False):
         raise rule.refuse(f"truncate must be true or false, not {brief(truncate)}")
+    if truncate is False and rule.nested:
+        rule.remark("truncate is read by nothing here: transformers looks for it beside the kinds of layers alone")
     settings: dict[str, Any] = {
         "factor": factor,
         "beta_fast": fast,
         "beta_slow": slow,
-        "truncate": truncate is not False,
+        "truncate": truncate is not False or rule.nested,
     }
     return rule.rope() | {"yarn": settings | _yarn_temperature(rule, factor)}, before
 

@@ -1,0 +1,42 @@
+"""A scheme for a model that has a rotation already: `rope` in it is the model's own, layer by layer."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pezoo.errors import UserError
+from pezoo.scheme import MemberSpec, Spec, parse
+
+
+def mixed(layers: Sequence[Spec]) -> Spec:
+    """One scheme of a scheme for each layer."""
+    return layers[0] if len(set(layers)) == 1 else Spec(layers=tuple(layers))
+
+
+def with_own(spec: Spec, layers: Sequence[Spec]) -> Spec:
+    """A scheme in which `rope` has the settings of each layer's own; in layers that do not turn it is `nope`.
+
+    Raises:
+        UserError: if it is a list of layers of another length.
+    """
+    given = spec.layers or (spec,)
+    if len(layers) % len(given):
+        raise UserError(f"layers lists {len(given)} schemes, which does not divide the model's {len(layers)} layers")
+    return mixed([_filled(part, own) for part, own in zip(given * (len(layers) // len(given)), layers, strict=True)])
+
+
+def _filled(spec: Spec, own: Spec) -> Spec:
+    rope = next((m for m in own.members if m.name == "rope"), None)
+
+    def fill(plain: Spec) -> Spec:
+        if all(m.name != "rope" for m in plain.members):
+            return plain
+        if rope is None:
+            return parse("nope")
+        return Spec(tuple(_given(m, dict(rope.settings)) if m.name == "rope" else m for m in plain.members))
+
+    return spec._map(fill)
+
+
+def _given(member: MemberSpec, settings: Mapping[str, Any]) -> MemberSpec:
+    """A member with settings where it has none of its own."""
+    return MemberSpec.make(member.name, dict(settings) | dict(member.settings))
