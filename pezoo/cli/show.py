@@ -115,7 +115,7 @@ def _layers(spec: "Spec") -> Table:
         key = f"layer {number}" if count == 1 else f"layers {number}-{number + count - 1}"
         facts[key] = trained if trained == tested else f"{trained}; in testing {tested}"
         number += count
-    return _facts(f"a schedule of {len(spec.layers)} layers", facts)
+    return table_of(f"a schedule of {len(spec.layers)} layers", facts)
 
 
 def _member(entry: "Entry") -> Table:

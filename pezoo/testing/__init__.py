@@ -93,12 +93,12 @@ def _tested(found: Entry) -> Entry:
 
 
 def _hosted(found: Entry, hook: str) -> list[Subject]:
-    """An extension on every encoding of the zoo that brings positions in by one hook alone, plain and old ones first."""
+    """An extension on every encoding of the zoo that brings positions in by one hook alone, plain ones first."""
     shape = Shape(48, 3, 2, 16)
 
-    def plainness(e: Entry) -> tuple[bool, bool, int]:
-        config, _ = make_config(e.name, {})
-        return not e.cls.traits.prefix_stable, e.cls.traits.parameters(shape, config) > 0, e.year or 9999
+    def plainness(e: Entry) -> tuple[bool, bool, bool]:
+        traits, (config, _) = e.cls.traits, make_config(e.name, {})
+        return not traits.prefix_stable, traits.parameters(shape, config) > 0, not traits.shift_invariant
 
     zoo = [e for e in entries().values() if e.kind == "encoding" and e.cls.__module__.startswith("pezoo.encodings.")]
     hosts = [e for e in zoo if [h for h in HOOKS if overrides(e.cls, h)] == [hook] and not fits(found.cls, e.cls)]
