@@ -914,7 +914,8 @@ def test_a_failing_pytest_case_shows_expectation_and_snippet(registered):
 
 def test_extensions_are_checked_on_hosts_that_they_change():
     assert [str(s.spec) for s in testing.subjects("pi")] == ["rope+pi", "alibi+pi", "sinusoidal+pi", "deberta+pi"]
-    assert [str(s.spec) for s in testing.subjects("shift")] == ["sinusoidal+shift"]  # nothing to shift in the others
+    shifted = [str(s.spec) for s in testing.subjects("shift")]
+    assert shifted == ["fope+shift", "sinusoidal+shift"]  # the others read distances alone
     assert [str(s.spec) for s in testing.subjects("dape")] == ["alibi+dape"]
 
 
