@@ -182,7 +182,7 @@ COMMANDS = {
     "run tiny.yaml --train.steps=5": "type train.steps=5$",
     "list --works-with ropee": "Did you mean 'rope'",
     "list --works-with {layers:[rope,nope]}": "is a mixture",
-    "show": "SCHEME",
+    "show": "name a scheme, such as pezoo show rope",
     "show rope --jsn": "Did you mean '--json'",
 }
 
