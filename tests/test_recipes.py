@@ -17,7 +17,7 @@ from pezoo.study.reading import load_recipe, own_recipes
 from pezoo.task import parse_task
 
 RECIPES = {name: yaml.safe_load(path.read_text()) for name, path in own_recipes().items()}
-QUICK = ("kerple", "quickstart", "randomized")
+QUICK = ("quickstart", "randomized")
 """Run in the default suite as well."""
 each_recipe = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in QUICK else (pytest.mark.slow, pytest.mark.ci)) for n in RECIPES]

@@ -1021,7 +1021,9 @@ def test_mistakes_are_said(argv, message, in_folder, capsys):
     ("kind", "study"),
     [
         ("encoding", "quickstart 'schemes=[brand_new,rope]'"),
-        ("extension", "quickstart 'schemes=[rope+brand_new,rope]'"),
+        pytest.param(
+            "extension", "quickstart 'schemes=[rope+brand_new,rope]'", marks=(pytest.mark.slow, pytest.mark.ci)
+        ),
         ("task", "length_generalization 'tasks=[brand_new]'"),
     ],
 )
