@@ -23,7 +23,7 @@ SEVERAL = ["rope+yarn:factor=4", "alibi", "kerple+rerope", "fox", "rope+fox", "s
 
 def slow(*values):
     """Parameters that CI alone tries, beside one or two that stand for them."""
-    return [pytest.param(value, marks=[pytest.mark.slow, pytest.mark.ci]) for value in values]
+    return [pytest.param(value, marks=[pytest.mark.slow, pytest.mark.ci(one_in=4)]) for value in values]
 
 
 @pytest.fixture(scope="module")

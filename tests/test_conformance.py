@@ -43,7 +43,7 @@ def test_conformance(conformance):
 
 
 @pytest.mark.slow
-@pytest.mark.ci(one_in=2)
+@pytest.mark.ci(one_in=3)
 @testing.parametrize(checks=LONG)
 def test_long_conformance(conformance):
     conformance()

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import json
 import math
 import re
 import shlex
@@ -219,6 +220,9 @@ def test_every_other_command_that_is_shown_runs(page, line, in_a_folder, capsys)
     if command == "check":
         Path("my_bias.py").write_text(blocks(docs.README, "python")[3])
         Path("majority.py").write_text(blocks(docs.RECIPES, "python")[0])
+    if "config.json" in given:
+        sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "max_position_embeddings": 32}
+        Path("config.json").write_text(json.dumps({"model_type": "llama", "rope_theta": 10000.0} | sizes))
     assert cli.main([command, *given]) == 0, capsys.readouterr().err
 
 

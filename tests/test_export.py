@@ -45,7 +45,7 @@ def written(folder):
 
 def some(cases, *quick):
     """Cases by name, of which a few run by default and the others in CI."""
-    marks = [pytest.mark.slow, pytest.mark.ci]
+    marks = [pytest.mark.slow, pytest.mark.ci(one_in=4)]
     return [pytest.param(case, marks=[] if case in quick else marks) for case in cases]
 
 

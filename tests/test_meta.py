@@ -125,7 +125,7 @@ def continued(built, pieces, **known):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
+@pytest.mark.ci(one_in=3)
 @pytest.mark.parametrize("name", [*MEMBERS, *MIXTURES])
 def test_every_member_trains_and_decodes_without_waiting(name):
     """One step in which rows are packed and padded and have names and lengths of their own, then decoding."""

@@ -19,8 +19,14 @@ from pezoo.task import parse_task
 RECIPES = {name: yaml.safe_load(path.read_text()) for name, path in own_recipes().items()}
 QUICK = ("quickstart", "randomized")
 """Run in the default suite as well."""
+IN_CI = tuple(RECIPES)[::3]
+"""Run in CI; `make test-all` runs all."""
 each_recipe = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else (pytest.mark.slow, pytest.mark.ci)) for n in RECIPES]
+    "name",
+    [
+        pytest.param(n, marks=() if n in QUICK else (pytest.mark.slow, *[pytest.mark.ci] * (n in IN_CI)))
+        for n in RECIPES
+    ],
 )
 
 

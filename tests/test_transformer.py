@@ -69,7 +69,7 @@ def name_of(scheme):
 
 each_scheme = pytest.mark.parametrize(
     "scheme",
-    [pytest.param(name, marks=(pytest.mark.slow, pytest.mark.ci(one_in=3))) for name in ENCODINGS] + SCHEMES,
+    [pytest.param(name, marks=(pytest.mark.slow, pytest.mark.ci(one_in=5))) for name in ENCODINGS] + SCHEMES,
     ids=name_of,
 )
 """Encodings alone are slow: the conformance kit asks the same of them."""
@@ -133,7 +133,7 @@ def small_chunks(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.ci(one_in=4)
+@pytest.mark.ci(one_in=6)
 @pytest.mark.parametrize("scheme", GRID)
 @pytest.mark.usefixtures("small_chunks")
 def test_every_pair_works_or_is_refused_with_a_reason(scheme):
@@ -217,7 +217,7 @@ def test_packed_documents_are_as_if_alone(scheme):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
+@pytest.mark.ci(one_in=3)
 @each_scheme
 def test_padding_on_either_side_changes_nothing(scheme):
     model = build(scheme)
