@@ -250,7 +250,7 @@ def test_grid_is_whole_and_reads_back():
     assert all(list(column) == extensions for column in columns.values()), RENEW
 
 
-slow = (pytest.mark.slow, pytest.mark.ci)
+slow = (pytest.mark.slow, pytest.mark.ci(one_in=3))
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else slow) for name in NAMES])

@@ -21,13 +21,8 @@ QUICK = ("quickstart", "randomized")
 """Run in the default suite as well."""
 IN_CI = tuple(RECIPES)[::3]
 """Run in CI; `make test-all` runs all."""
-each_recipe = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=() if n in QUICK else (pytest.mark.slow, *[pytest.mark.ci] * (n in IN_CI)))
-        for n in RECIPES
-    ],
-)
+MARKS = {n: [pytest.mark.slow, *([pytest.mark.ci] if n in IN_CI else [])] for n in RECIPES if n not in QUICK}
+each_recipe = pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS.get(n, ())) for n in RECIPES])
 
 
 @pytest.fixture(scope="module")
