@@ -120,11 +120,15 @@ class Composition:
 
     def rotate(self, q: Tensor, k: Tensor, region: int = 0) -> tuple[Tensor, Tensor]:
         """Rotate q and k at a region's positions."""
-        width = q.shape[-1]
+        width, last = q.shape[-1], None
         for part in self.regions[region].parts:
-            if q.shape[-1] != width and overrides(part.encoding, "rotate"):
+            if overrides(part.encoding, "rotate"):
                 name = part.encoding.name
-                raise UserError(f"{name} cannot rotate what is no longer {width} wide; name it first in the scheme")
+                if q.shape[-1] != width:
+                    raise UserError(f"{name} cannot rotate what is no longer {width} wide; name it first in the scheme")
+                if last:
+                    raise UserError(f"{name} cannot change q and k after {last}; name it first in the scheme")
+                last = name if part.encoding.traits.turns_last else None
             q, k = part.encoding.rotate(q, k, part.positions)
         return q, k
 

@@ -79,6 +79,8 @@ class Traits:
     """Draws differ from sequence to sequence."""
     contextual: bool = False
     """Counts positions by content: reads the order of tokens, but none of their coordinates."""
+    turns_last: bool = False
+    """Its q and k have a meaning in their product alone, so no other encoding may change them after it."""
     tokens: bool = False
     """Makes coordinates of the ids of tokens, `positions.tokens`; several tokens may have one."""
     parameters: Callable[[Shape, Any], int] = lambda shape, config: 0

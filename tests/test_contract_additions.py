@@ -510,6 +510,13 @@ def test_what_is_wide_is_not_rotated_further():
         pezoo.attend(created("polar+rope"), q, k, v)
 
 
+def test_nothing_changes_q_and_k_after_one_that_turns_last():
+    q, k, v, *_ = vectors()
+    assert pezoo.attend(created("floater+xpos"), q, k, v).isfinite().all()
+    with pytest.raises(UserError, match="floater cannot change q and k after xpos; name it first in the scheme"):
+        pezoo.attend(created("xpos+floater"), q, k, v)
+
+
 # Scales and sinks
 
 

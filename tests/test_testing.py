@@ -388,6 +388,7 @@ class LongestOfTheBatch(ByLength):
     "padding_does_not_leak",
     "tells_order_in_an_encoder_as_declared",
     "distinct_far_positions",
+    "stands_beside_any_encoding",
 )
 class LooksAhead(Sound):
     """Adds some of the next token's embedding to each."""
@@ -419,7 +420,7 @@ class MindsPadding(Sound):
     distance_bias = Encoding.distance_bias
 
 
-@fails("decodes_like_the_full_pass")
+@fails("decodes_like_the_full_pass", "stands_beside_any_encoding")
 class ForgetsTheCache(Rotary):
     """Counts the queries of a call from 0, as if no cache came before them."""
 
@@ -437,6 +438,14 @@ class ForgetsTheCacheOfDocuments(ForgetsTheCache):
 
     def query(self, positions):
         return positions.query - positions.query[:, :1] * (positions.key_document is not None)
+
+
+@fails("stands_beside_any_encoding")
+class TakesHeadsForTheirWidth(Sound):
+    """Crashes where another encoding has made q and k wider."""
+
+    def product(self, q, k, positions):
+        return q.unflatten(-1, (self.shape.head_dim, 1)).squeeze(-1) @ k.mT
 
 
 # What is declared
@@ -759,7 +768,12 @@ class ReadsTokens(Extension):
         return positions.replace(query=positions.of_queries(key), key=key, spacing=None)
 
 
-@fails("decodes_like_the_full_pass", "decodes_padded_and_packed_rows", "growing_generation_as_declared")
+@fails(
+    "decodes_like_the_full_pass",
+    "decodes_padded_and_packed_rows",
+    "growing_generation_as_declared",
+    "stands_beside_any_encoding",
+)
 class SumsWhileReading(Encoding):
     """A forget gate whose sum begins anew with each call."""
 

@@ -13,7 +13,8 @@ Source: Sun, Dong, Patra, Ma, Huang, Benhaim, Chaudhary, Song, Wei 2022 (arXiv 2
 encoder is refused: towards later tokens the product grows. Partial rotation as in the library x-transformers.
 Departures: none in the product. Exponents are counted from the middle of the coordinates of a call, in float32, so
 that both factors stay in range; beyond that range (about 69,000 tokens at S = 512) it raises `Undefined`. Not for
-float16.
+float16. The middle differs from call to call and cancels in the product alone, so no encoding may change q and k after
+xPos: `floater+xpos`, not `xpos+floater`.
 
 >>> decay_rates(64, 0.4)[[0, 16, 31]].exp()
 tensor([0.2857, 0.6429, 0.9777])
@@ -50,7 +51,7 @@ def decay_rates(width: int, gamma: float) -> Tensor:
 class XPos(Encoding):
     """Queries and keys turned as in RoPE, and scaled so that their product decays with distance."""
 
-    traits = Traits(shift_invariant=True, bidirectional=False)
+    traits = Traits(shift_invariant=True, bidirectional=False, turns_last=True)
 
     @dataclass
     class Config:

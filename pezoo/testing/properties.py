@@ -29,7 +29,7 @@ from pezoo.composition import Composition
 from pezoo.contract import PHASES, Encoding, Extension, Positions, Shape, Undefined, overrides
 from pezoo.errors import UserError
 from pezoo.model.transformer import Transformer, TransformerConfig
-from pezoo.registry import Entry, entry, make_config
+from pezoo.registry import Entry, entries, entry, make_config
 from pezoo.scheme import MemberSpec, Spec, parse
 
 LENGTH = 16
@@ -754,6 +754,20 @@ def decodes_padded_and_packed_rows(s: Subject) -> None:
         cache = model.cache(2, length)
         came = torch.cat([model(piece, positions, cache) for piece in ids.split(1, dim=1)], dim=1)
         equal(model(ids, positions)[valid], came[valid], "logits of padded and packed rows, decoded,")
+
+
+@check(unless=of_encodings, once=True)
+def stands_beside_any_encoding(s: Subject) -> None:
+    """Beside each encoding of the zoo it decodes like the full pass, or is refused with a reason."""
+    ids, sizes = tokens(LENGTH), [1, LENGTH // 2, LENGTH // 2 - 1]
+    zoo = [e for e in entries().values() if e.kind == "encoding" and e.cls.__module__.startswith("pezoo.encodings.")]
+    for other in (e for e in zoo if e.cls is not s.cls):
+        with suppress(UserError):  # when it is built, or when it meets what the other has made of q and k
+            model = s.model(parse(f"{s.spec}+{other.name}"))
+            positions, cache = positions_of(model, 2, LENGTH, phase="test"), model.cache(2, LENGTH)
+            came = torch.cat([model(piece, positions, cache) for piece in ids.split(sizes, dim=1)], dim=1)
+            # Two of them make the model's numbers larger on the way than one does.
+            equal(model(ids, positions), came, f"logits beside {other.name}, decoded,", 10 * TOLERANCE)
 
 
 # ---- what is declared ---------------------------------------------------------------------------
