@@ -296,7 +296,7 @@ def test_what_a_schedule_cannot_do_is_refused(scheme, message, alternating):
 def test_a_schedule_is_no_member(alternating):
     with pytest.raises(UserError, match="alternating is a schedule, not an encoding or an extension"):
         MemberSpec.make("alternating", {}).at  # noqa: B018
-    with pytest.raises(UserError, match="layers lists 2 schemes, which does not divide n_layers = 3"):
+    with pytest.raises(UserError, match="the scheme repeats 2 layers, and n_layers = 3 is no multiple; set it to 4"):
         create("alternating", **SIZES | {"n_layers": 3})
 
 
@@ -314,7 +314,7 @@ def test_a_task_is_no_part_of_a_scheme(monkeypatch):
         ("rope", {"n_heads": 0}, "n_heads must be positive, got 0"),
         ("rope", {"n_layers": 0}, "n_layers must be positive, got 0"),
         ("rope", {"d_model": 2}, "head_dim = 1 leaves none to turn"),
-        ({"layers": ["rope", "nope", "nope"]}, {}, "layers lists 3 schemes, which does not divide n_layers = 2"),
+        ({"layers": ["rope", "nope", "nope"]}, {}, "the scheme repeats 3 layers, and n_layers = 2 is no multiple"),
         ({"heads": {"rope": 2, "alibi": 1}}, {}, "heads names 3 heads in all, but n_heads = 2"),
         ("rope+dape", {}, r"rope\+dape cannot work: rope has no bias for the network"),
         ("rope+ntk", {"d_model": 4}, "NTK scaling needs at least two frequencies; raise head_dim"),

@@ -47,7 +47,8 @@ class Scheme(Numbers):
         self.spec, self.shape, self.seed = spec, shape, seed
         layers = spec.layers or (spec,)
         if shape.n_layers % len(layers):
-            raise UserError(f"layers lists {len(layers)} schemes, which does not divide n_layers = {shape.n_layers}")
+            n, have = len(layers), shape.n_layers
+            raise UserError(f"the scheme repeats {n} layers, and n_layers = {have} is no multiple; set it to {2 * n}")
         per_layer = [layer.heads or ((layer, shape.n_heads),) for layer in layers * (shape.n_layers // len(layers))]
         for groups in per_layer:
             total = sum(n for _, n in groups)

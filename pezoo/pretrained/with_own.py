@@ -20,7 +20,9 @@ def with_own(spec: Spec, layers: Sequence[Spec]) -> Spec:
     """
     given = spec.layers or (spec,)
     if len(layers) % len(given):
-        raise UserError(f"layers lists {len(given)} schemes, which does not divide the model's {len(layers)} layers")
+        raise UserError(
+            f"the scheme repeats {len(given)} layers, and the model has {len(layers)}, which is no multiple"
+        )
     return mixed([_filled(part, own) for part, own in zip(given * (len(layers) // len(given)), layers, strict=True)])
 
 
