@@ -135,7 +135,7 @@ MISTAKES = {
     "train.precision=16-mixed": "needs a GPU",
     "schemes=[nope+ntk]": "ntk does not fit nope.*works with:.*rope",
     "schemes=[pi]": "alone is no scheme",
-    "schemes=[{layers: [rope, nope]}]": "layers lists 2 schemes.*n_layers = 1",
+    "schemes=[{layers: [rope, nope]}]": "the scheme repeats 2 layers, and n_layers = 1 is no multiple; set it to 2",
     "schemes=[{heads: {rope: 3}}]": "heads names 3 heads",
     "schemes=[rope, rope]": "the same scheme",
     "schemes=[shape, sinusoidal+shift]": "the same scheme",

@@ -48,7 +48,9 @@ class Scheme(Numbers):
         layers = spec.layers or (spec,)
         if shape.n_layers % len(layers):
             n, have = len(layers), shape.n_layers
-            raise UserError(f"the scheme repeats {n} layers, and n_layers = {have} is no multiple; set it to {2 * n}")
+            raise UserError(
+                f"the scheme repeats {n} layers, and n_layers = {have} is no multiple; set it to {-(-have // n) * n}"
+            )
         per_layer = [layer.heads or ((layer, shape.n_heads),) for layer in layers * (shape.n_layers // len(layers))]
         for groups in per_layer:
             total = sum(n for _, n in groups)
