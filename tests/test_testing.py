@@ -995,7 +995,7 @@ def test_check_of_a_file_checks_all_it_registers_and_fails_with_a_snippet(in_fol
     (in_folder / "mine.py").write_text(BROKEN_FILE)
     assert main(["check", "mine.py"]) == 1
     shown = capsys.readouterr().out
-    assert "file_sound: 33 passed, 0 known deviations, 9 not applicable, 0 failed" in shown
+    assert re.search(r"^file_sound: \d+ passed, 0 known deviations, \d+ not applicable, 0 failed$", shown, re.MULTILINE)
     _, broken = shown.split("\nfile_broken\n")
     (line,) = (line for line in broken.splitlines() if "FAIL" in line)
     assert "shift_invariant_as_declared" in line
