@@ -22,6 +22,7 @@ from pezoo.positions import on_tensors
 from pezoo.pretrained import beside, memory, seam, where
 from pezoo.pretrained.fit import Fit, fit
 from pezoo.pretrained.seam import bring_back, decoder_of, put_aside, rotary_modules
+from pezoo.scheme import Spec
 
 CHILD = "pezoo"
 """The name of the sub-module of a model that holds what is attached."""
@@ -82,6 +83,7 @@ class Attached(nn.Module):
         self.phase: str | None = None
         self.length: int | None = None
         self.rows: Sequence[int] | None = None
+        self.told: Positions | None = None
         self.counted = 0
         self.forward_now: Forward | None = None
         self.carries, self.rotary = fit.carries, rotary_modules(decoder_of(model))
@@ -129,23 +131,26 @@ class Attached(nn.Module):
             past = int(cache.get_seq_length())
             spans = memory.spans(cache, new, self.scheme.shape.n_layers, getattr(self.config, "layer_types", None))
         places = max(past + new, *(stop for _, stop in spans))
-        if self.reads_tokens and tokens is not None and cache is not None:
-            tokens = memory.extend(cache, "tokens", tokens, self.scheme.shape.n_layers, places)
-        positions = where.positions(
-            batch,
-            new,
-            past=past,
-            places=places,
-            valid=_valid(kwargs.get("attention_mask")),
-            position_ids=kwargs.get("position_ids"),
-            caching=cache is not None or bool(use_cache),
-            device=given.device,
-            tokens=tokens if self.reads_tokens else None,
-            declared=self.length or past + new,
-            phase=self.phase or ("tune" if self.training else "test"),
-            rows=self._rows(batch),
-            seed=self.scheme.seed,
-        )
+        if self.told is not None:
+            positions = self.told
+        else:
+            if self.reads_tokens and tokens is not None and cache is not None:
+                tokens = memory.extend(cache, "tokens", tokens, self.scheme.shape.n_layers, places)
+            positions = where.positions(
+                batch,
+                new,
+                past=past,
+                places=places,
+                valid=_valid(kwargs.get("attention_mask")),
+                position_ids=kwargs.get("position_ids"),
+                caching=cache is not None or bool(use_cache),
+                device=given.device,
+                tokens=tokens if self.reads_tokens else None,
+                declared=self.length or past + new,
+                phase=self.phase or ("tune" if self.training else "test"),
+                rows=self._rows(batch),
+                seed=self.scheme.seed,
+            )
         self.forward_now = forward = Forward(self.scheme.prepare(positions), positions, cache, spans)
         if self.embeds and vectors is not None:
             kwargs["inputs_embeds"] = forward.prepared.embed(vectors)
@@ -257,7 +262,7 @@ def _valid(mask: Any) -> Tensor | None:
 
 def attach(
     model: Any,
-    scheme: str | Mapping[str, Any] | None = None,
+    scheme: str | Mapping[str, Any] | Spec | None = None,
     *,
     train_length: int | None = None,
     seed: int = 0,
@@ -276,7 +281,7 @@ def attach(
         model: a model that transformers made, such as `AutoModelForCausalLM.from_pretrained(...)`. What was attached
             before is detached.
         scheme: such as "rope+yarn:factor=4", or a mapping; None: the model's own, which gives the same logits as
-            before.
+            before. A `Spec` is taken as it is: its `rope` has the settings that it names, and no others.
         train_length: tokens of a text that it was trained on (L); default: as its config states it, before any
             extension.
         seed: of the scheme's own parameters and its random positions.

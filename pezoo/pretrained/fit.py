@@ -57,15 +57,15 @@ class Rotation:
 ROTATIONS = (Rotation("half"), Rotation("interleaved"), Rotation("half", backwards=True))
 
 
-def fit(model: Any, scheme: str | Mapping[str, Any] | None, train_length: int | None, seed: int) -> Fit:
-    """Build a scheme, or the model's own, for a model.
+def fit(model: Any, scheme: str | Mapping[str, Any] | Spec | None, train_length: int | None, seed: int) -> Fit:
+    """Build a scheme, or the model's own, for a model; a `Spec` as it is.
 
     Raises:
         UserError: if the model cannot take one, with the reason.
     """
     try:
         refuse(model)
-        length, texts, problem = _stated(model.config)
+        length, texts, problem = stated(model.config)
         length = train_length or length
         # Below L, where a dynamic rotation forgets what it read before.
         look = probe.look(model, min(length or 1, 4096) - 2)
@@ -83,13 +83,14 @@ def fit(model: Any, scheme: str | Mapping[str, Any] | None, train_length: int | 
         table = _table(model, look, length)
     except UserError as error:
         raise UserError(f"{type(model).__name__} cannot take a scheme: {error}") from None
+    spec = mixed(layers) if table is None else LEARNED
+    wanted = scheme if isinstance(scheme, Spec) else spec if scheme is None else with_own(parse(scheme), layers)
     if look.absolute and table is None and scheme is not None:
         raise UserError(
             f"{type(model).__name__} keeps its own scheme: it adds positions to its embeddings by a way that cannot be "
             "put aside"
         )
-    spec = mixed(layers) if table is None else LEARNED
-    built = build(spec if scheme is None else with_own(parse(scheme), layers), shape, seed)
+    built = build(wanted, shape, seed)
     carries = all(heads.carries for heads in look.turned)
     modules = [heads.module for heads in look.turned]
     return Fit(built, spec, modules, table, rotation.signs(shape.head_dim), carries)
@@ -116,7 +117,7 @@ def refuse(model: Any) -> None:
         raise UserError(f"it is spread over several devices, {', '.join(sorted(devices))}")
 
 
-def _stated(config: Any) -> tuple[int | None, Sequence[str], UserError | None]:
+def stated(config: Any) -> tuple[int | None, Sequence[str], UserError | None]:
     """What a config states: the training length, each layer's rotation, and why that cannot be read."""
     facts, chunked = config.to_dict(), "chunked_attention"  # what layers see is the model's own affair
     facts["layer_types"] = ["full_attention" if t == chunked else t for t in facts.get("layer_types") or ()] or None
