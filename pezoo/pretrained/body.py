@@ -162,7 +162,13 @@ class _Given(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> MoeModelOutputWithPast:
         """What was given."""
-        return MoeModelOutputWithPast(last_hidden_state=self.kept[0])
+        return _Output(last_hidden_state=self.kept[0])
+
+
+class _Output(MoeModelOutputWithPast):
+    """With all that some model asks of its decoder."""
+
+    cross_attentions = None
 
 
 def make_body(

@@ -96,7 +96,9 @@ class NoRotation(nn.Module):
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """The part of a model that reads tokens: embeddings, layers, no head."""
     found = model.get_decoder()
-    return found if isinstance(found, PreTrainedModel) else model.base_model
+    found = found if isinstance(found, PreTrainedModel) else model.base_model
+    inside = (child for child in model.children() if isinstance(child, PreTrainedModel))
+    return next(inside, found) if found is model else found  # Llama 4 calls its decoder by another name
 
 
 def rotary_modules(decoder: nn.Module) -> list[str]:
