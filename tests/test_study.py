@@ -212,7 +212,7 @@ def test_the_scheme_is_all_that_differs_between_two_runs(recipe, tmp_path, monke
 
 def test_weights_are_carried_over_by_what_they_belong_to():
     from pezoo.model.transformer import Transformer, TransformerConfig
-    from pezoo.study.cells import carry_over
+    from pezoo.training.checkpoint import carry_over
 
     facts = {"d_model": 8, "n_layers": 2, "n_heads": 2, "train_length": 8, "vocab_size": 11}
     trained = Transformer(TransformerConfig(scheme="t5+random", seed=1, **facts)).eval()

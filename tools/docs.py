@@ -43,7 +43,7 @@ from pezoo.results import find_results, write
 from pezoo.results.losses import losses_of, pack_losses
 from pezoo.scheme import Spec, parse
 from pezoo.study.reading import own_recipes
-from pezoo.study.recipe import Recipe
+from pezoo.study.recipe import Recipe, typed_name
 from pezoo.task import make_task
 from pezoo.testing import known_deviations
 from pezoo.testing import properties as checks
@@ -144,9 +144,10 @@ def keys_tables() -> str:
 
 def _keys(prefix: str, cls: type) -> list[str]:
     """The table of one dataclass, groups left out."""
-    body = ast.parse(inspect.getsource(cls)).body[0].body
+    bodies = [ast.parse(inspect.getsource(each)).body[0].body for each in cls.__mro__ if dataclasses.is_dataclass(each)]
     texts = {
         above.target.id: " ".join(ast.literal_eval(below.value).split())
+        for body in bodies
         for above, below in pairwise(body)
         if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr)
     }
@@ -160,7 +161,7 @@ def _keys(prefix: str, cls: type) -> list[str]:
         others = [f"`{choice}`" for choice in choices if choice != default]
         cell = f"`{written}`" + (f", or {', '.join(others)}" if others else "")
         about = texts[f.name].replace("|", r"\|")
-        lines.append(f"| `{prefix}{f.name}` | {cell} | {about} |")
+        lines.append(f"| `{prefix}{typed_name(f.name)}` | {cell} | {about} |")
     return lines
 
 

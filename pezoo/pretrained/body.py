@@ -1,7 +1,7 @@
 """A decoder of transformers with a scheme attached, answering as pezoo's own Transformer does.
 
-So whatever trains and tests the Transformer trains and tests this. Without a scheme it is the model as transformers made
-it, which is how one is trained before schemes are attached.
+So whatever trains and tests the Transformer trains and tests this. Without a scheme it is the model as transformers
+made it, which is how one is trained before schemes are attached.
 
 Legend: B batch, L length, D hidden size, V vocabulary.
 """
@@ -141,7 +141,7 @@ class Body(nn.Module):
         return hidden
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of what `hidden` gave, (..., D), by all that the model does then: scales and soft caps too."""
+        """Logits (..., V) of what `hidden` gave, (..., D), by all that the model does then, scales and soft caps too."""
         flat = hidden.reshape(1, -1, hidden.shape[-1])
         decoder = self.model.get_submodule(self.place)
         self.model.set_submodule(self.place, _Given(flat))

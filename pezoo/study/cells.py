@@ -19,7 +19,6 @@ from pezoo.model.transformer import Transformer
 from pezoo.results.losses import Losses, write_losses
 from pezoo.study.plan import Cell, count_parameters
 from pezoo.study.store import Store, versions
-from pezoo.training.checkpoint import load, save
 from pezoo.training.fit import fit
 from pezoo.training.resume import Saving
 
@@ -67,12 +66,12 @@ def fit_model(
     cell: Cell, store: Store, corpora: Mapping[str, Corpus], folder: Path, report: Report, saving: Saving
 ) -> dict[str, Any]:
     """Train a model, or tune a trained one."""
-    inputs, model, settings, material = cell.inputs, cell.model(), cell.settings(), cell.material(corpora)
+    inputs, settings, material = cell.inputs, cell.settings(), cell.material(corpora)
     if cell.parent is not None:
         parent = store.facts(cell.parent)
         if parent["fit"]["status"] != "ok":
             return {"fit": parent["fit"]}
-        carry_over(load(store.path(cell.parent) / "model.pt")[0], model)
+    model = cell.model(store.weights(cell.parent))
     fitted = fit(
         model,
         material.train,
@@ -89,7 +88,7 @@ def fit_model(
     if fitted.status == "out_of_memory":  # no result: there may be enough next time
         raise MemoryError(fitted.reason)
     if fitted.status == "ok":
-        save(folder / "model.pt", model, {"title": cell.title})
+        cell.save(folder / "model.pt", model)
     return {"fit": dataclasses.asdict(fitted), "learning_rate": settings.lr}
 
 
@@ -121,15 +120,16 @@ def evaluate_model(
     cell: Cell, store: Store, corpora: Mapping[str, Corpus], folder: Path, report: Report
 ) -> dict[str, Any]:
     """Test a model at every length."""
-    inputs, model, fitted = cell.inputs, cell.model(), store.facts(cell.parent)["fit"]
+    inputs = cell.inputs
+    fitted = {"status": "ok"} if cell.parent is None else store.facts(cell.parent)["fit"]
     lengths, protocol = inputs["lengths"], inputs["protocol"]
     tested = cell.material(corpora)
     facts = {}
+    model = cell.model(store.weights(cell.parent) if fitted["status"] == "ok" else None)
     if fitted["status"] != "ok":
         why = {"status": fitted["status"], "reason": f"no trained model: {fitted['reason']}"}
         found = [LengthResult(length, protocol=protocol, **why) for length in lengths]
     else:
-        carry_over(load(store.path(cell.parent) / "model.pt")[0], model)
         found, sequences = ask(cell, model, corpora, inputs["windows"]["count"], report)
         if sequences is not None:
             text = tested.corpus.test
@@ -171,12 +171,3 @@ def _keep_losses(folder: Path, protocol: str, found: list[LengthResult], names: 
                 protocol=protocol,
             )
             write_losses(folder / f"losses_{at.test_length}.npz", losses)
-
-
-def carry_over(trained: Transformer, model: Transformer) -> None:
-    """Copy weights to a model whose scheme has the same encodings, and perhaps other extensions."""
-    body = {k: v for k, v in trained.state_dict().items() if not k.startswith("scheme.")}
-    missing, unexpected = model.load_state_dict(body, strict=False)
-    if unexpected or any(not name.startswith("scheme.") for name in missing):
-        raise RuntimeError(f"the trained model does not fit: {unexpected or missing}")
-    model.scheme.load_from(trained.scheme)

@@ -63,6 +63,7 @@ def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, An
     inputs = plan.cells[key].inputs
     handed = [store.facts(k) for k in plan.line(key) if store.done(k)]
     fits = [facts["fit"] for facts in handed]
+    came_trained = trial.body is not None and trial.body.trained
     common = {
         "study": plan.recipe.study,
         "cell": key,
@@ -79,8 +80,8 @@ def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, An
         "protocol": str(protocol),
         "train_length": recipe.train.length,
         "seed": evaluation.seed,
-        "learning_rate": handed[-1]["learning_rate"] if handed else recipe.train.lr,
-        "steps": recipe.train.steps,
+        "learning_rate": handed[-1]["learning_rate"] if handed else 0.0 if came_trained else recipe.train.lr,
+        "steps": 0 if came_trained else recipe.train.steps,
         "finetune_steps": evaluation.tune_steps,
         "finetune_length": trial.tune_length if evaluation.tune_steps else None,
         "params": found["params"],

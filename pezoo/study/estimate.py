@@ -228,16 +228,23 @@ def row_tokens(cell: Cell) -> int:
 
 def operations(cell: Cell) -> int:
     """Floating-point operations of a unit, roughly: those with the matrices of the model."""
-    model, data = cell.inputs["model"], cell.inputs["data"]
-    size = 12 * model["n_layers"] * model["d_model"] ** 2 + data["vocab_size"] * model["d_model"]
+    size = _size(cell.inputs)
     if cell.kind == "evaluate":
         return 2 * size * sum(cell.inputs["lengths"])
     return 6 * size * row_tokens(cell)
 
 
+def _size(inputs: Mapping[str, Any]) -> int:
+    """Numbers in the matrices of a model that each token is multiplied with, roughly."""
+    if "body" in inputs:
+        return inputs["body"]["parameters"]
+    model = inputs["model"]
+    return 12 * model["n_layers"] * model["d_model"] ** 2 + inputs["data"]["vocab_size"] * model["d_model"]
+
+
 def levels_of(cell: Cell) -> tuple[str, ...]:
     """Names of all that a cell is alike to in the time of an operation, the nearest first: the last is any cell."""
-    names = "model train_length data tested backend device threads protocol lengths batch_tokens precision"
+    names = "model body train_length data tested backend device threads protocol lengths batch_tokens precision"
     facts = {name: cell.inputs.get(name) for name in names.split()}
     if "settings" in cell.inputs:
         settings = cell.settings()

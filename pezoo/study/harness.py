@@ -112,7 +112,7 @@ class Harness(TemplateLM):
         return ids if self.max_length is None else ids[-self.max_length :]
 
     def _tensor(self, ids: Sequence[int]) -> Tensor:
-        return torch.tensor([ids], device=self.model.head.weight.device)
+        return torch.tensor([ids], device=next(self.model.parameters()).device)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each whole text, in nats; of a longer one than may be read, in disjoint windows."""

@@ -14,12 +14,10 @@ from pezoo.model.transformer import Transformer
 from pezoo.registry import entries
 from pezoo.results import LANGUAGE_MODELLING, read
 from pezoo.scheme import parse
-from pezoo.study.cells import carry_over
 from pezoo.study.folder import plugins_of, read_record, require_plugins
 from pezoo.study.plan import Cell
 from pezoo.study.reading import load_recipe
 from pezoo.study.store import Store
-from pezoo.training.checkpoint import load as load_checkpoint
 
 
 @dataclass(frozen=True)
@@ -75,18 +73,16 @@ def find_model(folder: str | Path, scheme: str | None, seed: int | None = None, 
         raise UserError(f"{label!r} was not trained with seed {seed}; its seeds: {', '.join(map(str, seeds))}")
 
     result, store = next(r for r in results if r.seed == seed), Store(Path(folder))
-    parent = store.facts(result.cell)["inputs"]["parent"] if store.kept(result.cell) else None
-    if parent is None or not store.kept(parent) or not (weights := store.path(parent) / "model.pt").is_file():
+    inputs = store.facts(result.cell)["inputs"] if store.kept(result.cell) else {}
+    parent, as_it_came = inputs.get("parent"), "body" in inputs and inputs["parent"] is None
+    if not as_it_came and (parent is None or not store.kept(parent) or not store.weights(parent).is_file()):
         why = result.reason.removeprefix("no trained model: ") or "its files are gone or damaged; run the study again"
         raise UserError(f"{folder} has no trained model of {label!r}, seed {seed}: {why}")
-    inputs = store.facts(result.cell)["inputs"]
     if missing := [name for name in inputs["sources"] if name not in entries()]:
         _refuse_unknown(Path(folder), label, missing)
-    model = Cell("", inputs).model()
-    carry_over(load_checkpoint(weights)[0], model)
-    fit = store.facts(parent)["inputs"]
+    model = Cell("", inputs).model(store.weights(parent))
     lengths = {inputs["train_length"]: "training"}
-    if fit["kind"] == "tune":
+    if parent is not None and (fit := store.facts(parent)["inputs"])["kind"] == "tune":
         lengths |= {fit["settings"]["length"]: "tuning"}
     changed = parse(inputs["scheme"]).sources() != inputs["sources"]
     return Trained(model.eval(), label, seed, result.part, inputs, lengths, changed)

@@ -21,24 +21,31 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pezoo.data import Corpus
 from pezoo.data.material import Material, Questions, Text
 from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.escape import safe_names
 from pezoo.model.transformer import ModelConfig, Transformer, TransformerConfig
+from pezoo.pretrained.source import Source
 from pezoo.results import LANGUAGE_MODELLING
-from pezoo.scheme import MemberSpec, Spec
+from pezoo.scheme import MemberSpec, Spec, parse
+from pezoo.study.bodies import OWN
 from pezoo.study.recipe import Recipe
 from pezoo.study.resolve import Test, Trial, acting, in_part, load_corpora, resolve
+from pezoo.training.checkpoint import carry_over, load, save
 from pezoo.training.config import TrainConfig
 from pezoo.training.keys import from_stored, hashed, to_stored
+
+if TYPE_CHECKING:
+    from pezoo.pretrained.body import Body
 
 VERSIONS = {"train": 4, "choose": 1, "tune": 4, "evaluate": 3}
 """Raised when the code of a kind of cell changes its numbers; older cells are then not reused. The code of members is
 in the hash itself (`pezoo.sources`); for the rest `tests/test_fingerprint.py` fails if this is forgotten."""
-GROUPS: dict[str, type] = {"model": ModelConfig, "settings": TrainConfig}
+GROUPS: dict[str, type] = {"model": ModelConfig, "body": Source, "settings": TrainConfig}
 """Groups of the recipe's keys among the inputs of cells."""
 
 
@@ -82,8 +89,41 @@ class Cell:
         groups = {name: hashed(cls, self.inputs[name]) for name, cls in GROUPS.items() if name in self.inputs}
         return digest(self.inputs | groups)
 
-    def model(self) -> Transformer:
-        """The model that it works on, with fresh weights."""
+    def model(self, parent: Path | None = None) -> "Transformer | Body":
+        """The model that it works on, with the weights that the cell before it left, if any.
+
+        Args:
+            parent: their file. None: fresh weights, or those that a model of transformers comes with.
+        """
+        if "body" in self.inputs:
+            return self._body(parent)
+        model = self._transformer()
+        if parent is not None:
+            carry_over(load(parent)[0], model)
+        return model
+
+    def save(self, path: Path, model: "Transformer | Body") -> None:
+        """Write what it has made of its model, for the cells that begin there."""
+        if isinstance(model, Transformer):
+            save(path, model, {"title": self.title})
+            return
+        from pezoo.pretrained import body
+
+        body.save(path, model, {"title": self.title})
+
+    def _body(self, parent: Path | None) -> "Body":
+        from pezoo.pretrained.body import make_body, read
+
+        inputs = self.inputs
+        return make_body(
+            Source(**inputs["body"]),
+            None if self.kind == "train" else parse(inputs["scheme"]),
+            train_length=inputs["train_length"],
+            seed=inputs["seed"],
+            state=None if parent is None else read(parent),
+        )
+
+    def _transformer(self) -> Transformer:
         inputs = self.inputs
         config = TransformerConfig(
             **from_stored(ModelConfig, inputs["model"]),
@@ -200,8 +240,10 @@ class _Planner:
         self.plan, self.trial, self.recipe = plan, trial, trial.recipe
         self.logs = logs
         """By key of a training or tuning, what tells its training curves from others: part, task, row."""
-        self.common = {
-            "model": to_stored(self.recipe.model),
+        body = {} if trial.body is None else {"body": dataclasses.asdict(trial.body.source)}
+        model = self.recipe.model
+        model = ModelConfig(**{key.name: getattr(model, key.name) for key in dataclasses.fields(ModelConfig)})
+        self.common = (body or {"model": to_stored(model)}) | {
             "train_length": trial.train_tokens,
             "data": trial.material.facts(),
             "backend": self.recipe.backend,
@@ -236,8 +278,13 @@ class _Planner:
                 for test in trial.tests:
                     yield self._evaluate(f"{label} | windowed", windowed, seed, parent, steps, test)
 
-    def _train(self, name: str, spec: Spec, seed: int) -> str:
-        """The training cell, or that which chooses among several learning rates."""
+    def _train(self, name: str, spec: Spec, seed: int) -> str | None:
+        """The training cell, or that which chooses among several learning rates; None for a model that is trained."""
+        body = self.trial.body
+        if body is not None:
+            if body.trained:
+                return None
+            name, spec = OWN, body.look.own  # by transformers' own code, whatever is attached later
         settings = dataclasses.replace(self.recipe.train, lrs=[])
         if not self.recipe.train.lrs:
             return self._fit("train", name, name, spec, settings, seed)
@@ -256,7 +303,7 @@ class _Planner:
         self.logs.setdefault(key, [*self.place, shown])
         return key
 
-    def _evaluate(self, label: str, spec: Spec, seed: int, parent: str, steps: int, test: Test) -> Evaluation:
+    def _evaluate(self, label: str, spec: Spec, seed: int, parent: str | None, steps: int, test: Test) -> Evaluation:
         recipe, trial, what = self.recipe, self.trial, label
         own = test.material is trial.material
         if len(trial.tests) > 1:

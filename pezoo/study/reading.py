@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.results import LANGUAGE_MODELLING
+from pezoo.study import bodies
 from pezoo.study.recipe import Recipe, join_trees, merge, merge_typed, require, to_recipe
 from pezoo.typed import check_plain, check_yaml, said
 
@@ -81,13 +82,16 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
     for key, value in early:
         _set(tree, key, value)
     tree = merge({}, tree)
-    tree = merge(tree, _sized(tree))
+    sized = _sized(tree)
+    tree = merge(tree, sized)
     for key, value in pairs:
         if (key, value) not in early:
             _set(tree, key, value)
     result = to_recipe(merge_typed({}, tree))
     result.study = result.study or name
     _check_study(result)
+    length = any(_holds(one, ["train", "length"]) for one in (given, sized))
+    bodies.complete(result, length or any(key in ("train", "train.length") for key, _ in pairs))
     parts = result.split()
     _refuse_idle(result, [one for _, one in parts], [key for key, _ in pairs])
     for part, one in parts:
@@ -254,6 +258,7 @@ def _check_values(recipe: Recipe) -> None:
     good = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
     require(good, "train.betas", betas, "two numbers in [0, 1)")
 
+    bodies.check(recipe)
     model, length = recipe.model, recipe.train.length
     if model.d_model % model.n_heads:
         raise UserError(

@@ -81,6 +81,16 @@ class TestConfig:
 
 
 @dataclass
+class BodyConfig(ModelConfig):
+    """The body of the Transformer, the same for every scheme; or, by `from`, a model of the library transformers."""
+
+    from_: Any = field(default=None, metadata={"before": None})
+    """A trained decoder of transformers: its folder, or its name on the hub. Or a config as data, such as
+    `{model_type: llama, hidden_size: 128}`, of which a model is made that transformers' own code trains first. Then no
+    other key of `model` is read, `rope` in a scheme is the model's own rotation, and the scheme `own` its own."""
+
+
+@dataclass
 class GridConfig:
     """Every encoding with every extension that it takes; pairs that cannot work are left out."""
 
@@ -137,7 +147,7 @@ class Recipe:
     backend: str = "auto"
     """Attention back-end."""
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: BodyConfig = field(default_factory=BodyConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     test: TestConfig = field(default_factory=TestConfig)
@@ -195,7 +205,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe in full as plain data; itself a recipe, of the same study."""
-        return dataclasses.asdict(self) | {"sizes": {self.size: {}}}
+        return _typed(dataclasses.asdict(self)) | {"sizes": {self.size: {}}}
 
     def _tokens(self, key: str, value: Any) -> int:
         if isinstance(value, int) and not isinstance(value, bool):
@@ -229,13 +239,13 @@ class Recipe:
 
 def _check_keys(given: Mapping[str, Any], cls: type, prefix: str = "") -> None:
     """Refuse unknown keys, one value where a group or a list belongs, and items of a list that are of another type."""
-    types = typing.get_type_hints(cls)
+    types = {typed_name(name): hint for name, hint in typing.get_type_hints(cls).items()}
     for name, value in given.items():
         key = f"{prefix}{name}"
         if name not in types:
             raise UserError(f"unknown key {brief(key)}.{_meant(str(name), types)} Known here: {', '.join(types)}")
         if dataclasses.is_dataclass(types[name]):
-            keys = ", ".join(f.name for f in dataclasses.fields(types[name]))
+            keys = ", ".join(typed_name(f.name) for f in dataclasses.fields(types[name]))
             require(isinstance(value, Mapping), key, value, f"a group of keys ({keys})")
             _check_keys(value, types[name], f"{key}.")
         elif typing.get_origin(types[name]) is list:
@@ -245,12 +255,34 @@ def _check_keys(given: Mapping[str, Any], cls: type, prefix: str = "") -> None:
             require(isinstance(value, Mapping), key, value, "a group of keys")
 
 
+def typed_name(field_name: str) -> str:
+    """The key of a field, as people type it: a word of Python has a `_` behind it in the code."""
+    return field_name.removesuffix("_")
+
+
+def _typed(tree: dict[str, Any]) -> dict[str, Any]:
+    """A tree with `model.from` as people type it."""
+    return tree | {"model": {typed_name(name): value for name, value in tree["model"].items()}}
+
+
+def _coded(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tree with `model.from` as the field is called."""
+    model = tree.get("model")
+    if not isinstance(model, Mapping) or "from" not in model:
+        return tree
+    return dict(tree) | {"model": {"from_" if name == "from" else name: value for name, value in model.items()}}
+
+
 def _meant(name: str, here: Iterable[str]) -> str:
     """Return " Did you mean ...?": keys of that very name, wherever they are, or else those that are near."""
     groups = {
         f.name: f.default_factory for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(f.default_factory)
     }
-    every = [(f.name, f"{group}.{f.name}") for group, cls in groups.items() for f in dataclasses.fields(cls)]
+    every = [
+        (typed_name(f.name), f"{group}.{typed_name(f.name)}")
+        for group, cls in groups.items()
+        for f in dataclasses.fields(cls)
+    ]
     same = [key for leaf, key in every if leaf == name.casefold()]
     if not same and (near := suggest(name, here)):
         return near
@@ -260,14 +292,14 @@ def _meant(name: str, here: Iterable[str]) -> str:
 
 def merge(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults, `base` and `given` as one plain tree, `given` checked."""
-    return OmegaConf.to_container(merge_typed(base, given))
+    return _typed(OmegaConf.to_container(merge_typed(base, given)))
 
 
 def merge_typed(base: dict[str, Any], given: Mapping[str, Any]) -> DictConfig:
     """The same, as a tree that knows its types."""
     check_plain(given)
     _check_keys(given, Recipe)
-    return join_trees(_DEFAULTS, base, given)
+    return join_trees(_DEFAULTS, _coded(base), _coded(given))
 
 
 def join_trees(*trees: Any) -> DictConfig:

@@ -24,6 +24,7 @@ from pezoo.model.devices import check_testing, check_training, find_device
 from pezoo.registry import entries, entry
 from pezoo.results import LANGUAGE_MODELLING
 from pezoo.scheme import MemberSpec, Spec, parse, read_members
+from pezoo.study.bodies import Foreign, find_body
 from pezoo.study.recipe import Recipe
 from pezoo.task import parse_task
 
@@ -64,6 +65,8 @@ class Trial:
     tune_length: int
     tests: list[Test]
     rows: list[Row]
+    body: Foreign | None = None
+    """The model, if it is not pezoo's Transformer."""
 
 
 @contextlib.contextmanager
@@ -105,7 +108,8 @@ def _trial(part: str, recipe: Recipe, task: str, corpora: Mapping[str, Corpus]) 
     test_lengths, tune_length = recipe.test_lengths, recipe.tune_length
     counts = [steps for row in recipe.rows for steps in row.tune]
     tunes = any(counts + (recipe.tune.steps if recipe.grid.encodings else []))
-    fit_lengths = [recipe.train.length] + [tune_length] * tunes
+    trained = isinstance(recipe.model.from_, str)
+    fit_lengths = [recipe.train.length] * (not trained) + [tune_length] * tunes
     if task == LANGUAGE_MODELLING:
         material: Material = Text(corpora[load(recipe.data).hash])
         for length in fit_lengths:
@@ -117,12 +121,13 @@ def _trial(part: str, recipe: Recipe, task: str, corpora: Mapping[str, Corpus]) 
         recipe = _check_lengths(material, recipe, fit_lengths, test_lengths)
     tests = _tests(material, recipe, device)
     train_tokens = material.n_tokens(recipe.train.length)
+    body = find_body(recipe, material, train_tokens)
     rows = []
     for i, row in enumerate(recipe.rows):
-        spec = _scheme(recipe, row.scheme, f"schemes.{i}", material, train_tokens)
+        spec = _scheme(recipe, row.scheme, f"schemes.{i}", material, train_tokens, body)
         rows.append(Row(row.label or (row.scheme if isinstance(row.scheme, str) else str(spec)), spec, row.tune))
-    rows += _grid(recipe, material, train_tokens)
-    return Trial(part, recipe, device, material, train_tokens, test_lengths, tune_length, tests, rows)
+    rows += _grid(recipe, material, train_tokens, body)
+    return Trial(part, recipe, device, material, train_tokens, test_lengths, tune_length, tests, rows, body)
 
 
 def _check_lengths(material: Questions, recipe: Recipe, fit_lengths: list[int], test_lengths: list[int]) -> Recipe:
@@ -142,13 +147,13 @@ def _check_lengths(material: Questions, recipe: Recipe, fit_lengths: list[int], 
     return dataclasses.replace(recipe, train=dataclasses.replace(train, min_length=given))
 
 
-def _grid(recipe: Recipe, material: Material, train_tokens: int) -> Iterator[Row]:
+def _grid(recipe: Recipe, material: Material, train_tokens: int, body: Foreign | None) -> Iterator[Row]:
     """Rows of the grid, without pairs that are refused."""
     encodings = matching("grid.encodings", recipe.grid.encodings, "encoding")
     extensions = matching("grid.extensions", recipe.grid.extensions, "extension")
     for scheme in (f"{e}+{x}" if x else e for e in encodings for x in ("", *extensions)):
         try:
-            spec = _scheme(recipe, scheme, "grid", material, train_tokens)
+            spec = _scheme(recipe, scheme, "grid", material, train_tokens, body)
         except UserError:
             if "+" not in scheme and scheme in recipe.grid.encodings:
                 raise
@@ -228,23 +233,33 @@ def resolve_device(recipe: Recipe) -> str:
     return device.type
 
 
-def _scheme(recipe: Recipe, given: str | Mapping[str, Any], key: str, material: Material, train_tokens: int) -> Spec:
+def _scheme(
+    recipe: Recipe,
+    given: str | Mapping[str, Any],
+    key: str,
+    material: Material,
+    train_tokens: int,
+    body: Foreign | None,
+) -> Spec:
     """Parse a scheme and try it on two tokens: what cannot work is refused before any training."""
     model = recipe.model
     try:
-        spec = parse(given)
+        if body is None:
+            spec = parse(given)
+            shape = Shape(model.d_model, model.n_heads, model.n_layers, train_tokens, causal=material.causal)
+        else:
+            spec, shape = body.scheme(given), body.look.shape
         refuse_main(*(member.name for member in spec.all_members()))
-        shape = Shape(model.d_model, model.n_heads, model.n_layers, train_tokens, causal=material.causal)
         scheme = build(spec, shape)
         for member in scheme.members if isinstance(material, Questions) else ():
             if reason := member.refuses_task(material.task):
                 raise UserError(f"{member.name} does not fit {material.name}: {reason}")
-        q, x = torch.zeros(1, model.n_heads, 2, shape.head_dim), torch.zeros(1, 2, model.d_model)
+        q, x = torch.zeros(1, shape.n_heads, 2, shape.head_dim), torch.zeros(1, 2, shape.d_model)
         tokens = torch.zeros(1, 2, dtype=torch.int64)
         for phase in ("train", "test"):
             with torch.no_grad():
                 prepared = scheme.prepare(scheme.positions(1, 2, phase=phase, rows=(0,), tokens=tokens))
-                for layer in range(model.n_layers):
+                for layer in range(shape.n_layers):
                     prepared.attend(layer, q, q, q, recipe.backend, x=x)
     except Undefined:
         return spec

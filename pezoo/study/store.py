@@ -36,6 +36,10 @@ class Store:
         """Folder of a finished cell."""
         return self.folder / key
 
+    def weights(self, key: str | None) -> Path | None:
+        """File of the model that a finished training, choice or tuning made; None for no cell."""
+        return None if key is None else self.path(key) / "model.pt"
+
     def state(self, key: str) -> Path:
         """File of the state that a training or tuning goes on from; it is there until the cell is finished."""
         return self.folder / f"{key}{STATE}"

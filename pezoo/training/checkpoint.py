@@ -44,6 +44,15 @@ def load(path: str | Path) -> tuple[Transformer, dict[str, Any]]:
     return model.eval(), extra
 
 
+def carry_over(trained: Transformer, model: Transformer) -> None:
+    """Copy weights to a model whose scheme has the same encodings, and perhaps other extensions."""
+    body = {k: v for k, v in trained.state_dict().items() if not k.startswith("scheme.")}
+    missing, unexpected = model.load_state_dict(body, strict=False)
+    if unexpected or any(not name.startswith("scheme.") for name in missing):
+        raise RuntimeError(f"the trained model does not fit: {unexpected or missing}")
+    model.scheme.load_from(trained.scheme)
+
+
 def _today(name: str, model: Transformer) -> str:
     """Today's name of a weight: 0.1.0 counted the members of a scheme, `parts.0.encodings.0` for `parts.0.fire`."""
     found = re.fullmatch(r"(scheme\.parts\.(\d+))\.(encoding|extension)s\.(\d+)(\.\d+\..+)", name)
