@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pezoo.cli.check import check, new
+from pezoo.cli.evaluate import evaluate
 from pezoo.cli.generate import generate
 from pezoo.cli.list import list_members
 from pezoo.cli.report import compare, report
@@ -38,6 +39,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "list": ("list [PATTERN] [--json]", list_members),
     "show": ("show SCHEME [--config FILE] [--save FILE] [--json]", show),
     "run": ("run RECIPE|DIR [key=value ...] [--out DIR] [--plugin FILE.py] [--dry-run] [--replace]", run_study),
+    "evaluate": ("evaluate PATH --data FOLDER [--schemes LIST] [--lengths LIST] [--tune N]", evaluate),
     "report": ("report DIR [DIR ...] [--out FOLDER]", report),
     "compare": ("compare DIR DIR", compare),
     "generate": ("generate DIR SCHEME [--prompt TEXT] [--tokens N]", generate),

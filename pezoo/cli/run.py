@@ -46,13 +46,13 @@ def run(
     Raises:
         UserError: if the recipe, the data or the folder is wrong; nothing is then written.
     """
-    _refuse_windows()
+    refuse_windows()
     from pezoo.study import Study
 
     return Study.prepare(recipe, overrides, out, plugins, replace).run(report=write_report)
 
 
-def _refuse_windows() -> None:
+def refuse_windows() -> None:
     """Say where studies run; their processes need pipes and signals that Windows does not have."""
     if sys.platform == "win32":
         raise UserError("studies run on Linux and macOS; on Windows, run pezoo in WSL, the Windows Subsystem for Linux")
@@ -100,11 +100,16 @@ def run_study(argv: list[str]) -> int:
     _refuse_dashes(argv)
     args = parser.parse_intermixed_args(argv)
 
-    _refuse_windows()
+    refuse_windows()
     from pezoo.study import Study
 
     study = Study.prepare(args.recipe, args.overrides, args.out, args.plugin, args.replace)
-    if args.dry_run:
+    return carry_out(study, args.dry_run)
+
+
+def carry_out(study: "Study", dry_run: bool) -> int:
+    """Run a study, or only show what it would do; returns the exit code."""
+    if dry_run:
         _show_plan(study)
         return 0
     results = study.run(report=write_report, try_first=True)

@@ -141,7 +141,7 @@ class Body(nn.Module):
         return hidden
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of what `hidden` gave, (..., D), by all that the model does then, scales and soft caps too."""
+        """Logits (..., V) of what `hidden` gave, (..., D), by all that the model does then, scales and caps too."""
         flat = hidden.reshape(1, -1, hidden.shape[-1])
         decoder = self.model.get_submodule(self.place)
         self.model.set_submodule(self.place, _Given(flat))

@@ -3,10 +3,11 @@
 Nothing here runs code that comes with a model, and weights are read from safetensors alone.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,15 +192,16 @@ def load(source: Source, seed: int = 0) -> Any:
             raise UserError(f"model.from: no {config.model_type} can be made of this config: {_said(error)}") from error
     weight_files(Path(source.folder))
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            source.folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with _quiet():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                source.folder,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except MemoryError:
         raise
     except Exception as error:  # of files that may hold anything
@@ -209,6 +211,22 @@ def load(source: Source, seed: int = 0) -> Any:
     if wrong := found["mismatched_keys"]:
         raise UserError(f"{source.folder}: of {_some(sorted(name for name, *_ in wrong))} the shape is another")
     return model.eval()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep from the user the bars and remarks of transformers: what matters of them is a message of ours."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _some(names: list[str]) -> str:

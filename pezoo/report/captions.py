@@ -82,7 +82,7 @@ def reasons(kept: list[Result]) -> list[str]:
 def rates(kept: list[Result]) -> list[str]:
     """Return a line for each learning rate, if they differ."""
     found: dict[float, dict[str, None]] = {}
-    for r in kept:
+    for r in (r for r in kept if r.learning_rate):  # none where nothing was trained
         found.setdefault(r.learning_rate, {})[r.label.removesuffix(WINDOWED)] = None
     return [f"learning rate {rate:g}: {'; '.join(found[rate])}" for rate in sorted(found)] if len(found) > 1 else []
 

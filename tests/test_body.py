@@ -1,0 +1,368 @@
+"""Somebody's model as the body of a study: numbers as transformers alone gives them, cells, errors, the command."""
+
+import json
+import math
+import shutil
+import sys
+
+import pytest
+import torch
+from pretrained import tiny
+
+import pezoo
+from helpers import run_cells, write_words
+from pezoo import UserError
+from pezoo.cli import main
+from pezoo.data import DataConfig, load, windows
+from pezoo.pretrained import source as sources
+from pezoo.pretrained.body import Body, make_body, read, save
+from pezoo.pretrained.source import Source
+from pezoo.scheme import parse
+from pezoo.study import Study
+from pezoo.study.plan import make_plan
+from pezoo.study.reading import load_recipe
+from pezoo.study.store import Store
+
+L = 32
+SIZES = {"vocab_size": 256, "num_hidden_layers": 2, "max_position_embeddings": L}
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with two models and a text."""
+    folder = tmp_path_factory.mktemp("body")
+    tiny("llama", **SIZES).save_pretrained(folder / "llama")
+    tiny("gpt_neox", **SIZES).save_pretrained(folder / "gpt_neox")
+    write_words(folder / "text")
+    return folder
+
+
+def recipe(home, model="llama", **keys):
+    given = str(home / model) if isinstance(model, str) else model
+    return {
+        "study": "body",
+        "device": "cpu",
+        "schemes": ["own"],
+        "data": {"corpus": "text", "path": str(home / "text")},
+        "model": {"from": given},
+        "train": {},
+        "tune": {"length": "2x", "batch_size": 2, "warmup_steps": 1, "lr": 1e-3},
+        "test": {"lengths": ["1x", "4x"], "windows": 3},
+    } | keys
+
+
+def run(home, out, *args, **keys):
+    study = Study.prepare(recipe(home, *args, **keys), out=out)
+    run_cells(study)
+    return study.results()
+
+
+def found(results, label, length, metric="loss"):
+    (value,) = (r.value for r in results if (r.label, r.test_length, r.metric) == (label, length, metric))
+    return value
+
+
+@torch.no_grad()
+def naive(model, home, length):
+    """The mean loss of transformers' own model on the windows that a study reads, one after the other."""
+    text = load(DataConfig(corpus="text", path=str(home / "text"))).test
+    ids = windows(text, 4 * L, 3, 0).ids[:, : length + 1]
+    losses = []
+    for row in ids.long():
+        logits = model(input_ids=row[None, :-1]).logits[0].double()
+        losses.append(torch.nn.functional.cross_entropy(logits, row[1:]))
+    return float(torch.stack(losses).mean())
+
+
+# ---- the module ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2", "cohere", "gemma2", "llama4_text"])
+def test_hidden_states_and_the_head_make_the_logits_of_the_whole_model(family):
+    """GPT-2 asks its decoder for more, Cohere scales logits, Gemma 2 caps them, Llama 4 names its decoder anew."""
+    settings = {"final_logit_softcapping": 2.0} if family == "gemma2" else {}
+    settings |= {"attention_chunk_size": 8} if family == "llama4_text" else {}
+    model = tiny(family, **SIZES | settings)
+    tokens = torch.arange(2 * 24).view(2, 24) % 256
+    with torch.no_grad():
+        expected = model(tokens, use_cache=False).logits
+        pezoo.attach(model)
+        body = Body(model, L, 0).eval()
+        torch.testing.assert_close(body(tokens), expected, atol=1e-4, rtol=1e-4)
+        cache, positions = body.cache(2, 24), body.positions(2, 24)
+        parts = [body(tokens[:, a:b], positions, cache) for a, b in ((0, 10), (10, 11), (11, 24))]
+        torch.testing.assert_close(torch.cat(parts, 1), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_positions_say_length_and_rows():
+    model = tiny("llama", **SIZES)
+    pezoo.attach(model, "rope+pi+random:at=test")
+    body = Body(model, L, 0).eval()
+    tokens = torch.arange(40)[None].expand(2, -1) % 256
+    with torch.no_grad():
+        plain, long = (body(tokens, body.positions(2, 40, rows=(0, 1), declared=n)) for n in (40, 160))
+        rows = body(tokens, body.positions(2, 40, rows=(1, 0), declared=40))
+    assert (plain - long).abs().max() > 0.01
+    torch.testing.assert_close(rows, plain.flip(0), atol=1e-4, rtol=1e-4)
+    assert body.model.pezoo.told is None
+
+
+def test_a_packed_row_is_as_its_documents_alone():
+    model = tiny("llama", **SIZES)
+    pezoo.attach(model)
+    body = Body(model, L, 0).eval()
+    tokens = torch.arange(30)[None] % 256
+    with torch.no_grad():
+        packed = body(tokens, body.positions(1, 30, documents=(torch.arange(30) // 10)[None]))
+        alone = torch.cat([body(tokens[:, i : i + 10]) for i in (0, 10, 20)], 1)
+    torch.testing.assert_close(packed, alone, atol=1e-4, rtol=1e-4)
+    pezoo.detach(model)
+    with pytest.raises(UserError, match="packed or padded rows need a scheme"):
+        body(tokens, body.positions(1, 30, documents=(torch.arange(30) // 10)[None]))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_is_saved_comes_back_under_another_scheme(home, tmp_path, family):
+    """GPT-2's table of positions too, which the scheme takes over."""
+    config = {"model_type": family, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    made = Source(config=sources.as_config(config, 256, L))
+    plain = make_body(made, None, train_length=L, seed=3)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.normal_(std=0.2)
+    save(tmp_path / "a.pt", plain, {})
+    scheme = "learned+pi" if family == "gpt2" else "rope:pairing=half+kerple"
+    again = make_body(made, parse(scheme), train_length=L, seed=3, state=read(tmp_path / "a.pt"))
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        if family == "gpt2":
+            torch.testing.assert_close(again(tokens), plain(tokens), atol=1e-4, rtol=1e-4)
+        for parameter in again.scheme.parameters():
+            parameter.add_(0.5)
+        save(tmp_path / "b.pt", again, {})
+        third = make_body(made, parse(scheme), train_length=L, seed=4, state=read(tmp_path / "b.pt"))
+        torch.testing.assert_close(third(tokens), again(tokens))
+
+
+# ---- studies ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_perplexity_is_that_of_transformers(home, tmp_path, family):
+    """Own at L and 4L; and `rope+pi` at 4L is the type `linear` with the factor 4 there."""
+    results = run(home, tmp_path / "out", family, schemes=["own", "rope+pi", "nope"])
+    model = tiny(family, **SIZES)
+    assert found(results, "own", L) == pytest.approx(naive(model, home, L), abs=1e-4)
+    assert found(results, "own", 4 * L) == pytest.approx(naive(model, home, 4 * L), abs=1e-4)
+    parameters = {k: v for k, v in model.config.rope_parameters.items() if k != "rope_type"}
+    linear = tiny(family, **SIZES, rope_parameters=parameters | {"rope_type": "linear", "factor": 4.0})
+    assert found(results, "rope+pi", 4 * L) == pytest.approx(naive(linear, home, 4 * L), abs=1e-4)
+    assert abs(found(results, "nope", L) - found(results, "own", L)) > 1e-3
+    one = results[0]
+    assert (one.train_length, one.steps, one.finetune_steps, one.train_seconds) == (L, 0, 0, None)
+    assert one.params == sum(p.numel() for p in model.parameters())
+    assert found(results, "own", L, "bits_per_byte") == pytest.approx(found(results, "own", L) / math.log(2))
+
+
+def test_protocols_tasks_and_companions_work_as_for_any_model(home, tmp_path):
+    test = {"lengths": ["1x", "8x"], "windows": 1, "companion": True, "tasks": ["passkey_text"]}
+    test["protocols"] = ["sliding:stride=16", "last", "non_overlapping", "attention"]
+    results = run(home, tmp_path / "out", schemes=["rope+yarn"], test=test)
+    assert {r.status for r in results if r.test_length == 8 * L} == {"ok"}
+    assert {r.label for r in results} == {"rope+yarn", "rope+yarn | windowed"}
+    assert {"max_logit", "last_perplexity", "exact_match"} <= {r.metric for r in results}
+
+
+def test_tuning_lowers_the_loss_and_goes_on_where_it_stopped(home, tmp_path):
+    keys = {"schemes": [{"scheme": "rope+pi", "tune": [0, 8]}], "seeds": [0]}
+    results = run(home, tmp_path / "one", **keys)
+    label = "rope+pi, 8 steps @ 2x"
+    assert found(results, label, L) < found(results, "rope+pi", L) - 0.05
+    plan = make_plan(load_recipe(recipe(home, **keys)))
+    kinds = [cell.kind for cell in plan.cells.values()]
+    assert sorted(kinds) == ["evaluate", "evaluate", "tune"], "a model that is trained has no training"
+    key = next(key for key, cell in plan.cells.items() if cell.kind == "tune")
+    state = read(Store(tmp_path / "one").weights(key))
+    before = tiny("llama", **SIZES).state_dict()
+    moved = [name for name, weight in state["model"].items() if not torch.equal(weight, before[name])]
+    assert moved == list(state["model"]), "all weights are tuned"
+    again = run(home, tmp_path / "two", **keys)
+    assert [r.value for r in again] == [r.value for r in results], "same recipe and seed, same numbers"
+
+
+def test_a_config_is_trained_by_transformers_once_for_all_schemes(home, tmp_path):
+    train = {"length": L, "steps": 3, "warmup_steps": 1, "batch_size": 4}
+    schemes = ["own", "rope+pi", "kerple", {"scheme": "rope+yarn", "tune": [2]}]
+    keys = {"schemes": schemes, "train": train, "seeds": [0, 1]}
+    plan = make_plan(load_recipe(recipe(home, CONFIG, **keys)))
+    kinds = [cell.kind for cell in plan.cells.values()]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"train": 2, "evaluate": 8, "tune": 2}
+    results = run(home, tmp_path / "out", CONFIG, **keys)
+    key = next(key for key, cell in plan.cells.items() if cell.kind == "train")
+    body = make_body(Source(**plan.cells[key].inputs["body"]), None, train_length=L, seed=0)
+    body.model.load_state_dict(read(Store(tmp_path / "out").weights(key))["model"])
+    own = next(r for r in results if r.label == "own" and r.metric == "loss" and r.test_length == 4 * L and r.seed == 0)
+    assert own.value == pytest.approx(naive(body.model, home, 4 * L), abs=1e-4)
+    assert own.steps == 3
+    assert {r.status for r in results} == {"ok"}
+
+
+def test_other_weights_are_other_cells_and_another_folder_is_not(home, tmp_path):
+    shutil.copytree(home / "llama", tmp_path / "llama")
+    shutil.copytree(home / "text", tmp_path / "text")
+    there, here = (make_plan(load_recipe(recipe(place))).cells for place in (home, tmp_path))
+    assert there.keys() == here.keys()
+    tiny("llama", seed=1, **SIZES).save_pretrained(tmp_path / "llama")
+    assert make_plan(load_recipe(recipe(tmp_path))).cells.keys().isdisjoint(there)
+
+
+def test_a_recipe_in_full_is_the_same_recipe(home):
+    one = load_recipe(recipe(home))
+    assert one.train.length == L
+    again = load_recipe(one.to_dict())
+    assert again.to_dict() == one.to_dict()
+    assert one.to_dict()["model"]["from"] == str(home / "llama")
+    parts = {"a": {"model": {"from": str(home / "gpt_neox")}}, "b": {"model": {"from": CONFIG}, "train": {"length": 8}}}
+    split = dict(load_recipe(recipe(home, parts=parts)).split())
+    assert split["a"].train.length == L
+    assert (split["b"].train.length, split["b"].model.from_) == (8, CONFIG)
+
+
+# ---- mistakes -----------------------------------------------------------------------------------
+
+
+def refused(home, *args, **keys):
+    with pytest.raises(UserError) as error:
+        make_plan(load_recipe(recipe(home, *args, **keys)))
+    return str(error.value)
+
+
+def test_mistakes_are_said_before_anything_runs(home):
+    said = refused(home, "lama")
+    assert "there is no folder" in said
+    assert "lama" in said
+    said = refused(home, train={"length": 2 * L})
+    assert f"train.length={2 * L}" in said
+    assert f"type train.length={L}" in said
+    with pytest.raises(UserError, match="model.d_model=128 has no effect beside model.from"):
+        load_recipe(recipe(home), ["model.d_model=128"])
+    assert "schemes.0" in refused(home, schemes=["rope+p1"])
+    assert "schemes.0" in refused(home, schemes=["alibi+pi"])
+    assert "the same scheme" in refused(home, schemes=["own", "rope"])
+    assert "trained already" in refused(home, tasks=["reverse_string"])
+    assert "type form=causal" in refused(home, form="encoder")
+    assert "vocab_size=100" in refused(home, CONFIG | {"vocab_size": 100}, train={"length": L})
+    assert "model_type" in refused(home, {"hidden_size": 3}, train={"length": L})
+    assert "Did you mean 'llama'?" in refused(home, CONFIG | {"model_type": "lama"}, train={"length": L})
+    assert "Did you mean 'hidden_size'?" in refused(home, CONFIG | {"hiden_size": 3}, train={"length": L})
+    assert "interface" in refused(home, {"model_type": "mpt"}, train={"length": L})
+
+
+def damaged(home, tmp_path, name="llama"):
+    return shutil.copytree(home / name, tmp_path / name)
+
+
+def test_bad_checkpoints_are_said_in_one_message(home, tmp_path):
+    shutil.copytree(home / "text", tmp_path / "text")
+    from safetensors.torch import load_file, save_file
+
+    folder = damaged(home, tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    cases = {
+        f"lacks the weight {name}": lambda: save_file(
+            {k: v for k, v in weights.items() if k != name}, folder / "model.safetensors", {"format": "pt"}
+        ),
+        "shape": lambda: save_file(
+            weights | {name: weights[name][:3].clone()}, folder / "model.safetensors", {"format": "pt"}
+        ),
+        "cannot be loaded": lambda: (folder / "model.safetensors").write_bytes(b"\x10\0\0"),
+        "config.json cannot be read": lambda: (folder / "config.json").write_text("{"),
+    }
+    for message, spoil in cases.items():
+        spoil()
+        assert message in refused(tmp_path), message
+
+
+def test_pickles_are_not_read(home, tmp_path):
+    shutil.copytree(home / "text", tmp_path / "text")
+    folder = damaged(home, tmp_path)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    said = refused(tmp_path)
+    assert "pytorch_model.bin" in said
+    assert "may run code" in said
+
+
+def test_a_vocabulary_that_is_no_bytes_needs_a_tokenizer(home, tmp_path):
+    shutil.copytree(home / "text", tmp_path / "text")
+    tiny("llama", **SIZES | {"vocab_size": 1000}).save_pretrained(tmp_path / "llama")
+    assert "type data.tokenizer=" in refused(tmp_path)
+
+
+def test_the_tokenizer_of_a_model_is_the_studys(home, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    shutil.copytree(home / "text", tmp_path / "text")
+    words = (home / "text").rglob("*")
+    known = sorted({word for path in words if path.is_file() for word in path.read_text().split()})
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["?", *known])}, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    tiny("llama", **SIZES | {"vocab_size": len(known) + 1}).save_pretrained(tmp_path / "llama")
+    PreTrainedTokenizerFast(tokenizer_object=made, unk_token="?").save_pretrained(tmp_path / "llama")
+    plan = make_plan(load_recipe(recipe(tmp_path)))
+    assert plan.recipe.data.tokenizer == str(tmp_path / "llama")
+    assert next(iter(plan.cells.values())).inputs["data"]["vocab_size"] <= len(known) + 1
+
+
+def test_without_transformers_it_says_what_to_install(home, monkeypatch):
+    monkeypatch.setattr("pezoo.pretrained.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'pezoo\[hf\]'"):
+        load_recipe(recipe(home))
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+def test_evaluate_is_a_study_without_a_recipe(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = ["evaluate", str(home / "llama"), "--data", str(home / "text"), "--windows", "2", "--device", "cpu"]
+    given += ["--schemes", "rope, rope+pi", "--lengths", "1x,2x"]
+    assert main([*given, "--dry-run"]) == 0
+    assert "evaluate rope+pi, seed 0" in capsys.readouterr().out
+    assert main([*given, "--tune", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "rope+pi, 2 steps @ 2x" in out
+    assert "At the training length, L = 32" in out
+    folder = tmp_path / "runs" / "evaluate-llama"
+    assert (folder / "report" / "report.html").is_file()
+    assert main(["report", str(folder)]) == 0
+    assert main(["generate", str(folder), "rope+pi, 2 steps @ 2x", "--tokens", "3", "--prompt", "one two"]) == 0
+    assert capsys.readouterr().out.startswith("one two")
+    assert json.loads((folder / "results.jsonl").read_text().splitlines()[0])["corpus"] == "text"
+
+
+def test_mistakes_of_the_command(home, tmp_path, capsys):
+    given = ["evaluate", str(home / "llama"), "--data", str(home / "text"), "--out", str(tmp_path / "out")]
+    for more, message in ([["--tune", "x"], "--tune takes whole numbers"], [["--lengths", "4y"], "test.lengths.0"]):
+        assert main([*given, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["evaluate", "PATH"]) == 2
+    assert "--data" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_imports_transformers_before_it_is_asked_for():
+    import subprocess
+
+    code = (
+        "import sys, pezoo, pezoo.cli, pezoo.study.study, pezoo.study.bodies; sys.exit('transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
