@@ -27,6 +27,8 @@ DENSE_LIMIT = 256
 """Up to this many keys a dense bias or mask is as fast as a chunked one."""
 CHUNK = 512
 """Queries that the chunked back-end takes at a time, at most."""
+SMALLEST_CHUNK = 128
+"""Queries that it takes at least, where the keys in reach are few."""
 PAIRS = 2**20
 """Pairs of a query and a key that it takes at a time, at most, in all rows, where something is computed for each."""
 
@@ -119,7 +121,7 @@ def refusal(backend: str, composition: Composition) -> str | None:
 def choose(composition: Composition) -> str:
     """The fastest back-end that reproduces `eager`: by what the scheme declares and by length, never by name."""
     n_queries, n_keys = composition.positions.query.shape[1], composition.positions.key.shape[1]
-    large = n_keys > DENSE_LIMIT and n_queries > 1
+    large = n_keys > DENSE_LIMIT and (n_queries > 1 or composition.states_reach)
     if refusal("sdpa", composition) is None and (not large or _is_bare(composition)):
         return "sdpa"
     return "chunked" if large else "eager"
@@ -239,40 +241,59 @@ def _sharpen(q: Tensor, sigma: float | Tensor) -> Tensor:
 def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
     """Memory linear in length: `CHUNK` queries at a time, each against the keys it can see.
 
-    A bias of distance alone is read as a strided view of its one row (see `_strided`); what no fused kernel can hold
-    runs eagerly, a chunk at a time. While gradients are kept, each chunk is computed again in the backward pass
-    instead of being stored.
+    Biases and masks of distance alone are read as a strided view of one row (see `_strided`); what no fused kernel can
+    hold runs eagerly, a chunk at a time. Keys out of a mask's reach are left out. While gradients are kept, a chunk is
+    computed again in the backward pass instead of being stored, unless the kernel stores no pairs anyhow.
     """
     rotated = _rotated(q, k, composition)
     fused = _observer is None and refusal("sdpa", composition) is None
     table = composition.distance_table() if fused else None
     single = composition.positions.key_document is None
     n_queries, n_keys, offset = q.shape[-2], k.shape[-2], composition.positions.offset
-    size = CHUNK if table is not None else max(1, min(CHUNK, PAIRS // (n_keys * len(q))))
+    # What is not fused, and biases of pairs, may look at keys that no query sees.
+    narrow = single and fused and composition.states_reach and (table is not None or not composition.uses("bias"))
+    width = _width(composition, n_keys) if narrow else n_keys
+    size = CHUNK if table is not None else max(1, min(CHUNK, PAIRS // (width * len(q))))
+    if width < n_keys:
+        size = min(size, max(SMALLEST_CHUNK, width // 2))
 
     def chunk(start: int) -> Tensor:
         stop = min(start + size, n_queries)
-        seen = offset + stop if composition.positions.causal and single else n_keys
-        some = [(a[..., start:stop, :], b[..., :seen, :]) for a, b in rotated]
-        part = composition.slice(start, stop, seen)
+        first, seen = 0, offset + stop if composition.positions.causal and single else n_keys
+        if narrow:
+            ranges = composition.reach(offset + start, offset + stop - 1, n_keys)
+            first, seen = max(0, ranges[0][0]), min(seen, ranges[-1][1])
+        keys = slice(first, seen)
+        some = [(a[..., start:stop, :], b[..., keys, :]) for a, b in rotated]
+        part = composition.slice(start, stop, seen, first)
         if table is not None:
-            return _strided(*some[0], v[..., :seen, :], part, table[:, n_queries - stop :])
+            return _strided(*some[0], v[..., keys, :], part, table[:, n_queries - stop + first :])
         if fused:
-            return _sdpa(*some[0], v[..., :seen, :], part)
-        return _eager(q[..., start:stop, :], k[..., :seen, :], v[..., :seen, :], part, some)
+            return _sdpa(*some[0], v[..., keys, :], part)
+        return _eager(q[..., start:stop, :], k[..., keys, :], v[..., keys, :], part, some)
 
     def again(start: int) -> Tensor:  # the backward pass runs where the caller's default dtype holds
         with in_float32(q.device):
             return chunk(start)
 
     starts = range(0, n_queries, size)
-    if torch.is_grad_enabled() and len(starts) > 1:
+    kept = table is not None and not table.requires_grad  # the fused kernel then keeps no pairs
+    if torch.is_grad_enabled() and len(starts) > 1 and not kept:
         return torch.cat([checkpoint(again, s, use_reentrant=False) for s in starts], dim=-2)
+    if torch.is_grad_enabled():
+        return torch.cat([chunk(start) for start in starts], dim=-2)
     # Into one tensor: small outputs left between large temporaries keep these from being given back to the system.
     out = v.new_empty(*q.shape[:-1], v.shape[-1])
     for start in starts:
         out[..., start : start + size, :] = chunk(start)
     return out
+
+
+def _width(composition: Composition, n_keys: int) -> int:
+    """How many keys the last query can see, from the first to the last of them."""
+    last = composition.positions.offset + composition.positions.query.shape[1] - 1
+    ranges = composition.reach(last, last, n_keys)
+    return min(n_keys, ranges[-1][1] - max(0, ranges[0][0]))
 
 
 def _strided(q: Tensor, k: Tensor, v: Tensor, composition: Composition, table: Tensor) -> Tensor:

@@ -290,6 +290,13 @@ class Extension(Member):
         """What a query may see, (R, Lq, Lk), and-ed with causality, documents and the other masks; None is all."""
         return None
 
+    def distance_mask(self, steps: Tensor) -> Tensor | None:
+        """`mask` for places that lie so many steps apart (query minus key), any shape: bool; None is no such mask.
+
+        Stated beside `mask` by members that look at nothing else, so that fused attention holds it in one row.
+        """
+        return None
+
     def reach(self, first: int, last: int) -> tuple[tuple[int, int], ...] | None:
         """Where the keys lie that `mask` lets the queries first ... last see: ranges [start, stop); None is all.
 

@@ -131,8 +131,8 @@ def test_two_encodings_add_up():
 # Back-ends at real sizes
 
 
-def make(text, train_length=64, n_heads=3):
-    sizes = {"d_model": 8 * n_heads, "n_heads": n_heads, "n_layers": 1, "train_length": train_length}
+def make(text, train_length=64, n_heads=3, **facts):
+    sizes = {"d_model": 8 * n_heads, "n_heads": n_heads, "n_layers": 1, "train_length": train_length} | facts
     scheme = pezoo.create(text, **sizes).eval()
     for parameter in scheme.parameters():
         parameter.data.add_(torch.rand_like(parameter))
@@ -241,6 +241,58 @@ def test_fewer_queries_than_keys(text, n_queries, monkeypatch):
     for backend in ("eager", "sdpa", "chunked", "auto"):
         ours = run(scheme, q[:, :, -n_queries:], k, v, backend)
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+NARROW = ["nope", "rope", "alibi", "kerple", "learned", "rope+random", "alibi+random", "rope+logn", "alibi+pi"]
+
+
+@pytest.mark.parametrize("mask", ["window:size=7", "blockwise:size=5", "memory:segment=6:memory=9"])
+@pytest.mark.parametrize("text", NARROW)
+def test_keys_out_of_reach_are_left_out_and_not_missed(text, mask, monkeypatch):
+    """Odd lengths, fewer queries than keys, both directions, gradients; and no tensor of more keys than are in reach."""
+    monkeypatch.setattr(attention, "SMALLEST_CHUNK", 3)
+    monkeypatch.setattr(attention, "DENSE_LIMIT", 5)
+    widths = []
+    fused = attention.F.scaled_dot_product_attention
+    spy = lambda q, k, *rest, **facts: widths.append(k.shape[-2]) or fused(q, k, *rest, **facts)  # noqa: E731
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", spy)
+    for causal in (True, False):
+        scheme = make(f"{text}+{mask}", 41, causal=causal)
+        q, k, v = (t.requires_grad_() for t in torch.randn(3, 2, 3, 41, 8).unbind())
+        for n_queries in (41, 10, 1):
+            outs, gradients = [], []
+            for backend in ("eager", "auto"):
+                out = run(scheme, q[:, :, -n_queries:], k, v, backend, causal=causal)
+                gradients.append(torch.autograd.grad(out.square().sum(), (q, k, v)))
+                outs.append(out)
+            torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-4)
+        assert widths
+        assert max(widths) <= (22 if causal else 30)
+
+
+@pytest.mark.parametrize("text", ["rope+window:size=7", "alibi+window:size=7", "nope+blockwise:size=5"])
+def test_packed_and_padded_rows_see_their_reach(text, monkeypatch):
+    monkeypatch.setattr(attention, "SMALLEST_CHUNK", 3)
+    monkeypatch.setattr(attention, "DENSE_LIMIT", 5)
+    scheme = make(text, 41)
+    q, k, v = torch.randn(3, 2, 3, 41, 8)
+    place = torch.arange(41)
+    for facts in ({"documents": (place // 13).expand(2, -1)}, {"valid": (place >= torch.tensor([[0], [9]]))}):
+        outs = [run(scheme, q, k, v, backend, **facts) for backend in ("eager", "auto")]
+        torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=1e-5)
+
+
+def test_a_fixed_bias_of_distance_is_not_computed_again_for_gradients(monkeypatch):
+    """The fused kernel keeps no pairs, so nothing is saved by it."""
+    monkeypatch.setattr(attention, "CHUNK", 16)
+    again = []
+    monkeypatch.setattr(attention, "checkpoint", lambda chunk, start, **_: again.append(start) or chunk(start))
+    q, k, v = (t.requires_grad_() for t in torch.randn(3, 1, 3, 300, 8).unbind())
+    for text, recomputed in (("alibi", False), ("rope+window:size=9", False), ("kerple", True), ("fire", True)):
+        again.clear()
+        run(make(text), q, k, v, "auto").sum().backward()
+        assert bool(again) == recomputed, text
 
 
 def test_the_dtype_of_values_is_kept():
