@@ -249,7 +249,7 @@ NARROW = ["nope", "rope", "alibi", "kerple", "learned", "rope+random", "alibi+ra
 @pytest.mark.parametrize("mask", ["window:size=7", "blockwise:size=5", "memory:segment=6:memory=9"])
 @pytest.mark.parametrize("text", NARROW)
 def test_keys_out_of_reach_are_left_out_and_not_missed(text, mask, monkeypatch):
-    """Odd lengths, fewer queries than keys, both directions, gradients; and no tensor of more keys than are in reach."""
+    """Odd lengths, few queries, both directions, gradients; and no tensor holds more keys than are in reach."""
     monkeypatch.setattr(attention, "SMALLEST_CHUNK", 3)
     monkeypatch.setattr(attention, "DENSE_LIMIT", 5)
     widths = []
