@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pezoo.composition import Composition
+from pezoo.composition import Composition, fused_refusal, sharpen, typed
 from pezoo.contract import in_float32, overrides
 from pezoo.errors import UserError, suggest
+from pezoo.merged import can_merge, merged
 
 DENSE_LIMIT = 256
 """Up to this many keys a dense bias or mask is as fast as a chunked one."""
@@ -112,10 +113,7 @@ def refusal(backend: str, composition: Composition) -> str | None:
     """Why a back-end cannot reproduce `eager` for this scheme, or None if it can."""
     if backend != "sdpa":
         return None  # eager defines the result; chunked falls back on it, chunk by chunk
-    for hook in ("branches", "product", "content", "adapt", "normalise", "mix"):
-        if composition.uses(hook):
-            return f"it has no place for {hook}"
-    return None
+    return fused_refusal(composition)
 
 
 def choose(composition: Composition) -> str:
@@ -208,14 +206,14 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
     """`sdpa` for q and k that are rotated already."""
-    q, scale = _sharpen(q, composition.sigma()), composition.scale
+    q, scale = sharpen(q, composition.sigma()), composition.scale
     if _is_bare(composition):
         causal = composition.positions.causal
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
     table = composition.distance_table()
     if table is not None:  # entry (i, j) is table[..., Lq - 1 - i + j]
         rows = torch.arange(q.shape[-2] - 1, -1, -1, device=q.device)[:, None]
-        mask = _typed(table, q)[:, rows + torch.arange(k.shape[-2], device=q.device)][None]
+        mask = typed(table, q)[:, rows + torch.arange(k.shape[-2], device=q.device)][None]
     else:
         mask, bias, sink = composition.visible()[:, None], composition.bias(), composition.sink()
         if bias is None and sink is not None:
@@ -225,17 +223,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
         if sink is not None:  # a key and a value of zeros, with the sink for a bias
             mask, k, v = _beside(mask, sink), F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
         if mask.dtype != torch.bool:
-            mask = _typed(mask, q)
+            mask = typed(mask, q)
     return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
-
-
-def _typed(bias: Tensor, q: Tensor) -> Tensor:
-    """A bias in the dtype that the kernels take: that of q, but on a CPU float32 for a q of less."""
-    return bias.to(torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype)
-
-
-def _sharpen(q: Tensor, sigma: float | Tensor) -> Tensor:
-    return q if isinstance(sigma, float) and sigma == 1.0 else (q * sigma).to(q.dtype)
 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
@@ -246,6 +235,8 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
     computed again in the backward pass instead of being stored, unless the kernel stores no pairs anyhow.
     """
     rotated = _rotated(q, k, composition)
+    if _observer is None and can_merge(rotated[0][0], v, composition):
+        return merged(v, composition, rotated)
     fused = _observer is None and refusal("sdpa", composition) is None
     table = composition.distance_table() if fused else None
     single = composition.positions.key_document is None
@@ -303,12 +294,12 @@ def _strided(q: Tensor, k: Tensor, v: Tensor, composition: Composition, table: T
     are 1, which a strided view allows (a Toeplitz matrix itself would need a negative one).
     """
     n_queries, n_keys = q.shape[-2], k.shape[-2]
-    table = _typed(table[:, : n_queries + n_keys - 1], q).contiguous()
+    table = typed(table[:, : n_queries + n_keys - 1], q).contiguous()
     shape, strides = (1, table.shape[0], n_queries, n_keys), (0, table.stride(0), 1, 1)
     view = table.as_strided(shape, strides)
     if view.is_cuda:
         view = view.contiguous()  # CUDA's kernels want aligned rows
-    q = _sharpen(q, composition.sigma()).flip(-2)
+    q = sharpen(q, composition.sigma()).flip(-2)
     return F.scaled_dot_product_attention(q, k, v, view, scale=composition.scale).flip(-2)
 
 

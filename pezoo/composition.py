@@ -118,6 +118,18 @@ class Composition:
         visible = self.positions.visible()
         return visible if mask is None else visible & mask
 
+    def where(self) -> list[Tensor]:
+        """Of each region the visible pairs that it decides, (R, Lq, Lk): each pair is in one of them."""
+        found = [self.visible()]
+        for region in self.regions[1:]:
+            assert region.branch is not None
+            inside = region.branch.region(self.positions)
+            visible = found[0] & inside
+            for earlier in found[1:]:
+                visible = visible | (earlier & inside)
+            found = [w & ~inside for w in found] + [visible]
+        return found
+
     def bias(self, region: int = 0) -> Tensor | None:
         """The encodings' bias at a region's positions, (R, H, Lq, Lk)."""
         parts = self.regions[region].parts
@@ -171,6 +183,24 @@ class Composition:
         for unseen in [*hidden, *[steps < 0] * positions.causal]:
             table = table.masked_fill(unseen, -torch.inf)
         return table
+
+
+def fused_refusal(composition: Composition, regions: bool = False) -> str | None:
+    """Why fused attention has no place for a scheme, or None: in one pass, or with a pass per region."""
+    for hook in ("branches", "product", "content", "adapt", "normalise", "mix")[regions:]:
+        if composition.uses(hook):
+            return f"it has no place for {hook}"
+    return None
+
+
+def typed(bias: Tensor, q: Tensor) -> Tensor:
+    """A bias in the dtype that the kernels take: that of q, but on a CPU float32 for a q of less."""
+    return bias.to(torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype)
+
+
+def sharpen(q: Tensor, sigma: float | Tensor) -> Tensor:
+    """Queries times the factor on their logits."""
+    return q if isinstance(sigma, float) and sigma == 1.0 else (q * sigma).to(q.dtype)
 
 
 def _reduce(operation: Callable[[Tensor, Tensor], Tensor], items: list[Tensor]) -> Tensor | None:

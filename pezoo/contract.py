@@ -231,6 +231,8 @@ class Branch:
     positions: Positions
     region: Callable[[Positions], Tensor]
     """Given (a slice of) the scheme's own positions: True where this branch counts, (R, Lq, Lk)."""
+    by_distance: bool = False
+    """Whether the distance alone decides that, where coordinates are regular."""
 
 
 class Extension(Member):
