@@ -7,7 +7,7 @@ import torch
 
 import pezoo
 from helpers import member
-from pezoo import attention
+from pezoo import attention, merged
 from pezoo.cli import bench
 from pezoo.composition import Composition, Part, Region
 from pezoo.contract import Branch, Encoding, Extension, Positions, Shape
@@ -269,6 +269,63 @@ def test_keys_out_of_reach_are_left_out_and_not_missed(text, mask, monkeypatch):
             torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-4)
         assert widths
         assert max(widths) <= (22 if causal else 30)
+
+
+REGIONS = [
+    *(
+        "rope+rerope",
+        "rope+rerope+logn",
+        "rope+leaky_rerope:window=9",
+        "rope+self_extend",
+        "alibi+rerope",
+        "t5+self_extend",
+    ),
+    *(
+        "rope+sinks:size=7",
+        "alibi+sinks",
+        "rope+lm_infinite:size=7",
+        "kerple+lm_infinite",
+        "rope+dca:size=12",
+        "alibi+dca",
+    ),
+    *(
+        "rope+sink_logits",
+        "alibi+sink_logits",
+        "rope+window:size=7+sink_logits",
+        "rope+rerope+window:size=30",
+        "fire+rerope",
+    ),
+]
+
+
+@pytest.mark.parametrize("text", REGIONS)
+def test_far_regions_and_sinks_are_merged_of_fused_passes(text, monkeypatch):
+    """Odd lengths, few queries, both directions, rows whose lengths differ, half precision."""
+    monkeypatch.setattr(attention, "DENSE_LIMIT", 5)
+    monkeypatch.setattr(merged, "CHUNK", 8)
+    monkeypatch.setattr(merged, "PAIRS", 300)
+    used = []
+    monkeypatch.setattr(attention, "merged", lambda *given: used.append(given) or merged.merged(*given))
+    for causal in (True, False):
+        scheme = make(text, 16, causal=causal)
+        q, k, v = torch.randn(3, 2, 3, 141, 8)
+        for n_queries in (141, 30):
+            for facts in ({}, {"declared": torch.tensor([141, 160])}):
+                with torch.no_grad():
+                    some = q[:, :, -n_queries:]
+                    expected, ours = (run(scheme, some, k, v, b, causal=causal, **facts) for b in ("eager", "auto"))
+                    torch.testing.assert_close(ours, expected, rtol=0, atol=2e-5)
+                    half = run(scheme, some.bfloat16(), k.bfloat16(), v.bfloat16(), "auto", causal=causal, **facts)
+                    torch.testing.assert_close(half.float(), expected, rtol=0, atol=0.2)
+        assert len(used) >= 8
+        used.clear()
+
+
+def test_training_with_far_regions_is_not_merged(monkeypatch):
+    """The kernel's log-sum-exp has no gradient."""
+    monkeypatch.setattr(attention, "merged", None)
+    q, k, v = (t.requires_grad_() for t in torch.randn(3, 1, 3, 300, 8).unbind())
+    run(make("rope+rerope"), q, k, v, "auto").sum().backward()
 
 
 @pytest.mark.parametrize("text", ["rope+window:size=7", "alibi+window:size=7", "nope+blockwise:size=5"])
