@@ -19,14 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pezoo.composition import Composition
+from pezoo.composition import Composition, fused_refusal, sharpen, typed
 from pezoo.contract import in_float32, overrides
 from pezoo.errors import UserError, suggest
+from pezoo.merged import can_merge, merged
 
 DENSE_LIMIT = 256
 """Up to this many keys a dense bias or mask is as fast as a chunked one."""
 CHUNK = 512
 """Queries that the chunked back-end takes at a time, at most."""
+SMALLEST_CHUNK = 128
+"""Queries that it takes at least, where the keys in reach are few."""
 PAIRS = 2**20
 """Pairs of a query and a key that it takes at a time, at most, in all rows, where something is computed for each."""
 
@@ -110,16 +113,13 @@ def refusal(backend: str, composition: Composition) -> str | None:
     """Why a back-end cannot reproduce `eager` for this scheme, or None if it can."""
     if backend != "sdpa":
         return None  # eager defines the result; chunked falls back on it, chunk by chunk
-    for hook in ("branches", "product", "content", "adapt", "normalise", "mix"):
-        if composition.uses(hook):
-            return f"it has no place for {hook}"
-    return None
+    return fused_refusal(composition)
 
 
 def choose(composition: Composition) -> str:
     """The fastest back-end that reproduces `eager`: by what the scheme declares and by length, never by name."""
     n_queries, n_keys = composition.positions.query.shape[1], composition.positions.key.shape[1]
-    large = n_keys > DENSE_LIMIT and n_queries > 1
+    large = n_keys > DENSE_LIMIT and (n_queries > 1 or composition.states_reach)
     if refusal("sdpa", composition) is None and (not large or _is_bare(composition)):
         return "sdpa"
     return "chunked" if large else "eager"
@@ -206,14 +206,14 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
     """`sdpa` for q and k that are rotated already."""
-    q, scale = _sharpen(q, composition.sigma()), composition.scale
+    q, scale = sharpen(q, composition.sigma()), composition.scale
     if _is_bare(composition):
         causal = composition.positions.causal
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
     table = composition.distance_table()
     if table is not None:  # entry (i, j) is table[..., Lq - 1 - i + j]
         rows = torch.arange(q.shape[-2] - 1, -1, -1, device=q.device)[:, None]
-        mask = _typed(table, q)[:, rows + torch.arange(k.shape[-2], device=q.device)][None]
+        mask = typed(table, q)[:, rows + torch.arange(k.shape[-2], device=q.device)][None]
     else:
         mask, bias, sink = composition.visible()[:, None], composition.bias(), composition.sink()
         if bias is None and sink is not None:
@@ -223,56 +223,68 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
         if sink is not None:  # a key and a value of zeros, with the sink for a bias
             mask, k, v = _beside(mask, sink), F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
         if mask.dtype != torch.bool:
-            mask = _typed(mask, q)
+            mask = typed(mask, q)
     return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
-
-
-def _typed(bias: Tensor, q: Tensor) -> Tensor:
-    """A bias in the dtype that the kernels take: that of q, but on a CPU float32 for a q of less."""
-    return bias.to(torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype)
-
-
-def _sharpen(q: Tensor, sigma: float | Tensor) -> Tensor:
-    return q if isinstance(sigma, float) and sigma == 1.0 else (q * sigma).to(q.dtype)
 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
     """Memory linear in length: `CHUNK` queries at a time, each against the keys it can see.
 
-    A bias of distance alone is read as a strided view of its one row (see `_strided`); what no fused kernel can hold
-    runs eagerly, a chunk at a time. While gradients are kept, each chunk is computed again in the backward pass
-    instead of being stored.
+    Biases and masks of distance alone are read as a strided view of one row (see `_strided`); what no fused kernel can
+    hold runs eagerly, a chunk at a time. Keys out of a mask's reach are left out. While gradients are kept, a chunk is
+    computed again in the backward pass instead of being stored, unless the kernel stores no pairs anyhow.
     """
     rotated = _rotated(q, k, composition)
+    if _observer is None and can_merge(rotated[0][0], v, composition):
+        return merged(v, composition, rotated)
     fused = _observer is None and refusal("sdpa", composition) is None
     table = composition.distance_table() if fused else None
     single = composition.positions.key_document is None
     n_queries, n_keys, offset = q.shape[-2], k.shape[-2], composition.positions.offset
-    size = CHUNK if table is not None else max(1, min(CHUNK, PAIRS // (n_keys * len(q))))
+    # What is not fused, and biases of pairs, may look at keys that no query sees.
+    narrow = single and fused and composition.states_reach and (table is not None or not composition.uses("bias"))
+    width = _width(composition, n_keys) if narrow else n_keys
+    size = CHUNK if table is not None else max(1, min(CHUNK, PAIRS // (width * len(q))))
+    if width < n_keys:
+        size = min(size, max(SMALLEST_CHUNK, width // 2))
 
     def chunk(start: int) -> Tensor:
         stop = min(start + size, n_queries)
-        seen = offset + stop if composition.positions.causal and single else n_keys
-        some = [(a[..., start:stop, :], b[..., :seen, :]) for a, b in rotated]
-        part = composition.slice(start, stop, seen)
+        first, seen = 0, offset + stop if composition.positions.causal and single else n_keys
+        if narrow:
+            ranges = composition.reach(offset + start, offset + stop - 1, n_keys)
+            first, seen = max(0, ranges[0][0]), min(seen, ranges[-1][1])
+        keys = slice(first, seen)
+        some = [(a[..., start:stop, :], b[..., keys, :]) for a, b in rotated]
+        part = composition.slice(start, stop, seen, first)
         if table is not None:
-            return _strided(*some[0], v[..., :seen, :], part, table[:, n_queries - stop :])
+            return _strided(*some[0], v[..., keys, :], part, table[:, n_queries - stop + first :])
         if fused:
-            return _sdpa(*some[0], v[..., :seen, :], part)
-        return _eager(q[..., start:stop, :], k[..., :seen, :], v[..., :seen, :], part, some)
+            return _sdpa(*some[0], v[..., keys, :], part)
+        return _eager(q[..., start:stop, :], k[..., keys, :], v[..., keys, :], part, some)
 
     def again(start: int) -> Tensor:  # the backward pass runs where the caller's default dtype holds
         with in_float32(q.device):
             return chunk(start)
 
     starts = range(0, n_queries, size)
-    if torch.is_grad_enabled() and len(starts) > 1:
+    kept = table is not None and not table.requires_grad  # the fused kernel then keeps no pairs
+    if torch.is_grad_enabled() and len(starts) > 1 and not kept:
         return torch.cat([checkpoint(again, s, use_reentrant=False) for s in starts], dim=-2)
+    if torch.is_grad_enabled():
+        return torch.cat([chunk(start) for start in starts], dim=-2)
     # Into one tensor: small outputs left between large temporaries keep these from being given back to the system.
     out = v.new_empty(*q.shape[:-1], v.shape[-1])
     for start in starts:
         out[..., start : start + size, :] = chunk(start)
     return out
+
+
+def _width(composition: Composition, n_keys: int) -> int:
+    """How many keys the last query can see, from the first to the last of them."""
+    last = composition.positions.offset + composition.positions.query.shape[1] - 1
+    ranges = composition.reach(last, last, n_keys)
+    return min(n_keys, ranges[-1][1] - max(0, ranges[0][0]))
 
 
 def _strided(q: Tensor, k: Tensor, v: Tensor, composition: Composition, table: Tensor) -> Tensor:
@@ -282,12 +294,12 @@ def _strided(q: Tensor, k: Tensor, v: Tensor, composition: Composition, table: T
     are 1, which a strided view allows (a Toeplitz matrix itself would need a negative one).
     """
     n_queries, n_keys = q.shape[-2], k.shape[-2]
-    table = _typed(table[:, : n_queries + n_keys - 1], q).contiguous()
+    table = typed(table[:, : n_queries + n_keys - 1], q).contiguous()
     shape, strides = (1, table.shape[0], n_queries, n_keys), (0, table.stride(0), 1, 1)
     view = table.as_strided(shape, strides)
     if view.is_cuda:
         view = view.contiguous()  # CUDA's kernels want aligned rows
-    q = _sharpen(q, composition.sigma()).flip(-2)
+    q = sharpen(q, composition.sigma()).flip(-2)
     return F.scaled_dot_product_attention(q, k, v, view, scale=composition.scale).flip(-2)
 
 

@@ -52,14 +52,14 @@ class Composition:
 
         return Composition(self.positions, tuple(map(add, self.regions)), self.extensions)
 
-    def slice(self, start: int, stop: int, n_keys: int) -> "Composition":
-        """The same for some of the queries and the first keys. Branches are found anew from the sliced positions."""
+    def slice(self, start: int, stop: int, n_keys: int, first_key: int = 0) -> "Composition":
+        """The same for some of the queries and keys. Branches are found anew from the sliced positions."""
 
         def cut(region: Region) -> Region:
-            parts = tuple(Part(p.encoding, p.positions.slice(start, stop, n_keys)) for p in region.parts)
+            parts = tuple(Part(p.encoding, p.positions.slice(start, stop, n_keys, first_key)) for p in region.parts)
             return Region(parts, region.branch)
 
-        positions = self.positions.slice(start, stop, n_keys)
+        positions = self.positions.slice(start, stop, n_keys, first_key)
         return Composition(positions, tuple(map(cut, self.regions)), self.extensions)
 
     def uses(self, hook: str) -> bool:
@@ -101,6 +101,12 @@ class Composition:
                 found = _joined([(a, b) for a, b in both if a < b])
         return found
 
+    @property
+    def states_reach(self) -> bool:
+        """Whether there is a mask, and for each mask it is known where the keys lie that it shows."""
+        masks = [e for e in self.extensions if overrides(e, "mask")]
+        return bool(masks) and all(overrides(e, "reach") for e in masks)
+
     def mask(self) -> Tensor | None:
         """What extensions let a query see, (R, Lq, Lk), without causality and documents; None is all."""
         masks = [m for e in self.extensions if (m := e.mask(self.positions)) is not None]
@@ -111,6 +117,18 @@ class Composition:
         mask = self.mask()
         visible = self.positions.visible()
         return visible if mask is None else visible & mask
+
+    def where(self) -> list[Tensor]:
+        """Of each region the visible pairs that it decides, (R, Lq, Lk): each pair is in one of them."""
+        found = [self.visible()]
+        for region in self.regions[1:]:
+            assert region.branch is not None
+            inside = region.branch.region(self.positions)
+            visible = found[0] & inside
+            for earlier in found[1:]:
+                visible = visible | (earlier & inside)
+            found = [w & ~inside for w in found] + [visible]
+        return found
 
     def bias(self, region: int = 0) -> Tensor | None:
         """The encodings' bias at a region's positions, (R, H, Lq, Lk)."""
@@ -139,10 +157,13 @@ class Composition:
     def distance_table(self) -> Tensor | None:
         """The whole bias as one row a head, (H, Lk + Lq - 1), entry m at distance largest - m; None if it needs more.
 
-        It can be had where coordinates are regular, nothing but causality masks, and every bias is of distance alone.
+        It can be had where coordinates are regular, and every bias and mask is of distance alone. Masks are in it too.
         """
         positions = self.positions
-        regular = positions.spacing is not None and not any(map(self.uses, ("mask", "branches", "sink")))
+        regular = positions.spacing is not None and not any(map(self.uses, ("branches", "sink")))
+        masks = [e for e in self.extensions if overrides(e, "mask")]
+        if not all(overrides(e, "distance_mask") for e in masks):
+            return None
         if not regular or any(overrides(p.encoding, "bias") or p.positions.spacing is None for p in self.base):
             return None
         n_queries, n_keys = positions.query.shape[1], positions.key.shape[1]
@@ -154,9 +175,32 @@ class Composition:
             if overrides(p.encoding, "distance_bias") and (spacing := p.positions.spacing)
         ]
         table = _reduce(torch.add, tables)
-        if table is not None and positions.causal:
-            table = table.masked_fill(steps < 0, -torch.inf)
+        if table is None and masks:
+            table = torch.zeros_like(steps[None], dtype=torch.float32)
+        if table is None:
+            return None
+        hidden = [~seen for e in masks if (seen := e.distance_mask(steps)) is not None]
+        for unseen in [*hidden, *[steps < 0] * positions.causal]:
+            table = table.masked_fill(unseen, -torch.inf)
         return table
+
+
+def fused_refusal(composition: Composition, regions: bool = False) -> str | None:
+    """Why fused attention has no place for a scheme, or None: in one pass, or with a pass per region."""
+    for hook in ("branches", "product", "content", "adapt", "normalise", "mix")[regions:]:
+        if composition.uses(hook):
+            return f"it has no place for {hook}"
+    return None
+
+
+def typed(bias: Tensor, q: Tensor) -> Tensor:
+    """A bias in the dtype that the kernels take: that of q, but on a CPU float32 for a q of less."""
+    return bias.to(torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype)
+
+
+def sharpen(q: Tensor, sigma: float | Tensor) -> Tensor:
+    """Queries times the factor on their logits."""
+    return q if isinstance(sigma, float) and sigma == 1.0 else (q * sigma).to(q.dtype)
 
 
 def _reduce(operation: Callable[[Tensor, Tensor], Tensor], items: list[Tensor]) -> Tensor | None:

@@ -231,6 +231,8 @@ class Branch:
     positions: Positions
     region: Callable[[Positions], Tensor]
     """Given (a slice of) the scheme's own positions: True where this branch counts, (R, Lq, Lk)."""
+    by_distance: bool = False
+    """Whether the distance alone decides that, where coordinates are regular."""
 
 
 class Extension(Member):
@@ -288,6 +290,13 @@ class Extension(Member):
 
     def mask(self, positions: Positions) -> Tensor | None:
         """What a query may see, (R, Lq, Lk), and-ed with causality, documents and the other masks; None is all."""
+        return None
+
+    def distance_mask(self, steps: Tensor) -> Tensor | None:
+        """`mask` for places that lie so many steps apart (query minus key), any shape: bool; None is no such mask.
+
+        Stated beside `mask` by members that look at nothing else, so that fused attention holds it in one row.
+        """
         return None
 
     def reach(self, first: int, last: int) -> tuple[tuple[int, int], ...] | None:

@@ -277,9 +277,13 @@ class Positions:
             **facts,
         )  # fmt: skip
 
-    def slice(self, start: int, stop: int, n_keys: int | None = None) -> "Positions":
-        """Queries start ... stop - 1 of these, seeing the first `n_keys` keys (default: all)."""
-        q, k = slice(start, stop), slice(n_keys)
+    def slice(self, start: int, stop: int, n_keys: int | None = None, first_key: int = 0) -> "Positions":
+        """Queries start ... stop - 1 of these, seeing the keys first_key ... n_keys - 1 (default: all).
+
+        Where first keys are left out, what looks for them, such as `origin`, cannot be asked for.
+        """
+        q, k = slice(start, stop), slice(first_key, n_keys)
+        begins = self.spacing and (self.spacing[0] + self.spacing[1] * first_key, self.spacing[1])
         return self.replace(
             query=self.query[:, q],
             query_index=self.query_index[:, q],
@@ -287,7 +291,8 @@ class Positions:
             key=self.key[:, k],
             key_index=self.key_index[:, k],
             key_document=None if self.key_document is None else self.key_document[:, k],
-            offset=self.offset + start,
+            offset=self.offset + start - first_key,
+            spacing=begins,
             bounds=self.bounds,
             tokens=None if self.tokens is None else self.tokens[:, k],
             read=on_tensors(lambda t: t[:, k], self.read),

@@ -7,7 +7,7 @@ import torch
 
 import pezoo
 from helpers import member
-from pezoo import attention
+from pezoo import attention, merged
 from pezoo.cli import bench
 from pezoo.composition import Composition, Part, Region
 from pezoo.contract import Branch, Encoding, Extension, Positions, Shape
@@ -131,8 +131,8 @@ def test_two_encodings_add_up():
 # Back-ends at real sizes
 
 
-def make(text, train_length=64, n_heads=3):
-    sizes = {"d_model": 8 * n_heads, "n_heads": n_heads, "n_layers": 1, "train_length": train_length}
+def make(text, train_length=64, n_heads=3, **facts):
+    sizes = {"d_model": 8 * n_heads, "n_heads": n_heads, "n_layers": 1, "train_length": train_length} | facts
     scheme = pezoo.create(text, **sizes).eval()
     for parameter in scheme.parameters():
         parameter.data.add_(torch.rand_like(parameter))
@@ -241,6 +241,115 @@ def test_fewer_queries_than_keys(text, n_queries, monkeypatch):
     for backend in ("eager", "sdpa", "chunked", "auto"):
         ours = run(scheme, q[:, :, -n_queries:], k, v, backend)
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+NARROW = ["nope", "rope", "alibi", "kerple", "learned", "rope+random", "alibi+random", "rope+logn", "alibi+pi"]
+
+
+@pytest.mark.parametrize("mask", ["window:size=7", "blockwise:size=5", "memory:segment=6:memory=9"])
+@pytest.mark.parametrize("text", NARROW)
+def test_keys_out_of_reach_are_left_out_and_not_missed(text, mask, monkeypatch):
+    """Odd lengths, few queries, both directions, gradients; and no tensor holds more keys than are in reach."""
+    monkeypatch.setattr(attention, "SMALLEST_CHUNK", 3)
+    monkeypatch.setattr(attention, "DENSE_LIMIT", 5)
+    widths = []
+    fused = attention.F.scaled_dot_product_attention
+    spy = lambda q, k, *rest, **facts: widths.append(k.shape[-2]) or fused(q, k, *rest, **facts)  # noqa: E731
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", spy)
+    for causal in (True, False):
+        scheme = make(f"{text}+{mask}", 41, causal=causal)
+        q, k, v = (t.requires_grad_() for t in torch.randn(3, 2, 3, 41, 8).unbind())
+        for n_queries in (41, 10, 1):
+            outs, gradients = [], []
+            for backend in ("eager", "auto"):
+                out = run(scheme, q[:, :, -n_queries:], k, v, backend, causal=causal)
+                gradients.append(torch.autograd.grad(out.square().sum(), (q, k, v)))
+                outs.append(out)
+            torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=1e-5)
+            torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-4)
+        assert widths
+        assert max(widths) <= (22 if causal else 30)
+
+
+REGIONS = [
+    *(
+        "rope+rerope",
+        "rope+rerope+logn",
+        "rope+leaky_rerope:window=9",
+        "rope+self_extend",
+        "alibi+rerope",
+        "t5+self_extend",
+    ),
+    *(
+        "rope+sinks:size=7",
+        "alibi+sinks",
+        "rope+lm_infinite:size=7",
+        "kerple+lm_infinite",
+        "rope+dca:size=12",
+        "alibi+dca",
+    ),
+    *(
+        "rope+sink_logits",
+        "alibi+sink_logits",
+        "rope+window:size=7+sink_logits",
+        "rope+rerope+window:size=30",
+        "fire+rerope",
+    ),
+]
+
+
+@pytest.mark.parametrize("text", REGIONS)
+def test_far_regions_and_sinks_are_merged_of_fused_passes(text, monkeypatch):
+    """Odd lengths, few queries, both directions, rows whose lengths differ, half precision."""
+    monkeypatch.setattr(attention, "DENSE_LIMIT", 5)
+    monkeypatch.setattr(merged, "CHUNK", 8)
+    monkeypatch.setattr(merged, "PAIRS", 300)
+    used = []
+    monkeypatch.setattr(attention, "merged", lambda *given: used.append(given) or merged.merged(*given))
+    for causal in (True, False):
+        scheme = make(text, 16, causal=causal)
+        q, k, v = torch.randn(3, 2, 3, 141, 8)
+        for n_queries in (141, 30):
+            for facts in ({}, {"declared": torch.tensor([141, 160])}):
+                with torch.no_grad():
+                    some = q[:, :, -n_queries:]
+                    expected, ours = (run(scheme, some, k, v, b, causal=causal, **facts) for b in ("eager", "auto"))
+                    torch.testing.assert_close(ours, expected, rtol=0, atol=2e-5)
+                    half = run(scheme, some.bfloat16(), k.bfloat16(), v.bfloat16(), "auto", causal=causal, **facts)
+                    torch.testing.assert_close(half.float(), expected, rtol=0, atol=0.2)
+        assert len(used) >= 8
+        used.clear()
+
+
+def test_training_with_far_regions_is_not_merged(monkeypatch):
+    """The kernel's log-sum-exp has no gradient."""
+    monkeypatch.setattr(attention, "merged", None)
+    q, k, v = (t.requires_grad_() for t in torch.randn(3, 1, 3, 300, 8).unbind())
+    run(make("rope+rerope"), q, k, v, "auto").sum().backward()
+
+
+@pytest.mark.parametrize("text", ["rope+window:size=7", "alibi+window:size=7", "nope+blockwise:size=5"])
+def test_packed_and_padded_rows_see_their_reach(text, monkeypatch):
+    monkeypatch.setattr(attention, "SMALLEST_CHUNK", 3)
+    monkeypatch.setattr(attention, "DENSE_LIMIT", 5)
+    scheme = make(text, 41)
+    q, k, v = torch.randn(3, 2, 3, 41, 8)
+    place = torch.arange(41)
+    for facts in ({"documents": (place // 13).expand(2, -1)}, {"valid": (place >= torch.tensor([[0], [9]]))}):
+        outs = [run(scheme, q, k, v, backend, **facts) for backend in ("eager", "auto")]
+        torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=1e-5)
+
+
+def test_a_fixed_bias_of_distance_is_not_computed_again_for_gradients(monkeypatch):
+    """The fused kernel keeps no pairs, so nothing is saved by it."""
+    monkeypatch.setattr(attention, "CHUNK", 16)
+    again = []
+    monkeypatch.setattr(attention, "checkpoint", lambda chunk, start, **_: again.append(start) or chunk(start))
+    q, k, v = (t.requires_grad_() for t in torch.randn(3, 1, 3, 300, 8).unbind())
+    for text, recomputed in (("alibi", False), ("rope+window:size=9", False), ("kerple", True), ("fire", True)):
+        again.clear()
+        run(make(text), q, k, v, "auto").sum().backward()
+        assert bool(again) == recomputed, text
 
 
 def test_the_dtype_of_values_is_kept():

@@ -8,8 +8,11 @@ from pezoo.testing.properties import CHECKS
 
 SLOW = [name for name, check in CHECKS.items() if check.slow]
 LONG = [
+    "declared_lengths_by_row",
+    "decodes_like_the_full_pass",
     "decodes_padded_and_packed_rows",
     "distinct_far_positions",
+    "every_row_learns",
     "every_setting_matters",
     "growing_generation_as_declared",
     "length_order_does_not_matter",

@@ -159,6 +159,8 @@ def test_commands_do_what_they_say(name, overrides):
         make_task(task)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_recipe_of_ones_own_runs(tmp_path):
     blocks = (re.findall(rf"```{kind}\n(.*?)```", page(docs.RECIPES), re.DOTALL) for kind in ("yaml", "python"))
     (recipe,), (task,) = blocks
@@ -174,6 +176,8 @@ def test_the_recipe_of_ones_own_runs(tmp_path):
     assert {"nope", "alibi+random", "tuned YaRN, 100 steps @ 8x", "rope+random | windowed"} <= labels
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_published_tables_are_what_their_results_give():
     found = docs.published()
     assert {path.parent.name for path in found} >= {"quickstart", "interpolation"}

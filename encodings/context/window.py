@@ -46,7 +46,11 @@ class Window(Extension):
 
     def mask(self, positions: Positions) -> Tensor:
         """True where |i - j| < W."""
-        return positions.steps().abs() < self.size
+        return self.distance_mask(positions.steps())
+
+    def distance_mask(self, steps: Tensor) -> Tensor:
+        """True where |i - j| < W."""
+        return steps.abs() < self.size
 
     def reach(self, first: int, last: int) -> tuple[tuple[int, int], ...]:
         """W - 1 tokens to both sides."""

@@ -36,7 +36,7 @@ def far_regions(
     def region(sign: int) -> Branch:
         far = positions.replace(query=query + sign * step, key=key, spacing=None, ruler=None)
         limit = window[..., None] if isinstance(window, Tensor) else window
-        return Branch(far, lambda here: settle(here.distance()) * sign >= limit)
+        return Branch(far, lambda here: settle(here.distance()) * sign >= limit, by_distance=True)
 
     return tuple(region(sign) for sign in ((1,) if positions.causal else (1, -1)))
 

@@ -1172,9 +1172,32 @@ def reach_holds_what_is_seen(s: Subject) -> None:
                     ranges = composition.reach(first, last, length)
                     inside = torch.stack([(a <= key) & (key < b) for a, b in ranges] or [key < 0]).any(0)
                     outside = (visible[first : last + 1].any(0) & ~inside).nonzero().flatten().tolist()
+                    where = f"(causal={causal}, phase {phase})"
                     if outside:
-                        where = f"keys seen by queries {first} ... {last} in {ranges} (causal={causal}, phase {phase})"
-                        raise CheckFailed(where, f"key {outside[0]}")
+                        seen = f"keys seen by queries {first} ... {last} in {ranges} {where}"
+                        raise CheckFailed(seen, f"key {outside[0]}")
+                    start, stop = max(0, ranges[0][0]), ranges[-1][1]
+                    part, expected = composition.slice(first, last + 1, stop, start), visible[first : last + 1]
+                    equal(expected[:, start:stop], part.visible()[0], f"mask of keys {start} ... {stop - 1} {where}", 0)
+
+
+def no_distance_mask(found: Entry) -> str | None:
+    """Reason for what does not state its mask by distance."""
+    return of_extensions(found) or (None if overrides(found.cls, "distance_mask") else "states no mask by distance")
+
+
+@check(unless=no_distance_mask)
+def mask_by_distance_is_the_mask(s: Subject) -> None:
+    """What `distance_mask` says of distances is what `mask` says of pairs."""
+    for causal in s.modes:
+        for phase, length in s.cases(5 * LENGTH, LENGTH):
+            model = s.model(causal=causal)
+            composition = model.scheme.prepare(positions_of(model, 1, length, phase=phase)).layers[0][0].composition
+            for extension in composition.extensions:
+                stated = extension.distance_mask(composition.positions.steps())
+                if stated is not None:
+                    mask = extension.mask(composition.positions)
+                    equal(mask, stated, f"mask by distance (causal={causal}, phase {phase})", 0)
 
 
 @check()
