@@ -101,8 +101,8 @@ def complete(recipe: Recipe, length_is_said: bool) -> None:
         groups = {name: part.setdefault(name, {}) for name in ("train", "data")}
         if not all(isinstance(group, dict) for group in groups.values()):
             continue  # refused elsewhere
-        if not length_is_said:
-            groups["train"].setdefault("length", _length(given))
+        if not length_is_said and "length" not in groups["train"]:
+            groups["train"]["length"] = _length(given)
         if recipe.data.tokenizer is None and "tokenizer" not in groups["data"]:
             groups["data"]["tokenizer"] = _tokenizer(given)
 
