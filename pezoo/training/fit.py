@@ -21,7 +21,6 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
@@ -30,8 +29,9 @@ from pezoo.files import curves_into
 from pezoo.model.devices import check_training, without_subnormals
 from pezoo.model.transformer import Transformer
 from pezoo.outcome import outcome, peak_memory, reset_peak_memory
-from pezoo.task import IGNORE, Example
+from pezoo.task import Example
 from pezoo.training.config import TrainConfig
+from pezoo.training.loss import cross_entropy, losses_and_hits
 from pezoo.training.resume import Saver, Saving, Signals, State, StateFile, read_files, write_files
 
 # The curve of validation perplexity: how many points, of how many batches each (together about 3 %
@@ -106,21 +106,17 @@ class LanguageModel(pl.LightningModule):
         self.n_rows = self.n_tokens = 0  # of the training batches that are done
         self.final_loss = self.validation_loss = math.nan
 
-    def _logits(self, tokens: Tensor, first_row: int, phase: str) -> Tensor:
-        """Logits (B, L, V) of the ids (B, L), whose random draws are keyed by row from `first_row` on.
-
-        They are float32, or float64 where the model is.
-        """
+    def _hidden(self, tokens: Tensor, first_row: int, phase: str) -> Tensor:
+        """What the output layer reads, (B, L, D), of the ids (B, L): random draws are keyed by row from `first_row`."""
         batch, length = tokens.shape
         rows = tuple(range(first_row, first_row + batch))
         positions = self.model.positions(batch, length, phase=phase, rows=rows)
-        logits = self.model(tokens, positions)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return self.model.hidden(tokens, positions)
 
     def training_step(self, batch: Example, batch_idx: int) -> Tensor:
         """Mean cross-entropy, in nats, of what is asked."""
-        logits = self._logits(batch.tokens, self.n_rows, self.phase)
-        return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
+        hidden = self._hidden(batch.tokens, self.n_rows, self.phase)
+        return cross_entropy(self.model.head, hidden, batch.targets, self.model.config.vocab_size)
 
     def on_train_batch_start(self, batch: Example, batch_idx: int) -> None:
         """A step begins."""
@@ -152,11 +148,11 @@ class LanguageModel(pl.LightningModule):
 
     def validation_step(self, batch: Example, batch_idx: int) -> None:
         """Count what is asked for the mean loss and accuracy."""
-        logits = self._logits(batch.tokens, batch_idx * len(batch.tokens), "test")
-        asked = batch.targets != IGNORE
-        losses = F.cross_entropy(logits.transpose(1, 2), batch.targets, ignore_index=IGNORE, reduction="none")
-        self.loss.update(losses[asked])
-        self.accuracy.update((logits.argmax(-1) == batch.targets)[asked].float())
+        hidden = self._hidden(batch.tokens, batch_idx * len(batch.tokens), "test")
+        vocabulary = self.model.config.vocab_size
+        for losses, hits in losses_and_hits(self.model.head, hidden, batch.targets, vocabulary):
+            self.loss.update(losses)
+            self.accuracy.update(hits)
 
     def on_validation_epoch_end(self) -> None:
         """Add a point to the curves of validation."""
