@@ -3,15 +3,17 @@
 Legend: B batch, L length, D width, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pezoo.task import IGNORE
 
+Head = Callable[[Tensor], Tensor]
+"""An output layer: (..., D) to (..., V)."""
 CPU_LOGITS, GPU_LOGITS = 2**24, 2**26
 """Most logits at once: 64 and 256 MiB of float32. Fewer are computed as a whole."""
 FEWEST = 64
@@ -35,13 +37,13 @@ def loss_bytes(device: torch.device, vocabulary: int, tokens: int) -> int:
     return 4 * COPIES * vocabulary * min(tokens, at_once(device, vocabulary))
 
 
-def cross_entropy(head: nn.Module, hidden: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
+def cross_entropy(head: Head, hidden: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
     """Mean cross-entropy of what is asked, in nats: float32, or float64 where the model is.
 
     While gradients are kept, the logits of each chunk of tokens are computed again in the backward pass.
 
     Args:
-        head: the output layer, (..., D) to (..., V).
+        head: the output layer.
         hidden: what it reads, (B, L, D).
         targets: (B, L); those that are `IGNORE` are not asked.
         vocabulary: V.
@@ -56,9 +58,7 @@ def cross_entropy(head: nn.Module, hidden: Tensor, targets: Tensor, vocabulary: 
     return torch.stack(totals).sum() / (targets != IGNORE).sum()
 
 
-def losses_and_hits(
-    head: nn.Module, hidden: Tensor, targets: Tensor, vocabulary: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def losses_and_hits(head: Head, hidden: Tensor, targets: Tensor, vocabulary: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Of each asked token its loss in nats, and whether the likeliest token is right: (n,) twice, chunk by chunk.
 
     Args:
