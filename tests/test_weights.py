@@ -2,15 +2,18 @@
 
 import dataclasses
 import importlib.util
+import itertools
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from helpers import assert_same_weights, rising_text
+from helpers import assert_same_weights, rising_text, run_cells
 from pezoo.data import crops
 from pezoo.errors import UserError
 from pezoo.model.transformer import Transformer
+from pezoo.study import Study, make_plan
+from pezoo.study.reading import load_recipe
 from pezoo.training.checkpoint import load, save
 from pezoo.training.config import TrainConfig
 from pezoo.training.fit import LanguageModel, fit
@@ -238,3 +241,64 @@ def test_weights_are_stored_in_full():
         "layers": ["attention"],
         "embeddings_and_norms": False,
     }
+
+
+# ---- in a study ---------------------------------------------------------------------------------
+
+RECIPE = {
+    "study": "tuned",
+    "schemes": [{"scheme": "nope+head_scale", "tune": [0, 2]}],
+    "tasks": ["reverse_string"],
+    "model": {"d_model": 8, "n_layers": 1, "n_heads": 1},
+    "train": {"length": 4, "steps": 4, "batch_size": 2, "warmup_steps": 1, "precision": "bf16-mixed"},
+    "tune": {"length": "2x", "warmup_steps": 1, "lr": 0.1},
+    "test": {"lengths": ["1x"], "windows": 2},
+    "parts": {name: {"tune": {"weights": name}} for name in ("all", "scheme", "lora:rank=2")},
+}
+
+
+def test_a_study_tunes_what_the_recipe_says(tmp_path):
+    study = Study.prepare(RECIPE, ["tune.precision=32-true", "tune.checkpointing=true"], out=tmp_path)
+    run_cells(study)
+    (trained,) = (key for key, cell in study.plan.cells.items() if cell.kind == "train")
+    before, found = load(study.store.path(trained) / "model.pt")[0].state_dict(), {}
+    for key, cell in study.plan.cells.items():
+        if cell.kind == "tune":
+            assert (cell.settings().precision, cell.settings().checkpointing) == ("32-true", True)
+            after = load(study.store.path(key) / "model.pt")[0].state_dict()
+            names = {name for name, weight in after.items() if name in before and not torch.equal(weight, before[name])}
+            facts = study.store.facts(key)["fit"]
+            found[cell.inputs.get("weights", {}).get("weights", "all")] = names, facts["trained_params"]
+    attention = {"blocks.0.attention.qkv.weight", "blocks.0.attention.out.weight"}
+    assert found["scheme"] == (set(), 1)
+    assert found["lora"] == (attention, 1 + 2 * (8 + 24) + 2 * (8 + 8))
+    assert found["all"][0] > attention
+    assert {r.status for r in study.results()} == {"ok"}
+
+
+def test_tuning_all_weights_names_cells_as_before():
+    """And settings of adapters name those of adapters alone."""
+    one = RECIPE | {"parts": {}}
+    plain = make_plan(load_recipe(one)).cells
+    for same in ("tune.weights=all", "tune.precision=bf16-mixed", "tune.checkpointing=false"):
+        assert make_plan(load_recipe(one, [same])).cells.keys() == plain.keys()
+    assert not any("weights" in cell.inputs for cell in plain.values())
+    keys = [plain.keys()]
+    for other in ("tune.weights=scheme", "tune.weights=lora", "tune.weights=lora:rank=2", "tune.precision=32-true"):
+        keys.append(make_plan(load_recipe(one, [other])).cells.keys())
+    assert [len(a & b) for a, b in itertools.combinations(keys, 2)] == [2] * 10  # trained, and tested untuned
+    assert make_plan(load_recipe(one, ["tune.weights=lora:rank=8"])).cells.keys() == keys[2]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tune.weights=lora:rank=x", "lora:rank"),
+        ("schemes.0.scheme=rope", "rope has no parameters of its own to tune"),
+        ("tune.precision=16-mixed", "tune.precision=16-mixed needs a GPU; type tune.precision=bf16-mixed"),
+    ],
+)
+def test_what_a_recipe_cannot_tune_is_said_before_anything_is_trained(override, message):
+    recipe = RECIPE | {"parts": {}, "tune": RECIPE["tune"] | {"weights": "scheme"}, "device": "cpu"}
+    with pytest.raises(UserError, match=message):
+        make_plan(load_recipe(recipe, [override]))

@@ -224,6 +224,8 @@ def resolve_device(recipe: Recipe) -> str:
     """
     device = find_device(recipe.device)
     check_training(device, recipe.train.precision)
+    if recipe.tune.precision is not None:
+        check_training(device, recipe.tune.precision, "tune.precision")
     check_testing(device, recipe.test.precision)
     return device.type
 
