@@ -335,6 +335,8 @@ def attempt(cell: Cell, corpora: Mapping[str, Corpus]) -> tuple[float, int | Non
         seconds = fitted.train_seconds / (STEPS * rows)
         peaks = [peak for peak in (fitted.peak_memory_bytes,) if peak is not None]
         fixed = training_bytes(fitted.trained_params or 0, settings.precision)
+        if device.type != "cpu":  # where the weights had not been before
+            fixed += sum(p.nbytes for p in model.parameters())
         vocabulary, tokens = inputs["data"]["vocab_size"], row_tokens(cell)
         loss = [loss_bytes(device, vocabulary, n * tokens) for n in (rows, full)]
     if before is None or not peaks:
