@@ -274,6 +274,8 @@ def test_a_study_tunes_what_the_recipe_says(tmp_path):
     assert found["lora"] == (attention, 1 + 2 * (8 + 24) + 2 * (8 + 8))
     assert found["all"][0] > attention
     assert {r.status for r in study.results()} == {"ok"}
+    told = {(r.part, r.trained_params) for r in study.results() if r.finetune_steps}
+    assert {("scheme", 1), ("lora:rank=2", 97)} < told
 
 
 def test_tuning_all_weights_names_cells_as_before():
