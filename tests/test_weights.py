@@ -295,7 +295,7 @@ def test_tuning_all_weights_names_cells_as_before():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("tune.weights=lora:rank=x", "lora:rank"),
+        ("tune={weights: 'lora:rank=x', steps: [0]}", "tune.weights: lora:rank"),
         ("schemes.0.scheme=rope", "rope has no parameters of its own to tune"),
         ("tune.precision=16-mixed", "tune.precision=16-mixed needs a GPU; type tune.precision=bf16-mixed"),
     ],
