@@ -23,6 +23,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from pezoo.data import Corpus
 from pezoo.data.material import Material, Questions, Text
 from pezoo.errors import UserError, brief, cut, suggest
@@ -34,6 +36,7 @@ from pezoo.study.recipe import Recipe
 from pezoo.study.resolve import Test, Trial, acting, in_part, load_corpora, resolve
 from pezoo.training.config import TrainConfig
 from pezoo.training.keys import from_stored, hashed, to_stored
+from pezoo.training.weights import ALL, Weights, check_weights, from_stored_weights, parse_weights, stored_weights
 
 VERSIONS = {"train": 4, "choose": 1, "tune": 4, "evaluate": 3}
 """Raised when the code of a kind of cell changes its numbers; older cells are then not reused. The code of members is
@@ -99,6 +102,10 @@ class Cell:
     def settings(self) -> TrainConfig:
         """How it trains or tunes."""
         return TrainConfig(**from_stored(TrainConfig, self.inputs["settings"]))
+
+    def weights(self) -> Weights:
+        """What it trains or tunes."""
+        return from_stored_weights(self.inputs["weights"]) if "weights" in self.inputs else ALL
 
     def material(self, corpora: Mapping[str, Corpus]) -> Material:
         """What it reads: in a test what is tested, else what is trained on.
@@ -227,7 +234,7 @@ class _Planner:
             parent, tested, label = trained, spec, name
             if steps:
                 label = f"{name}, {steps} steps @ {trial.tune_length / self.recipe.train.length:g}x"
-                parent = self._fit("tune", name, label, spec, self.recipe.tuning(steps), seed, parent=trained)
+                parent = self._tune(name, label, spec, steps, seed, trained)
                 tested = spec.fixed(trial.material.n_tokens(trial.tune_length), trial.train_tokens)
             for test in trial.tests:
                 yield self._evaluate(label, tested, seed, parent, steps, test)
@@ -235,6 +242,17 @@ class _Planner:
             if windowed is not None:
                 for test in trial.tests:
                     yield self._evaluate(f"{label} | windowed", windowed, seed, parent, steps, test)
+
+    def _tune(self, name: str, label: str, spec: Spec, steps: int, seed: int, trained: str) -> str:
+        """The tuning cell; refused where its model has no such weights."""
+        weights, settings = parse_weights(self.recipe.tune.weights), self.recipe.tuning(steps)
+        if weights == ALL:
+            return self._fit("tune", name, label, spec, settings, seed, parent=trained)
+        inputs = {"parent": trained, "weights": stored_weights(weights)}
+        key = self._fit("tune", name, label, spec, settings, seed, **inputs)
+        with torch.device("meta"):  # without memory for them
+            check_weights(weights, self.plan.cells[key].model())
+        return key
 
     def _train(self, name: str, spec: Spec, seed: int) -> str:
         """The training cell, or that which chooses among several learning rates."""
