@@ -1,16 +1,19 @@
 """How long the rest of a study takes, on invented cells and an invented clock, and what is said of it."""
 
+import dataclasses
 import io
 
 import pytest
 from rich.console import Console
 
 from pezoo.registry import _entries, load_plugin
+from pezoo.study import estimate as estimate_module
 from pezoo.study.collect import Failure
-from pezoo.study.estimate import Estimate, operations, try_some, units
+from pezoo.study.estimate import Estimate, attempt, levels_of, operations, try_some, units
 from pezoo.study.plan import make_plan
 from pezoo.study.progress import make_progress
 from pezoo.study.reading import load_recipe
+from pezoo.training import loss
 
 RECIPE = {
     "schemes": ["rope", "alibi", {"scheme": "rope+pi", "tune": [0, 40]}],
@@ -71,6 +74,49 @@ def test_work_is_counted_in_rows_and_tokens(plan, estimate):
     assert estimate.tokens == 4 * 100 * 8 * 16 + 2 * 40 * 4 * 32
     vocabulary = plan.cells[train].inputs["data"]["vocab_size"]
     assert operations(plan.cells[train]) == 6 * 16 * (12 * 2 * 16**2 + vocabulary * 16)
+
+
+def test_frozen_weights_are_less_work_and_checkpointing_is_more(plan):
+    def tuning(*overrides):
+        cells = make_plan(load_recipe(RECIPE, overrides)).cells.values()
+        return next(cell for cell in cells if cell.kind == "tune")
+
+    vocabulary = tuning().inputs["data"]["vocab_size"]
+    blocks, head = 12 * 2 * 16**2, vocabulary * 16
+    assert operations(tuning()) == 6 * 32 * (blocks + head)
+    assert operations(tuning("tune.weights=lora")) == 4 * 32 * (blocks + head)
+    assert operations(tuning("tune.checkpointing=true")) == 32 * (8 * blocks + 6 * head)
+    kinds = [levels_of(tuning(*o))[1] for o in ((), ("tune.weights=lora",), ("tune.checkpointing=true",))]
+    assert len(set(kinds)) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "trained", "each"),
+    [
+        ([], None, 12),
+        (["tune.weights=lora"], 2 * (8 * (16 + 48) + 8 * (16 + 16)), 12),
+        (["tune.precision=bf16-true"], None, 6),
+    ],
+)
+def test_what_does_not_grow_with_the_rows_is_counted_once(overrides, trained, each, monkeypatch):
+    """Gradients and moments of what is trained, and the logits of a chunk; a trial of one row tells the rest."""
+    made = make_plan(load_recipe(RECIPE, overrides))
+    cell = next(cell for cell in made.cells.values() if cell.kind == "tune")
+    vocabulary, before = cell.inputs["data"]["vocab_size"], 10**8
+    monkeypatch.setattr(loss, "at_once", lambda device, vocabulary: 40)  # of the 32 tokens of a row, and 128 of four
+    monkeypatch.setattr(estimate_module, "OPERATIONS", operations(cell) * 3)
+    monkeypatch.setattr(estimate_module, "peak_memory", lambda device: before)
+
+    def usual(model, *args, inner=estimate_module.fit, **options):
+        found = inner(model, *args, **options)
+        assert found.trained_params == (trained or sum(p.numel() for p in model.parameters()))
+        peak = before + each * found.trained_params + 4 * 3 * vocabulary * 32 + 1000
+        return dataclasses.replace(found, peak_memory_bytes=peak)
+
+    monkeypatch.setattr(estimate_module, "fit", usual)
+    _, memory = attempt(cell, made.corpora)
+    params = trained or sum(p.numel() for p in cell.model().parameters())
+    assert memory == before + each * params + 4 * 3 * vocabulary * 40 + 4 * 1000
 
 
 def test_nothing_is_known_at_first(estimate):

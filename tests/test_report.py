@@ -739,6 +739,9 @@ def test_costs_stand_beside_the_scheme_without_positions():
     assert table.cost([run("rope", None, 1000)]) is None
     others = table.cost([*made, run("fire", 5.0, 1000, train_device="H100")])
     assert "cpu, 1 threads; H100, 1 threads" in others.notes[-1] or "H100, 1 threads; cpu" in others.notes[-1]
+    tuned = run("rope, tuned", 9.0, 1000, scheme="rope", trained_params=96, finetune_steps=9, finetune_length=128)
+    found = table.cost([*(replace(r, trained_params=1000) for r in made), tuned]).frame["tuned parameters"]
+    assert dict(found) == {"rope": "–", "nope": "–", "t5": "–", "rope, tuned": "96"}
     measured = table.cost([run("nope", 1.0, 5, memory=2**29), run("rope", 1.0, 5, memory=2**30)])
     assert list(measured.frame["peak memory in MiB"]) == ["512 (×1.00)", "1,024 (×2.00)"]
 

@@ -10,10 +10,10 @@ With `learned=false` all heads have the same factor, and no tuning is needed: th
 Source: Wang, Ji, Wu, Yan, Gui, Zhang, Huang, Wang 2024 (arXiv 2404.12224) and the authors' code, for NoPE; a uniform
 scale, says the paper, does not carry RoPE as far. The code tunes the factors alone: 200 steps at a learning rate of 0.1
 or 0.05, from a uniform scale found before (1.6 for four times the training length). After each step it sets those below
-1 to 1.
-Departures: tuning moves all weights, at one learning rate. A factor below 1 counts as 1 and keeps its gradient, so that
-it can rise again. Factors start at 1.2, a uniform scale that the paper is said to find useful; this was read at second
-hand.
+1 to 1. Here `tune.weights=scheme` tunes the factors alone, with the schedule of any tuning.
+Departures: unless that is said, tuning moves all weights, at one learning rate. A factor below 1 counts as 1 and keeps
+its gradient, so that it can rise again. Factors start at 1.2, a uniform scale that the paper is said to find useful;
+this was read at second hand.
 """
 
 from dataclasses import dataclass

@@ -33,22 +33,22 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def check_training(device: torch.device, precision: str) -> None:
+def check_training(device: torch.device, precision: str, key: str = "train.precision") -> None:
     """Refuse a precision that a device cannot train in.
 
     Args:
         device: any.
         precision: of Lightning, such as "bf16-mixed".
+        key: of the recipe, for messages.
 
     Raises:
         UserError: if it cannot.
     """
     if device.type == "cpu" and precision.startswith("16"):
-        raise UserError(f"train.precision={precision} needs a GPU; type train.precision=bf16-mixed")
+        raise UserError(f"{key}={precision} needs a GPU; type {key}=bf16-mixed")
     if device.type == "mps" and precision in ("16-mixed", "64-true"):
         raise UserError(
-            f"train.precision={precision} computes in float64, which device=mps does not have; "
-            "type train.precision=32-true, or device=cpu"
+            f"{key}={precision} computes in float64, which device=mps does not have; type {key}=32-true, or device=cpu"
         )
 
 

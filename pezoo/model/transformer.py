@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pezoo.compose import create
 from pezoo.compose.prepared import Prepared
@@ -254,6 +255,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = norm(config.d_model)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.checkpointing = False
         self.init_weights()
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
@@ -272,6 +274,13 @@ class Transformer(nn.Module):
             if name == "embedding.weight":
                 std = self.config.d_model**-0.5
             nn.init.normal_(weight, std=std, generator=generator)
+
+    def checkpoint_blocks(self, on: bool = True) -> None:
+        """While gradients are kept, store what goes into each block alone, and compute the rest again in the backward.
+
+        Gradients are the same, those of dropout too.
+        """
+        self.checkpointing = on
 
     def positions(self, batch: int, length: int, *, phase: str | None = None, **facts: Any) -> Positions:
         """Positions for `batch` rows of `length` tokens.
@@ -335,7 +344,10 @@ class Transformer(nn.Module):
         prepared = self.scheme.prepare(positions.replace(tokens=seen))
         x: Tensor = self.dropout(prepared.embed(self.embedding(tokens)))
         for layer, block in enumerate(self.blocks):
-            x = block(x, prepared, layer, cache)
+            if self.checkpointing and torch.is_grad_enabled() and cache is None:
+                x = checkpoint(block, x, prepared, layer, cache, use_reentrant=False)
+            else:
+                x = block(x, prepared, layer, cache)
         if cache is not None:
             cache.filled += length
         x = self.norm(x)

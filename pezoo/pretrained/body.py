@@ -22,7 +22,7 @@ from pezoo.errors import UserError
 from pezoo.files import replacing
 from pezoo.pretrained.attach import CHILD, Attached, attach
 from pezoo.pretrained.seam import decoder_of
-from pezoo.pretrained.source import Source, load
+from pezoo.pretrained.source import Source, config_of, load
 from pezoo.scheme import Spec, parse
 
 DROPPED = ("attention_dropout", "attn_pdrop")
@@ -68,9 +68,7 @@ class Body(nn.Module):
         self.config = BodyConfig(model.config.vocab_size, train_length, seed)
         decoder = decoder_of(model)
         self.place = next(name for name, module in model.named_modules() if module is decoder)
-        config = model.config.get_text_config()
-        shape = Shape(config.hidden_size, config.num_attention_heads, config.num_hidden_layers, train_length)
-        self.__dict__["no_scheme"] = build(parse("nope"), shape)
+        self.__dict__["no_scheme"] = build(parse("nope"), _shape(model.config, train_length))
         self._check()
 
     @torch.no_grad()
@@ -97,6 +95,13 @@ class Body(nn.Module):
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.get_input_embeddings().weight.device
+
+    def checkpoint_blocks(self, on: bool) -> None:
+        """Whether training computes a layer's activations again in the backward pass instead of keeping them."""
+        if on:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.model.gradient_checkpointing_disable()
 
     def positions(self, batch: int, length: int, *, phase: str | None = None, **facts: Any) -> Positions:
         """Positions for `batch` rows of `length` tokens, as in `Transformer.positions`; a model is tuned here."""
@@ -151,6 +156,19 @@ class Body(nn.Module):
         finally:
             self.model.set_submodule(self.place, decoder)
         return logits.view(*hidden.shape[:-1], -1)
+
+
+def _shape(config: Any, train_length: int) -> Shape:
+    config = config.get_text_config()
+    return Shape(config.hidden_size, config.num_attention_heads, config.num_hidden_layers, train_length)
+
+
+def outline(source: Source, scheme: Spec, train_length: int) -> nn.Module:
+    """The modules of a model and of a scheme beside it, made on the device that holds: on "meta" without memory."""
+    found = nn.Module()
+    found.model = load(Source(config=config_of(source).to_dict()))
+    found.scheme = build(scheme, _shape(found.model.config, train_length))
+    return found
 
 
 class _Given(nn.Module):

@@ -85,10 +85,14 @@ def cost(results: Iterable[Result], name: str = "") -> Table | None:
     beside, found = cost_baseline(results), costs(results)
     if beside is None:
         return None
-    own = found.loc[beside]
+    own, tunings = found.loc[beside], {r.label for r in results if r.finetune_steps}
     frame = pandas.DataFrame(
         {
             "parameters": ["–" if pandas.isna(more) else f"{more:+,.0f}" for more in found["params"] - own["params"]],
+            "tuned parameters": [
+                "–" if pandas.isna(n) or not tuned else f"{n:,.0f}"
+                for n, tuned in zip(found["trained_params"], found.index.isin(tunings), strict=True)
+            ],
             **{
                 name: [_times(value, own[column], unit) for value in found[column]]
                 for name, column, unit in (

@@ -9,7 +9,7 @@ from pezoo.results import Result
 
 COST_BASELINE = "nope"
 """The scheme that costs nothing, so that what others cost more is their own."""
-MEASURED = ("params", "train_seconds", "tokens_per_second", "peak_memory_bytes")
+MEASURED = ("params", "trained_params", "train_seconds", "tokens_per_second", "peak_memory_bytes")
 
 
 def costs(results: Iterable[Result]) -> pandas.DataFrame:

@@ -109,6 +109,8 @@ class Result:
     """Length of the tuning sequences, in tokens; None for zero-shot."""
     params: int | None
     """Parameters of the model; None where it could not be built or tested."""
+    trained_params: int | None = None
+    """Parameters that its last training or tuning moved, adapters among them; None likewise, and in earlier results."""
     train_seconds: float | None
     """Wall-clock time of training and tuning together."""
     eval_seconds: float | None
@@ -164,7 +166,7 @@ class Result:
 _HINTS: dict[str, Any] = typing.get_type_hints(Result)
 _ADDED = (
     *("corpus_digest", "tokenizer", "window_overlap", "test_precision"),
-    *("machine", "train_versions", "train_device", "train_machine"),
+    *("machine", "train_versions", "train_device", "train_machine", "trained_params"),
 )
 """Fields that files of earlier versions do not have."""
 _KINDS = {

@@ -80,6 +80,7 @@ def fit_model(
         seed=inputs["seed"],
         length=settings.length,
         phase=cell.kind,
+        weights=cell.weights(),
         log_dir=store.study / cell.log,
         device=inputs["device"],
         progress=report,

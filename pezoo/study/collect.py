@@ -85,6 +85,7 @@ def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, An
         "finetune_steps": evaluation.tune_steps,
         "finetune_length": trial.tune_length if evaluation.tune_steps else None,
         "params": found["params"],
+        "trained_params": fits[0].get("trained_params") if fits else None,
         "train_seconds": sum(fit["train_seconds"] for fit in fits) if fits else None,
         "tokens_per_second": fits[-1]["tokens_per_second"] if fits else None,
         "threads": recipe.threads,

@@ -21,6 +21,8 @@ from pezoo.sources import PLUGIN
 from pezoo.study.cells import ask
 from pezoo.study.plan import Cell, digest
 from pezoo.training.fit import fit
+from pezoo.training.loss import loss_bytes
+from pezoo.training.weights import ALL
 
 T = TypeVar("T")
 TRY_SECONDS = 2.0
@@ -228,27 +230,28 @@ def row_tokens(cell: Cell) -> int:
 
 def operations(cell: Cell) -> int:
     """Floating-point operations of a unit, roughly: those with the matrices of the model."""
-    size = _size(cell.inputs)
+    blocks, head = _sizes(cell.inputs)
     if cell.kind == "evaluate":
-        return 2 * size * sum(cell.inputs["lengths"])
-    return 6 * size * row_tokens(cell)
+        return 2 * (blocks + head) * sum(cell.inputs["lengths"])
+    passes = 6 if cell.weights() == ALL else 4  # frozen matrices have no gradients
+    return (passes * (blocks + head) + 2 * cell.settings().checkpointing * blocks) * row_tokens(cell)
 
 
-def _size(inputs: Mapping[str, Any]) -> int:
-    """Numbers in the matrices of a model that each token is multiplied with, roughly."""
+def _sizes(inputs: Mapping[str, Any]) -> tuple[int, int]:
+    """Numbers in the matrices that each token is multiplied with, roughly: of the blocks, and of the output layer."""
     if "body" in inputs:
-        return inputs["body"]["parameters"]
-    model = inputs["model"]
-    return 12 * model["n_layers"] * model["d_model"] ** 2 + inputs["data"]["vocab_size"] * model["d_model"]
+        return inputs["body"]["parameters"], 0
+    model, data = inputs["model"], inputs["data"]
+    return 12 * model["n_layers"] * model["d_model"] ** 2, data["vocab_size"] * model["d_model"]
 
 
 def levels_of(cell: Cell) -> tuple[str, ...]:
     """Names of all that a cell is alike to in the time of an operation, the nearest first: the last is any cell."""
-    names = "model body train_length data tested backend device threads protocol lengths batch_tokens precision"
+    names = "model body train_length data tested backend device threads protocol lengths batch_tokens precision weights"
     facts = {name: cell.inputs.get(name) for name in names.split()}
     if "settings" in cell.inputs:
         settings = cell.settings()
-        facts["settings"] = [settings.length, settings.batch_size, settings.precision]
+        facts["settings"] = [settings.length, settings.batch_size, settings.precision, settings.checkpointing]
     work = {"kind": cell.kind} | facts
     return digest(work | {"scheme": cell.inputs.get("scheme")}), digest(work), cell.kind, ""
 
@@ -312,7 +315,7 @@ def attempt(cell: Cell, corpora: Mapping[str, Corpus]) -> tuple[float, int | Non
     rows = min(full, int(most // (operations(cell) * (1 if testing else STEPS))))
     if not rows:
         raise ValueError("it is too large to be tried")
-    model = cell.model()
+    model, fixed, loss = cell.model(), 0, [0, 0]
     reset_peak_memory(device)
     before = peak_memory(device)
     if testing:
@@ -331,15 +334,27 @@ def attempt(cell: Cell, corpora: Mapping[str, Corpus]) -> tuple[float, int | Non
             seed=inputs["seed"],
             length=settings.length,
             phase=cell.kind,
+            weights=cell.weights(),
             device=device,
         )
         if fitted.status not in ("ok", "diverged"):
             raise ValueError(fitted.reason)
         seconds = fitted.train_seconds / (STEPS * rows)
         peaks = [peak for peak in (fitted.peak_memory_bytes,) if peak is not None]
+        fixed = training_bytes(fitted.trained_params or 0, settings.precision)
+        if device.type != "cpu":  # where the weights had not been before
+            fixed += sum(p.nbytes for p in model.parameters())
+        vocabulary, tokens = inputs["data"]["vocab_size"], row_tokens(cell)
+        loss = [loss_bytes(device, vocabulary, n * tokens) for n in (rows, full)]
     if before is None or not peaks:
         return seconds, None
-    return seconds, int(before + (max(peaks) - before) * max(1.0, full / rows))
+    growing = max(0, max(peaks) - before - fixed - loss[0])  # with the rows
+    return seconds, int(before + fixed + loss[1] + growing * max(1.0, full / rows))
+
+
+def training_bytes(trained: int, precision: str) -> int:
+    """Bytes of the gradients, and of AdamW's two moments, of so many parameters; frozen ones have none."""
+    return 3 * trained * {"bf16-true": 2, "64-true": 8}.get(precision, 4)
 
 
 # ---- for people ---------------------------------------------------------------------------------

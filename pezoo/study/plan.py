@@ -24,6 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from pezoo.data import Corpus
 from pezoo.data.material import Material, Questions, Text
 from pezoo.errors import UserError, brief, cut, suggest
@@ -38,6 +41,7 @@ from pezoo.study.resolve import Test, Trial, acting, in_part, load_corpora, reso
 from pezoo.training.checkpoint import carry_over, load, save
 from pezoo.training.config import TrainConfig
 from pezoo.training.keys import from_stored, hashed, to_stored
+from pezoo.training.weights import ALL, Weights, check_weights, from_stored_weights, parse_weights, stored_weights
 
 if TYPE_CHECKING:
     from pezoo.pretrained.body import Body
@@ -102,6 +106,15 @@ class Cell:
             carry_over(load(parent)[0], model)
         return model
 
+    def outline(self) -> nn.Module:
+        """The model's modules without memory for their numbers."""
+        with torch.device("meta"):
+            if "body" not in self.inputs:
+                return self._transformer()
+            from pezoo.pretrained.body import outline
+
+            return outline(Source(**self.inputs["body"]), parse(self.inputs["scheme"]), self.inputs["train_length"])
+
     def save(self, path: Path, model: "Transformer | Body") -> None:
         """Write what it has made of its model, for the cells that begin there."""
         if isinstance(model, Transformer):
@@ -139,6 +152,10 @@ class Cell:
     def settings(self) -> TrainConfig:
         """How it trains or tunes."""
         return TrainConfig(**from_stored(TrainConfig, self.inputs["settings"]))
+
+    def weights(self) -> Weights:
+        """What it trains or tunes."""
+        return from_stored_weights(self.inputs["weights"]) if "weights" in self.inputs else ALL
 
     def material(self, corpora: Mapping[str, Corpus]) -> Material:
         """What it reads: in a test what is tested, else what is trained on.
@@ -269,7 +286,7 @@ class _Planner:
             parent, tested, label = trained, spec, name
             if steps:
                 label = f"{name}, {steps} steps @ {trial.tune_length / self.recipe.train.length:g}x"
-                parent = self._fit("tune", name, label, spec, self.recipe.tuning(steps), seed, parent=trained)
+                parent = self._tune(name, label, spec, steps, seed, trained)
                 tested = spec.fixed(trial.material.n_tokens(trial.tune_length), trial.train_tokens)
             for test in trial.tests:
                 yield self._evaluate(label, tested, seed, parent, steps, test)
@@ -277,6 +294,16 @@ class _Planner:
             if windowed is not None:
                 for test in trial.tests:
                     yield self._evaluate(f"{label} | windowed", windowed, seed, parent, steps, test)
+
+    def _tune(self, name: str, label: str, spec: Spec, steps: int, seed: int, trained: str | None) -> str:
+        """The tuning cell; refused where its model has no such weights."""
+        weights, settings = parse_weights(self.recipe.tune.weights), self.recipe.tuning(steps)
+        if weights == ALL:
+            return self._fit("tune", name, label, spec, settings, seed, parent=trained)
+        inputs = {"parent": trained, "weights": stored_weights(weights)}
+        key = self._fit("tune", name, label, spec, settings, seed, **inputs)
+        check_weights(weights, self.plan.cells[key].outline())
+        return key
 
     def _train(self, name: str, spec: Spec, seed: int) -> str | None:
         """The training cell, or that which chooses among several learning rates; None for a model that is trained."""

@@ -21,7 +21,7 @@ from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.model.devices import TestPrecision
 from pezoo.model.transformer import ModelConfig
 from pezoo.results import LANGUAGE_MODELLING
-from pezoo.training.config import Schedule, TrainConfig
+from pezoo.training.config import Precision, Schedule, TrainConfig
 from pezoo.typed import check_items, check_plain
 
 LONGEST = 2**24
@@ -52,6 +52,13 @@ class TuneConfig:
     """Largest gradient norm; 0: no clipping."""
     accumulate: int = 1
     """Batches whose gradients make one step."""
+    precision: Precision | None = None
+    """Lightning's precision; null: that of train."""
+    checkpointing: bool | None = None
+    """Gradient checkpointing; null: as in train."""
+    weights: str = "all"
+    """Which weights are tuned: all; scheme, the scheme's own parameters alone; lora, adapters of low rank beside frozen
+    weights, and the scheme's, with settings such as lora:rank=16:embeddings_and_norms=true."""
 
 
 @dataclass
@@ -200,8 +207,9 @@ class Recipe:
 
     def tuning(self, steps: int) -> TrainConfig:
         """What `fit` needs for a tuning of `steps` steps."""
-        shared = {f.name: getattr(self.tune, f.name) for f in dataclasses.fields(TuneConfig)}
-        return dataclasses.replace(self.train, **shared | {"steps": steps, "length": self.tune_length, "lrs": []})
+        own = {f.name: getattr(self.tune, f.name) for f in dataclasses.fields(TuneConfig) if f.name != "weights"}
+        own = {name: value for name, value in own.items() if value is not None}
+        return dataclasses.replace(self.train, **own | {"steps": steps, "length": self.tune_length, "lrs": []})
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe in full as plain data; itself a recipe, of the same study."""

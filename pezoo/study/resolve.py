@@ -27,6 +27,7 @@ from pezoo.scheme import MemberSpec, Spec, parse, read_members
 from pezoo.study.bodies import Foreign, find_body
 from pezoo.study.recipe import Recipe
 from pezoo.task import parse_task
+from pezoo.training.weights import parse_weights
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,10 @@ def resolve(recipe: Recipe, corpora: Mapping[str, Corpus]) -> list[Trial]:
 
 def _trial(part: str, recipe: Recipe, task: str, corpora: Mapping[str, Corpus]) -> Trial:
     device = resolve_device(recipe)
+    try:
+        parse_weights(recipe.tune.weights)
+    except UserError as error:
+        raise UserError(f"tune.weights: {error}") from None
     test_lengths, tune_length = recipe.test_lengths, recipe.tune_length
     counts = [steps for row in recipe.rows for steps in row.tune]
     tunes = any(counts + (recipe.tune.steps if recipe.grid.encodings else []))
@@ -229,6 +234,8 @@ def resolve_device(recipe: Recipe) -> str:
     """
     device = find_device(recipe.device)
     check_training(device, recipe.train.precision)
+    if recipe.tune.precision is not None:
+        check_training(device, recipe.tune.precision, "tune.precision")
     check_testing(device, recipe.test.precision)
     return device.type
 

@@ -6,6 +6,9 @@ from typing import Literal
 Schedule = Literal["cosine", "linear", "constant"]
 
 
+Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
+
+
 @dataclass
 class TrainConfig:
     """Training, and what tuning shares with it."""
@@ -39,7 +42,9 @@ class TrainConfig:
     """Largest gradient norm; 0: no clipping."""
     accumulate: int = 1
     """Batches whose gradients make one step."""
-    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
+    precision: Precision = "32-true"
     """Lightning's precision."""
+    checkpointing: bool = field(default=False, metadata={"before": False})
+    """Gradient checkpointing: compute each block again in the backward pass, for less memory and a third more time."""
     log_every: int = field(default=20, metadata={"hashed": False})
     """Steps between two points of the training curves."""

@@ -11,17 +11,15 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
-from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
@@ -30,9 +28,12 @@ from pezoo.files import curves_into
 from pezoo.model.devices import check_training, without_subnormals
 from pezoo.model.transformer import Transformer
 from pezoo.outcome import outcome, peak_memory, reset_peak_memory
-from pezoo.task import IGNORE, Example
+from pezoo.task import Example
 from pezoo.training.config import TrainConfig
-from pezoo.training.resume import Saver, Saving, Signals, State, StateFile, read_files, write_files
+from pezoo.training.curves import Curves
+from pezoo.training.loss import cross_entropy, losses_and_hits
+from pezoo.training.resume import Saver, Saving, Signals, State, StateFile
+from pezoo.training.weights import ALL, Weights, count_trained, tuned
 
 # The curve of validation perplexity: how many points, of how many batches each (together about 3 %
 # of the time), from crops that are the same whatever the training's seed.
@@ -40,7 +41,6 @@ VALIDATIONS, VALIDATION_BATCHES, VALIDATION_SEED = 10, 8, 0
 
 # What a module counts while it is trained; a training that goes on counts on.
 COUNTED = ("steps", "validated_at", "seconds", "n_rows", "n_tokens", "final_loss", "validation_loss")
-EVENT_FILES = "events.out.tfevents.*"
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class FitResult:
     status: Literal["ok", "diverged", "undefined", "out_of_memory"] = "ok"
     reason: str = ""
     """Why `status` is not ok."""
+    trained_params: int | None = None
+    """Parameters that were trained, adapters among them; None in earlier results."""
 
 
 def learning_rate(step: int, settings: TrainConfig) -> float:
@@ -106,21 +108,17 @@ class LanguageModel(pl.LightningModule):
         self.n_rows = self.n_tokens = 0  # of the training batches that are done
         self.final_loss = self.validation_loss = math.nan
 
-    def _logits(self, tokens: Tensor, first_row: int, phase: str) -> Tensor:
-        """Logits (B, L, V) of the ids (B, L), whose random draws are keyed by row from `first_row` on.
-
-        They are float32, or float64 where the model is.
-        """
+    def _hidden(self, tokens: Tensor, first_row: int, phase: str) -> Tensor:
+        """What the output layer reads, (B, L, D), of the ids (B, L): random draws are keyed by row from `first_row`."""
         batch, length = tokens.shape
         rows = tuple(range(first_row, first_row + batch))
         positions = self.model.positions(batch, length, phase=phase, rows=rows)
-        logits = self.model(tokens, positions)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return self.model.hidden(tokens, positions)
 
     def training_step(self, batch: Example, batch_idx: int) -> Tensor:
         """Mean cross-entropy, in nats, of what is asked."""
-        logits = self._logits(batch.tokens, self.n_rows, self.phase)
-        return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE)
+        hidden = self._hidden(batch.tokens, self.n_rows, self.phase)
+        return cross_entropy(self.model.head, hidden, batch.targets, self.model.config.vocab_size)
 
     def on_train_batch_start(self, batch: Example, batch_idx: int) -> None:
         """A step begins."""
@@ -152,11 +150,11 @@ class LanguageModel(pl.LightningModule):
 
     def validation_step(self, batch: Example, batch_idx: int) -> None:
         """Count what is asked for the mean loss and accuracy."""
-        logits = self._logits(batch.tokens, batch_idx * len(batch.tokens), "test")
-        asked = batch.targets != IGNORE
-        losses = F.cross_entropy(logits.transpose(1, 2), batch.targets, ignore_index=IGNORE, reduction="none")
-        self.loss.update(losses[asked])
-        self.accuracy.update((logits.argmax(-1) == batch.targets)[asked].float())
+        hidden = self._hidden(batch.tokens, batch_idx * len(batch.tokens), "test")
+        vocabulary = self.model.config.vocab_size
+        for losses, hits in losses_and_hits(self.model.head, hidden, batch.targets, vocabulary):
+            self.loss.update(losses)
+            self.accuracy.update(hits)
 
     def on_validation_epoch_end(self) -> None:
         """Add a point to the curves of validation."""
@@ -182,8 +180,9 @@ class LanguageModel(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW that decays matrices alone: no norm, no bias, no parameter of the scheme."""
         settings, encoding = self.settings, set(self.model.scheme.parameters())
-        decayed = [p for p in self.model.parameters() if p.ndim > 1 and p not in encoding]
-        others = [p for p in self.model.parameters() if p.ndim < 2 or p in encoding]
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.ndim > 1 and p not in encoding]
+        others = [p for p in trained if p.ndim < 2 or p in encoding]
         optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=settings.lr,
@@ -246,28 +245,6 @@ class TrainingData(pl.LightningDataModule):
         return self.validation
 
 
-class Curves(TensorBoardLogger):
-    """Writes an event file into `log_dir` itself, and nothing else.
-
-    Args:
-        log_dir: the folder; event files that are already there are removed.
-        earlier: event files to go on from, as `written` gave them.
-    """
-
-    def __init__(self, log_dir: Path, earlier: Mapping[str, Tensor]) -> None:
-        super().__init__(log_dir, name="", version="")
-        write_files(Path(log_dir), EVENT_FILES, earlier)
-
-    def save(self) -> None:
-        """Flush; without Lightning's hparams.yaml."""
-        self.experiment.flush()
-
-    def written(self) -> dict[str, Tensor]:
-        """The event files up to now, by name."""
-        self.save()
-        return read_files(Path(self.log_dir), EVENT_FILES)
-
-
 def fit(
     model: Transformer,
     material: Batched,
@@ -277,6 +254,7 @@ def fit(
     seed: int,
     length: int,
     phase: Literal["train", "tune"] = "train",
+    weights: Weights = ALL,
     log_dir: Path | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int, float], None] | None = None,
@@ -292,6 +270,8 @@ def fit(
         seed: of the batches and of dropout; weights and random positions have the model's own.
         length: L, the length of the longest training sequences, as the material counts it.
         phase: in which the scheme acts.
+        weights: which of them are trained; adapters are merged into the model in the end, which is float32 then if it
+            was less.
         log_dir: folder for TensorBoard's training curves; replaces those of an earlier attempt.
         device: where to train.
         progress: called every `settings.log_every` steps with (step, steps, loss).
@@ -303,7 +283,7 @@ def fit(
         `length` and a lack of memory are results.
 
     Raises:
-        UserError: if the device cannot train in that precision.
+        UserError: if the device cannot train in that precision, or the model has no such weights.
     """
     device = torch.device(device)
     check_training(device, settings.precision)
@@ -318,8 +298,17 @@ def fit(
     model.train()
     reset_peak_memory(device)
     stoppable = Signals() if saving is not None else contextlib.nullcontext()
-    with stoppable as signals, quiet(), ctrl_c(), without_subnormals(device), torch.random.fork_rng(gpus):
+    with (
+        tuned(model, weights, seed),
+        checkpointed(model, settings.checkpointing),
+        stoppable as signals,
+        quiet(),
+        ctrl_c(),
+        without_subnormals(device),
+        torch.random.fork_rng(gpus),
+    ):
         torch.manual_seed(seed)
+        trained_params = count_trained(model)
         trainer = pl.Trainer(
             accelerator=device.type,
             devices=gpus or 1,
@@ -363,7 +352,20 @@ def fit(
         validation_loss=module.validation_loss if math.isfinite(module.validation_loss) else None,
         status=status,
         reason=reason,
+        trained_params=trained_params,
     )
+
+
+@contextlib.contextmanager
+def checkpointed(model: Transformer, on: bool) -> Iterator[None]:
+    """While this holds, blocks are computed again in the backward pass, if that is wanted."""
+    if on:
+        model.checkpoint_blocks(True)
+    try:
+        yield
+    finally:
+        if on:
+            model.checkpoint_blocks(False)
 
 
 @contextlib.contextmanager
