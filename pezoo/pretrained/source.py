@@ -39,8 +39,8 @@ class Source:
     """SHA-256 of these files."""
     config: dict[str, Any] | None = None
     """`model_type` and the settings of such a config."""
-    parameters: int = field(default=0, metadata={"hashed": False})
-    """How many the model has."""
+    sizes: dict[str, int] | None = field(default=None, metadata={"hashed": False})
+    """How large it is: parameters, width, layers."""
 
 
 def find(given: str) -> Path:
