@@ -21,6 +21,9 @@ from pezoo.study import Study
 from pezoo.study.plan import make_plan
 from pezoo.study.reading import load_recipe
 from pezoo.study.store import Store
+from pezoo.training.config import TrainConfig
+from pezoo.training.fit import LanguageModel, fit
+from pezoo.training.resume import Saving
 
 L = 32
 SIZES = {"vocab_size": 256, "num_hidden_layers": 2, "max_position_embeddings": L}
@@ -232,6 +235,45 @@ def test_a_recipe_in_full_is_the_same_recipe(home):
     split = dict(load_recipe(recipe(home, parts=parts)).split())
     assert split["a"].train.length == L
     assert (split["b"].train.length, split["b"].model.from_) == (8, CONFIG)
+
+
+class KilledError(BaseException):
+    """Stands for a kill."""
+
+
+def test_a_killed_tuning_goes_on_where_it_stopped(home, tmp_path, monkeypatch):
+    """Tied embeddings and dropout, as GPT-2 has them, and positions that are drawn for each row."""
+
+    def made():
+        config = {"model_type": "gpt2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        made = Source(config=sources.as_config(config, 256, L))
+        return make_body(made, parse("rope+random"), train_length=L, seed=0)
+
+    text = load(DataConfig(corpus="text", path=str(home / "text"))).train
+    settings = TrainConfig(steps=6, batch_size=2, warmup_steps=1, lr=1e-2)
+
+    def tune(body, saving=None):
+        return fit(body, text, None, settings, seed=0, length=L, phase="tune", saving=saving)
+
+    whole, cut, step = made(), made(), LanguageModel.training_step
+    result = tune(whole)
+    said = []
+    saving = Saving(tmp_path / "state.pt", {"cell": "abc"}, 1e-9, said.append)
+
+    def killed_at_the_fifth(module, batch, number):
+        if number == 4:
+            raise KilledError
+        return step(module, batch, number)
+
+    monkeypatch.setattr(LanguageModel, "training_step", killed_at_the_fifth)
+    with pytest.raises(KilledError):
+        tune(cut, saving)
+    monkeypatch.setattr(LanguageModel, "training_step", step)
+    again = made()
+    assert tune(again, saving).final_loss == result.final_loss
+    assert said == ["goes on at step 4"]
+    pairs = zip(whole.state_dict().items(), again.state_dict().values(), strict=True)
+    assert [name for (name, a), b in pairs if not torch.equal(a, b)] == []
 
 
 # ---- mistakes -----------------------------------------------------------------------------------
