@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import sys
 
 import pytest
 import torch
@@ -22,6 +21,9 @@ from pezoo.study import Study
 from pezoo.study.plan import make_plan
 from pezoo.study.reading import load_recipe
 from pezoo.study.store import Store
+from pezoo.training.config import TrainConfig
+from pezoo.training.fit import LanguageModel, fit
+from pezoo.training.resume import Saving
 
 L = 32
 SIZES = {"vocab_size": 256, "num_hidden_layers": 2, "max_position_embeddings": L}
@@ -53,7 +55,7 @@ def recipe(home, model="llama", **keys):
         "data": {"corpus": "text", "path": str(home / "text")},
         "model": {"from": given},
         "train": {},
-        "tune": {"length": "2x", "batch_size": 2, "warmup_steps": 1, "lr": 1e-3},
+        "tune": {"length": "2x", "batch_size": 2, "warmup_steps": 1, "lr": 3e-3},
         "test": {"lengths": ["1x", "4x"], "windows": 3},
     } | keys
 
@@ -171,6 +173,8 @@ def test_perplexity_is_that_of_transformers(home, tmp_path, family):
     assert found(results, "own", L, "bits_per_byte") == pytest.approx(found(results, "own", L) / math.log(2))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_protocols_tasks_and_companions_work_as_for_any_model(home, tmp_path):
     test = {"lengths": ["1x", "8x"], "windows": 1, "companion": True, "tasks": ["passkey_text"]}
     test["protocols"] = ["sliding:stride=16", "last", "non_overlapping", "attention"]
@@ -180,10 +184,10 @@ def test_protocols_tasks_and_companions_work_as_for_any_model(home, tmp_path):
     assert {"max_logit", "last_perplexity", "exact_match"} <= {r.metric for r in results}
 
 
-def test_tuning_lowers_the_loss_and_goes_on_where_it_stopped(home, tmp_path):
-    keys = {"schemes": [{"scheme": "rope+pi", "tune": [0, 8]}], "seeds": [0]}
+def test_tuning_changes_all_weights_and_lowers_the_loss(home, tmp_path):
+    keys = {"schemes": [{"scheme": "rope+pi", "tune": [0, 4]}], "seeds": [0]}
     results = run(home, tmp_path / "one", **keys)
-    label = "rope+pi, 8 steps @ 2x"
+    label = "rope+pi, 4 steps @ 2x"
     assert found(results, label, L) < found(results, "rope+pi", L) - 0.05
     plan = make_plan(load_recipe(recipe(home, **keys)))
     kinds = [cell.kind for cell in plan.cells.values()]
@@ -193,8 +197,6 @@ def test_tuning_lowers_the_loss_and_goes_on_where_it_stopped(home, tmp_path):
     before = tiny("llama", **SIZES).state_dict()
     moved = [name for name, weight in state["model"].items() if not torch.equal(weight, before[name])]
     assert moved == list(state["model"]), "all weights are tuned"
-    again = run(home, tmp_path / "two", **keys)
-    assert [r.value for r in again] == [r.value for r in results], "same recipe and seed, same numbers"
 
 
 def test_a_config_is_trained_by_transformers_once_for_all_schemes(home, tmp_path):
@@ -235,6 +237,45 @@ def test_a_recipe_in_full_is_the_same_recipe(home):
     assert (split["b"].train.length, split["b"].model.from_) == (8, CONFIG)
 
 
+class KilledError(BaseException):
+    """Stands for a kill."""
+
+
+def test_a_killed_tuning_goes_on_where_it_stopped(home, tmp_path, monkeypatch):
+    """Tied embeddings and dropout, as GPT-2 has them, and positions that are drawn for each row."""
+
+    def made():
+        config = {"model_type": "gpt2", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        made = Source(config=sources.as_config(config, 256, L))
+        return make_body(made, parse("rope+random"), train_length=L, seed=0)
+
+    text = load(DataConfig(corpus="text", path=str(home / "text"))).train
+    settings = TrainConfig(steps=6, batch_size=2, warmup_steps=1, lr=1e-2)
+
+    def tune(body, saving=None):
+        return fit(body, text, None, settings, seed=0, length=L, phase="tune", saving=saving)
+
+    whole, cut, step = made(), made(), LanguageModel.training_step
+    result = tune(whole)
+    said = []
+    saving = Saving(tmp_path / "state.pt", {"cell": "abc"}, 1e-9, said.append)
+
+    def killed_at_the_fifth(module, batch, number):
+        if number == 4:
+            raise KilledError
+        return step(module, batch, number)
+
+    monkeypatch.setattr(LanguageModel, "training_step", killed_at_the_fifth)
+    with pytest.raises(KilledError):
+        tune(cut, saving)
+    monkeypatch.setattr(LanguageModel, "training_step", step)
+    again = made()
+    assert tune(again, saving).final_loss == result.final_loss
+    assert said == ["goes on at step 4"]
+    pairs = zip(whole.state_dict().items(), again.state_dict().values(), strict=True)
+    assert [name for (name, a), b in pairs if not torch.equal(a, b)] == []
+
+
 # ---- mistakes -----------------------------------------------------------------------------------
 
 
@@ -251,17 +292,17 @@ def test_mistakes_are_said_before_anything_runs(home):
     said = refused(home, train={"length": 2 * L})
     assert f"train.length={2 * L}" in said
     assert f"type train.length={L}" in said
-    with pytest.raises(UserError, match="model.d_model=128 has no effect beside model.from"):
+    with pytest.raises(UserError, match=r"model\.d_model=128 has no effect beside model\.from"):
         load_recipe(recipe(home), ["model.d_model=128"])
     assert "schemes.0" in refused(home, schemes=["rope+p1"])
-    assert "schemes.0" in refused(home, schemes=["alibi+pi"])
+    assert "schemes.0" in refused(home, schemes=["alibi+yarn"])
     assert "the same scheme" in refused(home, schemes=["own", "rope"])
     assert "trained already" in refused(home, tasks=["reverse_string"])
     assert "type form=causal" in refused(home, form="encoder")
     assert "vocab_size=100" in refused(home, CONFIG | {"vocab_size": 100}, train={"length": L})
     assert "model_type" in refused(home, {"hidden_size": 3}, train={"length": L})
-    assert "Did you mean 'llama'?" in refused(home, CONFIG | {"model_type": "lama"}, train={"length": L})
-    assert "Did you mean 'hidden_size'?" in refused(home, CONFIG | {"hiden_size": 3}, train={"length": L})
+    assert "Did you mean 'llama'" in refused(home, CONFIG | {"model_type": "lama"}, train={"length": L})
+    assert "Did you mean 'hidden_size'" in refused(home, CONFIG | {"hiden_size": 3}, train={"length": L})
     assert "interface" in refused(home, {"model_type": "mpt"}, train={"length": L})
 
 
@@ -331,12 +372,30 @@ def test_without_transformers_it_says_what_to_install(home, monkeypatch):
 # ---- the command --------------------------------------------------------------------------------
 
 
+def asked(home, *more):
+    given = ["evaluate", str(home / "llama"), "--data", str(home / "text"), "--windows", "2", "--device", "cpu"]
+    return [*given, "--schemes", "rope, rope+pi", "--lengths", "1x,2x", *more]
+
+
+def test_evaluate_says_beforehand_what_it_would_do(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(asked(home, "--tune", "2,12", "--dry-run")) == 0
+    out = capsys.readouterr().out
+    for title in (
+        "evaluate rope+pi, seed 0",
+        "tune rope, 2 steps @ 2x, seed 0",
+        "evaluate rope, 12 steps @ 2x, seed 0",
+    ):
+        assert title in out
+    assert "of memory" in out
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ci
 def test_evaluate_is_a_study_without_a_recipe(home, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    given = ["evaluate", str(home / "llama"), "--data", str(home / "text"), "--windows", "2", "--device", "cpu"]
-    given += ["--schemes", "rope, rope+pi", "--lengths", "1x,2x"]
-    assert main([*given, "--dry-run"]) == 0
-    assert "evaluate rope+pi, seed 0" in capsys.readouterr().out
+    given = asked(home)
     assert main([*given, "--tune", "2"]) == 0
     out = capsys.readouterr().out
     assert "rope+pi, 2 steps @ 2x" in out
@@ -344,6 +403,7 @@ def test_evaluate_is_a_study_without_a_recipe(home, tmp_path, monkeypatch, capsy
     folder = tmp_path / "runs" / "evaluate-llama"
     assert (folder / "report" / "report.html").is_file()
     assert main(["report", str(folder)]) == 0
+    capsys.readouterr()
     assert main(["generate", str(folder), "rope+pi, 2 steps @ 2x", "--tokens", "3", "--prompt", "one two"]) == 0
     assert capsys.readouterr().out.startswith("one two")
     assert json.loads((folder / "results.jsonl").read_text().splitlines()[0])["corpus"] == "text"
@@ -357,12 +417,3 @@ def test_mistakes_of_the_command(home, tmp_path, capsys):
     assert main(["evaluate", "PATH"]) == 2
     assert "--data" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_nothing_imports_transformers_before_it_is_asked_for():
-    import subprocess
-
-    code = (
-        "import sys, pezoo, pezoo.cli, pezoo.study.study, pezoo.study.bodies; sys.exit('transformers' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from pezoo.compose import Scheme, build
@@ -166,8 +166,9 @@ def _shape(config: Any, train_length: int) -> Shape:
 def outline(source: Source, scheme: Spec, train_length: int) -> nn.Module:
     """The modules of a model and of a scheme beside it, made on the device that holds: on "meta" without memory."""
     found = nn.Module()
-    found.model = load(Source(config=config_of(source).to_dict()))
-    found.scheme = build(scheme, _shape(found.model.config, train_length))
+    config = config_of(source)
+    found.model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    found.scheme = build(scheme, _shape(config, train_length))
     return found
 
 

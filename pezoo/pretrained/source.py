@@ -39,8 +39,8 @@ class Source:
     """SHA-256 of these files."""
     config: dict[str, Any] | None = None
     """`model_type` and the settings of such a config."""
-    parameters: int = field(default=0, metadata={"hashed": False})
-    """How many the model has."""
+    sizes: dict[str, int] | None = field(default=None, metadata={"hashed": False})
+    """How large it is: parameters, width, layers."""
 
 
 def find(given: str) -> Path:
@@ -200,6 +200,7 @@ def load(source: Source, seed: int = 0) -> Any:
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
+                ignore_mismatched_sizes=True,  # said below, with the names
                 output_loading_info=True,
             )
     except MemoryError:
@@ -209,7 +210,9 @@ def load(source: Source, seed: int = 0) -> Any:
     if missing := sorted(found["missing_keys"]):
         raise UserError(f"{source.folder} lacks {_some(missing)}, so that weights would be random")
     if wrong := found["mismatched_keys"]:
-        raise UserError(f"{source.folder}: of {_some(sorted(name for name, *_ in wrong))} the shape is another")
+        raise UserError(
+            f"{source.folder}: {_some(sorted(name for name, *_ in wrong))} has another shape than its config"
+        )
     return model.eval()
 
 

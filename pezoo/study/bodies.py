@@ -153,7 +153,8 @@ def find_body(recipe: Recipe, material: Material, train_tokens: int) -> Foreign 
             f"the data has a vocabulary of {material.vocab_size}, and the model of model.from {look.vocab_size}; "
             "type data.tokenizer=... for the tokenizer that it was trained with"
         )
-    return Foreign(dataclasses.replace(source, parameters=look.parameters), look)
+    sizes = {"parameters": look.parameters, "width": look.shape.d_model, "layers": look.shape.n_layers}
+    return Foreign(dataclasses.replace(source, sizes=sizes), look)
 
 
 @functools.lru_cache(maxsize=16)

@@ -18,6 +18,7 @@ from pezoo.data import Corpus
 from pezoo.outcome import peak_memory, reset_peak_memory
 from pezoo.registry import entry
 from pezoo.sources import PLUGIN
+from pezoo.study import memory
 from pezoo.study.cells import ask
 from pezoo.study.plan import Cell, digest
 from pezoo.training.fit import fit
@@ -31,6 +32,8 @@ STEPS = 3
 """Of a training that is tried."""
 WINDOWS = 4
 """Of a test that is tried."""
+SHORTEST = 16
+"""Tokens of a row that is tried with a large model."""
 OPERATIONS, GPU_OPERATIONS = 2e10, 2e13
 """Most floating-point operations of one trial, about a second's; larger work is not tried."""
 SETTLED = 5.0
@@ -159,11 +162,14 @@ class Estimate:
         facts = [duration(self.left())]
         if self.tokens:
             facts.append(f"{amount(self.tokens)} tokens to train on")
-        if self.memory is not None:
-            on_gpu = any(self.cells[key].inputs["device"] != "cpu" for key in self.todo)
+        least = [bytes_ for key in self.todo if (bytes_ := memory.least(self.cells[key])) is not None]
+        if peak := max([*least, self.memory or 0]):
+            device = next((self.cells[key].inputs["device"] for key in self.todo), "cpu")
             n = min(self.workers, max(1, len(self.todo)))
-            what = "GPU memory" if on_gpu else "memory"
-            facts.append(f"{amount(n * self.memory)}B of {what}" + (f" for {n} workers" if n > 1 else ""))
+            what = "memory" if device == "cpu" else "GPU memory"
+            facts.append(f"{amount(n * peak)}B of {what}" + (f" for {n} workers" if n > 1 else ""))
+            if least and (more := memory.remark(n * peak, device)):
+                facts.append(more)
         return "; ".join(facts)
 
 
@@ -240,7 +246,7 @@ def operations(cell: Cell) -> int:
 def _sizes(inputs: Mapping[str, Any]) -> tuple[int, int]:
     """Numbers in the matrices that each token is multiplied with, roughly: of the blocks, and of the output layer."""
     if "body" in inputs:
-        return inputs["body"]["parameters"], 0
+        return inputs["body"]["sizes"]["parameters"], 0
     model, data = inputs["model"], inputs["data"]
     return 12 * model["n_layers"] * model["d_model"] ** 2, data["vocab_size"] * model["d_model"]
 
@@ -308,9 +314,12 @@ def attempt(cell: Cell, corpora: Mapping[str, Corpus]) -> tuple[float, int | Non
         ValueError: if even that would take long.
         Exception: whatever goes wrong.
     """
-    inputs, device = cell.inputs, torch.device(cell.inputs["device"])
+    device = torch.device(cell.inputs["device"])
     most = OPERATIONS if device.type == "cpu" else GPU_OPERATIONS
-    testing = cell.kind == "evaluate"
+    testing, whole = cell.kind == "evaluate", cell
+    if "body" in cell.inputs and "tested" not in cell.inputs:
+        cell = _shorter(cell, most)
+    inputs = cell.inputs
     full = min(WINDOWS, inputs["windows"]["count"]) if testing else cell.settings().batch_size
     rows = min(full, int(most // (operations(cell) * (1 if testing else STEPS))))
     if not rows:
@@ -346,6 +355,8 @@ def attempt(cell: Cell, corpora: Mapping[str, Corpus]) -> tuple[float, int | Non
             fixed += sum(p.nbytes for p in model.parameters())
         vocabulary, tokens = inputs["data"]["vocab_size"], row_tokens(cell)
         loss = [loss_bytes(device, vocabulary, n * tokens) for n in (rows, full)]
+    if cell is not whole:  # of a row so short the time is known, and the memory is not
+        return seconds * operations(whole) / operations(cell), None
     if before is None or not peaks:
         return seconds, None
     growing = max(0, max(peaks) - before - fixed - loss[0])  # with the rows
@@ -355,6 +366,21 @@ def attempt(cell: Cell, corpora: Mapping[str, Corpus]) -> tuple[float, int | Non
 def training_bytes(trained: int, precision: str) -> int:
     """Bytes of the gradients, and of AdamW's two moments, of so many parameters; frozen ones have none."""
     return 3 * trained * {"bf16-true": 2, "64-true": 8}.get(precision, 4)
+
+
+def _shorter(cell: Cell, most: float) -> Cell:
+    """A cell with rows so short that one can be tried, or the cell itself if its are: models of others are large."""
+    inputs, testing = cell.inputs, cell.kind == "evaluate"
+    share = most / (operations(cell) * (1 if testing else STEPS))
+    if share >= 1:
+        return cell
+    if testing:
+        n = int(share * sum(inputs["lengths"]))
+        changed = {"lengths": [max(SHORTEST, n)], "last": 1, "protocol": "prefix"}
+    else:
+        n = int(share * row_tokens(cell))
+        changed = {"settings": inputs["settings"] | {"length": max(SHORTEST, n)}}
+    return dataclasses.replace(cell, inputs=inputs | changed)
 
 
 # ---- for people ---------------------------------------------------------------------------------

@@ -1,0 +1,55 @@
+"""How much memory a cell with somebody's model needs, told before it begins, and whether there is so much.
+
+Counted are weights in float32, in a training also gradients and AdamW's two averages, and what a forward keeps. So it
+is the least that is needed: what PyTorch sets aside beside it is not known.
+"""
+
+import contextlib
+import re
+from pathlib import Path
+
+import torch
+
+from pezoo.study.plan import Cell
+
+NUMBER = 4
+"""Bytes of one number."""
+KEPT = 16
+"""Vectors of the model's width that a training keeps of each token and layer, roughly: inputs of norms and matrices."""
+
+
+def least(cell: Cell) -> int | None:
+    """Bytes that a cell needs at least; None for pezoo's own models, which are small enough to be tried."""
+    sizes = cell.inputs.get("body", {}).get("sizes")
+    if not sizes:
+        return None
+    width, layers, vocabulary = sizes["width"], sizes["layers"], cell.inputs["data"]["vocab_size"]
+    if cell.kind == "evaluate":
+        longest = max(cell.inputs["lengths"])
+        tokens = max(longest, min(cell.inputs["batch_tokens"], longest * cell.inputs["windows"]["count"]))
+        return NUMBER * (sizes["parameters"] + 8 * tokens * width)
+    if cell.kind == "choose":
+        return None
+    settings = cell.settings()
+    tokens = settings.batch_size * settings.length
+    kept = tokens * (KEPT * layers * width + 3 * vocabulary)  # of logits: themselves, their logarithms, gradients
+    return NUMBER * (4 * sizes["parameters"] + kept)
+
+
+def free(device: str) -> int | None:
+    """Bytes that are free where cells are computed; None where the system does not tell."""
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    if device == "cpu":
+        with contextlib.suppress(OSError):
+            if found := re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text()):
+                return int(found[1]) * 1024
+    return None
+
+
+def remark(needed: int, device: str) -> str:
+    """What to do where there is too little, or nothing."""
+    there = free(device)
+    if there is None or needed <= there:
+        return ""
+    return "that is more than is free now: set a smaller tune.batch_size, test.batch_tokens or workers"
