@@ -8,7 +8,8 @@ from pezoo.compose import Scheme, create
 from pezoo.compose import attend_with as attend
 from pezoo.contract import Branch, Encoding, Extension, Positions, Schedule, Shape, Traits, Undefined
 from pezoo.errors import UserError
-from pezoo.model.transformer import Transformer, TransformerConfig
+from pezoo.model.config import TransformerConfig
+from pezoo.model.transformer import Transformer
 from pezoo.registry import (
     describe,
     list_encodings,
