@@ -1,18 +1,24 @@
 """Weights of others in pezoo's own Transformer: the same logits as in transformers, or one message."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from pretrained import LENGTH, SIZES, VOCABULARY, tiny, words
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
 from transformers import AutoConfig
 
 import pezoo
 from pezoo import UserError
+from pezoo.data.tokens import Windows
+from pezoo.evaluation import evaluate
+from pezoo.model.config import TransformerConfig
 from pezoo.model.decode import stream
 from pezoo.pretrained.families import DEFAULTS, body, settle
 from pezoo.pretrained.rope_config import read_config
@@ -122,21 +128,22 @@ def slow_but(fast, families, types):
 def test_rope_types(family, kind, tmp_path):
     parameters = {"rope_type": kind, "rope_theta": 10000.0, **ROPES[kind]}
     if family == "gpt_neox":
-        parameters["partial_rotary_factor"] = 0.5
+        parameters |= {"partial_rotary_factor": 0.5, "attention_factor": 1.0}  # what acts on part of a head is refused
         parameters |= {name: parameters[name][:4] for name in ("short_factor", "long_factor") if name in parameters}
     compare(tiny(family, num_hidden_layers=2, rope_parameters=parameters), tmp_path)
 
 
 def test_shards_and_half_precision(saved, tmp_path):
-    model = tiny("qwen3", tie_word_embeddings=True).bfloat16()
-    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    model = tiny("qwen3", tie_word_embeddings=True)
+    model.bfloat16().save_pretrained(tmp_path, max_shard_size="50KB")
+    model = type(model).from_pretrained(tmp_path, dtype=torch.float32)  # whose tables are exact
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     ours = pezoo.from_pretrained(tmp_path)
     assert {p.dtype for p in ours.parameters()} == {torch.bfloat16}
     assert ours.head.weight is ours.embedding.weight
     wide, tokens = pezoo.from_pretrained(tmp_path, dtype="float32"), words(1, LENGTH)
     with torch.no_grad():
-        assert (wide(tokens) - model.float()(tokens).logits).abs().max() < CLOSE
+        assert (wide(tokens) - model(tokens).logits).abs().max() < CLOSE
     assert pezoo.from_pretrained(saved[0], dtype=torch.float16).head.weight.dtype == torch.float16
     with pytest.raises(UserError, match=r"dtype must be one of float64, float32, float16, bfloat16, not 'int8'"):
         pezoo.from_pretrained(saved[0], dtype="int8")
@@ -199,13 +206,16 @@ def test_it_is_saved_and_loaded(saved, tmp_path):
 
 
 def test_it_is_evaluated_and_trained(saved):
-    from pezoo.evaluation.passes import losses
-
-    model, tokens = pezoo.from_pretrained(saved[0]), words(2, LENGTH)
-    del losses
-    model.train()
-    loss = torch.nn.functional.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-    loss.backward()
+    model, ids = pezoo.from_pretrained(saved[0]), words(2, 2 * LENGTH + 1)
+    windows = Windows(ids, np.arange(2), np.zeros(2, dtype=np.int64))
+    found = evaluate(model, windows, [LENGTH, 2 * LENGTH], protocol="non_overlapping", last=8)
+    for result, length in zip(found, (LENGTH, 2 * LENGTH), strict=True):
+        contexts = [ids[:, i : i + length + 1] for i in range(0, 2 * LENGTH, length)]
+        with torch.no_grad():
+            losses = [cross_entropy(saved[1](c[:, :-1]).logits.transpose(1, 2), c[:, 1:]) for c in contexts]
+        assert result.values["loss"] == pytest.approx(float(torch.stack(losses).mean()), abs=CLOSE)
+    tokens = ids[:, :LENGTH]
+    cross_entropy(model.train()(tokens)[:, :-1].transpose(1, 2), tokens[:, 1:]).backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
@@ -223,8 +233,11 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(family):
         if family == "mistral" and not more:
             more = {"sliding_window": 4096}
         facts = settle(stated | more)
-        theirs = settle(AutoConfig.for_model(family, **stated | more).to_dict())
-        assert body(facts) == body(theirs)
+        theirs = settle(AutoConfig.for_model(**stated | more).to_dict())
+        ours, other = (TransformerConfig(**body(found)) for found in (facts, theirs))
+        assert dataclasses.replace(ours, head_dim=ours.head_width) == dataclasses.replace(
+            other, head_dim=other.head_width
+        )
         assert read_config(facts).scheme == read_config(theirs).scheme
 
 
@@ -264,6 +277,12 @@ def test_a_config_that_contradicts_itself_or_the_weights(case, folder):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     fails(folder, str(folder), *parts)
+
+
+def test_a_temperature_on_a_part_of_each_head_is_refused(tmp_path):
+    parameters = {"rope_type": "yarn", "rope_theta": 10000.0, **ROPES["yarn"], "partial_rotary_factor": 0.5}
+    tiny("gpt_neox", rope_parameters=parameters).save_pretrained(tmp_path)
+    fails(tmp_path, "acts on 8 of 16 channels")
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\x00", "[" * 100_000, '"a"'])
@@ -370,6 +389,8 @@ def test_a_name_on_the_hub(saved, monkeypatch):
     fails("nobody/nothing", "cannot be had from the Hugging Face hub: no network")
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_transformers_is_not_needed(saved):
     code = (
         "import sys; sys.modules['transformers'] = None\n"

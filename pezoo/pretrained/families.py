@@ -1,4 +1,4 @@
-"""Families of decoders that pezoo's own Transformer can be: what their configs mean for it, and whose weights are whose.
+"""Families of decoders that pezoo's own Transformer can be: what their configs mean, and whose weights are whose.
 
 What a config may leave out stands here with its value, as in transformers 5.23.
 """

@@ -12,7 +12,7 @@ from pezoo.contract import Shape
 from pezoo.errors import UserError, brief
 from pezoo.model.config import TransformerConfig
 from pezoo.model.transformer import Transformer
-from pezoo.pretrained.families import ATTACH, IGNORED, Part, body, parts, settle
+from pezoo.pretrained.families import IGNORED, Part, body, parts, settle
 from pezoo.pretrained.rope_config import RopeConfig, read_config
 from pezoo.pretrained.weights import CONFIG, DTYPES, Weights, find_folder, read_json
 from pezoo.pretrained.with_own import with_own
@@ -105,8 +105,8 @@ def _fill(model: Transformer, weights: Weights, family: str, dtype: torch.dtype 
         head = _read(Part("head.weight", ((name, config.vocab_size),)), weights, wanted[embedding], to)
         if not torch.equal(head, state["embedding.weight"]):
             raise UserError(
-                f"{weights.files[name]}: {name} differs from {embedding}, and tie_word_embeddings in {CONFIG} says that "
-                f"they are one; set it to false if the head is to count, or {ATTACH}"
+                f"{weights.files[name]}: {name} differs from {embedding}, and tie_word_embeddings in {CONFIG} says "
+                "that they are one; set it to false there if the head is to count"
             )
     model.load_state_dict(state, strict=False, assign=True)
     if config.tie_embeddings:
