@@ -101,9 +101,10 @@ def _fill(model: Transformer, weights: Weights, family: str, dtype: torch.dtype 
     weights.check(wanted | dict.fromkeys(tied, wanted[embedding]), IGNORED)
     to = weights.dtypes[embedding] if dtype is None else NAMES[str(dtype).removeprefix("torch.")]
     state = {part.target: _read(part, weights, shapes[part.target], to) for part in found}
+    table = state["embedding.weight"]
     for name in tied:
-        head = _read(Part("head.weight", ((name, config.vocab_size),)), weights, wanted[embedding], to)
-        if not torch.equal(head, state["embedding.weight"]):
+        pieces = weights.pieces(name)
+        if not all(torch.equal(piece.to(to), table[start : start + len(piece)]) for start, piece in pieces):
             raise UserError(
                 f"{weights.files[name]}: {name} differs from {embedding}, and tie_word_embeddings in {CONFIG} says "
                 "that they are one; set it to false there if the head is to count"
@@ -116,15 +117,15 @@ def _fill(model: Transformer, weights: Weights, family: str, dtype: torch.dtype 
 
 def _read(part: Part, weights: Weights, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """One weight, of the tensors that it is made of."""
-    tensor, start = torch.empty(shape, dtype=dtype), 0
+    tensor, before = torch.empty(shape, dtype=dtype), 0
     for name, rows in part.sources:
-        into, start = tensor[start : start + rows], start + rows
-        if part.by_head is None:
-            weights.copy(name, into, lambda t: t)
-        else:  # (H, 3, d, ...) -> (3, H, d, ...)
-            weights.copy(name, into.unflatten(0, (3, part.by_head, -1)), _by_head(part.by_head))
+        together = 1 if part.by_head is None else rows // part.by_head  # rows of a head
+        for start, piece in weights.pieces(name, together):
+            if part.by_head is None:
+                tensor[before + start : before + start + len(piece)] = piece
+            else:
+                heads = piece.unflatten(0, (-1, 3, together // 3)).transpose(0, 1)  # (3, some heads, d, ...)
+                first = start // together
+                tensor.unflatten(0, (3, part.by_head, -1))[:, first : first + heads.shape[1]] = heads
+        before += rows
     return tensor
-
-
-def _by_head(heads: int) -> Any:
-    return lambda t: t.unflatten(0, (heads, 3, -1)).transpose(0, 1)

@@ -4,8 +4,9 @@ Names, shapes and precisions are read from the heads of the files, before any we
 """
 
 import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from pezoo.typed import said
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Precisions that are read, by their names in safetensors."""
+PIECE = 2**23
+"""Bytes of a tensor that are read together."""
 AGAIN = "download or save it again"
 
 
@@ -149,12 +152,20 @@ class Weights:
                     f"Either the file or {CONFIG} is of another model; {AGAIN}"
                 )
 
-    def copy(self, name: str, into: Tensor, view: Callable[[Tensor], Tensor]) -> None:
-        """Read a tensor, seen in another shape, into a place.
+    def pieces(self, name: str, unit: int = 1) -> Iterator[tuple[int, Tensor]]:
+        """The rows of a tensor, a few megabytes at a time, each with the number of its first row.
 
-        Files are mapped, and opened for this tensor alone: what was read counts as memory until its file is closed.
+        Files are mapped, and opened anew for each piece: what was read counts as memory until its file is closed.
+
+        Args:
+            name: of the tensor.
+            unit: rows that stay together.
         """
         import safetensors
 
-        with safetensors.safe_open(self.files[name], "pt") as opened:
-            into.copy_(view(opened.get_tensor(name)))
+        shape = self.shapes[name]
+        row = self.dtypes[name].itemsize * math.prod(shape[1:])
+        step = max(1, PIECE // (row * unit)) * unit
+        for start in range(0, shape[0], step):
+            with safetensors.safe_open(self.files[name], "pt") as opened:
+                yield start, opened.get_slice(name)[start : start + step]
