@@ -16,8 +16,8 @@ LLAMA = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": Fals
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": LLAMA | {"num_key_value_heads": None, "mlp_bias": False},
     "mistral": LLAMA | {"num_key_value_heads": 8, "sliding_window": 4096},
-    "qwen2": LLAMA | {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
-    "qwen3": LLAMA | {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28, "head_dim": 128},
+    "qwen2": LLAMA | {"num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": LLAMA | {"num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
     "smollm3": LLAMA | {"num_key_value_heads": 4, "mlp_bias": False, "tie_word_embeddings": True},
     "gpt_neox": {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "tie_word_embeddings": False, "attention_bias": True}
     | {"use_parallel_residual": True},
@@ -42,7 +42,7 @@ class Part:
 
 
 def settle(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of one of the families with all that it leaves out, and with the kinds of its layers.
+    """A config of one of the families with all that it leaves out, and without what its family does not look at.
 
     Raises:
         UserError: if it is of another family, or its weights are quantised.
@@ -56,21 +56,12 @@ def settle(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("quantization_config") is not None:
         raise UserError(f"the weights are quantised (quantization_config); {ATTACH}")
     facts = DEFAULTS[family] | dict(config)
-    size, n_layers = facts.get("sliding_window"), whole(facts, "num_hidden_layers")
-    if family in ("llama", "gpt_neox") or size is None:
+    if family in ("llama", "gpt_neox"):
         return facts | {"sliding_window": None, "layer_types": None}
     if family == "mistral":
         return facts | {"layer_types": None}
     if not facts.get("use_sliding_window"):
         return facts | {"sliding_window": None, "layer_types": None}
-    if facts.get("layer_types") is None:
-        if family == "smollm3":
-            every = facts.get("no_rope_layer_interval") or 4
-            turns = facts.get("no_rope_layers") or [(i + 1) % every for i in range(n_layers)]
-            slides = [not turn for turn in turns]
-        else:
-            slides = [i >= facts["max_window_layers"] for i in range(n_layers)]
-        facts["layer_types"] = ["sliding_attention" if s else "full_attention" for s in slides]
     return facts
 
 

@@ -43,6 +43,10 @@ SHARES = {"glm": 0.5, "glm4": 0.5, "glm4_moe": 0.5, "gpt_neox": 0.25, "nemotron"
 """Shares of a head that turn, where a config of the family may leave them out."""
 PATTERNS = {"cohere2": 4, "gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "olmo3": 4}
 """Every which layer has no window, where a config of the family may leave it out."""
+WINDOWS_ON_DEMAND = {"qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3"}
+"""Families that have no windows, whatever `sliding_window` says, unless `use_sliding_window` is true."""
+FIRST_WINDOW = 28
+"""`max_window_layers`, where they leave it out."""
 SKIPPING = {"llama4_text": 4, "smollm3": 4}
 """Every which layer does not turn, where a config of the family may leave it out."""
 UNTURNED = {
@@ -302,10 +306,15 @@ def _kinds(facts: Mapping[str, Any], family: str, n_layers: int) -> list[str | N
             raise UserError(f"layer_types must name {n_layers} layers, not {brief(stated)}")
         return list(stated)
     size, pattern = facts.get("sliding_window"), facts.get("sliding_window_pattern", PATTERNS.get(family))
-    if size is None or facts.get("use_sliding_window") is False:
+    asked = facts.get("use_sliding_window", family not in WINDOWS_ON_DEMAND)
+    if size is None or not asked:
         return ["full_attention"] * n_layers
-    if facts.get("use_sliding_window") and facts.get("max_window_layers"):
-        full = whole(facts, "max_window_layers")
+    if family == "smollm3":  # where layers do not turn
+        return ["full_attention" if turns else "sliding_attention" for turns in _turning(facts, family, n_layers)]
+    if family in ("qwen2", "qwen3") or (facts.get("use_sliding_window") and facts.get("max_window_layers")):
+        full = FIRST_WINDOW if facts.get("max_window_layers") is None else facts["max_window_layers"]
+        if type(full) is not int or full < 0:
+            raise UserError(f"max_window_layers must be a whole number from 0 on, not {brief(full)}")
         return ["full_attention" if i < full else "sliding_attention" for i in range(n_layers)]
     if type(pattern) is int and pattern > 0:
         return ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(n_layers)]
