@@ -241,7 +241,8 @@ def _scheme(recipe: Recipe, given: str | Mapping[str, Any], key: str, material: 
     try:
         spec = parse(given)
         refuse_main(*(member.name for member in spec.all_members()))
-        shape = Shape(model.d_model, model.n_heads, model.n_layers, train_tokens, causal=material.causal)
+        sizes = {"d_model": model.d_model, "n_heads": model.n_heads, "n_layers": model.n_layers}
+        shape = Shape(**sizes, head_dim=model.head_dim or 0, train_length=train_tokens, causal=material.causal)
         scheme = build(spec, shape)
         for member in scheme.members if isinstance(material, Questions) else ():
             if reason := member.refuses_task(material.task):
