@@ -8,7 +8,8 @@ from pezoo.compose import Scheme, create
 from pezoo.compose import attend_with as attend
 from pezoo.contract import Branch, Encoding, Extension, Positions, Schedule, Shape, Traits, Undefined
 from pezoo.errors import UserError
-from pezoo.model.transformer import Transformer, TransformerConfig
+from pezoo.model.config import TransformerConfig
+from pezoo.model.transformer import Transformer
 from pezoo.registry import (
     describe,
     list_encodings,
@@ -23,6 +24,8 @@ from pezoo.scheme import parse
 from pezoo.task import IGNORE, Pairs, Task
 
 if TYPE_CHECKING:
+    import torch
+
     from pezoo.pretrained.attach import Attached
     from pezoo.report.finished import Finished
     from pezoo.results import Result
@@ -51,6 +54,7 @@ __all__ = [
     "describe",
     "detach",
     "export",
+    "from_pretrained",
     "list_encodings",
     "list_extensions",
     "list_schedules",
@@ -121,3 +125,20 @@ def export(
     from pezoo.pretrained.export import export
 
     return export(model, folder, scheme, length=length, train_length=train_length)
+
+
+def from_pretrained(
+    path: str | Path,
+    *,
+    scheme: str | Mapping[str, Any] | None = None,
+    dtype: "torch.dtype | str | None" = None,
+    train_length: int | None = None,
+    seed: int = 0,
+) -> Transformer:
+    """Read somebody's weights into pezoo's own Transformer; see `pezoo.pretrained.from_pretrained.from_pretrained`."""
+    from pezoo.pretrained import need_safetensors
+
+    need_safetensors()
+    from pezoo.pretrained.from_pretrained import from_pretrained
+
+    return from_pretrained(path, scheme=scheme, dtype=dtype, train_length=train_length, seed=seed)

@@ -125,6 +125,10 @@ MISTAKES = {
     "test.lengths=[]": "test.lengths must be a list",
     # what does not go together
     "model.n_heads=3": "model.d_model=8 is not divisible by model.n_heads=3; type model.d_model=9",
+    "model.head_dim=0": "model.head_dim must be at least 1, got 0",
+    "model.norm_eps=0": "model.norm_eps must be above 0, or null, got 0.0",
+    "model.qk_norm_scope=all": "model.qk_norm_scope must be head, unless model.qk_norm=true, got 'all'",
+    "model.attention_bias=q": "model.attention_bias",
     "model.n_kv_heads=3": "model.n_kv_heads must be a divisor",
     "test.lengths=[8]": "shorter than the training length train.length=16",
     "test.lengths=[0.5x]": "shorter than the training length",

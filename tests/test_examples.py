@@ -47,6 +47,7 @@ def test_every_block_of_python_is_looked_at():
     assert [(path.name, i) for path, i in PYTHON] == [
         *(("README.md", i) for i in range(4)),
         ("attach.md", 0),
+        ("attach.md", 1),
         ("export.md", 0),
         ("export.md", 1),
         ("recipes.md", 0),
@@ -55,8 +56,17 @@ def test_every_block_of_python_is_looked_at():
     ]
 
 
+def test_the_page_on_models_of_transformers_imports_weights():
+    _, code = blocks(docs.ZOO.with_name("attach.md"), "python")
+    names = run(code)
+    with torch.no_grad():
+        assert torch.allclose(names["same"], names["theirs"](names["tokens"]).logits, atol=1e-4)
+    assert str(names["model"].scheme.spec) == "rope:pairing=half"
+    assert names["longer"].head.weight.dtype == torch.bfloat16
+
+
 def test_the_page_on_models_of_transformers_attaches_and_detaches():
-    [code] = blocks(docs.ZOO.with_name("attach.md"), "python")
+    code, _ = blocks(docs.ZOO.with_name("attach.md"), "python")
     names = run(code)
     assert torch.allclose(names["same"], names["before"], atol=1e-5)
     assert not torch.allclose(names["longer"], names["before"], atol=1e-5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pezoo.model.transformer import ModelConfig, TransformerConfig
+from pezoo.model.config import ModelConfig, TransformerConfig
 from pezoo.study import Study
 from pezoo.study.cells import run_cell
 from pezoo.study.plan import Cell, digest, make_plan
@@ -61,6 +61,17 @@ RECIPE = {
     "test": {"lengths": ["1x"], "windows": 2},
 }
 
+NEW = {
+    "token_shift": "true",
+    "head_dim": 4,
+    "norm_eps": 1e-3,
+    "parallel_residual": "true",
+    "attention_bias": "qkv",
+    "feed_forward_bias": "true",
+    "qk_norm_scope": "all",
+}
+"""Keys of `model` that 0.1.0 did not have, each with a value that changes something."""
+
 
 @pytest.fixture
 def renamed(monkeypatch):
@@ -82,7 +93,7 @@ def test_cells_and_checkpoints_of_renamed_keys_have_the_old_names(renamed, tmp_p
         assert "d_ff" not in cell.inputs["model"]
         settings = cell.inputs.get("settings", {})
         settings = {k: v for k, v in settings.items() if k not in ("log_every", "checkpointing")}
-        named = {"model": {k: v for k, v in cell.inputs["model"].items() if k != "token_shift"}}
+        named = {"model": {k: v for k, v in cell.inputs["model"].items() if k not in NEW}}
         assert digest(cell.inputs | named | ({"settings": settings} if settings else {})) == key
         if settings:
             assert settings["rows"] == {"train": 2, "tune": 4}[cell.kind]
@@ -112,10 +123,12 @@ def test_how_often_curves_get_a_point_names_no_cell():
     assert base.keys() != make_plan(load_recipe(RECIPE, ["train.lr=1"])).cells.keys()
 
 
-def test_a_new_key_is_no_part_of_older_names_and_inputs():
+def test_new_keys_are_no_part_of_older_names_and_inputs():
     made = make_plan(load_recipe(RECIPE)).cells
     for key, cell in made.items():
-        older = Cell("", cell.inputs | {"model": {k: v for k, v in cell.inputs["model"].items() if k != "token_shift"}})
+        older = Cell("", cell.inputs | {"model": {k: v for k, v in cell.inputs["model"].items() if k not in NEW}})
         assert older.key == key
-        assert older.model().config.token_shift is False
-    assert not made.keys() & make_plan(load_recipe(RECIPE, ["model.token_shift=true"])).cells.keys()
+        assert older.model().config == cell.model().config
+    for name, value in NEW.items():
+        needs = ["model.qk_norm=true"] if name == "qk_norm_scope" else []
+        assert not made.keys() & make_plan(load_recipe(RECIPE, [f"model.{name}={value}", *needs])).cells.keys()

@@ -12,7 +12,16 @@ import torch
 
 import pezoo
 from pezoo.errors import UserError
-from pezoo.pretrained.rope_config import BASES, INTERLEAVED, PATTERNS, SHARES, SKIPPING, read_config, scheme_of
+from pezoo.pretrained.rope_config import (
+    BASES,
+    INTERLEAVED,
+    PATTERNS,
+    SHARES,
+    SKIPPING,
+    WINDOWS_ON_DEMAND,
+    read_config,
+    scheme_of,
+)
 from pezoo.pretrained.rope_parameters import told
 from pezoo.pretrained.rope_rules import TYPES
 
@@ -407,3 +416,23 @@ def test_no_content_of_a_config_ends_in_a_traceback():
                     said.append(str(error))
     assert len(said) > 100
     assert not any("\n" in message for message in said)
+
+
+ASKED = [{"use_sliding_window": True}, {"use_sliding_window": True, "max_window_layers": 1}]
+
+
+@pytest.mark.parametrize(
+    ("family", "stated"),
+    [(family, {}) for family in sorted(WINDOWS_ON_DEMAND)]
+    + [(family, stated) for family in ("qwen2", "qwen3", "smollm3") for stated in ASKED],
+)
+def test_windows_that_must_be_asked_for(family, stated):
+    """What configs say that name no `layer_types`, as transformers reads them."""
+    stated = {"num_hidden_layers": 32, "sliding_window": 8, **stated}
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoConfig.for_model(family, **stated)
+    kinds = theirs.layer_types if theirs.use_sliding_window else ["full_attention"] * 32
+    rest = {k: v for k, v in LLAMA.items() if k != "model_type"}
+    read = read_config(rest | stated | {"model_type": family}).scheme
+    assert read == read_config(rest | stated | {"model_type": family, "layer_types": kinds}).scheme
+    assert ("window" in read) == ("sliding_attention" in kinds)

@@ -469,19 +469,30 @@ def by_hand(model, tokens):
     """The forward pass of a decoder without a scheme, from its weights."""
     c, w = model.config, dict(model.named_parameters())
     heads, kv = c.n_heads, c.n_kv_heads or c.n_heads
-    width = c.d_model // heads
+    width = c.head_dim or c.d_model // heads
+    layer_eps, rms_eps = c.norm_eps or 1e-5, c.norm_eps or torch.finfo(torch.float32).eps
 
     def norm(x, name):
         if c.norm == "layernorm":
-            return F.layer_norm(x, (c.d_model,), w[f"{name}.weight"], w[f"{name}.bias"])
-        return F.rms_norm(x, (c.d_model,), w[f"{name}.weight"])
+            x = x - x.mean(-1, keepdim=True)
+            return x / (x.pow(2).mean(-1, keepdim=True) + layer_eps).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+        return rms_norm(x, name)
+
+    def rms_norm(x, name):
+        return x / (x.pow(2).mean(-1, keepdim=True) + rms_eps).sqrt() * w[f"{name}.weight"]
+
+    def linear(x, name, biased):
+        assert (f"{name}.bias" in w) == biased
+        return x @ w[f"{name}.weight"].T + (w[f"{name}.bias"] if biased else 0)
 
     activation = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "swiglu": F.silu, "geglu": F.gelu}[c.activation]
     x = w["embedding.weight"][tokens]
     for i in range(c.n_layers):
         at = f"blocks.{i}"
-        y = norm(x, f"{at}.attention_norm") @ w[f"{at}.attention.qkv.weight"].T
+        y = linear(norm(x, f"{at}.attention_norm"), f"{at}.attention.qkv", c.attention_bias in ("qkv", "all"))
         q, k, v = y.split([heads * width, kv * width, kv * width], -1)
+        if c.qk_norm and c.qk_norm_scope == "all":
+            q, k = rms_norm(q, f"{at}.attention.q_norm"), rms_norm(k, f"{at}.attention.k_norm")
         outputs = []
         for h in range(heads):
             g = h * kv // heads
@@ -491,19 +502,20 @@ def by_hand(model, tokens):
                 u = w[f"{at}.attention.shift.gates.weight"]
                 z = norm(x, f"{at}.attention_norm")
                 kh, vh = shifted_by_hand(kh, z, u[g]), shifted_by_hand(vh, z, u[kv + g])
-            if c.qk_norm:
-                qh = F.rms_norm(qh, (width,), w[f"{at}.attention.q_norm.weight"])
-                kh = F.rms_norm(kh, (width,), w[f"{at}.attention.k_norm.weight"])
+            if c.qk_norm and c.qk_norm_scope == "head":
+                qh, kh = rms_norm(qh, f"{at}.attention.q_norm"), rms_norm(kh, f"{at}.attention.k_norm")
             logits = (qh @ kh.mT / width**0.5).masked_fill(torch.ones_like(qh @ kh.mT).triu(1).bool(), -torch.inf)
             outputs.append(torch.softmax(logits, -1) @ vh)
-        x = x + torch.cat(outputs, -1) @ w[f"{at}.attention.out.weight"].T
-        y = norm(x, f"{at}.feed_forward_norm") @ w[f"{at}.feed_forward.up.weight"].T
+        before = x
+        x = x + linear(torch.cat(outputs, -1), f"{at}.attention.out", c.attention_bias == "all")
+        y = norm(before if c.parallel_residual else x, f"{at}.feed_forward_norm")
+        y = linear(y, f"{at}.feed_forward.up", c.feed_forward_bias)
         if "glu" in c.activation:
             gate, up = y.chunk(2, -1)
             y = activation(gate) * up
         else:
             y = activation(y)
-        x = x + y @ w[f"{at}.feed_forward.out.weight"].T
+        x = x + linear(y, f"{at}.feed_forward.out", c.feed_forward_bias)
     head = w["embedding.weight"] if c.tie_embeddings else w["head.weight"]
     return norm(x, "norm") @ head.T
 
@@ -526,16 +538,40 @@ def shifted_by_hand(found, x, u):
         {"activation": "relu", "n_heads": 4, "n_kv_heads": 2},
         {"activation": "geglu", "qk_norm": True, "d_ff": 24},
         {"activation": "silu", "tie_embeddings": True, "n_kv_heads": 1},
+        {"head_dim": 6, "n_heads": 3, "attention_bias": "qkv"},
+        {"head_dim": 12, "n_heads": 4, "n_kv_heads": 2, "qk_norm": True, "norm": "rmsnorm", "norm_eps": 0.3},
+        {"qk_norm": True, "qk_norm_scope": "all", "n_heads": 4, "n_kv_heads": 2, "token_shift": False},
+        {"parallel_residual": True, "attention_bias": "all", "feed_forward_bias": True, "norm_eps": 0.3},
+        {"activation": "swiglu", "feed_forward_bias": True},
     ],
 )
 def test_the_body_is_a_plain_pre_norm_transformer(config):
     model = build("nope", **config)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if "norm" in name:
+            if "norm" in name or "bias" in name:
                 p.add_(0.1 * torch.randn_like(p))
     tokens = ids(9)
     same(read(model, tokens), by_hand(model, tokens))
+
+
+@pytest.mark.parametrize("scheme", ["rope", "alibi+window:size=4", "fox"])
+def test_every_option_of_the_body_is_decoded_as_in_the_full_pass(scheme):
+    sizes = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "qk_norm": True, "qk_norm_scope": "all"}
+    model = build(scheme, **sizes, parallel_residual=True, attention_bias="all", feed_forward_bias=True, norm_eps=0.1)
+    tokens = ids(LONG)
+    assert model.cache(1, 3).k.shape == (2, 1, 2, 3, 6)
+    same(decode(model, tokens, 1), read(model, tokens))
+
+
+def test_biases_start_at_zero_whatever_was_drawn_before():
+    torch.rand(3)
+    model = Transformer(SIZES | {"attention_bias": "all", "feed_forward_bias": True})
+    biases = [p for name, p in model.named_parameters() if name.endswith("bias")]
+    assert len(biases) == 2 * 6 + 1
+    assert not any(bias.any() for bias in biases)
+    plain = Transformer(SIZES).state_dict()
+    assert_same_weights(plain, {name: w for name, w in model.state_dict().items() if name in plain})
 
 
 def test_width_of_the_feed_forward_block():
@@ -636,6 +672,10 @@ def test_a_token_shift_leaves_all_other_weights_as_they_were():
     [
         ({"d_model": 15}, "model.d_model = 15 is not divisible by n_heads = 2"),
         ({"d_model": 0}, "model.d_model must be positive, got 0"),
+        ({"head_dim": -1}, "model.head_dim must be positive, got -1"),
+        ({"norm_eps": 0.0}, "model.norm_eps must be positive, got 0"),
+        ({"attention_bias": "al"}, "model.attention_bias is one of none, qkv, all, not 'al'. Did you mean 'all'?"),
+        ({"qk_norm_scope": "all"}, "model.qk_norm_scope = all does nothing without qk_norm"),
         ({"n_layers": -1}, "model.n_layers must be positive, got -1"),
         ({"train_length": 0}, "model.train_length must be positive"),
         ({"d_ff": 0}, "model.d_ff must be positive"),

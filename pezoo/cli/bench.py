@@ -26,8 +26,9 @@ import pezoo
 from pezoo.attention import BACKENDS, refusal
 from pezoo.contract import Undefined
 from pezoo.errors import UserError
+from pezoo.model.config import TransformerConfig
 from pezoo.model.devices import find_device
-from pezoo.model.transformer import Transformer, TransformerConfig
+from pezoo.model.transformer import Transformer
 from pezoo.outcome import peak_memory, reset_peak_memory
 from pezoo.testing import subjects
 

@@ -4,8 +4,7 @@ Legend: B batch, L length, D d_model, H heads, d head_dim, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,72 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from pezoo.compose import create
 from pezoo.compose.prepared import Prepared
 from pezoo.contract import Positions
-from pezoo.errors import UserError, suggest
+from pezoo.errors import UserError
+from pezoo.model.config import TransformerConfig, to_config
 from pezoo.positions import on_tensors
-
-
-@dataclass
-class ModelConfig:
-    """The body of the Transformer, the same for every scheme."""
-
-    d_model: int = 64
-    """Width (D); a multiple of `n_heads`."""
-    n_layers: int = 4
-    """Depth."""
-    n_heads: int = 4
-    """Query heads."""
-    n_kv_heads: int | None = None
-    """Key/value heads, a divisor of `n_heads`; null: as many as query heads."""
-    d_ff: int | None = None
-    """Hidden width of the feed-forward part; null: 4 d_model, or 8/3 of it for gated activations."""
-    activation: Literal["gelu", "relu", "silu", "swiglu", "geglu"] = "gelu"
-    """Activation of the feed-forward part."""
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """Normalisation, before each sub-layer."""
-    dropout: float = 0.0
-    """Probability of dropping an activation in training."""
-    qk_norm: bool = False
-    """Normalise queries and keys of each head before they are rotated."""
-    token_shift: bool = field(default=False, metadata={"before": False})
-    """Mix keys and values with those of the token before, each head by gates of its own that read the layer's input."""
-    tie_embeddings: bool = False
-    """Share the input embedding with the output layer."""
-
-
-@dataclass
-class TransformerConfig(ModelConfig):
-    """Everything that determines a model."""
-
-    vocab_size: int = 256
-    causal: bool = True
-    """Decoder (True) or encoder."""
-    scheme: Any = "nope"
-    """A scheme as text or mapping."""
-    train_length: int = 64
-    seed: int = 0
-    """Of the weights and of random positions."""
-    backend: str = "auto"
-    """Attention back-end; see `pezoo.attention`."""
-
-    def __post_init__(self) -> None:
-        for option in fields(self):
-            value, allowed = getattr(self, option.name), get_args(option.type)
-            if get_origin(option.type) is Literal and value not in allowed:
-                near = suggest(str(value), allowed)
-                raise UserError(f"model.{option.name} is one of {', '.join(allowed)}, not {value!r}.{near}")
-        positive = {
-            name: getattr(self, name)
-            for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "train_length")
-        }
-        for name, value in positive.items():
-            if value is not None and value < 1:
-                raise UserError(f"model.{name} must be positive, got {value}")
-        if self.d_model % self.n_heads:
-            raise UserError(f"model.d_model = {self.d_model} is not divisible by n_heads = {self.n_heads}")
-        if self.n_kv_heads and self.n_heads % self.n_kv_heads:
-            raise UserError(f"model.n_kv_heads = {self.n_kv_heads} does not divide n_heads = {self.n_heads}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout must lie in [0, 1), got {self.dropout}")
 
 
 class Cache:
@@ -92,7 +28,7 @@ class Cache:
 
     def __init__(self, config: TransformerConfig, batch: int, length: int, device: Any, dtype: torch.dtype) -> None:
         heads = config.n_kv_heads or config.n_heads
-        size = (config.n_layers, batch, heads, length, config.d_model // config.n_heads)
+        size = (config.n_layers, batch, heads, length, config.head_width)
         self.k = torch.zeros(size, device=device, dtype=dtype)
         self.v = torch.zeros(size, device=device, dtype=dtype)
         self.tokens = torch.zeros(batch, length, device=device, dtype=torch.int64)
@@ -163,26 +99,36 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.n_heads, self.n_kv_heads = config.n_heads, config.n_kv_heads or config.n_heads
-        self.head_dim, self.backend = config.d_model // config.n_heads, config.backend
+        self.head_dim, self.backend = config.head_width, config.backend
         self.split = [h * self.head_dim for h in (self.n_heads, self.n_kv_heads, self.n_kv_heads)]
-        self.qkv = nn.Linear(config.d_model, sum(self.split), bias=False)
-        self.out = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_dim) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(self.head_dim) if config.qk_norm else nn.Identity()
+        self.qkv = nn.Linear(config.d_model, sum(self.split), bias=config.attention_bias != "none")
+        self.out = nn.Linear(self.split[0], config.d_model, bias=config.attention_bias == "all")
+        self.norms_heads = config.qk_norm_scope == "head"
+        normed = [self.head_dim, self.head_dim] if self.norms_heads else self.split[:2]
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(width, config.norm_eps) if config.qk_norm else nn.Identity() for width in normed
+        )
         self.shift = TokenShift(config.d_model, self.n_kv_heads) if config.token_shift else None
 
     def forward(self, x: Tensor, prepared: Prepared, layer: int, cache: Cache | None) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        heads = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in self.qkv(x).split(self.split, -1))
-        q, k, v = heads  # (B, H, L, d)
+        q, k, v = (self._heads(t) for t in self.qkv(x).split(self.split, -1))  # (B, H, L, d)
         if self.shift is not None:
             k, v = self.shift(x, k, v, prepared, layer, cache)
-        q, k = self.q_norm(q), self.k_norm(k)
+        if self.norms_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
+        else:
+            q, k = (self._heads(norm(t.transpose(1, 2).flatten(2))) for norm, t in ((self.q_norm, q), (self.k_norm, k)))
         read = prepared.read(layer, x)
         if cache is not None:
             k, v, read = cache.extend(layer, k, v, read)
         x = self.out(prepared.attend(layer, q, k, v, self.backend, read=read).transpose(1, 2).flatten(2))
         return x
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, L, H d) -> (B, H, L, d)."""
+        heads: Tensor = x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return heads
 
 
 class FeedForward(nn.Module):
@@ -195,8 +141,9 @@ class FeedForward(nn.Module):
         functions: dict[str, Callable[[Tensor], Tensor]]
         functions = {"gelu": F.gelu, "geglu": F.gelu, "relu": F.relu, "silu": F.silu, "swiglu": F.silu}
         self.activation = functions[config.activation]
-        self.up = nn.Linear(config.d_model, 2 * width if self.gated else width, bias=False)
-        self.out = nn.Linear(width, config.d_model, bias=False)
+        bias = config.feed_forward_bias
+        self.up = nn.Linear(config.d_model, 2 * width if self.gated else width, bias=bias)
+        self.out = nn.Linear(width, config.d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
@@ -208,30 +155,28 @@ class FeedForward(nn.Module):
         return x
 
 
+def _norm(config: TransformerConfig) -> nn.Module:
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.d_model, config.norm_eps)
+    return nn.LayerNorm(config.d_model, 1e-5 if config.norm_eps is None else config.norm_eps)
+
+
 class Block(nn.Module):
     """Pre-norm attention and feed-forward, each added to the residual stream."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        norm = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
-        self.attention_norm, self.attention = norm(config.d_model), Attention(config)
-        self.feed_forward_norm, self.feed_forward = norm(config.d_model), FeedForward(config)
+        self.attention_norm, self.attention = _norm(config), Attention(config)
+        self.feed_forward_norm, self.feed_forward = _norm(config), FeedForward(config)
+        self.parallel = config.parallel_residual
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, prepared: Prepared, layer: int, cache: Cache | None) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), prepared, layer, cache))
-        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        attended = x + self.dropout(self.attention(self.attention_norm(x), prepared, layer, cache))
+        read = x if self.parallel else attended
+        x = attended + self.dropout(self.feed_forward(self.feed_forward_norm(read)))
         return x
-
-
-def _config(given: Mapping[str, Any]) -> TransformerConfig:
-    known = [option.name for option in fields(TransformerConfig)]
-    unknown = next((name for name in given if name not in known), None)
-    if unknown is not None:
-        near = suggest(str(unknown), known)
-        raise UserError(f"a Transformer has no setting {unknown!r}.{near} It has: {', '.join(known)}")
-    return TransformerConfig(**given)
 
 
 class Transformer(nn.Module):
@@ -246,14 +191,13 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig | Mapping[str, Any]) -> None:
         super().__init__()
-        self.config = config = config if isinstance(config, TransformerConfig) else _config(config)
-        sizes = {name: getattr(config, name) for name in ("d_model", "n_heads", "n_layers", "train_length")}
+        self.config = config = config if isinstance(config, TransformerConfig) else to_config(config)
+        sizes = {name: getattr(config, name) for name in ("d_model", "n_heads", "n_layers", "head_dim", "train_length")}
         self.scheme = create(config.scheme, **sizes, causal=config.causal, seed=config.seed)
-        norm = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = norm(config.d_model)
+        self.norm = _norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.checkpointing = False
         self.init_weights()
@@ -265,6 +209,7 @@ class Transformer(nn.Module):
 
         Token embeddings have variance 1 / D instead, so that an absolute encoding, which multiplies them by sqrt(D),
         adds to tokens of its own size. The gates of a token shift are drawn last: all else starts as without them.
+        Biases are zero.
         """
         generator = torch.Generator().manual_seed(self.config.seed)
         body = [(n, p) for n, p in self.named_parameters() if not n.startswith("scheme.") and p.ndim > 1]
@@ -274,6 +219,9 @@ class Transformer(nn.Module):
             if name == "embedding.weight":
                 std = self.config.d_model**-0.5
             nn.init.normal_(weight, std=std, generator=generator)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
 
     def checkpoint_blocks(self, on: bool = True) -> None:
         """While gradients are kept, store what goes into each block alone, and compute the rest again in the backward.

@@ -9,3 +9,9 @@ def need_transformers() -> None:
     """Raise a UserError if the library transformers is not installed; pezoo itself works without it."""
     if find_spec("transformers") is None:
         raise UserError("models of others need the package transformers: type `pip install 'pezoo[hf]'`")
+
+
+def need_safetensors() -> None:
+    """Raise a UserError if the library safetensors is not installed, which reads weights without transformers."""
+    if find_spec("safetensors") is None:
+        raise UserError("weights of others need the package safetensors: type `pip install 'pezoo[hf]'`")

@@ -43,6 +43,10 @@ SHARES = {"glm": 0.5, "glm4": 0.5, "glm4_moe": 0.5, "gpt_neox": 0.25, "nemotron"
 """Shares of a head that turn, where a config of the family may leave them out."""
 PATTERNS = {"cohere2": 4, "gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "olmo3": 4}
 """Every which layer has no window, where a config of the family may leave it out."""
+WINDOWS_ON_DEMAND = {"qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3"}
+"""Families that have no windows, whatever `sliding_window` says, unless `use_sliding_window` is true."""
+FIRST_WINDOW = 28
+"""`max_window_layers`, where they leave it out."""
 SKIPPING = {"llama4_text": 4, "smollm3": 4}
 """Every which layer does not turn, where a config of the family may leave it out."""
 UNTURNED = {
@@ -124,7 +128,7 @@ def read_config(config: Any) -> RopeConfig:
     if len(before) > 1:
         lengths = " and ".join(map(str, sorted(before)))
         raise UserError(f"layers of this config were trained at different lengths, {lengths}; a scheme has one")
-    length = next(iter(before), None) or _original(facts) or _whole(facts, "max_position_embeddings")
+    length = next(iter(before), None) or _original(facts) or whole(facts, "max_position_embeddings")
     turning = [dict(read[layer.kind][0]) if layer.turns and layer.kind in read else {"nope": {}} for layer in layers]
     specs = [
         parse(members | _beside_rotation(layer, "nope" not in members, facts, family))
@@ -161,7 +165,12 @@ def _plain(config: Any) -> dict[str, Any]:
     return {new: facts[old] for old, new in renamed.items() if old in facts} | dict(facts)
 
 
-def _whole(facts: Mapping[str, Any], key: str) -> int:
+def whole(facts: Mapping[str, Any], key: str) -> int:
+    """The size under a key of a config.
+
+    Raises:
+        UserError: if it is missing, or no whole number above 0.
+    """
     value = facts.get(key)
     if type(value) is not int or not 0 < value <= MOST:
         raise UserError(f"{key} must be a whole number above 0, not {brief(value)}")
@@ -169,16 +178,16 @@ def _whole(facts: Mapping[str, Any], key: str) -> int:
 
 
 def _sizes(facts: Mapping[str, Any]) -> dict[str, int]:
-    width, heads = _whole(facts, "hidden_size"), _whole(facts, "num_attention_heads")
+    width, heads = whole(facts, "hidden_size"), whole(facts, "num_attention_heads")
     key = "qk_rope_head_dim" if facts.get("qk_rope_head_dim") else "head_dim"
     if facts.get(key) is None and width % heads:
         raise UserError(
             f"hidden_size = {width} is not divisible by num_attention_heads = {heads}, and head_dim is missing"
         )
-    n_layers = _whole(facts, "num_hidden_layers")
+    n_layers = whole(facts, "num_hidden_layers")
     if n_layers > MOST_LAYERS:
         raise UserError(f"num_hidden_layers must be at most {MOST_LAYERS}, not {n_layers}")
-    head_dim = width // heads if facts.get(key) is None else _whole(facts, key)
+    head_dim = width // heads if facts.get(key) is None else whole(facts, key)
     return {
         "d_model": width,
         "n_heads": heads,
@@ -189,7 +198,7 @@ def _sizes(facts: Mapping[str, Any]) -> dict[str, int]:
 
 def _original(facts: Mapping[str, Any]) -> int | None:
     key = "original_max_position_embeddings"
-    return None if facts.get(key) is None else _whole(facts, key)
+    return None if facts.get(key) is None else whole(facts, key)
 
 
 # ---- parameters ---------------------------------------------------------------------------------
@@ -248,12 +257,12 @@ def _rule(
     if latent:
         own.pop("partial_rotary_factor")
     elif facts.get("rotary_dim") is not None and facts.get("partial_rotary_factor") is None:
-        own["partial_rotary_factor"] = _whole(facts, "rotary_dim") / head_dim
+        own["partial_rotary_factor"] = whole(facts, "rotary_dim") / head_dim
     return rule
 
 
 def _longest(facts: Mapping[str, Any]) -> int | None:
-    return None if facts.get("max_position_embeddings") is None else _whole(facts, "max_position_embeddings")
+    return None if facts.get("max_position_embeddings") is None else whole(facts, "max_position_embeddings")
 
 
 # ---- layers -------------------------------------------------------------------------------------
@@ -281,7 +290,7 @@ def _layers(facts: Mapping[str, Any], family: str, n_layers: int) -> list[_Layer
         if kind == "sliding_attention" and size is None and family not in TURN_IN_WINDOWS:
             raise UserError("layer_types has sliding_attention, but sliding_window is missing")
         stays = family in TURN_IN_WINDOWS and not in_window and (size is not None or family not in _TURN_WITHOUT_ANY)
-        layers.append(_Layer(kind, _whole(facts, "sliding_window") if in_window else None, turns and not stays))
+        layers.append(_Layer(kind, whole(facts, "sliding_window") if in_window else None, turns and not stays))
     return layers
 
 
@@ -297,10 +306,15 @@ def _kinds(facts: Mapping[str, Any], family: str, n_layers: int) -> list[str | N
             raise UserError(f"layer_types must name {n_layers} layers, not {brief(stated)}")
         return list(stated)
     size, pattern = facts.get("sliding_window"), facts.get("sliding_window_pattern", PATTERNS.get(family))
-    if size is None or facts.get("use_sliding_window") is False:
+    asked = facts.get("use_sliding_window", family not in WINDOWS_ON_DEMAND)
+    if size is None or not asked:
         return ["full_attention"] * n_layers
-    if facts.get("use_sliding_window") and facts.get("max_window_layers"):
-        full = _whole(facts, "max_window_layers")
+    if family == "smollm3":  # where layers do not turn
+        return ["full_attention" if turns else "sliding_attention" for turns in _turning(facts, family, n_layers)]
+    if family in ("qwen2", "qwen3") or (facts.get("use_sliding_window") and facts.get("max_window_layers")):
+        full = FIRST_WINDOW if facts.get("max_window_layers") is None else facts["max_window_layers"]
+        if type(full) is not int or full < 0:
+            raise UserError(f"max_window_layers must be a whole number from 0 on, not {brief(full)}")
         return ["full_attention" if i < full else "sliding_attention" for i in range(n_layers)]
     if type(pattern) is int and pattern > 0:
         return ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(n_layers)]
@@ -314,7 +328,7 @@ def _turning(facts: Mapping[str, Any], family: str, n_layers: int) -> list[bool]
         if not isinstance(stated, Sequence) or len(stated) != n_layers:
             raise UserError(f"no_rope_layers must have {n_layers} entries, one for each layer, not {brief(stated)}")
         return [bool(turns) for turns in stated]
-    every = _whole(facts, "no_rope_layer_interval") if facts.get("no_rope_layer_interval") else SKIPPING.get(family)
+    every = whole(facts, "no_rope_layer_interval") if facts.get("no_rope_layer_interval") else SKIPPING.get(family)
     return [not every or (i + 1) % every != 0 for i in range(n_layers)]
 
 

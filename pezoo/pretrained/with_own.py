@@ -12,8 +12,13 @@ def mixed(layers: Sequence[Spec]) -> Spec:
     return layers[0] if len(set(layers)) == 1 else Spec(layers=tuple(layers))
 
 
-def with_own(spec: Spec, layers: Sequence[Spec]) -> Spec:
+def with_own(spec: Spec, layers: Sequence[Spec], beside: Sequence[Sequence[MemberSpec]] = ()) -> Spec:
     """A scheme in which `rope` has the settings of each layer's own; in layers that do not turn it is `nope`.
+
+    Args:
+        spec: the scheme.
+        layers: the model's own rotation, layer by layer.
+        beside: what joins the scheme in each layer, such as the model's own window, unless it has a member of the name.
 
     Raises:
         UserError: if it is a list of layers of another length.
@@ -23,7 +28,12 @@ def with_own(spec: Spec, layers: Sequence[Spec]) -> Spec:
         raise UserError(
             f"the scheme repeats {len(given)} layers, and the model has {len(layers)}, which is no multiple"
         )
-    return mixed([_filled(part, own) for part, own in zip(given * (len(layers) // len(given)), layers, strict=True)])
+    filled = [_filled(part, own) for part, own in zip(given * (len(layers) // len(given)), layers, strict=True)]
+    return mixed([_joined(part, more) for part, more in zip(filled, beside or [()] * len(filled), strict=True)])
+
+
+def _joined(spec: Spec, more: Sequence[MemberSpec]) -> Spec:
+    return spec._map(lambda p: Spec((*p.members, *(m for m in more if m.name not in {o.name for o in p.members}))))
 
 
 def _filled(spec: Spec, own: Spec) -> Spec:

@@ -31,7 +31,8 @@ from pezoo.data import Corpus
 from pezoo.data.material import Material, Questions, Text
 from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.escape import safe_names
-from pezoo.model.transformer import ModelConfig, Transformer, TransformerConfig
+from pezoo.model.config import ModelConfig, TransformerConfig
+from pezoo.model.transformer import Transformer
 from pezoo.pretrained.source import Source
 from pezoo.results import LANGUAGE_MODELLING
 from pezoo.scheme import MemberSpec, Spec, parse

@@ -177,7 +177,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 _AT_LEAST_ONE = """workers threads
-model.d_model model.n_layers model.n_heads model.n_kv_heads model.d_ff
+model.d_model model.n_layers model.n_heads model.n_kv_heads model.head_dim model.d_ff
 train.length train.min_length train.steps train.batch_size train.accumulate train.log_every
 tune.batch_size tune.accumulate test.windows test.last test.batch_tokens"""
 
@@ -260,10 +260,14 @@ def _check_values(recipe: Recipe) -> None:
 
     bodies.check(recipe)
     model, length = recipe.model, recipe.train.length
-    if model.d_model % model.n_heads:
+    good = model.norm_eps is None or 0 < model.norm_eps < math.inf
+    require(good, "model.norm_eps", model.norm_eps, "above 0, or null")
+    good = model.qk_norm or model.qk_norm_scope == "head"
+    require(good, "model.qk_norm_scope", model.qk_norm_scope, "head, unless model.qk_norm=true")
+    if model.head_dim is None and model.d_model % model.n_heads:
         raise UserError(
             f"model.d_model={model.d_model} is not divisible by model.n_heads={model.n_heads}; "
-            f"type model.d_model={math.ceil(model.d_model / model.n_heads) * model.n_heads}"
+            f"type model.d_model={math.ceil(model.d_model / model.n_heads) * model.n_heads}, or set model.head_dim"
         )
     kv_heads = model.n_kv_heads or model.n_heads
     require(

@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pezoo.data import DataConfig
 from pezoo.errors import UserError, brief, cut, suggest
+from pezoo.model.config import ModelConfig
 from pezoo.model.devices import TestPrecision
-from pezoo.model.transformer import ModelConfig
 from pezoo.results import LANGUAGE_MODELLING
 from pezoo.training.config import Precision, Schedule, TrainConfig
 from pezoo.typed import check_items, check_plain

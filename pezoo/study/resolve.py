@@ -253,7 +253,8 @@ def _scheme(
     try:
         if body is None:
             spec = parse(given)
-            shape = Shape(model.d_model, model.n_heads, model.n_layers, train_tokens, causal=material.causal)
+            sizes = {"d_model": model.d_model, "n_heads": model.n_heads, "n_layers": model.n_layers}
+            shape = Shape(**sizes, head_dim=model.head_dim or 0, train_length=train_tokens, causal=material.causal)
         else:
             spec, shape = body.scheme(given), body.look.shape
         refuse_main(*(member.name for member in spec.all_members()))

@@ -28,7 +28,8 @@ from pezoo.compose import create
 from pezoo.composition import Composition
 from pezoo.contract import PHASES, Encoding, Extension, Positions, Shape, Undefined, overrides
 from pezoo.errors import UserError
-from pezoo.model.transformer import Transformer, TransformerConfig
+from pezoo.model.config import TransformerConfig
+from pezoo.model.transformer import Transformer
 from pezoo.registry import Entry, entries, entry, make_config
 from pezoo.scheme import MemberSpec, Spec, parse
 

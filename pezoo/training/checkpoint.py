@@ -9,7 +9,8 @@ import torch
 
 from pezoo.errors import UserError
 from pezoo.files import replacing
-from pezoo.model.transformer import Transformer, TransformerConfig
+from pezoo.model.config import TransformerConfig
+from pezoo.model.transformer import Transformer
 from pezoo.registry import entry
 from pezoo.training.keys import from_stored, to_stored
 

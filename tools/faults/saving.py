@@ -21,7 +21,8 @@ def saving(place: Place, short: bool) -> Iterator[Case]:
 
 def _saving(place: Place, rng: random.Random) -> str:
     from pezoo.data.material import Questions
-    from pezoo.model.transformer import Transformer, TransformerConfig
+    from pezoo.model.config import TransformerConfig
+    from pezoo.model.transformer import Transformer
     from pezoo.study.recipe import Recipe
     from pezoo.training.config import TrainConfig
     from pezoo.training.fit import fit
