@@ -7,12 +7,13 @@ import pytest
 from rich.console import Console
 
 from pezoo.registry import _entries, load_plugin
-from pezoo.study import estimate as estimate_module
+from pezoo.study import trials
 from pezoo.study.collect import Failure
-from pezoo.study.estimate import Estimate, attempt, levels_of, operations, try_some, units
+from pezoo.study.estimate import Estimate, levels_of, operations, units
 from pezoo.study.plan import make_plan
 from pezoo.study.progress import make_progress
 from pezoo.study.reading import load_recipe
+from pezoo.study.trials import attempt, try_some
 from pezoo.training import loss
 
 RECIPE = {
@@ -104,16 +105,16 @@ def test_what_does_not_grow_with_the_rows_is_counted_once(overrides, trained, ea
     cell = next(cell for cell in made.cells.values() if cell.kind == "tune")
     vocabulary, before = cell.inputs["data"]["vocab_size"], 10**8
     monkeypatch.setattr(loss, "at_once", lambda device, vocabulary: 40)  # of the 32 tokens of a row, and 128 of four
-    monkeypatch.setattr(estimate_module, "OPERATIONS", operations(cell) * 3)
-    monkeypatch.setattr(estimate_module, "peak_memory", lambda device: before)
+    monkeypatch.setattr(trials, "OPERATIONS", operations(cell) * 3)
+    monkeypatch.setattr(trials, "peak_memory", lambda device: before)
 
-    def usual(model, *args, inner=estimate_module.fit, **options):
+    def usual(model, *args, inner=trials.fit, **options):
         found = inner(model, *args, **options)
         assert found.trained_params == (trained or sum(p.numel() for p in model.parameters()))
         peak = before + each * found.trained_params + 4 * 3 * vocabulary * 32 + 1000
         return dataclasses.replace(found, peak_memory_bytes=peak)
 
-    monkeypatch.setattr(estimate_module, "fit", usual)
+    monkeypatch.setattr(trials, "fit", usual)
     _, memory = attempt(cell, made.corpora)
     params = trained or sum(p.numel() for p in cell.model().parameters())
     assert memory == before + each * params + 4 * 3 * vocabulary * 40 + 4 * 1000

@@ -62,6 +62,8 @@ def recipe_of(args: Namespace) -> dict[str, Any]:
     tune = {"steps": [0, *steps], "length": as_length(args.tune_length or (listed(args.lengths) or ["1x"])[-1])}
     if steps and max(1, min(steps)) <= WARM_UP:
         tune["warmup_steps"] = max(1, min(steps)) // 10
+    from pezoo.pretrained.source import is_here
+
     return {
         "study": f"evaluate-{name}",
         "description": f"Which schemes carry {name} past its training length?",
@@ -82,11 +84,6 @@ def recipe_of(args: Namespace) -> dict[str, Any]:
 
 WARM_UP = 10
 """Steps of warm-up of a tuning that is longer."""
-
-
-def is_here(model: str) -> bool:
-    """Whether a model is named by its folder, and not as the hub names it."""
-    return Path(model).expanduser().exists()
 
 
 def listed(text: str) -> list[str]:

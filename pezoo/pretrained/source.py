@@ -51,7 +51,7 @@ def find(given: str) -> Path:
     """
     need_transformers()
     path = Path(given).expanduser()
-    if path.is_dir():
+    if is_here(given):
         return path.resolve()
     if path.exists():
         raise UserError(f"{given} is a file; a model is a folder with config.json and safetensors")
@@ -60,14 +60,19 @@ def find(given: str) -> Path:
     return _fetched(given)
 
 
+def is_here(given: str) -> bool:
+    """Whether a model is named by its folder, and not as the hub names it."""
+    return Path(given).expanduser().is_dir()
+
+
 @functools.cache
 def _fetched(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    try:
-        return Path(snapshot_download(name, allow_patterns=WANTED, local_files_only=True))
-    except Exception:  # it is not here, or not all of it
-        pass
+    with contextlib.suppress(Exception):  # it is not here, or not all of it
+        folder = Path(snapshot_download(name, allow_patterns=WANTED, local_files_only=True))
+        weight_files(folder)
+        return folder
     try:
         return Path(snapshot_download(name, allow_patterns=WANTED))
     except Exception as error:  # whatever the network, the hub and the name come to

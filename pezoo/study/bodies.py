@@ -118,7 +118,7 @@ def _tokenizer(given: str) -> str | None:
     """The tokenizer that a model was trained with; None is bytes."""
     folder = sources.find(given)
     if sources.holds_tokenizer(folder):
-        return str(folder) if folder.samefile(given) else given
+        return str(folder) if sources.is_here(given) else given
     size = sources.config_of(Source(str(folder))).get_text_config().vocab_size
     if size not in sources.BYTES:
         raise UserError(

@@ -1,7 +1,7 @@
 """How much memory a cell with somebody's model needs, told before it begins, and whether there is so much.
 
-Counted are weights in float32, in a training also gradients and AdamW's two averages, and what a forward keeps. So it
-is the least that is needed: what PyTorch sets aside beside it is not known.
+Counted are weights in float32, in a training also gradients and AdamW's two averages of what it moves, and what a
+forward keeps. So it is the least that is needed: what PyTorch sets aside beside it is not known.
 """
 
 import contextlib
@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 
 from pezoo.study.plan import Cell
+from pezoo.training.loss import loss_bytes
+from pezoo.training.weights import ALL
 
 NUMBER = 4
 """Bytes of one number."""
@@ -30,10 +32,12 @@ def least(cell: Cell) -> int | None:
         return NUMBER * (sizes["parameters"] + 8 * tokens * width)
     if cell.kind == "choose":
         return None
-    settings = cell.settings()
+    settings, parameters = cell.settings(), sizes["parameters"]
     tokens = settings.batch_size * settings.length
-    kept = tokens * (KEPT * layers * width + 3 * vocabulary)  # of logits: themselves, their logarithms, gradients
-    return NUMBER * (4 * sizes["parameters"] + kept)
+    vectors = layers + KEPT if settings.checkpointing else KEPT * layers
+    moved = 3 * parameters if cell.weights() == ALL else 0  # adapters and the scheme's own weights are few
+    logits = loss_bytes(torch.device(cell.inputs["device"]), vocabulary, tokens)
+    return NUMBER * (parameters + moved + tokens * vectors * width) + logits
 
 
 def free(device: str) -> int | None:

@@ -33,7 +33,7 @@ from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.escape import safe_names
 from pezoo.model.config import ModelConfig, TransformerConfig
 from pezoo.model.transformer import Transformer
-from pezoo.pretrained.source import Source
+from pezoo.pretrained.source import Source, digest_of
 from pezoo.results import LANGUAGE_MODELLING
 from pezoo.scheme import MemberSpec, Spec, parse
 from pezoo.study.bodies import OWN
@@ -128,9 +128,11 @@ class Cell:
     def _body(self, parent: Path | None) -> "Body":
         from pezoo.pretrained.body import make_body, read
 
-        inputs = self.inputs
+        inputs, source = self.inputs, Source(**self.inputs["body"])
+        if source.folder is not None and digest_of(Path(source.folder)) != source.digest:
+            raise UserError(f"the model in {source.folder} has changed since this run began; run the study again")
         return make_body(
-            Source(**inputs["body"]),
+            source,
             None if self.kind == "train" else parse(inputs["scheme"]),
             train_length=inputs["train_length"],
             seed=inputs["seed"],

@@ -26,7 +26,7 @@ from pezoo.files import remove, sweep
 from pezoo.registry import ENTRY_POINTS, entry, load_plugin
 from pezoo.results import Result, read, write
 from pezoo.study.collect import Failure, collect
-from pezoo.study.estimate import Estimate, try_some
+from pezoo.study.estimate import Estimate
 from pezoo.study.folder import RESULTS, claim, folder_of, plugins_of, require_plugins, write_record
 from pezoo.study.launcher import Launcher
 from pezoo.study.plan import Cell, Plan, make_plan
@@ -34,6 +34,7 @@ from pezoo.study.progress import Progress, make_progress
 from pezoo.study.reading import find_recipe, load_recipe
 from pezoo.study.recipe import Recipe
 from pezoo.study.store import Store
+from pezoo.study.trials import try_some
 
 try:
     import fcntl
