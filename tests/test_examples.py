@@ -43,11 +43,12 @@ PYTHON = [(path, i) for path in PAGES for i in range(len(blocks(path, "python"))
 
 
 def test_every_block_of_python_is_looked_at():
-    """Each has a test of its own in this file or, for the recipe of one's own, in test_docs.py."""
+    """Each has a test of its own here, or in test_carry.py or test_docs.py."""
     assert [(path.name, i) for path, i in PYTHON] == [
         *(("README.md", i) for i in range(4)),
         ("attach.md", 0),
         ("attach.md", 1),
+        ("carry.md", 0),
         ("export.md", 0),
         ("export.md", 1),
         ("recipes.md", 0),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pezoo.cli.check import check, new
 from pezoo.cli.evaluate import evaluate
+from pezoo.cli.export import export
 from pezoo.cli.generate import generate
 from pezoo.cli.list import list_members
 from pezoo.cli.report import compare, report
@@ -42,6 +43,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "evaluate": ("evaluate PATH --data FOLDER [--schemes LIST] [--lengths LIST] [--tune N]", evaluate),
     "report": ("report DIR [DIR ...] [--out FOLDER]", report),
     "compare": ("compare DIR DIR", compare),
+    "export": ("export DIR SCHEME FOLDER [--length N]", export),
     "generate": ("generate DIR SCHEME [--prompt TEXT] [--tokens N]", generate),
     "bench": ("bench [--json]", bench),
     "check": ("check NAME|FILE.py [--slow] [--json]", check),

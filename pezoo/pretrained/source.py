@@ -19,6 +19,8 @@ from pezoo.pretrained import need_transformers
 
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 """Files by which a folder says that it holds a tokenizer."""
+TOKENIZER_FILES = (*TOKENIZERS, "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+"""All that a tokenizer may consist of."""
 WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 """What is fetched of a model on the hub."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
