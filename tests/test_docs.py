@@ -20,7 +20,7 @@ from pezoo.results import LANGUAGE_MODELLING, write
 from pezoo.results.losses import Losses, losses_of, write_losses
 from pezoo.study import Study
 from pezoo.study.reading import _parse_override, load_recipe, own_recipes
-from pezoo.study.recipe import Recipe
+from pezoo.study.recipe import Recipe, typed_name
 from pezoo.task import make_task
 from pezoo.testing.properties import CheckFailed
 from tools import docs, survey
@@ -125,7 +125,7 @@ def test_protocols_are_told_with_their_metrics_and_settings():
 
 def test_every_key_is_in_the_tables():
     keys = set(re.findall(r"^\| `([\w.]+)` \|", page(docs.RECIPES), re.MULTILINE))
-    every = {".".join(path) for path in paths(dataclasses.asdict(Recipe()))}
+    every = {".".join(map(typed_name, path)) for path in paths(dataclasses.asdict(Recipe()))}
     assert keys == every
 
 
@@ -152,7 +152,7 @@ def test_commands_do_what_they_say(name, overrides):
         found = []
         for part, one in parts.items():
             for step in key.removeprefix(f"parts.{part}.").split("."):
-                one = getattr(one, step, None)
+                one = getattr(one, step, getattr(one, f"{step}_", None))
             found.append(one)
         assert value in found, f"{key} has no effect: a part sets it"
     for task in {task for part in parts.values() for task in part.tasks} - {LANGUAGE_MODELLING, "NAME"}:

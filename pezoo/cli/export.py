@@ -10,9 +10,9 @@ def export(argv: list[str]) -> int:
         export,
         "pezoo export runs/evaluate-my_model 'rope+yarn, 200 steps @ 4x' my_model_4x",
         "pezoo export runs/evaluate-my_model rope+pi my_model_4x --length 8192",
-        note="For studies of somebody's model (pezoo evaluate, or model.from in a recipe). The folder gets safetensors,\n"
-        "a config whose rope_parameters say what the scheme does, and the model's tokenizer. A scheme that no config\n"
-        "can say is refused, with the reason.\n\n",
+        note="For studies of somebody's model (pezoo evaluate, or model.from in a recipe). The folder gets\n"
+        "safetensors, a config whose rope_parameters say what the scheme does, and the model's tokenizer. A\n"
+        "scheme that no config can say is refused, with the reason.\n\n",
     )
     parser.add_argument("folder", metavar="DIR", help="folder of a study")
     parser.add_argument("scheme", metavar="SCHEME", help="a row of its table")

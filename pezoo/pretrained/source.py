@@ -166,7 +166,15 @@ def config_of(source: Source) -> Any:
         raise UserError(f"model.from is no config of {kind}: {_said(error)}") from None
 
 
-OFTEN = ("max_position_embeddings", "vocab_size", "pad_token_id", "bos_token_id", "eos_token_id", "rope_parameters")
+OFTEN = (
+    "head_dim",
+    "max_position_embeddings",
+    "vocab_size",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "rope_parameters",
+)
 """Settings that are filled in, or that a config may have without stating it."""
 
 
