@@ -8,7 +8,7 @@ which extensions can be joined: `gemma3:window=0.1+logn`. All forms collapse to 
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pezoo.contract import PHASES, Encoding, Extension, Schedule, overrides
@@ -30,6 +30,7 @@ class MemberSpec:
 
     name: str
     settings: tuple[tuple[str, Any], ...] = ()
+    typed: frozenset[str] = field(default=frozenset(), compare=False)  # settings that were written down, defaults too
 
     @classmethod
     def make(cls, name: str, settings: Mapping[str, Any]) -> "MemberSpec":
@@ -37,10 +38,9 @@ class MemberSpec:
         config, at = make_config(name, settings)
         kept = []
         for key, facts in entry(name).parameters.items():
-            value = list(at or ()) if key == "at" else getattr(config, key)
-            if value != facts["default"]:
+            if (value := list(at or ()) if key == "at" else getattr(config, key)) != facts["default"]:
                 kept.append((key, tuple(value) if isinstance(value, list) else value))
-        return cls(name, tuple(kept))
+        return cls(name, tuple(kept), frozenset(settings))
 
     @property
     def at(self) -> tuple[str, ...]:
@@ -51,8 +51,8 @@ class MemberSpec:
     @property
     def full(self) -> dict[str, Any]:
         """All settings, defaults filled in."""
-        defaults = {key: facts["default"] for key, facts in entry(self.name).parameters.items()}
-        return defaults | {k: list(v) if isinstance(v, tuple) else v for k, v in self.settings}
+        found = {key: facts["default"] for key, facts in entry(self.name).parameters.items()}
+        return found | {k: list(v) if isinstance(v, tuple) else v for k, v in self.settings}
 
     def __str__(self) -> str:
         """As in scheme notation."""

@@ -337,6 +337,8 @@ def test_the_scheme_is_filled_in_with_what_the_model_does():
     turning = "rope:base=5000:pairing=half+yarn:factor=4"
     assert found == f'{{layers: ["{turning}", "{turning}", "{turning}", nope]}}'
     assert str(pezoo.attach(model, "rope:base=70").own).count("base=5000") == 3
+    for given in ("rope:base=10000", {"rope": {"base": 10000}}):  # the zoo's default, written down
+        assert "base" not in str(pezoo.attach(model, given).scheme.spec)
 
 
 def test_learned_positions_of_a_model_give_way_to_the_scheme_and_can_be_interpolated():

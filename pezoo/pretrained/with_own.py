@@ -50,5 +50,5 @@ def _filled(spec: Spec, own: Spec) -> Spec:
 
 
 def _given(member: MemberSpec, settings: Mapping[str, Any]) -> MemberSpec:
-    """A member with settings where it has none of its own."""
-    return MemberSpec.make(member.name, dict(settings) | dict(member.settings))
+    """A member with settings where none was written down for it."""
+    return MemberSpec.make(member.name, dict(settings) | {k: v for k, v in member.full.items() if k in member.typed})
