@@ -47,6 +47,8 @@ def test_every_command_of_the_page_does_what_it_says(tmp_path, monkeypatch, caps
         said[line.split()[1]] = capsys.readouterr().out
     assert "rope:pairing=half" in said["show"]
     assert "rope+yarn, 3 steps @ 4x" in said["evaluate"]
+    assert main(["export", "runs/carry", "rope+pi", "by_length"]) == 2
+    assert "type --length N, and it is told as it is at that length" in capsys.readouterr().err
     assert (tmp_path / "runs" / "carry_tuned" / "report" / "report.html").is_file()
     assert (tmp_path / "runs" / "carry_tuned" / "report" / "curves.png").is_file()
     assert "my_model_4x" in said["export"]

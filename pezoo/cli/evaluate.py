@@ -20,8 +20,9 @@ def evaluate(argv: list[str]) -> int:
         "pezoo evaluate PATH --schemes rope+pi --data ~/books --windows 8 --dry-run",
         note="PATH is a folder with config.json and safetensors, or a name on the hub.\n"
         "rope is the model's own rotation; own is all that its config says, such as a scaling.\n"
-        "It is a study like any other: what is finished is not done again, and pezoo report and pezoo generate read\n"
-        "it. Tests read a tenth of the documents of --data, which tuning does not; pezoo run sets more.\n\n",
+        "It is a study like any other: what is finished is not done again, and pezoo report, generate\n"
+        "and export read it. Tests read a tenth of the documents of --data, which tuning does not.\n"
+        "A recipe says more, such as adapters: see recipe.yaml in the folder of the study.\n\n",
     )
     parser.add_argument("model", metavar="PATH", help="the model")
     parser.add_argument("--data", required=True, metavar="FOLDER", help="texts, or one text")

@@ -1,6 +1,7 @@
 """`pezoo export`."""
 
 from pezoo.cli.shared import add_plugin, load_plugins, make_parser
+from pezoo.errors import UserError
 
 
 def export(argv: list[str]) -> int:
@@ -26,6 +27,10 @@ def export(argv: list[str]) -> int:
     from pezoo.study.export import export_model
 
     load_plugins(args.plugin)
-    label, seed = export_model(args.folder, args.scheme, args.to, length=args.length, seed=args.seed, part=args.part)
+    facts = {"length": args.length, "seed": args.seed, "part": args.part}
+    try:
+        label, seed = export_model(args.folder, args.scheme, args.to, **facts)
+    except UserError as error:
+        raise UserError(str(error).replace("pass length=", "type --length N")) from None
     print(f"{args.to}: {label}, seed {seed}; AutoModelForCausalLM.from_pretrained({args.to!r}) loads it")
     return 0

@@ -17,6 +17,7 @@ from pezoo.pretrained.attach import CHILD, Attached
 from pezoo.pretrained.fit import fit
 from pezoo.pretrained.rope_parameters import Told, Turn, told
 from pezoo.pretrained.seam import NoRotation
+from pezoo.pretrained.source import quiet
 
 
 def export(
@@ -67,7 +68,8 @@ def export(
     part = folder.with_name(f".{folder.name}.part")
     files.remove(part)
     try:
-        model.save_pretrained(part, state_dict=_weights(model))
+        with quiet():
+            model.save_pretrained(part, state_dict=_weights(model))
         config.architectures, config.dtype = model.config.architectures, model.config.dtype
         config.save_pretrained(part)
         files.move(part, folder)

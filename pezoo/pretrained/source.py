@@ -207,7 +207,7 @@ def load(source: Source, seed: int = 0) -> Any:
             raise UserError(f"model.from: no {config.model_type} can be made of this config: {_said(error)}") from error
     weight_files(Path(source.folder))
     try:
-        with _quiet():
+        with quiet():
             model, found = AutoModelForCausalLM.from_pretrained(
                 source.folder,
                 config=config,
@@ -232,7 +232,7 @@ def load(source: Source, seed: int = 0) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep from the user the bars and remarks of transformers: what matters of them is a message of ours."""
     from transformers.utils import logging
 
