@@ -45,6 +45,6 @@ class TrainConfig:
     precision: Precision = "32-true"
     """Lightning's precision."""
     checkpointing: bool = field(default=False, metadata={"before": False})
-    """Gradient checkpointing: compute each block again in the backward pass, for less memory and a third more time."""
+    """Gradient checkpointing: compute each block again in the backward pass, for less memory and more time."""
     log_every: int = field(default=20, metadata={"hashed": False})
     """Steps between two points of the training curves."""
