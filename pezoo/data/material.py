@@ -95,6 +95,14 @@ class Questions:
         """Most tokens that the model reads at a task length."""
         return self.task.n_tokens(length, self.form)
 
+    def distance(self, length: int, depth: float) -> int:
+        """Tokens from the needle to the end of the question, for a task that has depths."""
+        return self.task.distance(length, depth)
+
+    def example(self, pairs: Pairs) -> Example:
+        """Pairs as sequences of tokens."""
+        return self.task.example(pairs, self.form)
+
     def pairs(self, purpose: int, step: int, batch_size: int, length: int, seed: int, **place: float) -> Pairs:
         """Questions of a step; from the training length on they are other ones in training than in testing."""
         generator = torch.Generator()
@@ -119,7 +127,7 @@ class Drill:
     def batch(self, step: int, batch_size: int, length: int, seed: int, longest: int | None = None) -> Example:
         """See `Batched`."""
         pairs = self.questions.pairs(self.purpose, step, batch_size, length, seed)
-        return self.questions.task.example(pairs, self.questions.form)
+        return self.questions.example(pairs)
 
     def rows(self, batch_size: int, longest: int, length: int) -> int:
         """As many questions at each length."""

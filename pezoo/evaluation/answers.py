@@ -37,7 +37,7 @@ from pezoo.model.decode import stream
 from pezoo.model.devices import check_testing, testing_in
 from pezoo.model.transformer import Transformer
 from pezoo.outcome import halving, outcome, peak_memory, reset_peak_memory
-from pezoo.task import IGNORE, Example, Task
+from pezoo.task import IGNORE, Example
 
 ANSWER_PROTOCOLS = {
     "answers": ("exact_match", "token_accuracy", "first_error", "loss", "k_max"),
@@ -203,7 +203,7 @@ def evaluate_answers(
             if done < after:
                 report(after - done)
             cost = {"seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory(device)}
-            results += _results(questions.task, length, protocol, tallies, status, reason, cost)
+            results += _results(questions, length, protocol, tallies, status, reason, cost)
     finally:
         model.to(home).train(training)
     return results
@@ -221,7 +221,7 @@ def _drawn(
             pairs = questions.pairs(TESTING, stream, size, length, seed, **place)
         except UserError as error:
             raise Undefined(str(error)) from error
-        yield first, questions.task.example(pairs, questions.form)
+        yield first, questions.example(pairs)
 
 
 def _rows(example: Example, batch_tokens: int) -> Iterator[slice]:
@@ -271,7 +271,7 @@ def _check_finite(output: Tensor) -> None:
 
 
 def _results(
-    task: Task,
+    questions: Questions,
     length: int,
     protocol: str,
     tallies: dict[float | None, _Tally],
@@ -290,7 +290,7 @@ def _results(
     if parts:
         success: dict[int, list[float]] = {}  # in a short question several depths are one place
         for depth, tally in parts.items():
-            success.setdefault(task.distance(length, depth), []).append(tally.values()["exact_match"])
+            success.setdefault(questions.distance(length, depth), []).append(tally.values()["exact_match"])
         values["k_max"] = float(k_max({distance: fmean(shares) for distance, shares in success.items()}))
     results = [LengthResult(length, protocol=protocol, values=values, **whole.counts(), **cost)]
     for depth, tally in parts.items():

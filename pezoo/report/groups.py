@@ -168,6 +168,8 @@ def chance(result: Result) -> float | None:
 
     if result.metric not in ("exact_match", "token_accuracy") or result.task == LANGUAGE_MODELLING:
         return None
+    if result.tokenizer not in ("", "bytes"):  # a token is then no symbol of the task
+        return None
     try:
         task = make_task(result.task)
         # Several tokens are guessed right together too seldom to be shown.

@@ -29,6 +29,7 @@ from torch import nn
 
 from pezoo.data import Corpus
 from pezoo.data.material import Material, Questions, Text
+from pezoo.data.retold import Retold
 from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.escape import safe_names
 from pezoo.model.config import ModelConfig, TransformerConfig
@@ -170,6 +171,8 @@ class Cell:
             UserError: if the corpus is no longer the one that the study was planned with.
         """
         facts = self.inputs.get("tested", self.inputs["data"])
+        if "tokenizer" in facts and facts["task"] != LANGUAGE_MODELLING:
+            return Retold(facts["task"], facts["tokenizer"])
         if facts["task"] != LANGUAGE_MODELLING:
             return Questions(facts["task"], facts["form"], facts["train_length"])
         if facts["hash"] not in corpora:

@@ -17,6 +17,7 @@ from pezoo.compose import build
 from pezoo.contract import Shape, Undefined
 from pezoo.data import Corpus, crops, load, windows
 from pezoo.data.material import TESTING, TRAINING, Material, Questions, Text
+from pezoo.data.retold import Retold
 from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.evaluation import Protocol, parse_protocol
 from pezoo.evaluation.answers import parse_answer_protocol
@@ -199,7 +200,11 @@ def _tests(material: Material, recipe: Recipe, device: str) -> list[Test]:
     tests = [Test(material, protocol) for protocol in dict.fromkeys(protocols)]
     for task in dict.fromkeys(str(parse_task(task)) for task in recipe.test.tasks if isinstance(material, Text)):
         refuse_main(parse_task(task).name)
-        questions = Questions(task, "causal", None)
+        try:
+            by_bytes = material.corpus.tokenizer == "bytes"
+            questions = Questions(task, "causal", None) if by_bytes else Retold(task, material.corpus.tokenizer)
+        except UserError as error:
+            raise UserError(f"test.tasks: {error}") from None
         if questions.vocab_size != material.vocab_size:
             raise UserError(
                 f"test.tasks: {task} has a vocabulary of {questions.vocab_size}, the text of data one of "
