@@ -61,7 +61,7 @@ def attend(
     n_queries = q.shape[-2]
     rows = [(n_queries - stop, n_queries - start, first, seen) for start, stop, first, seen in reversed(spans)]
     table = typed(table, q).expand(q.shape[1], -1).contiguous()
-    out, _ = _Attention.apply(sharpen(q, sigma).flip(-2), k, v, table, scale, rows)
+    out: Tensor = _Attention.apply(sharpen(q, sigma).flip(-2), k, v, table, scale, rows)[0]  # type: ignore[no-untyped-call]
     return out.flip(-2)
 
 
@@ -96,11 +96,12 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradients[0]
-        *tensors, out, lse = ctx.saved_tensors
+        q, k, v, table, out, lse = ctx.saved_tensors
+        tensors = (q, k, v, table)
         with in_float32(gradient.device):
             if torch.is_grad_enabled():  # a graph of the gradients is wanted
                 return (*_by_definition(gradient, tensors, ctx.scale, ctx.needs_input_grad), None, None)
-            found = _gradients(gradient, *tensors, out, lse, ctx.scale, ctx.spans)
+            found = _gradients(gradient, q, k, v, table, out, lse, ctx.scale, ctx.spans)
         return (*(g.to(t.dtype) for g, t in zip(found, tensors, strict=True)), None, None)
 
 

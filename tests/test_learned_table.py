@@ -60,7 +60,8 @@ def test_output_and_gradients_are_those_of_eager(text, causal, used):
         expected = gradients(scheme, "eager", n_queries, n_keys, rows, causal=causal)
         assert not used
         assert_close(gradients(scheme, "chunked", n_queries, n_keys, rows, causal=causal), expected, 1e-5)
-        assert used.pop() and not used
+        assert used.pop()
+        assert not used
 
 
 @pytest.mark.parametrize("text", TEXTS)
