@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from pezoo import learned_table
 from pezoo.composition import Composition, fused_refusal, sharpen, typed
 from pezoo.contract import in_float32, overrides
 from pezoo.errors import UserError, suggest
@@ -232,7 +233,8 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
 
     Biases and masks of distance alone are read as a strided view of one row (see `_strided`); what no fused kernel can
     hold runs eagerly, a chunk at a time. Keys out of a mask's reach are left out. While gradients are kept, a chunk is
-    computed again in the backward pass instead of being stored, unless the kernel stores no pairs anyhow.
+    computed again in the backward pass instead of being stored, unless the kernel stores no pairs anyhow. A row that is
+    being learned has a backward pass of its own (`learned_table`).
     """
     rotated = _rotated(q, k, composition)
     if _observer is None and can_merge(rotated[0][0], v, composition):
@@ -248,12 +250,21 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
     if width < n_keys:
         size = min(size, max(SMALLEST_CHUNK, width // 2))
 
-    def chunk(start: int) -> Tensor:
+    def span(start: int, size: int) -> tuple[int, int, int, int]:
+        """Some queries, and the keys that they may see."""
         stop = min(start + size, n_queries)
         first, seen = 0, offset + stop if composition.positions.causal and single else n_keys
         if narrow:
             ranges = composition.reach(offset + start, offset + stop - 1, n_keys)
             first, seen = max(0, ranges[0][0]), min(seen, ranges[-1][1])
+        return start, stop, first, seen
+
+    if table is not None and learned_table.fits(rotated[0][0], v, table):
+        spans = [span(start, learned_table.BLOCK) for start in range(0, n_queries, learned_table.BLOCK)]
+        return learned_table.attend(*rotated[0], v, table, composition.scale, composition.sigma(), spans)
+
+    def chunk(start: int) -> Tensor:
+        _, stop, first, seen = span(start, size)
         keys = slice(first, seen)
         some = [(a[..., start:stop, :], b[..., keys, :]) for a, b in rotated]
         part = composition.slice(start, stop, seen, first)
