@@ -27,7 +27,7 @@ def explain(scheme: str) -> list[dict[str, Any]]:
     rows = []
     for phase in ("train", "test"):
         for length in LENGTHS:
-            built = pezoo.create(scheme, **SIZES, train_length=length if phase == "train" else TRAINED)
+            built = _create(scheme, length if phase == "train" else TRAINED)
             facts = {"phase": phase, "length": length}
             try:
                 ways = _ways(built, length, phase)
@@ -38,6 +38,13 @@ def explain(scheme: str) -> list[dict[str, Any]]:
                 named = "all" if len(ways) == 1 else ", ".join(dict.fromkeys(map(str, layers)))
                 rows.append(facts | {"layers": named, "backend": way[0], "why": way[1]})
     return rows
+
+
+def _create(scheme: str, train_length: int) -> pezoo.Scheme:
+    """The scheme in as many layers as its schedule has, if it has one; else in those of the other measurements."""
+    layers = pezoo.parse(scheme).layers
+    sizes = SIZES | ({"n_layers": len(layers)} if layers else {})
+    return pezoo.create(scheme, **sizes, train_length=train_length)
 
 
 def _ways(scheme: pezoo.Scheme, length: int, phase: str) -> dict[tuple[str, str], list[int]]:

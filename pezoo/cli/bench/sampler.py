@@ -5,6 +5,7 @@ time it looks where the main thread is, and adds the time since it last looked t
 PEZOO_BENCH_SAMPLES. A call into compiled code cannot be interrupted: the whole of it goes where it was called.
 """
 
+import atexit
 import os
 import signal
 import time
@@ -48,3 +49,4 @@ def start() -> None:
 if __name__ == "sitecustomize":
     start()
     os.register_at_fork(after_in_child=start)  # a child of fork inherits no timer
+    atexit.register(signal.setitimer, signal.ITIMER_PROF, 0)  # at its end Python forgets who takes the signal

@@ -59,17 +59,17 @@ def show(found: dict[str, Any], console: Console) -> None:
 
 def show_goals(rows: list[dict[str, Any]], console: Console) -> None:
     """Each figure beside its goal, and which rows hold."""
-    table = Table("goal", "figure", "measured", "should be", "holds", title="Goals")
+    table = Table("what", "measured", "should be", "holds", title="Goals")
     for row in rows:
         table.add_section()
-        table.add_row(escape(f"{row['what']} ({row['row']})"), "", "", "", said(row["holds"]), style="bold")
+        table.add_row(escape(f"{row['row']}: {row['what']}"), "", "", said(row["holds"]), style="bold")
         for figure in row["figures"]:
             least = "at least " if row["row"] == "quickstart" else ""
             goal = "" if figure["goal"] is None else f"{least}{figure['goal']:g} {row['unit']}".strip()
             measured = spread(figure)
             if figure["median"] is None and row["missing"]:
                 measured = f"needs {row['missing']}"
-            table.add_row("", escape(figure["figure"]), measured, goal, said(figure["holds"]))
+            table.add_row("  " + escape(figure["figure"]), measured, goal, said(figure["holds"]))
     console.print(table)
     judged = [row for row in rows if any(figure["goal"] is not None for figure in row["figures"])]
     if judged:
