@@ -119,20 +119,59 @@ def refusal(backend: str, composition: Composition) -> str | None:
 
 def choose(composition: Composition) -> str:
     """The fastest back-end that reproduces `eager`: by what the scheme declares and by length, never by name."""
+    return choice(composition)[0]
+
+
+def choice(composition: Composition) -> tuple[str, str]:
+    """The back-end that `choose` takes, and why, in words."""
     n_queries, n_keys = composition.positions.query.shape[1], composition.positions.key.shape[1]
     large = n_keys > DENSE_LIMIT and (n_queries > 1 or composition.states_reach)
-    if refusal("sdpa", composition) is None and (not large or _is_bare(composition)):
-        return "sdpa"
-    return "chunked" if large else "eager"
+    refused = refusal("sdpa", composition)
+    if refused is not None:
+        return "chunked" if large else "eager", refused.replace("it", "fused attention", 1)
+    if not large:
+        return "sdpa", "so few pairs that a bias or a mask, if any, is one small tensor"
+    pairs = _of_pairs(composition)
+    return ("chunked", " and ".join(pairs)) if pairs else ("sdpa", "no bias, and no mask but causality")
+
+
+def chunks(q: Tensor, v: Tensor, composition: Composition) -> tuple[str, str]:
+    """Which function of this module computes what `chunked` is asked for, and how, in words.
+
+    Args:
+        q: queries (B, H, Lq, d), rotated.
+        v: values (B, H, Lk, d).
+        composition: what the scheme adds at this layer.
+    """
+    if can_merge(q, v, composition):
+        return "merged", "a fused pass for each region and range of keys, merged by log-sum-exps"
+    grad, fused = torch.is_grad_enabled(), refusal("sdpa", composition) is None
+    table = composition.distance_table() if fused else None
+    near = composition.states_reach and (table is not None or not composition.uses("bias"))
+    reach = "; keys out of reach are left out" if fused and near else ""
+    again = "; chunks are computed again in the backward pass" * grad
+    if table is not None:
+        again = again if table.requires_grad else ""
+        return "_strided", f"fused, with one row of numbers per head for all distances{reach}{again}"
+    if fused:
+        return "_sdpa", f"fused, with a dense bias or mask per chunk of queries{reach}{again}"
+    return "_eager", f"not fused, per chunk of queries{again}"
 
 
 def _is_bare(composition: Composition) -> bool:
     """Whether scaled-dot-product attention needs no tensor of pairs: no bias, no mask but whole-square causality."""
+    return not _of_pairs(composition)
+
+
+def _of_pairs(composition: Composition) -> list[str]:
+    """What scaled-dot-product attention would need a tensor of pairs for, in words."""
     positions = composition.positions
     square = positions.offset == 0 and positions.query.shape[1] == positions.key.shape[1]
-    if positions.key_document is not None or (positions.causal and not square):
-        return False
-    return not any(map(composition.uses, ("bias", "distance_bias", "mask", "sink")))
+    found = ["packed or padded rows"] if positions.key_document is not None else []
+    if positions.causal and not square:
+        found.append("queries that begin later than keys")
+    hooks = {"bias": "a bias of pairs", "distance_bias": "a bias of distance", "mask": "a mask", "sink": "a sink"}
+    return found + [words for hook, words in hooks.items() if composition.uses(hook)]
 
 
 def eager(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:

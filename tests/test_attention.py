@@ -8,7 +8,8 @@ import torch
 import pezoo
 from helpers import member
 from pezoo import attention, merged
-from pezoo.cli import bench
+from pezoo.cli.bench.measuring import Extent
+from pezoo.cli.bench.sections import growth
 from pezoo.composition import Composition, Part, Region
 from pezoo.contract import Branch, Encoding, Extension, Positions, Shape
 from pezoo.errors import UserError
@@ -440,5 +441,5 @@ def test_every_path_is_used(monkeypatch):
 
 @pytest.mark.slow
 def test_a_bias_of_distance_costs_no_memory_at_16384_tokens():
-    none, alibi = (bench.growth(scheme, bench.LONG_LENGTH, "cpu") for scheme in ("nope", "alibi"))
+    none, alibi = (growth(scheme, Extent().long) for scheme in ("nope", "alibi"))
     assert alibi < max(1.3 * none, none + 40)

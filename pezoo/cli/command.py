@@ -30,10 +30,10 @@ DESCRIPTION = "Trains one small Transformer under many positional encodings, and
 
 
 def bench(argv: list[str]) -> int:
-    """Speed and memory of every encoding and back-end, side by side."""
-    from pezoo.cli.bench import main as bench_main
+    """Speed and memory, beside their goals; which back-end a scheme takes, and why."""
+    from pezoo.cli.bench.command import bench as measure
 
-    return bench_main(argv)
+    return measure(argv)
 
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
@@ -45,7 +45,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "compare": ("compare DIR DIR", compare),
     "export": ("export DIR SCHEME FOLDER [--length N]", export),
     "generate": ("generate DIR SCHEME [--prompt TEXT] [--tokens N]", generate),
-    "bench": ("bench [--json]", bench),
+    "bench": ("bench [--only NAME,...] [--explain SCHEME] [--json]", bench),
     "check": ("check NAME|FILE.py [--slow] [--json]", check),
     "new": ("new NAME [--kind extension|task] [--out FILE.py]", new),
 }

@@ -1,0 +1,1 @@
+"""`pezoo bench`: speed and memory, beside their goals and side by side."""

@@ -1,0 +1,246 @@
+"""`pezoo bench`: what it measures runs, what it says of back-ends is true, and what it is asked wrongly is refused."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import pezoo
+from pezoo import attention
+from pezoo.cli import main
+from pezoo.cli.bench import goals, measuring, models, sampler
+from pezoo.cli.bench.explain import explain
+from pezoo.cli.bench.measuring import QUICK, Spread
+from pezoo.cli.bench.sections import SECTIONS
+
+PROCESSES = {"table-memory", "start", "worker", "quickstart"}
+"""Rows that start processes, which takes a while, as does the import of other libraries."""
+ROWS = [
+    pytest.param(row, id=row.name, marks=[pytest.mark.slow] * (row.name in PROCESSES or bool(row.needs)))
+    for row in goals.ROWS
+]
+
+
+@pytest.fixture
+def quick():
+    """The quick form, with one thread as the command has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield QUICK
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_runs_in_its_quick_form(row, quick):
+    if row.needs:
+        pytest.importorskip(row.needs.replace("-", "_"))
+    (found,) = goals.measure([row.name], quick)
+    assert found["row"] == row.name
+    assert len(found["figures"]) == len(row.figures)
+    assert all(isinstance(figure["median"], float) for figure in found["figures"])
+    if row.name not in PROCESSES:
+        assert all(figure["median"] > 0 for figure in found["figures"])
+    if row.name == "quickstart":
+        assert 0 < found["figures"][0]["median"] < 1
+    judged = [figure["holds"] for figure in found["figures"] if figure["goal"] is not None]
+    assert found["holds"] == (all(judged) if len(judged) == len(row.figures) else None)
+
+
+def test_a_row_holds_when_all_its_figures_do():
+    def of(length, subjects, extent):
+        return {"good": Spread.of([1.054, 1.0541, 1.9]), "bad": Spread.of([1.056])}
+
+    figures = {name: goals.Figure(of, name, goal=1.05) for name in ("good", "bad", "absent")}
+    holds = lambda *names: goals.Row("r", "w", [figures[n] for n in names]).measure(QUICK)["holds"]  # noqa: E731
+    assert holds("good") is True
+    assert holds("good", "bad") is False
+    assert holds("good", "absent") is None
+    least = goals.Figure(of, "good", goal=1.06, at_least=True)
+    assert least.holds(of(0, (), QUICK)["good"]) is False
+
+
+def test_every_row_of_the_goals_is_there_once():
+    names = [row.name for row in goals.ROWS]
+    assert len(set(names)) == len(names)
+    assert not set(names) & {*SECTIONS, "goals"}
+    assert sum(all(f.goal is not None for f in row.figures) for row in goals.ROWS) == 18
+
+
+def test_a_ratio_is_taken_within_a_round():
+    """Whatever slows a whole round does not move the ratio."""
+    found = measuring.over("base", {"base": [1.0, 10.0, 3.0], "twice": [2.0, 20.0, 6.6]})["twice"]
+    assert (found.median, found.least) == (2.0, 2.0)
+    assert found.most == pytest.approx(2.2)
+    assert str(found) == "2.00 (2.00-2.20)"
+
+
+def test_time_is_that_of_the_process_and_candidates_take_turns():
+    import time
+
+    turns = []
+    runs = {"sleeps": lambda: (turns.append("s"), time.sleep(0.05)), "works": lambda: turns.append("w")}
+    times = measuring.rounds(runs, 2)
+    assert turns == ["s", "w"] * 3
+    assert [len(seconds) for seconds in times.values()] == [2, 2]
+    assert max(times["sleeps"]) < 0.03
+
+
+def test_the_time_of_a_command_has_that_of_what_it_leaves_behind():
+    """A process that outlives the command, as one of its workers may, and that nobody there waits for."""
+    busy = "import time\nwhile time.process_time() < 0.3: pass"
+    line = f"import subprocess, sys; subprocess.Popen([sys.executable, '-S', '-c', {busy!r}])"
+    expected = 0.25 if sys.platform == "linux" else 0
+    assert expected < measuring.child_seconds([sys.executable, "-S", "-c", line]) < 3
+    with pytest.raises(RuntimeError, match="wrong"):
+        measuring.child_seconds([sys.executable, "-S", "-c", "raise SystemExit('wrong')"])
+
+
+def test_the_plain_model_is_nope():
+    """The floor computes what nope computes, with the same weights."""
+    plain, model = models.Plain().eval(), models.build("nope", **models.SIZES).eval()
+    with torch.no_grad():
+        for mine, own in zip(plain.blocks, model.blocks, strict=True):
+            mine["qkv"].weight.copy_(own.attention.qkv.weight)
+            mine["out"].weight.copy_(own.attention.out.weight)
+            mine["feed_forward"][1].weight.copy_(own.feed_forward.up.weight)
+            mine["feed_forward"][3].weight.copy_(own.feed_forward.out.weight)
+        plain.embedding.weight.copy_(model.embedding.weight)
+        plain.head.weight.copy_(model.head.weight)
+        tokens = models.ids(2, 33)
+        torch.testing.assert_close(plain(tokens), model(tokens))
+
+
+def test_the_operations_of_a_step_are_those_that_pytorch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    plain, length, rows = models.Plain(), 64, 2
+    with FlopCounterMode(display=False) as counter:
+        plain(models.ids(rows, length)).sum().backward()
+    width, layers = models.SIZES["d_model"], models.SIZES["n_layers"]
+    # PyTorch counts no fused attention on a CPU: two products forward and four backward, of half of all pairs.
+    pairs = (2 + 4) * 2 * layers * rows * length**2 * width / 2
+    assert models.operations(length, rows * length) == counter.get_total_flops() + pairs
+
+
+class Frame:
+    """A stack, innermost first, as the sampler looks at it."""
+
+    def __init__(self, *stack):
+        (file, name), *rest = stack
+        self.f_code = type("Code", (), {"co_filename": file, "co_name": name})
+        self.f_back = Frame(*rest) if rest else None
+
+
+def test_the_sampler_tells_training_from_validation_and_testing():
+    advance = ("x/pytorch_lightning/loops/training_epoch_loop.py", "advance")
+    validation = ("x/pytorch_lightning/loops/evaluation_loop.py", "run")
+    step = ("x/pezoo/model/transformer.py", "forward")
+    assert sampler.kind(Frame(step, advance)) == "train"
+    assert sampler.kind(Frame(step, validation, advance)) == "else"
+    assert sampler.kind(Frame(step, ("x/pezoo/evaluation/passes.py", "f"))) == "test"
+    assert sampler.kind(Frame(step, ("x/pezoo/study/trials.py", "f"))) == "else"
+    from pytorch_lightning.loops import evaluation_loop, training_epoch_loop
+
+    assert hasattr(training_epoch_loop._TrainingEpochLoop, "advance")
+    assert evaluation_loop.__file__.endswith("evaluation_loop.py")
+
+
+EXPLAINED = {
+    "nope": ("sdpa", "no bias", "sdpa", "no bias"),
+    "rope": ("sdpa", "no bias", "sdpa", "no bias"),
+    "alibi": ("chunked", "one row of numbers", "chunked", "one row of numbers"),
+    "t5": ("chunked", "a bias of distance", "chunked", "one row of numbers"),
+    "rope+window": ("sdpa", "no bias", "chunked", "out of reach are left out"),
+    "rope+rerope": ("sdpa", "no bias", "chunked", "merged by log-sum-exps"),
+    "shaw": ("chunked", "no place for content", "chunked", "not fused"),
+    "fire": ("chunked", "a bias of pairs", "chunked", "dense bias or mask per chunk"),
+}
+
+
+@pytest.mark.parametrize("scheme", EXPLAINED)
+def test_explained(scheme):
+    found = {(row["phase"], row["length"]): row for row in explain(scheme)}
+    assert {length for _, length in found} == {256, 512, 1024, 8192}
+    backend, why, tested, why_tested = EXPLAINED[scheme]
+    for length in (512, 8192):
+        assert found["train", length]["backend"] == backend
+        assert why in found["train", length]["why"]
+        assert found["test", length]["backend"] == tested
+        assert why_tested in found["test", length]["why"]
+    assert found["train", 256]["backend"] == ("eager" if scheme == "shaw" else "sdpa")
+
+
+@pytest.mark.parametrize("phase", ["train", "test"])
+@pytest.mark.parametrize("scheme", [*EXPLAINED, "rope+sink_logits", "alibi+window", "alibi+dape"])
+def test_what_is_said_of_chunks_is_what_is_done(scheme, phase, monkeypatch):
+    """`chunks` names the function that `chunked` calls, and says which keys and chunks are left out and made anew."""
+    called = set()
+
+    def spy(name, own):
+        def instead(*args, **options):
+            called.add(name)
+            return own(*args, **options)
+
+        return instead
+
+    for name in ("merged", "_strided", "_sdpa", "_eager", "checkpoint"):
+        monkeypatch.setattr(attention, name, spy(name, getattr(attention, name)))
+    length = 600
+    built = pezoo.create(scheme, d_model=16, n_heads=2, n_layers=1, train_length=64)
+    q = torch.randn(1, 2, length, 8, requires_grad=phase == "train")
+    with torch.set_grad_enabled(phase == "train"):
+        prepared = built.prepare(built.positions(1, length, phase=phase, rows=(0,)))
+        (group,) = prepared.groups(0, q, q, q, torch.zeros(1, length, 16), None)
+        name, words = attention.chunks(q, q, group.composition)
+        attention.chunked(q, q, q, group.composition)
+    assert called - {"checkpoint"} == {name}
+    assert ("computed again" in words) == ("checkpoint" in called)
+
+
+def test_layers_that_differ_are_explained_apart(capsys):
+    assert main(["bench", "--explain", "gemma3", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["layers"] for row in rows if row["length"] == 8192} == {"0, 1, 2, 3, 4", "5"}
+    assert main(["bench", "--explain", "learned"]) == 0
+    assert "undefined" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--only", "windw"],
+            r"--only knows no 'windw'. Did you mean 'window'\? There is: goals, fixed-biases, .*draws",
+        ),
+        (["--only", "window", "--device", "cuda"], "window is measured on a CPU; on cuda there is: training_step"),
+        (["--device", "gpu"], "--device is cpu, cuda or cuda:1, not 'gpu'"),
+        (["--explain", "ropee"], "Did you mean 'rope'"),
+    ],
+)
+def test_a_wrong_question_is_answered_with_what_there_is(argv, message, capsys):
+    import re
+
+    assert main(["bench", *argv]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_what_was_measured_is_printed_beside_its_goal_and_saved(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "150")
+    argv = ["bench", "--quick", "--only", "window-attention,draws", "--save", str(tmp_path / "b.json")]
+    assert main(argv) == 0
+    shown = capsys.readouterr().out
+    assert "window-attention: attention alone over full causal" in shown
+    assert "of 1 goals hold" in shown
+    saved = json.loads((tmp_path / "b.json").read_text())
+    assert list(saved) == ["facts", "goals", "draws"]
+    (row,) = saved["goals"]
+    assert [figure["goal"] for figure in row["figures"]] == [0.07, 0.07]
+
+
+def test_help_names_everything_that_only_takes(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(name in shown for name in (*SECTIONS, *(row.name for row in goals.ROWS)))
+    assert "pezoo bench --only window,decoding" in shown
