@@ -136,7 +136,7 @@ def choice(composition: Composition) -> tuple[str, str]:
 
 
 def chunks(q: Tensor, v: Tensor, composition: Composition) -> tuple[str, str]:
-    """Which function of this module computes what `chunked` is asked for, and how, in words.
+    """Which function computes what `chunked` is asked for, and how, in words.
 
     Args:
         q: queries (B, H, Lq, d), rotated.
@@ -150,6 +150,9 @@ def chunks(q: Tensor, v: Tensor, composition: Composition) -> tuple[str, str]:
     near = composition.states_reach and (table is not None or not composition.uses("bias"))
     reach = "; keys out of reach are left out" if fused and near else ""
     again = "; chunks are computed again in the backward pass" * grad
+    if table is not None and learned_table.fits(q, v, table):
+        words = f"fused, with a backward pass of its own for the row of numbers per head that is learned{reach}"
+        return "learned_table.attend", words
     if table is not None:
         again = again if table.requires_grad else ""
         return "_strided", f"fused, with one row of numbers per head for all distances{reach}{again}"

@@ -186,6 +186,8 @@ def test_what_is_said_of_chunks_is_what_is_done(scheme, phase, monkeypatch):
 
     for name in ("merged", "_strided", "_sdpa", "_eager", "checkpoint"):
         monkeypatch.setattr(attention, name, spy(name, getattr(attention, name)))
+    learned = attention.learned_table
+    monkeypatch.setattr(learned, "attend", spy("learned_table.attend", learned.attend))
     length = 600
     built = pezoo.create(scheme, d_model=16, n_heads=2, n_layers=1, train_length=64)
     q = torch.randn(1, 2, length, 8, requires_grad=phase == "train")
