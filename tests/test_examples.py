@@ -182,7 +182,7 @@ def lines():
 
 
 LINES = list(dict.fromkeys(lines()))
-HELP = ("list", "show", "run", "generate", "check", "new")
+HELP = ("list", "show", "run", "evaluate", "export", "generate", "bench", "check", "new")
 
 
 @pytest.mark.parametrize(("page", "line"), LINES, ids=lambda value: value)
