@@ -38,7 +38,7 @@ def can_merge(q: Tensor, v: Tensor, composition: Composition) -> bool:
 def merged(v: Tensor, composition: Composition, rotated: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Attention of values (B, H, Lk, d) under queries and keys that are rotated for each region: (B, H, Lq, d)."""
     n_queries, n_keys = rotated[0][0].shape[-2], v.shape[-2]
-    offset, sink = composition.positions.offset, composition.sink()
+    sink = composition.sink()
     biased = any(map(composition.uses, ("bias", "distance_bias")))
     tables = None if biased else _tables(composition)
     size = CHUNK if tables is not None else max(1, min(CHUNK, PAIRS // (n_keys * len(composition.positions.key))))
@@ -50,7 +50,6 @@ def merged(v: Tensor, composition: Composition, rotated: Sequence[tuple[Tensor, 
         else:
             passes = list(_by_distance(v, composition, rotated, start, stop, tables))
         out[..., start:stop, :] = _join(passes, sink).to(v.dtype)
-    assert offset + n_queries <= n_keys
     return out
 
 
@@ -108,10 +107,8 @@ def _tables(composition: Composition) -> list[tuple[Tensor, int, int]] | None:
     something else decides too, or a region's distances are not one run.
     """
     positions = composition.positions
-    if positions.spacing is None or not all(r.branch is None or r.branch.by_distance for r in composition.regions):
-        return None
-    table = composition.distance_table()
-    if table is None and any(map(composition.uses, ("mask",))):
+    alone = all(r.branch is None or r.branch.by_distance for r in composition.regions)
+    if positions.spacing is None or not alone or composition.uses("mask"):
         return None
     n_queries, n_keys = positions.query.shape[1], positions.key.shape[1]
     largest = positions.offset + n_queries - 1
