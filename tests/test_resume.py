@@ -316,6 +316,15 @@ def test_a_full_disk_under_the_curves_names_their_folder(text, tmp_path, small_f
 # ---- signals --------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def interruptible():
+    """A process that Ctrl-C interrupts; those that a shell began in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("accumulate", many([3], 1))
 def test_ctrl_c_saves_the_state_of_a_whole_step(accumulate, text, tmp_path, monkeypatch, uncut):
     settings = with_settings(accumulate=accumulate)

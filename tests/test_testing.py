@@ -755,6 +755,22 @@ class ShortReach(Extension):
         return ((first - 4, last + 6),)
 
 
+@fails("mask_by_distance_is_the_mask")
+class WiderByDistance(Extension):
+    """A window that is wider where it is asked by distance."""
+
+    traits = Traits(shift_invariant=True)
+
+    def mask(self, positions):
+        return positions.steps().abs() < 6
+
+    def distance_mask(self, steps):
+        return steps.abs() < 7
+
+    def reach(self, first, last):
+        return ((first - 6, last + 7),)
+
+
 @fails("tokens_as_declared")
 class ReadsTokens(Extension):
     """Coordinates that move a token of one kind, without saying that it reads tokens."""
