@@ -35,6 +35,8 @@ def both(scheme, length=16, phase="train", dtype=None, **settings):
     return gradients(plain, length, phase, dtype), gradients(again, length, phase, dtype)
 
 
+@pytest.mark.slow
+@pytest.mark.ci(one_in=3)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_every_member_has_the_same_gradients(name):
     """Those that read the layer's input, or draw, too; none keeps something from the first time."""

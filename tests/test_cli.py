@@ -248,6 +248,8 @@ def test_dry_run_shows_what_is_done_and_what_is_left(finished, capsys):
     assert sorted(out.rglob("*")) == before
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_failed_cell_is_said_and_gives_exit_code_1(tmp_path, capsys):
     failing = PLUGIN.replace("recency", "failing").replace("return", "assert len(distance) < 9\n        return")
     (tmp_path / "bad.py").write_text(failing)

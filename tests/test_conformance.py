@@ -8,17 +8,23 @@ from pezoo.testing.properties import CHECKS
 
 SLOW = [name for name, check in CHECKS.items() if check.slow]
 LONG = [
+    "back_ends_equal_eager",
+    "builds_at_any_size",
     "declared_lengths_by_row",
     "decodes_like_the_full_pass",
     "decodes_padded_and_packed_rows",
     "distinct_far_positions",
+    "every_parameter_learns",
     "every_row_learns",
     "every_setting_matters",
     "growing_generation_as_declared",
     "length_order_does_not_matter",
     "low_precision_leaves_no_trace",
     "memory_is_linear",
+    "packed_documents_do_not_leak",
+    "padding_does_not_leak",
     "rounding_decides_nothing",
+    "same_numbers_in_any_precision",
     "stands_beside_any_encoding",
 ]
 """What takes half of the time of all checks, over all members."""

@@ -145,6 +145,8 @@ def commands():
                 yield pytest.param(recipe, [x for x in rest if re.match(r"[\w.]+=", x)], id=f"{path.stem}: {line}")
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(("name", "overrides"), list(commands()))
 def test_commands_do_what_they_say(name, overrides):
     parts = dict(load_recipe(name, overrides).split())
@@ -257,11 +259,15 @@ def test_grid_is_whole_and_reads_back():
 slow = (pytest.mark.slow, pytest.mark.ci(one_in=3))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else slow) for name in NAMES])
 def test_grid_is_what_running_the_pairs_gives(name):
     assert docs.column(name) == read_grid(page(docs.GRID))[name], RENEW
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_refusal_that_names_a_setting_is_tried_with_it():
     came = docs.pair("sinusoidal", "clex")
     assert came.sign == docs.WORKS

@@ -320,6 +320,8 @@ def relabel(folder, **fields):
     path.write_text("\n".join(changed))
 
 
+@pytest.mark.slow
+@pytest.mark.ci(one_in=3)
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("label", ["biased", "stretched", TUNED])
 def test_a_found_model_gives_the_numbers_of_the_study(study, label, seed):

@@ -259,6 +259,8 @@ def test_editable_install_works_from_anywhere(source, tmp_path):
     check_installed(environment(tmp_path / "venv", "--editable", source), source, tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("how", ["import", pytest.param("module", marks=(pytest.mark.slow, pytest.mark.ci)), "script"])
 def test_the_package_is_found_in_the_folder_that_holds_the_checkout(tmp_path, how):
     """There `pezoo/` is the checkout; what is imported must be the package in it, not the folder."""

@@ -99,6 +99,8 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_logits_of_a_long_text_are_never_whole_in_memory():
     """They would be 390 MiB, and three times that with their gradients."""
     run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)

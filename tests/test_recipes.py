@@ -93,6 +93,8 @@ HERE = [n for n in RECIPES if "hub" not in str(RECIPES[n]["sizes"]["gpu"])]
 """Those whose size gpu needs no download."""
 
 
+@pytest.mark.slow
+@pytest.mark.ci(one_in=3)
 @pytest.mark.parametrize("size", ["gpu", "paper"])
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_loads_at_its_large_sizes(name, size):
@@ -101,6 +103,8 @@ def test_every_recipe_loads_at_its_large_sizes(name, size):
     assert all(part.rows or part.grid.encodings for _, part in recipe.split())
 
 
+@pytest.mark.slow
+@pytest.mark.ci(one_in=3)
 @pytest.mark.parametrize(
     ("name", "size"),
     [pytest.param(n, "cpu") for n in RECIPES]

@@ -342,6 +342,8 @@ def test_running_again_does_nothing_and_changes_nothing(finished, monkeypatch):
     assert finished.results_path.read_bytes() == before
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_one_worker_gives_the_numbers_of_two_and_finished_cells_are_kept(finished, recipe, tmp_path):
     """In a study that began with one scheme, to which the full recipe adds the others."""
     part = Study.prepare(recipe, ["schemes=[rope]", "seeds=[1]"], tmp_path)
@@ -425,7 +427,7 @@ SLOW = (pytest.mark.slow, pytest.mark.ci)
 
 
 @pytest.mark.parametrize(
-    "where", ["console", *(pytest.param(name, marks=SLOW) for name in ("script", "module", "loaded"))]
+    "where", [pytest.param(name, marks=SLOW) for name in ("console", "script", "module", "loaded")]
 )
 def test_a_member_that_workers_would_not_have_is_refused_with_what_to_type(where, recipe, tmp_path):
     code, file = RUN.format(recipe=recipe), tmp_path / "mine.py"
