@@ -118,6 +118,8 @@ def test_nothing_in_a_recipe_runs(tmp_path, monkeypatch):
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_has_a_small_size_for_tests(name):
     recipe = load_recipe(name, ["size=test"])

@@ -17,9 +17,9 @@ from pezoo.study.reading import load_recipe, own_recipes
 from pezoo.task import parse_task
 
 RECIPES = {name: yaml.safe_load(path.read_text()) for name, path in own_recipes().items()}
-QUICK = ("quickstart", "randomized")
+QUICK = ("quickstart",)
 """Run in the default suite as well."""
-IN_CI = tuple(RECIPES)[::3]
+IN_CI = (*tuple(RECIPES)[::3], "randomized")
 """Run in CI; `make test-all` runs all."""
 MARKS = {n: [pytest.mark.slow, *([pytest.mark.ci] if n in IN_CI else [])] for n in RECIPES if n not in QUICK}
 each_recipe = pytest.mark.parametrize("name", [pytest.param(n, marks=MARKS.get(n, ())) for n in RECIPES])
