@@ -148,6 +148,12 @@ class Composition:
                     raise UserError(f"{name} cannot change q and k after {last}; name it first in the scheme")
                 last = name if part.encoding.traits.turns_last else None
             q, k = part.encoding.rotate(q, k, part.positions)
+            own = self.base[self.owner("product")].encoding
+            if q.shape[-1] != width and overrides(own, "product") and own.name != part.encoding.name:
+                wide, least = part.encoding.name, f"q and k that are {width} wide"
+                raise UserError(
+                    f"{own.name} has a product of its own for {least}, and {wide} makes them wider; drop one"
+                )
         return q, k
 
     def owner(self, hook: str) -> int:

@@ -742,7 +742,7 @@ class SilentHead(Sound):
         return torch.arange(float(self.shape.n_heads))
 
 
-@fails("reach_holds_what_is_seen")
+@fails("reach_holds_what_is_seen", "back_ends_equal_eager", "rounding_decides_nothing")
 class ShortReach(Extension):
     """A window, and a reach that leaves out its last key."""
 
@@ -755,7 +755,13 @@ class ShortReach(Extension):
         return ((first - 4, last + 6),)
 
 
-@fails("mask_by_distance_is_the_mask")
+@fails(
+    "mask_by_distance_is_the_mask",
+    "back_ends_equal_eager",
+    "packed_documents_do_not_leak",
+    "padding_does_not_leak",
+    "rounding_decides_nothing",
+)
 class WiderByDistance(Extension):
     """A window that is wider where it is asked by distance."""
 
@@ -842,7 +848,7 @@ def test_each_broken_member_fails_its_checks(name, check, registered, monkeypatc
 
 
 @pytest.mark.slow
-@pytest.mark.ci(one_in=2)
+@pytest.mark.ci(one_in=4)
 @pytest.mark.parametrize("name", [name for name in BROKEN if name not in SLOW])
 def test_each_broken_member_fails_its_checks_and_no_other(name, registered, monkeypatch):
     cls, expected = BROKEN[name]

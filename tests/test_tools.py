@@ -130,11 +130,16 @@ def test_a_fault_that_there_is_not_is_refused(faults, capsys):
     assert "there are: good; bad; impossible" in capsys.readouterr().err
 
 
+WORST = ("SIGKILL at any moment", "a file of a finished study", "a saved state", "two runs at once")
+"""Faults that lose work; CI makes these, and `make test-all` all of them."""
+
+
 @pytest.mark.slow
-@pytest.mark.ci
-def test_a_few_of_each_fault_end_as_they_should(tmp_path):
+@pytest.mark.parametrize("names", [(), pytest.param(WORST, marks=pytest.mark.ci)], ids=["all", "worst"])
+def test_a_few_of_each_fault_end_as_they_should(names, tmp_path):
+    only = [word for name in names for word in ("--only", name)]
     done = subprocess.run(
-        [sys.executable, "tools/faults", "--short", "--jobs", "2", "--save", str(tmp_path / "page.md")],
+        [sys.executable, "tools/faults", "--short", *only, "--jobs", "2", "--save", str(tmp_path / "page.md")],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]

@@ -99,8 +99,6 @@ class PaTH(Encoding):
         was before the block, and a_t = b_t w_t . r_t. So a solves a triangular system, and the logit is k_j . r_j.
         """
         w, b = self.directions(positions), positions.read[1].mT
-        if q.shape[-1] != w.shape[-1]:
-            raise UserError(f"path cannot reflect what another encoding has made {q.shape[-1]} wide, not {w.shape[-1]}")
         r, k, blocks = q.float(), k.float(), []
         query = positions.offset + torch.arange(q.shape[2], device=q.device)
         for start in reversed(range(0, k.shape[2], BLOCK)):

@@ -54,7 +54,7 @@ Made by `python tools/faults --seed {seed} --save docs/faults.md` with {versions
 on {where}. Most runs are forked from a process that has imported everything, since there are
 many; some of the kills, and whatever changes their surroundings, are programs of their own (`--real`: all). Moments and
 bits are drawn by the seed. `python tools/faults --only NAME` repeats one fault and renews its row here; the
-rows are from several such runs. A short form is part of `make ci`.
+rows are from several such runs. A short form of the worst is part of `make ci`.
 """
 
 
