@@ -178,7 +178,5 @@ def test_what_cannot_work_is_refused(scheme, facts, message):
 @pytest.mark.parametrize("text", ["pope+path", "path+pope"])
 def test_what_is_wider_than_its_directions_is_refused(text):
     q, k, _, x = inputs()
-    with pytest.raises(
-        UserError, match="path has a product of its own for q and k that are 4 wide, and pope"
-    ):
+    with pytest.raises(UserError, match="path has a product of its own for q and k that are 4 wide, and pope"):
         created(text).logits(q, k, x=x)
