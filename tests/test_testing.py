@@ -440,12 +440,22 @@ class ForgetsTheCacheOfDocuments(ForgetsTheCache):
         return positions.query - positions.query[:, :1] * (positions.key_document is not None)
 
 
-@fails("stands_beside_any_encoding")
-class TakesHeadsForTheirWidth(Sound):
-    """Crashes where another encoding has made q and k wider."""
+@fails("stands_beside_any_encoding", "distinct_far_positions")
+class CancelsInTheProductAlone(Sound):
+    """Factors on q and k from the first query of a call on, which stay where another encoding then adds to q or k.
 
-    def product(self, q, k, positions):
-        return q.unflatten(-1, (self.shape.head_dim, 1)).squeeze(-1) @ k.mT
+    Far out they are 0.
+    """
+
+    def __init__(self, shape, config):
+        super().__init__(shape, config)
+        if not shape.causal:
+            raise UserError("for decoders only")
+
+    def rotate(self, q, k, positions):
+        begin = positions.query[:, :1]
+        by_q, by_k = ((begin - p).mul(0.02)[:, None, :, None] for p in (positions.query, positions.key))
+        return (q * by_q.exp()).to(q.dtype), (k * by_k.neg().exp()).to(k.dtype)
 
 
 # What is declared
