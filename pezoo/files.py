@@ -92,11 +92,11 @@ def sweep(folder: Path) -> None:
     """Remove what `replacing` left unfinished in a folder when its process was killed."""
     for left in folder.glob(".*.tmp"):
         number = left.name.split(".")[-2]
-        if number.isdigit() and (int(number) == os.getpid() or not _runs(int(number))):
+        if number.isdigit() and (int(number) == os.getpid() or not runs(int(number))):
             left.unlink(missing_ok=True)
 
 
-def _runs(number: int) -> bool:
+def runs(number: int) -> bool:
     """Whether there is a process of this number."""
     try:
         os.kill(number, 0)

@@ -11,7 +11,7 @@ import pytest
 
 from pezoo.errors import UserError
 from pezoo.study import study
-from pezoo.study.study import _locked
+from pezoo.study.study import holding
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,12 +45,12 @@ def in_another_process(act):
 def test_a_folder_is_held_without_flock(no_flock, tmp_path):
     def try_it():
         try:
-            with _locked(tmp_path):
+            with holding(tmp_path):
                 os._exit(3)
         except UserError as error:
             (tmp_path / "said").write_text(str(error))
 
-    with _locked(tmp_path):
+    with holding(tmp_path):
         mark = tmp_path / ".held"
         assert mark.read_text().split()[0] == str(os.getpid())
         assert in_another_process(try_it) == 0
@@ -63,12 +63,12 @@ def test_a_folder_is_held_without_flock(no_flock, tmp_path):
 
 def test_a_mark_of_a_process_that_has_ended_does_not_count(no_flock, tmp_path):
     def end_suddenly():
-        with _locked(tmp_path):
+        with holding(tmp_path):
             os._exit(9)
 
     assert in_another_process(end_suddenly) == 9
     assert (tmp_path / ".held").exists()
-    with _locked(tmp_path):
+    with holding(tmp_path):
         pass
 
 
@@ -79,16 +79,16 @@ def test_a_lock_that_fails_otherwise_names_the_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(study.fcntl, "flock", fail)
     with (
         pytest.raises(UserError, match=f"cannot lock {tmp_path}: Input/output error; choose another --out"),
-        _locked(tmp_path),
+        holding(tmp_path),
     ):
         pass
 
 
 def test_with_flock_the_file_names_the_process(tmp_path):
     (tmp_path / ".lock").write_bytes(b"\xff\xfe left by a crash")
-    with _locked(tmp_path):
+    with holding(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
-        with pytest.raises(UserError, match=rf"another run \(process {os.getpid()}\) is at work"), _locked(tmp_path):
+        with pytest.raises(UserError, match=rf"another run \(process {os.getpid()}\) is at work"), holding(tmp_path):
             pass
     assert not (tmp_path / ".held").exists()
 

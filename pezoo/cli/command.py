@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pezoo.cli.check import check, new
+from pezoo.cli.clean import clean
 from pezoo.cli.evaluate import evaluate
 from pezoo.cli.export import export
 from pezoo.cli.generate import generate
@@ -20,6 +21,7 @@ from pezoo.cli.report import compare, report
 from pezoo.cli.run import run_study
 from pezoo.cli.shared import room_for_text, wrapped
 from pezoo.cli.show import show
+from pezoo.cli.status import status
 from pezoo.errors import NeedsPlugins, UserError, brief, suggest
 from pezoo.escape import in_terminal, use_plain_streams
 
@@ -40,6 +42,8 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "list": ("list [PATTERN] [--json]", list_members),
     "show": ("show SCHEME [--config FILE] [--save FILE] [--json]", show),
     "run": ("run RECIPE|DIR [key=value ...] [--out DIR] [--plugin FILE.py] [--dry-run] [--replace]", run_study),
+    "status": ("status DIR [--json]", status),
+    "clean": ("clean DIR [--remove]", clean),
     "evaluate": ("evaluate PATH --data FOLDER [--schemes LIST] [--lengths LIST] [--tune N]", evaluate),
     "report": ("report DIR [DIR ...] [--out FOLDER]", report),
     "compare": ("compare DIR DIR", compare),

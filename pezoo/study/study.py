@@ -1,9 +1,9 @@
 """A study: a recipe, planned, and the folder it runs in.
 
 In the folder are `recipe.yaml`, the recipe in full and itself a recipe; `results.jsonl`; `cells/`,
-with a folder for each finished cell, named by its key; `report/` and `tensorboard/`; and `logs/`, with what the
-workers had to say. All of it speaks of one study at any moment: what people look at is removed before results change,
-and written when a run has ended, by whoever holds the folder.
+with a folder for each finished cell, named by its key; `report/` and `tensorboard/`; `status.json`, where the
+last run stands; and `logs/`, with what the workers had to say. All of it speaks of one study at any moment: what
+people look at is removed before results change, and written when a run has ended, by whoever holds the folder.
 """
 
 import contextlib
@@ -33,6 +33,7 @@ from pezoo.study.plan import Cell, Plan, make_plan
 from pezoo.study.progress import Progress, make_progress
 from pezoo.study.reading import find_recipe, load_recipe
 from pezoo.study.recipe import Recipe
+from pezoo.study.status import Status
 from pezoo.study.store import Store
 from pezoo.study.trials import try_some
 
@@ -161,12 +162,13 @@ class Study:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make {self.out}: {error.strerror}; choose another --out") from None
-        with _locked(self.out):
+        with holding(self.out):
             self._begin()
             estimate = self.estimate()
-            done = len(self.plan.cells) - len(estimate.todo)
+            done = [key for key in self.plan.cells if key not in estimate.todo]
+            told = progress or make_progress(len(done), len(self.plan.cells), estimate=estimate)
             try:
-                with progress or make_progress(done, len(self.plan.cells), estimate=estimate) as shown:
+                with Status(self.out, self.plan, done, told, estimate) as shown:
                     if estimate.todo:
                         shown.note(f"{self.recipe.study} in {self.out}: {self.plan.summary(estimate.todo)}")
                         if try_first and all(cell.inputs["device"] == "cpu" for cell in self.plan.cells.values()):
@@ -244,7 +246,7 @@ class Study:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def holding(folder: Path) -> Iterator[None]:
     """Hold a study folder; the system lets go of it when this process ends, in whatever way.
 
     Where the file system has no such locks, a file marks the folder as held.

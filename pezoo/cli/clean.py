@@ -1,0 +1,40 @@
+"""`pezoo clean`."""
+
+from pezoo.cli.shared import add_plugin, make_console, make_parser, say, shown
+
+
+def clean(argv: list[str]) -> int:
+    """List what a study's recipe does not use any more, and remove it on request."""
+    parser = make_parser(
+        "clean",
+        clean,
+        "pezoo clean runs/quickstart",
+        "pezoo clean runs/quickstart --remove",
+        note="Cells stay when a recipe changes, so that nothing is trained twice if it changes back. Used is what\n"
+        "the recipe of the last run needs, pezoo's and the plug-ins' code being as it is now.\n\n",
+    )
+    parser.add_argument("folder", metavar="DIR", help="folder of a study")
+    parser.add_argument("--remove", action="store_true", help="remove what is listed")
+    add_plugin(parser)
+    args = parser.parse_args(argv)
+
+    from rich.markup import escape
+    from rich.table import Table
+
+    from pezoo.study.unused import find_unused, remove_unused
+
+    found = find_unused(args.folder, args.plugin)
+    if not found:
+        print(f"{args.folder}: its recipe uses all that is there")
+        return 0
+    table = Table("not used", "", "of", "MiB", title=escape(shown(args.folder)), title_justify="left")
+    for one in found:
+        table.add_row(one.path.name, escape(shown(one.title)), one.date, f"{one.size / 2**20:.1f}")
+    make_console().print(table)
+    whole = f"{len(found)} not used, {sum(one.size for one in found) / 2**20:.1f} MiB"
+    if args.remove:
+        remove_unused(args.folder, found)
+        say(escape(shown(f"removed: {whole}")))
+    else:
+        say(escape(shown(f"{whole}; to remove them: pezoo clean {args.folder} --remove")))
+    return 0
