@@ -15,6 +15,7 @@ from pezoo.cli.check import check, new
 from pezoo.cli.clean import clean
 from pezoo.cli.evaluate import evaluate
 from pezoo.cli.export import export
+from pezoo.cli.gather import gather
 from pezoo.cli.generate import generate
 from pezoo.cli.list import list_members
 from pezoo.cli.report import compare, report
@@ -47,6 +48,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "evaluate": ("evaluate PATH --data FOLDER [--schemes LIST] [--lengths LIST] [--tune N]", evaluate),
     "report": ("report DIR [DIR ...] [--out FOLDER]", report),
     "compare": ("compare DIR DIR", compare),
+    "gather": ("gather DIR [DIR ...] --out FILE.parquet", gather),
     "export": ("export DIR SCHEME FOLDER [--length N]", export),
     "generate": ("generate DIR SCHEME [--prompt TEXT] [--tokens N]", generate),
     "bench": ("bench [--only NAME,...] [--explain SCHEME] [--json]", bench),
