@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-ci test-all lint docs ci gpu clean
+.PHONY: help demo test test-ci test-all lint audit docs ci gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test      the default test suite (a few minutes)"
 	@echo "make test-all  the slow tests as well"
 	@echo "make lint      ruff, and mypy on the core and the members"
+	@echo "make audit     whether a pinned dependency has a known weakness; needs a network"
 	@echo "make docs      renew what is generated: tables of README and docs/, the zoo, the grid, the scorecard"
 	@echo "make ci        what CI runs: lint, the default suite, a slice of the slow tests"
 	@echo "make gpu       what there is to see on a GPU, into runs/gpu; one stage: make gpu STAGE=tests, bench or recipes"
@@ -37,6 +38,10 @@ test-all: $(VENV)/.installed-test
 
 lint: $(VENV)/.installed-test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+audit: $(VENV)/.created
+	$(INSTALL) pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 docs: $(VENV)/.installed
 	@$(BIN)/python -m tools.docs
