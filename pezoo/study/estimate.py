@@ -119,7 +119,7 @@ class Estimate:
 
     def left(self) -> float | None:
         """Seconds to the end, or None if that is unknown: as many cells as there are workers, at most, run together."""
-        rests = self._rests()
+        rests = self.rests()
         if rests is None:
             return None
         ends: dict[str, float] = {}
@@ -129,7 +129,7 @@ class Estimate:
 
     def hours(self) -> float | None:
         """Hours of all workers together to the end, or None if that is unknown."""
-        rests = self._rests()
+        rests = self.rests()
         return None if rests is None else sum(rests.values()) / 3600
 
     def disk(self) -> int:
@@ -137,7 +137,7 @@ class Estimate:
         makes = [self.cells[key] for key in self.todo if self.cells[key].kind != "evaluate"]
         return memory.NUMBER * sum(sum(_sizes(cell.inputs)) for cell in makes)
 
-    def _rests(self) -> dict[str, float] | None:
+    def rests(self) -> dict[str, float] | None:
         """By key, the seconds that are left of cells; None if that is unknown."""
         rates, rests = _Rates(self), {}
         for key in self.todo:
