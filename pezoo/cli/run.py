@@ -149,8 +149,8 @@ def _show_plan(study: "Study") -> None:
     if estimate.todo:
         study.try_some(estimate)
         console.print(estimate.say())
-        if (seconds := estimate.rests()) and plan.recipe.workers > 1:
-            console.print(_scheduled(plan, seconds))
+        if plan.recipe.workers > 1 and (estimate.hours() or 0) >= 1:
+            console.print(_scheduled(plan, estimate.rests() or {}))
 
 
 def _scheduled(plan: "Plan", seconds: Mapping[str, float]) -> str:
