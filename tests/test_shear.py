@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from test_learned_pairs import assert_close
+from test_learned_table import gradients, make
 
 import pezoo
 from pezoo.contract import Positions
 from pezoo.encodings.relative import _shear
-from test_learned_pairs import assert_close
-from test_learned_table import gradients, make
 
 
 @pytest.fixture(autouse=True)

@@ -76,7 +76,8 @@ def _products(x: Tensor, table: Tensor, first: int, n: int, ahead: bool) -> Tens
     low = first - rows + 1
     width = n + 1 if ahead else n + rows  # one more than n at least, so that no two entries are one
     start, stop = (min(max(m, 0), last) for m in (low, low + width - 1))
-    products = (x @ table[..., start : stop + 1, :].mT.to(x.dtype)).float()
+    some = table[:, start : stop + 1].mT.to(x.dtype)
+    products = (x @ (some[0] if len(some) == 1 else some)).float()
     left = min(max(0, -low), width - 1)
     right = width - left - products.shape[-1]
     parts = (products[..., :1], left), (products, None), (products[..., -1:], right)

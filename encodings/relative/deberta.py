@@ -35,8 +35,8 @@ import torch
 from torch import Tensor, nn
 
 from pezoo.contract import Encoding, Positions, Shape, Traits, settle
-from pezoo.errors import UserError
 from pezoo.encodings.relative._shear import by_key, by_query, counted, fits
+from pezoo.errors import UserError
 from pezoo.registry import register, setting
 
 

@@ -94,3 +94,12 @@ class Shaw(Encoding):
         shares = weights.new_zeros(*weights.shape[:-1], len(self.values))
         shares = shares.scatter_add(-1, self.rows(positions).expand_as(weights), weights)
         return out + shares @ self.values.to(v.dtype)
+
+    def near_values(self, positions: Positions) -> Tensor | None:
+        """AV of each distance from 0 on."""
+        if self.values is None:
+            return self.keys[:0]
+        if not fits(positions):
+            return None
+        distances, _ = counted(positions, self.config.clip)
+        return self.values[self.row(distances[distances >= 0].flip(0))]
