@@ -132,7 +132,7 @@ def choice(composition: Composition) -> tuple[str, str]:
     large = n_keys > DENSE_LIMIT and (n_queries > 1 or composition.states_reach)
     refused = refusal("sdpa", composition)
     if refused is not None:
-        return "chunked" if large else "eager", refused.replace("it", "fused attention", 1)
+        return "chunked" if large else "eager", refused.replace("it", "sdpa", 1)
     if not large:
         return "sdpa", "so few pairs that a bias or a mask, if any, is one small tensor"
     pairs = _of_pairs(composition)

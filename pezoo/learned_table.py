@@ -95,11 +95,7 @@ class _Attention(torch.autograd.Function):
         with in_float32(gradient.device):
             if torch.is_grad_enabled():  # a graph of the gradients is wanted
                 whole = _view(table, 0, q.shape[-2], k.shape[-2])
-                return (
-                    *by_definition((gradient, upstream[1]), tensors, whole, scale, ctx.needs_input_grad),
-                    None,
-                    None,
-                )
+                return (*by_definition(upstream, tensors, whole, scale, ctx.needs_input_grad), None, None)
             inputs = [t.to(table.dtype) for t in (gradient, q, k, v, lse)]
             most, low = max(b - a for a, b, _, _ in ctx.spans), min(a + first for a, _, first, _ in ctx.spans)
             columns = max(a + seen for a, _, _, seen in ctx.spans) - low

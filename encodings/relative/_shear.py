@@ -54,17 +54,43 @@ def by_query(x: Tensor, table: Tensor, most: int, positions: Positions) -> Tenso
     return _products(x, table, most - positions.offset, positions.key.shape[1], positions.causal)
 
 
-def by_key(x: Tensor, table: Tensor, most: int, positions: Positions) -> Tensor:
-    """Logits (B, H, Lq, Lk) of x_j and the vector of i - j, of x (B, H, Lk, d); see `by_query`."""
+def by_key(x: Tensor, table: Tensor, most: int, positions: Positions, more: Tensor | None = None) -> Tensor:
+    """Logits (B, H, Lq, Lk) of x_j and the vector of i - j, of x (B, H, Lk, d), and `more` added; see `by_query`."""
     n_queries, n_keys = positions.query.shape[1], positions.key.shape[1]
     far = min(max(positions.offset - most, 0), n_keys)  # these are further than any vector: one number each
-    ones = (x[:, :, :far] @ table[:, 0, :, None].to(x.dtype)).float().mT
-    parts = [ones.expand(-1, -1, n_queries, -1)] if far else []
+    parts = [(x[:, :, :far] @ table[:, 0, :, None].to(x.dtype)).float()] if far else []
     back, first = table.flip(-2), table.shape[-2] - 1 - most + positions.offset
     for start in range(far, n_keys, TILE):
-        tile = x[:, :, start : start + TILE]
-        parts.append(_products(tile, back, first - start, n_queries, False).mT)
-    return torch.cat(parts, dim=-1)
+        parts.append(_products(x[:, :, start : start + TILE], back, first - start, n_queries, False))
+    if more is None:
+        return torch.cat([part.mT.expand(-1, -1, n_queries, -1) for part in parts], dim=-1)
+    found: Tensor = _Added.apply(more, *parts)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Added(torch.autograd.Function):
+    """Logits (B, H, Lq, Lk) and, added to their columns from the first on, parts (B, H, n, 1 or Lq)."""
+
+    @staticmethod
+    def forward(logits: Tensor, *parts: Tensor) -> Tensor:
+        found, start = logits.new_empty(logits.shape), 0
+        for part in parts:
+            columns = slice(start, start + part.shape[-2])
+            torch.add(logits[..., columns], part.mT, out=found[..., columns])
+            start = columns.stop
+        return found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.shapes = [part.shape for part in inputs[1:]]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        found = gradient.mT.split([shape[-2] for shape in ctx.shapes], dim=-2)
+        summed = [
+            g.sum(-1, keepdim=True) if s[-1] == 1 < g.shape[-1] else g for g, s in zip(found, ctx.shapes, strict=True)
+        ]
+        return gradient, *summed
 
 
 def _products(x: Tensor, table: Tensor, first: int, n: int, ahead: bool) -> Tensor:
@@ -82,7 +108,7 @@ def _products(x: Tensor, table: Tensor, first: int, n: int, ahead: bool) -> Tens
     right = width - left - products.shape[-1]
     parts = (products[..., :1], left), (products, None), (products[..., -1:], right)
     filled = [p if m is None else p.expand(*p.shape[:-1], m) for p, m in parts if m != 0]
-    found: Tensor = _Shear.apply(filled[0] if len(filled) == 1 else torch.cat(filled, dim=-1), n)
+    found: Tensor = _Shear.apply(filled[0] if len(filled) == 1 else torch.cat(filled, dim=-1), n)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -99,7 +125,7 @@ class _Shear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _Back.apply(gradient, ctx.shape), None
+        return _Back.apply(gradient, ctx.shape), None  # type: ignore[no-untyped-call]
 
 
 class _Back(torch.autograd.Function):
@@ -107,7 +133,12 @@ class _Back(torch.autograd.Function):
 
     @staticmethod
     def forward(gradient: Tensor, shape: torch.Size) -> Tensor:
-        products = gradient.new_zeros(shape)
+        products = gradient.new_empty(shape)
+        if shape[-1] == gradient.shape[-1] + 1:  # the view then holds all numbers but the first few and the last
+            flat = products.flatten(-2)
+            flat[..., : shape[-2] - 1], flat[..., -1] = 0.0, 0.0
+        else:
+            products.zero_()
         _view(products, gradient.shape[-1]).copy_(gradient)
         return products
 
@@ -117,7 +148,7 @@ class _Back(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _Shear.apply(gradient, ctx.n_keys), None
+        return _Shear.apply(gradient, ctx.n_keys), None  # type: ignore[no-untyped-call]
 
 
 def _view(products: Tensor, n_keys: int) -> Tensor:

@@ -137,13 +137,14 @@ class DeBERTa(Encoding):
     def sheared(self, q: Tensor, k: Tensor, tables: dict[str, Tensor], positions: Positions) -> Tensor:
         """The same where distances follow from places."""
         distances, most = counted(positions, self.max_distance)
-        distances, terms = settle(distances).round(), []
+        distances, logits = settle(distances).round(), None
         if "c2p" in tables:
-            terms.append(by_query(q, tables["c2p"].mT[:, self.row(distances)] * self.scale(), most, positions))
+            logits = by_query(q, tables["c2p"].mT.index_select(1, self.row(distances)) * self.scale(), most, positions)
         if "p2c" in tables:
             rows = self.row(-distances if self.config.position_to_content == "paper" else distances)
-            terms.append(by_key(k, tables["p2c"].mT[:, rows] * self.scale(), most, positions))
-        return reduce(torch.add, terms)
+            logits = by_key(k, tables["p2c"].mT.index_select(1, rows) * self.scale(), most, positions, logits)
+        assert logits is not None
+        return logits
 
     def row(self, distance: Tensor) -> Tensor:
         """Rows of the table for whole distances of any shape."""

@@ -74,9 +74,9 @@ class Shaw(Encoding):
         """q_i . aK[c_ij] / sqrt(d), and the same of k_j."""
         if fits(positions):
             distances, most = counted(positions, self.config.clip)
-            table = self.keys[self.row(distances)][None] * self.scale()
+            table = self.keys.index_select(0, self.row(distances))[None] * self.scale()
             logits = by_query(q, table, most, positions)
-            return logits + by_key(k, table, most, positions) if self.config.by == "both" else logits
+            return by_key(k, table, most, positions, logits) if self.config.by == "both" else logits
         rows = self.rows(positions)
         logits = self.meet(q, rows)
         return logits + self.meet(k, rows.mT).mT if self.config.by == "both" else logits
@@ -102,4 +102,4 @@ class Shaw(Encoding):
         if not fits(positions):
             return None
         distances, _ = counted(positions, self.config.clip)
-        return self.values[self.row(distances[distances >= 0].flip(0))]
+        return self.values.index_select(0, self.row(distances[distances >= 0].flip(0)))
