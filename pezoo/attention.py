@@ -185,13 +185,8 @@ def _keeps(q: Tensor, v: Tensor) -> bool:
     return n_keys <= KEPT_KEYS and q.shape[:-1].numel() * n_keys <= KEPT
 
 
-def _is_bare(composition: Composition) -> bool:
-    """Whether scaled-dot-product attention needs no tensor of pairs: no bias, no mask but whole-square causality."""
-    return not _of_pairs(composition)
-
-
 def _of_pairs(composition: Composition) -> list[str]:
-    """What scaled-dot-product attention would need a tensor of pairs for, in words."""
+    """What fused attention would need a tensor of pairs for, in words: all but whole-square causality."""
     positions = composition.positions
     square = positions.offset == 0 and positions.query.shape[1] == positions.key.shape[1]
     found = ["packed or padded rows"] if positions.key_document is not None else []
@@ -275,27 +270,25 @@ def _sdpa(
     q: Tensor, k: Tensor, v: Tensor, composition: Composition, content: Tensor | None = None, chunked: bool = False
 ) -> Tensor:
     """`sdpa` for q and k that are rotated already, and content logits; a chunk has a backward pass of its own."""
-    sigma, scale = composition.sigma(), composition.scale
+    sigma, scale, positions = composition.sigma(), composition.scale, composition.positions
     q = sharpen(q, sigma)
-    if content is None and _is_bare(composition) and not (chunked and composition.uses("mix")):
-        causal = composition.positions.causal
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    if content is None and not _of_pairs(composition) and not composition.uses("mix"):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=positions.causal, scale=scale)
     table = composition.distance_table() if content is None and not composition.uses("mix") else None
     if table is not None:  # entry (i, j) is table[..., Lq - 1 - i + j]
         rows = torch.arange(q.shape[-2] - 1, -1, -1, device=q.device)[:, None]
         mask = typed(table, q)[:, rows + torch.arange(k.shape[-2], device=q.device)][None]
     else:
-        bias, sink, positions = composition.bias(), composition.sink(), composition.positions
+        bias, sink = composition.bias(), composition.sink()
         near = composition.near_values() if chunked and composition.uses("mix") else None
         if content is not None:
             content = content if isinstance(sigma, float) and sigma == 1.0 else content * sigma
             bias = content if bias is None else content + bias
         elif bias is None and near is not None:
             bias = torch.zeros(1, 1, q.shape[-2], k.shape[-2], device=q.device)
-        plain = sink is None and positions.key_document is None and not composition.uses("mask")
-        if chunked and plain and bias is not None and learned_pairs.fits(q, v):
-            offset = positions.offset if positions.causal else None
-            return learned_pairs.attend(q, k, v, bias, scale, offset, near)
+        plain = chunked and sink is None and positions.key_document is None and not composition.uses("mask")
+        if plain and bias is not None and learned_pairs.fits(q, v):
+            return learned_pairs.attend(q, k, v, bias, scale, positions.offset if positions.causal else None, near)
         mask = composition.visible()[:, None]
         if bias is None and sink is not None:
             bias = torch.zeros_like(mask, dtype=torch.float32)
@@ -313,10 +306,11 @@ def _sdpa(
 def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
     """Memory linear in length: `CHUNK` queries at a time, each against the keys it can see.
 
-    Biases and masks of distance alone are read as a strided view of one row (see `_strided`); what no fused kernel can
-    hold runs eagerly, a chunk at a time. Keys out of a mask's reach are left out. While gradients are kept, a chunk is
-    computed again in the backward pass instead of being stored, unless the kernel stores no pairs anyhow. A row that is
-    being learned has a backward pass of its own (`learned_table`).
+    Biases and masks of distance alone are read as a strided view of one row (see `_strided`). Content joins a bias of
+    pairs. What no fused kernel can hold runs eagerly, a chunk at a time. Keys out of a mask's reach are left out. While
+    gradients are kept, a chunk is computed again in the backward pass instead of being stored, unless the kernel stores
+    no pairs anyhow or they are few. A bias that is being learned has a backward pass of its own (`learned_table`,
+    `learned_pairs`).
     """
     rotated = _rotated(q, k, composition)
     if _observer is None and can_merge(rotated[0][0], v, composition):

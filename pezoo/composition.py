@@ -146,7 +146,8 @@ class Composition:
         """What joins the values of keys by how far back they are, (m, d), if nothing else decides; see the contract."""
         own, positions = self.base[self.owner("mix")], self.positions
         found = own.encoding.near_values(own.positions)
-        regular = positions.causal and positions.spacing is not None and own.positions.spacing is not None
+        regular = positions.causal and positions.key_document is None
+        regular = regular and positions.spacing is not None and own.positions.spacing is not None
         if found is None or not len(found) or (regular and not any(map(self.uses, ("branches", "mask", "sink")))):
             return found
         return None
