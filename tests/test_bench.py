@@ -158,7 +158,8 @@ EXPLAINED = {
     "t5": ("chunked", "a bias of distance", "chunked", "one row of numbers"),
     "rope+window": ("sdpa", "no bias", "chunked", "out of reach are left out"),
     "rope+rerope": ("sdpa", "no bias", "chunked", "merged by log-sum-exps"),
-    "shaw": ("chunked", "no place for content", "chunked", "not fused"),
+    "shaw": ("chunked", "content and bias as one", "chunked", "content and bias as one"),
+    "alibi+dape": ("chunked", "no place for adapt", "chunked", "not fused"),
     "fire": ("chunked", "a bias of pairs", "chunked", "dense bias or mask per chunk"),
 }
 
@@ -173,11 +174,11 @@ def test_explained(scheme):
         assert why in found["train", length]["why"]
         assert found["test", length]["backend"] == tested
         assert why_tested in found["test", length]["why"]
-    assert found["train", 256]["backend"] == ("eager" if scheme == "shaw" else "sdpa")
+    assert found["train", 256]["backend"] == ("eager" if scheme in ("shaw", "alibi+dape") else "sdpa")
 
 
 @pytest.mark.parametrize("phase", ["train", "test"])
-@pytest.mark.parametrize("scheme", [*EXPLAINED, "rope+sink_logits", "alibi+window", "alibi+dape"])
+@pytest.mark.parametrize("scheme", [*EXPLAINED, "rope+sink_logits", "alibi+window"])
 def test_what_is_said_of_chunks_is_what_is_done(scheme, phase, monkeypatch):
     """`chunks` names the function that `chunked` calls, and says which keys and chunks are left out and made anew."""
     called = set()
