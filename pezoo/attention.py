@@ -3,7 +3,7 @@
 Legend: B batch, R rows (1 or B), H heads, Lq queries, Lk keys, d head_dim.
 
     logits = sigma (scale q' k'^T + content(q, k)) + bias       q', k' rotated; sigma from extensions such as LogN
-    out    = mix(softmax(logits where visible), v)
+    out    = mix(softmax(logits where visible), v')              v' with what encodings add to values
 
 An encoding may have a product of its own for q' k'^T, or another normaliser than softmax. A sink is one more logit in
 the softmax of each head, for which there is no value. q' and k' may be wider than v.
@@ -85,7 +85,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, composition: Composition, backend: s
         raise UserError(f"back-end {backend!r} cannot run this scheme: {reason}; use backend=auto")
     q, k, v = _autocast(q, k, v)
     with in_float32(q.device):
-        return BACKENDS[backend](q, k, v, composition)
+        return BACKENDS[backend](q, k, composition.change_values(v), composition)
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

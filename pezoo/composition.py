@@ -156,6 +156,12 @@ class Composition:
                 )
         return q, k
 
+    def change_values(self, v: Tensor) -> Tensor:
+        """Values (B, H, Lk, d) as the encodings change them, one after the other."""
+        for part in self.base:
+            v = part.encoding.change_values(v, part.positions)
+        return v
+
     def owner(self, hook: str) -> int:
         """Which encoding has a hook that one alone can have; the first if all have the default."""
         return next((i for i, p in enumerate(self.base) if overrides(p.encoding, hook)), 0)

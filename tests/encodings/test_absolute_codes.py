@@ -9,6 +9,7 @@ from scipy.integrate import solve_ivp
 import pezoo
 from helpers import reals, vectors
 from pezoo import UserError
+from pezoo.attention import choice
 from pezoo.contract import Positions, Shape, Undefined
 from pezoo.registry import entry, make_config
 
@@ -153,6 +154,33 @@ def test_floater_adds_its_codes_to_queries_keys_and_values():
         logits = (q + c[0]).double() @ (k + c[1]).double().mT / (WIDTH // HEADS) ** 0.5
         out = pezoo.attend(scheme, q, k, v, positions=positions, layer=layer)
         torch.testing.assert_close(out.double(), attention(logits, v + c[2]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("text", ["floater", "rope+floater+rerope:window=40", "floater+shaw"])
+def test_what_changes_values_is_the_same_in_all_back_ends(text, causal):
+    """With grouped heads, rows that are padded, gradients, and far regions, in which values stay those of the text."""
+    n_tokens, width = 301, WIDTH // HEADS
+    scheme = pezoo.create(text, d_model=WIDTH, n_heads=HEADS, n_layers=2, train_length=LENGTH, causal=causal)
+    valid = torch.arange(n_tokens) < torch.tensor([[n_tokens], [270]])
+    drawn, weight = vectors(3, 2, HEADS, n_tokens, width), vectors(2, HEADS, n_tokens, width, seed=1)
+    found = {}
+    for known in ({}, {"valid": valid}):
+        positions = scheme.positions(2, n_tokens, phase="test", **known)
+        for backend in ("eager", "chunked", "auto"):
+            q, k, v = (t.clone().requires_grad_() for t in (drawn[0], *drawn[1:, :, :1]))
+            out = pezoo.attend(scheme, q, k, v, positions=positions, layer=1, backend=backend)
+            inputs = [q, k, v, *(p for p in scheme.parameters())]
+            given = torch.autograd.grad((out * weight).sum(), inputs, materialize_grads=True)
+            found[backend] = out, *given
+            for ours, expected in zip(found[backend], found["eager"], strict=True):
+                torch.testing.assert_close(ours, expected, atol=1e-5 * float(expected.detach().abs().max()), rtol=1e-5)
+
+
+def test_floater_leaves_attention_fused():
+    scheme = pezoo.create("floater", d_model=WIDTH, n_heads=HEADS, n_layers=2, train_length=LENGTH)
+    group = scheme.prepare(scheme.positions(1, 600, phase="test")).layers[0][0]
+    assert choice(group.composition) == ("sdpa", "no bias, and no mask but causality")
 
 
 # tupe
