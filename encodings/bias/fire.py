@@ -25,6 +25,9 @@ from torch import Tensor, nn
 from pezoo.contract import Encoding, Positions, Shape, Traits
 from pezoo.registry import register, setting
 
+FEW = 2**16
+"""Pairs up to which the network is asked for each."""
+
 
 @register(
     "fire",
@@ -76,12 +79,67 @@ class FIRE(Encoding):
 
     def bias(self, positions: Positions) -> Tensor:
         """The network's output for every pair, (R, H, Lq, Lk)."""
+        threshold = (self.m * (self.config.threshold or self.shape.train_length)).abs()
+        reach = self.psi(torch.maximum(positions.query - positions.origin(), threshold)) + 1e-6  # (R, Lq)
+        if _regular(positions):
+            return self._in_pieces(reach[0], positions)
         distance = positions.distance()
         distance = distance.clamp(min=0) if positions.causal else distance.abs()
-        threshold = (self.m * (self.config.threshold or self.shape.train_length)).abs()
-        reach = torch.maximum(positions.query - positions.origin(), threshold)  # (R, Lq)
-        argument = self.psi(distance) / (self.psi(reach)[..., None] + 1e-6)
+        argument = self.psi(distance) / reach[..., None]
         # In float32: near distances far from the start are a small part of the argument.
-        first, act, last = self.network
+        a, b, c, d = self._weights()
+        return F.linear(self.network[1](F.linear(argument[..., None], a, b)), c, d).movedim(-1, 1)
+
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weight and bias of both layers, float32."""
+        first, _, last = self.network
         a, b, c, d = (layer.get_parameter(name).float() for layer in (first, last) for name in ("weight", "bias"))
-        return F.linear(act(F.linear(argument[..., None], a, b)), c, d).movedim(-1, 1)
+        return a, b, c, d
+
+    def _in_pieces(self, reach: Tensor, positions: Positions) -> Tensor:
+        """The same of many regular pairs, (1, H, Lq, Lk): the network, of one number, is linear between its bends.
+
+        A bend in the argument at t is one of distance, at psi(distance) = t psi(reach), and little different from query
+        to query. Nearer than for each of them its hidden unit is off, and farther it is on: there the bias is
+
+            constant(distance) + slope(distance) / psi(reach)
+
+        with two rows of numbers per head. Between, where some are on, the unit is added for each pair.
+        """
+        n_queries, n_keys = positions.query.shape[1], positions.key.shape[1]
+        assert positions.spacing is not None
+        steps = positions.offset + n_queries - 1 - torch.arange(n_queries + n_keys - 1)  # the largest first
+        psi = self.psi((steps * positions.spacing[1]).clamp(min=0))
+        a, b, c, d = self._weights()
+        # relu(z) = relu(-z) + z: all units are turned so that they go on as the argument grows.
+        leak = 0.0 if self.config.activation == "relu" else 0.01
+        turned = torch.where(a[:, 0] < 0, -1.0, 1.0)
+        weight, bias, hinge = turned * a[:, 0], turned * b, c * (1 - leak)
+        always = torch.where(turned < 0, c, c * leak)
+        with torch.no_grad():
+            bends = -bias / weight.clamp(min=1e-30)
+            on, some = (
+                torch.searchsorted(-psi, -bends * edge, right=right)
+                for edge, right in ((reach.max(), True), (reach.min(), False))
+            )  # columns where each unit is on for all queries; with those where it is for some
+            near = (torch.arange(len(psi)) < on[:, None]).float()
+        constant = d[:, None] + (always @ (turned * bias))[:, None] + (hinge * bias) @ near
+        slope = ((always @ (turned * weight))[:, None] + (hinge * weight) @ near) * psi
+        share = 1 / reach[:, None]
+        pairs = torch.addcmul(constant[:, None], share, slope[:, None])  # (H, Lq, Lq + Lk - 1)
+        for unit, (start, stop) in enumerate(zip(on.tolist(), some.tolist(), strict=True)):
+            if start < stop:
+                value = torch.relu(share * (weight[unit] * psi[start:stop]) + bias[unit])
+                pairs[..., start:stop] += hinge[:, unit, None, None] * value
+        # Query i and key j are at Lq - 1 - i + j, which rows one shorter turn into a view.
+        width = len(psi)
+        size, strides = (1, len(pairs), n_queries, n_keys), (0, n_queries * width, width - 1, 1)
+        return pairs.as_strided(size, strides, n_queries - 1)
+
+
+def _regular(positions: Positions) -> bool:
+    """Whether there are many pairs, at regular coordinates, of one document, on a CPU, where bends can be looked at."""
+    if positions.query.device.type != "cpu" or torch.compiler.is_compiling() or positions.ruler is not None:
+        return False
+    causal = positions.causal and positions.spacing is not None and positions.spacing[1] > 0
+    return causal and positions.query.shape[1] * positions.key.shape[1] > FEW
