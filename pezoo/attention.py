@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pezoo import learned_table
+from pezoo import learned_pairs, learned_table
 from pezoo.composition import Composition, fused_refusal, sharpen, typed
 from pezoo.contract import in_float32, overrides
 from pezoo.errors import UserError, suggest
@@ -33,6 +33,10 @@ SMALLEST_CHUNK = 128
 """Queries that it takes at least, where the keys in reach are few."""
 PAIRS = 2**20
 """Pairs of a query and a key that it takes at a time, at most, in all rows, where something is computed for each."""
+KEPT = 2**24
+"""Pairs of a layer, at most, in all rows and heads, of which it keeps what it computed for the backward pass ..."""
+KEPT_KEYS = 1024
+"""... and keys."""
 
 Observer = Callable[[Tensor, Tensor, Composition], None]
 """Called with logits (B, H, Lq, Lk), -inf where not visible, weights, and the composition of these queries and keys."""
@@ -145,11 +149,11 @@ def chunks(q: Tensor, v: Tensor, composition: Composition) -> tuple[str, str]:
     """
     if can_merge(q, v, composition):
         return "merged", "a fused pass for each region and range of keys, merged by log-sum-exps"
-    grad, fused = torch.is_grad_enabled(), refusal("sdpa", composition) is None
-    table = composition.distance_table() if fused else None
-    near = composition.states_reach and (table is not None or not composition.uses("bias"))
-    reach = "; keys out of reach are left out" if fused and near else ""
-    again = "; chunks are computed again in the backward pass" * grad
+    grad, fused = torch.is_grad_enabled(), _fuses(composition)
+    table = composition.distance_table() if fused and not composition.uses("content") else None
+    near = fused and _narrows(composition, table)
+    reach = "; keys out of reach are left out" if near else ""
+    again = "; chunks are computed again in the backward pass" * (grad and not (fused and _keeps(q, v)))
     if table is not None and learned_table.fits(q, v, table):
         words = f"fused, with a backward pass of its own for the row of numbers per head that is learned{reach}"
         return "learned_table.attend", words
@@ -157,8 +161,26 @@ def chunks(q: Tensor, v: Tensor, composition: Composition) -> tuple[str, str]:
         again = again if table.requires_grad else ""
         return "_strided", f"fused, with one row of numbers per head for all distances{reach}{again}"
     if fused:
-        return "_sdpa", f"fused, with a dense bias or mask per chunk of queries{reach}{again}"
+        what = "content and bias as one tensor" if composition.uses("content") else "a dense bias or mask"
+        return "_sdpa", f"fused, with {what} per chunk of queries{reach}{again}"
     return "_eager", f"not fused, per chunk of queries{again}"
+
+
+def _fuses(composition: Composition) -> bool:
+    """Whether chunks can be fused: content then joins the bias of pairs."""
+    return _observer is None and fused_refusal(composition, but=("content",)) is None
+
+
+def _narrows(composition: Composition, table: Tensor | None) -> bool:
+    """Whether fused chunks leave out the keys that are out of reach; what has pairs may look at them."""
+    of_pairs = table is None and (composition.uses("bias") or composition.uses("content"))
+    return composition.positions.key_document is None and composition.states_reach and not of_pairs
+
+
+def _keeps(q: Tensor, v: Tensor) -> bool:
+    """Whether the pairs of fused chunks are so few that what is computed for them is kept for the backward pass."""
+    n_keys = v.shape[-2]
+    return n_keys <= KEPT_KEYS and q.shape[:-1].numel() * n_keys <= KEPT
 
 
 def _is_bare(composition: Composition) -> bool:
@@ -247,18 +269,28 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
     return _sdpa(rotated_q, rotated_k, v, composition)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
-    """`sdpa` for q and k that are rotated already."""
-    q, scale = sharpen(q, composition.sigma()), composition.scale
-    if _is_bare(composition):
+def _sdpa(
+    q: Tensor, k: Tensor, v: Tensor, composition: Composition, content: Tensor | None = None, chunked: bool = False
+) -> Tensor:
+    """`sdpa` for q and k that are rotated already, and content logits; a chunk has a backward pass of its own."""
+    sigma, scale = composition.sigma(), composition.scale
+    q = sharpen(q, sigma)
+    if content is None and _is_bare(composition):
         causal = composition.positions.causal
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
-    table = composition.distance_table()
+    table = composition.distance_table() if content is None else None
     if table is not None:  # entry (i, j) is table[..., Lq - 1 - i + j]
         rows = torch.arange(q.shape[-2] - 1, -1, -1, device=q.device)[:, None]
         mask = typed(table, q)[:, rows + torch.arange(k.shape[-2], device=q.device)][None]
     else:
-        mask, bias, sink = composition.visible()[:, None], composition.bias(), composition.sink()
+        bias, sink, positions = composition.bias(), composition.sink(), composition.positions
+        if content is not None:
+            content = content if isinstance(sigma, float) and sigma == 1.0 else content * sigma
+            bias = content if bias is None else content + bias
+        plain = sink is None and positions.key_document is None and not composition.uses("mask")
+        if chunked and plain and bias is not None and learned_pairs.fits(q, v):
+            return learned_pairs.attend(q, k, v, bias, scale, positions.offset if positions.causal else None)
+        mask = composition.visible()[:, None]
         if bias is None and sink is not None:
             bias = torch.zeros_like(mask, dtype=torch.float32)
         if bias is not None:
@@ -267,6 +299,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
             mask, k, v = _beside(mask, sink), F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
         if mask.dtype != torch.bool:
             mask = typed(mask, q)
+    if chunked and mask.requires_grad and learned_pairs.fits(q, v):
+        return learned_pairs.attend(q, k, v, mask, scale)
     return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
 
 
@@ -281,12 +315,11 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
     rotated = _rotated(q, k, composition)
     if _observer is None and can_merge(rotated[0][0], v, composition):
         return merged(v, composition, rotated)
-    fused = _observer is None and refusal("sdpa", composition) is None
-    table = composition.distance_table() if fused else None
+    fused, content = _fuses(composition), composition.uses("content")
+    table = composition.distance_table() if fused and not content else None
     single = composition.positions.key_document is None
     n_queries, n_keys, offset = q.shape[-2], k.shape[-2], composition.positions.offset
-    # What is not fused, and biases of pairs, may look at keys that no query sees.
-    narrow = single and fused and composition.states_reach and (table is not None or not composition.uses("bias"))
+    narrow = fused and _narrows(composition, table)
     width = _width(composition, n_keys) if narrow else n_keys
     size = CHUNK if table is not None else max(1, min(CHUNK, PAIRS // (width * len(q))))
     if width < n_keys:
@@ -310,18 +343,20 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
         keys = slice(first, seen)
         some = [(a[..., start:stop, :], b[..., keys, :]) for a, b in rotated]
         part = composition.slice(start, stop, seen, first)
+        plain_q, plain_k = q[..., start:stop, :], k[..., keys, :]
         if table is not None:
             return _strided(*some[0], v[..., keys, :], part, table[:, n_queries - stop + first :])
         if fused:
-            return _sdpa(*some[0], v[..., keys, :], part)
-        return _eager(q[..., start:stop, :], k[..., keys, :], v[..., keys, :], part, some)
+            more = part.content(plain_q, plain_k) if content else None
+            return _sdpa(*some[0], v[..., keys, :], part, more, chunked=True)
+        return _eager(plain_q, plain_k, v[..., keys, :], part, some)
 
     def again(start: int) -> Tensor:  # the backward pass runs where the caller's default dtype holds
         with in_float32(q.device):
             return chunk(start)
 
     starts = range(0, n_queries, size)
-    kept = table is not None and not table.requires_grad  # the fused kernel then keeps no pairs
+    kept = not table.requires_grad if table is not None else fused and _keeps(q, v)  # a fixed table keeps no pairs
     if torch.is_grad_enabled() and len(starts) > 1 and not kept:
         return torch.cat([checkpoint(again, s, use_reentrant=False) for s in starts], dim=-2)
     if torch.is_grad_enabled():

@@ -3,7 +3,7 @@
 Legend: B batch, R rows (1 or B), H heads, Lq queries, Lk keys, d head_dim.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +136,12 @@ class Composition:
         biases = [b for p in parts if (b := p.encoding.bias(p.positions)) is not None]
         return _reduce(torch.add, biases)
 
+    def content(self, q: Tensor, k: Tensor, region: int = 0) -> Tensor | None:
+        """Logits of unrotated q and k at a region's positions, beside their product, (B, H, Lq, Lk), float32."""
+        parts = self.regions[region].parts
+        found = [c.float() for p in parts if (c := p.encoding.content(q, k, p.positions)) is not None]
+        return _reduce(torch.add, found)
+
     def rotate(self, q: Tensor, k: Tensor, region: int = 0) -> tuple[Tensor, Tensor]:
         """Rotate q and k at a region's positions."""
         width, last = q.shape[-1], None
@@ -197,10 +203,10 @@ class Composition:
         return table
 
 
-def fused_refusal(composition: Composition, regions: bool = False) -> str | None:
-    """Why fused attention has no place for a scheme, or None: in one pass, or with a pass per region."""
-    for hook in ("branches", "product", "content", "adapt", "normalise", "mix")[regions:]:
-        if composition.uses(hook):
+def fused_refusal(composition: Composition, but: Collection[str] = ()) -> str | None:
+    """Why fused attention has no place for a scheme, or None; `but` names hooks that somebody sees to."""
+    for hook in ("branches", "product", "content", "adapt", "normalise", "mix"):
+        if hook not in but and composition.uses(hook):
             return f"it has no place for {hook}"
     return None
 

@@ -1,13 +1,11 @@
 """Attention under a bias of distance that is being learned: fused forward, and gradients in blocks of queries.
 
-PyTorch's kernel keeps all pairs when its bias needs a gradient. Here the backward pass makes the weights of a block of
-queries again, from the log-sum-exps that the kernel gives:
+The backward pass is that of `learned_pairs`, but for the gradient of the bias:
 
-    P = exp(logits - lse),  dS = P * (dO V^T - rowsum(dO * O)),  dtable[m] = sum of dS over the pairs at m
+    dtable[m] = sum of dS over the pairs at m
 
 where m counts distances from the largest down. The sums over pairs are sums along diagonals: blocks are added up first,
-and then sheared once, so that each diagonal is a column. (The recomputation is that of FlashAttention, Dao et al. 2022,
-arXiv 2205.14135.)
+and then sheared once, so that each diagonal is a column.
 
 Legend: B batch, H heads, Lq queries, Lk keys, d head_dim. Queries are in reverse order throughout, so that the bias of
 row r and column j is table[:, r + j], a view that copies nothing.
@@ -22,16 +20,12 @@ from torch.nn.functional import pad
 
 from pezoo.composition import sharpen, typed
 from pezoo.contract import in_float32
+from pezoo.learned_pairs import Block, Span, by_definition, gradients
 
 LEAST = 512
 """From this many keys on it is faster than a dense bias."""
 BLOCK = 128
 """Queries of a block."""
-PAIRS = 2**20
-"""Pairs of a block in all its heads, at most, but for blocks of one head."""
-
-Span = tuple[int, int, int, int]
-"""Some queries and the keys that they may see: [start, stop) of both."""
 
 
 def fits(q: Tensor, v: Tensor, table: Tensor) -> bool:
@@ -94,67 +88,33 @@ class _Attention(torch.autograd.Function):
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = gradients[0]
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = upstream[0]
         q, k, v, table, out, lse = ctx.saved_tensors
-        tensors = (q, k, v, table)
+        tensors, scale = (q, k, v, table), ctx.scale
         with in_float32(gradient.device):
             if torch.is_grad_enabled():  # a graph of the gradients is wanted
-                return (*_by_definition(gradient, tensors, ctx.scale, ctx.needs_input_grad), None, None)
-            found = _gradients(gradient, q, k, v, table, out, lse, ctx.scale, ctx.spans)
-        return (*(g.to(t.dtype) for g, t in zip(found, tensors, strict=True)), None, None)
+                whole = _view(table, 0, q.shape[-2], k.shape[-2])
+                return (*by_definition(gradient, tensors, whole, scale, ctx.needs_input_grad), None, None)
+            inputs = [t.to(table.dtype) for t in (gradient, q, k, v, out, lse)]
+            most, low = max(b - a for a, b, _, _ in ctx.spans), min(a + first for a, _, first, _ in ctx.spans)
+            columns = max(a + seen for a, _, _, seen in ctx.spans) - low
+            pairs = table.new_zeros(len(table), most, columns)  # column c and row r: at low + c + r of the table
 
+            def bias(at: Block) -> Tensor:
+                _, heads, queries, keys = at
+                some = table[heads], queries.start + keys.start
+                return _view(*some, queries.stop - queries.start, keys.stop - keys.start)
 
-def _by_definition(
-    gradient: Tensor, tensors: Sequence[Tensor], scale: float, needed: Sequence[bool]
-) -> list[Tensor | None]:
-    """Gradients that can be differentiated."""
-    q, k, v, table = tensors
-    logits = (q @ k.mT).to(table.dtype) * scale + _view(table, 0, q.shape[-2], k.shape[-2])
-    out = torch.softmax(logits, dim=-1).to(v.dtype) @ v
-    inputs = [t for t, need in zip(tensors, needed, strict=False) if need]
-    found = iter(torch.autograd.grad(out, inputs, gradient, create_graph=True))
-    return [next(found) if need else None for need in needed[: len(tensors)]]
+            def take(at: Block, change: Tensor) -> None:
+                _, heads, queries, keys = at
+                first = queries.start - low
+                pairs[heads, : change.shape[1], first + keys.start : first + keys.stop] += change
 
-
-def _gradients(
-    gradient: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    table: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    scale: float,
-    spans: Sequence[Span],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients to q, k, v and the table, in the dtype of the table."""
-    gradient, q, k, v, out, lse = (t.to(table.dtype) for t in (gradient, q, k, v, out, lse))
-    inner, lse = (gradient * out).sum(-1, keepdim=True), lse[..., None]
-    to_q, to_k, to_v, to_table = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v), torch.zeros_like(table)
-    most, n_heads = max(stop - start for start, stop, _, _ in spans), q.shape[1]
-    widest = max(seen - first for _, _, first, seen in spans)
-    group = max(1, min(n_heads, PAIRS // (most * widest)))
-    room = table.new_empty(2, group * most * widest)
-    low, high = min(s + first for s, _, first, _ in spans), max(s + seen for s, _, _, seen in spans)
-    for head in range(0, n_heads, group):
-        heads = slice(head, head + group)
-        some = table[heads]
-        pairs = table.new_zeros(len(some), most, high - low)  # column c and row r: at low + c + r of the table
-        for row in range(len(q)):
-            for start, stop, first, seen in spans:
-                at, keys = (row, heads, slice(start, stop)), (row, heads, slice(first, seen))
-                size = (len(some), stop - start, seen - first)
-                weights, change = (r[: size[0] * size[1] * size[2]].view(size) for r in room)
-                bias = _view(some, start + first, *size[1:])
-                torch.baddbmm(bias, q[at], k[keys].mT, alpha=scale, out=weights).sub_(lse[at]).exp_()
-                to_v[keys].baddbmm_(weights.mT, gradient[at])
-                torch.bmm(gradient[at], v[keys].mT, out=change).sub_(inner[at]).mul_(weights)
-                to_q[at].baddbmm_(change, k[keys], beta=0, alpha=scale)
-                to_k[keys].baddbmm_(change.mT, q[at], alpha=scale)
-                pairs[:, : size[1], start + first - low : start + seen - low] += change
-        to_table[heads, low : high + most - 1] = _diagonals(pairs)[:, : table.shape[1] - low]
-    return to_q, to_k, to_v, to_table
+            found = gradients(inputs, scale, ctx.spans, bias, take)
+            to_table = torch.zeros_like(table)
+            to_table[:, low : low + columns + most - 1] = _diagonals(pairs)[:, : table.shape[1] - low]
+        return (*(g.to(t.dtype) for g, t in zip((*found, to_table), tensors, strict=True)), None, None)
 
 
 def _diagonals(pairs: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def can_merge(q: Tensor, v: Tensor, composition: Composition) -> bool:
         return False
     if composition.positions.key_document is not None or not any(map(composition.uses, ("branches", "sink"))):
         return False
-    return fused_refusal(composition, regions=True) is None
+    return fused_refusal(composition, but=("branches",)) is None
 
 
 def merged(v: Tensor, composition: Composition, rotated: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

@@ -257,6 +257,10 @@ def test_keys_out_of_reach_are_left_out_and_not_missed(text, mask, monkeypatch):
     fused = attention.F.scaled_dot_product_attention
     spy = lambda q, k, *rest, **facts: widths.append(k.shape[-2]) or fused(q, k, *rest, **facts)  # noqa: E731
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", spy)
+    learned = attention.learned_pairs.attend
+    monkeypatch.setattr(
+        attention.learned_pairs, "attend", lambda q, k, *rest: widths.append(k.shape[-2]) or learned(q, k, *rest)
+    )
     for causal in (True, False):
         scheme = make(f"{text}+{mask}", 41, causal=causal)
         q, k, v = (t.requires_grad_() for t in torch.randn(3, 2, 3, 41, 8).unbind())
@@ -342,8 +346,9 @@ def test_packed_and_padded_rows_see_their_reach(text, monkeypatch):
 
 
 def test_a_fixed_bias_of_distance_is_not_computed_again_for_gradients(monkeypatch):
-    """The fused kernel keeps no pairs, so nothing is saved by it."""
+    """The fused kernel keeps no pairs, so nothing is saved by it; and few pairs are kept."""
     monkeypatch.setattr(attention, "CHUNK", 16)
+    monkeypatch.setattr(attention, "KEPT", 2 * 300**2)
     again = []
     monkeypatch.setattr(attention, "checkpoint", lambda chunk, start, **_: again.append(start) or chunk(start))
     q, k, v = (t.requires_grad_() for t in torch.randn(3, 1, 3, 300, 8).unbind())
@@ -351,6 +356,10 @@ def test_a_fixed_bias_of_distance_is_not_computed_again_for_gradients(monkeypatc
         again.clear()
         run(make(text), q, k, v, "auto").sum().backward()
         assert bool(again) == recomputed, text
+    monkeypatch.setattr(attention, "KEPT", 3 * 300**2)
+    again.clear()
+    run(make("fire"), q, k, v, "auto").sum().backward()
+    assert not again
 
 
 def test_the_dtype_of_values_is_kept():

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import grad, gradcheck, gradgradcheck
 
 import pezoo
-from pezoo import attention, learned_table
+from pezoo import attention, learned_pairs, learned_table
 from pezoo.contract import Positions
 
 
@@ -70,8 +70,8 @@ def test_at_real_sizes(text, monkeypatch):
     scheme = make(text, 300, n_heads=4)
     facts = {} if "pi" in text else {"declared": torch.tensor([531, 600])}
     expected = gradients(scheme, "eager", 531, 531, kv=2, **facts)
-    for pairs in (learned_table.PAIRS, 3 * 531 * learned_table.BLOCK, 1):
-        monkeypatch.setattr(learned_table, "PAIRS", pairs)
+    for pairs in (learned_pairs.PAIRS, 3 * 531 * learned_table.BLOCK, 1):
+        monkeypatch.setattr(learned_pairs, "PAIRS", pairs)
         assert_close(gradients(scheme, "auto", 531, 531, kv=2, **facts), expected, 2e-5)
 
 

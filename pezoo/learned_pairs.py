@@ -1,0 +1,175 @@
+"""Attention under a bias of pairs that needs a gradient: fused forward, and gradients in blocks of queries.
+
+PyTorch's kernel leaves its fused path when its bias needs a gradient. Here the backward pass makes the weights of a
+block of queries again, from the log-sum-exps that the kernel gives:
+
+    P = exp(logits - lse),  dS = P * (dO V^T - rowsum(dO * O)),  dbias = dS
+
+(The recomputation is that of FlashAttention, Dao et al. 2022, arXiv 2205.14135.)
+
+Legend: B batch, H heads, Lq queries, Lk keys, d head_dim.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pezoo.composition import typed
+from pezoo.contract import in_float32
+
+BLOCK = 128
+"""Queries of a block."""
+PAIRS = 2**18
+"""Pairs of a block in all its heads, at most, but for blocks of one head: what fits the cache."""
+
+Span = tuple[int, int, int, int]
+"""Some queries and the keys that they may see: [start, stop) of both."""
+Block = tuple[int, slice, slice, slice]
+"""A row of the batch, heads, queries and keys."""
+
+
+def fits(q: Tensor, v: Tensor) -> bool:
+    """Whether the kernel takes q, (B, H, Lq, d), and v, and gives log-sum-exps."""
+    return q.device.type == "cpu" and q.shape[-1] == v.shape[-1] and not torch.compiler.is_compiling()
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, offset: int | None = None) -> Tensor:
+    """softmax(scale q k^T + bias) v, where the bias is a tensor of the graph.
+
+    Args:
+        q: queries, (B, H, Lq, d), rotated.
+        k: keys, (B, H, Lk, d), rotated.
+        v: values, (B, H, Lk, d).
+        bias: (1 or B, 1 or H, Lq, Lk), -inf where a query does not see a key.
+        scale: the factor on q k^T.
+        offset: if given, query i sees no key after i + offset, whatever the bias is there.
+
+    Returns:
+        (B, H, Lq, d), in the dtype of v. It can be differentiated twice, then with all pairs in memory.
+    """
+    out: Tensor = _Attention.apply(q, k, v, typed(bias, q), scale, offset)[0]  # type: ignore[no-untyped-call]
+    return out
+
+
+def _spans(bias: Tensor, offset: int | None) -> list[Span]:
+    n_queries, n_keys = bias.shape[-2:]
+    starts = range(0, n_queries, BLOCK)
+    stops = [min(start + BLOCK, n_queries) for start in starts]
+    return [(a, b, 0, n_keys if offset is None else offset + b) for a, b in zip(starts, stops, strict=True)]
+
+
+def _hide(bias: Tensor, offset: int | None) -> Tensor:
+    """The bias with -inf where a key is after i + offset, whatever it was there."""
+    if offset is None:
+        return bias
+    ahead = bias.new_full((1, 1), -torch.inf).expand(bias.shape[-2:]).triu(offset + 1)
+    return bias.tril(offset) + ahead  # three times as fast as masked_fill
+
+
+class _Attention(torch.autograd.Function):
+    """Queries (B, H, Lq, d), keys, values, a bias: outputs and log-sum-exps (B, H, Lq)."""
+
+    @staticmethod
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, offset: int | None
+    ) -> tuple[Tensor, Tensor]:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, lse = q.new_empty(q.shape), bias.new_empty(q.shape[:-1])
+        # What is ahead is hidden in a copy of a block, which fits the cache if it is of one row.
+        rows = [slice(None)] if offset is None else [slice(r, r + 1) for r in range(len(q))]
+        for row in rows:
+            some = bias if len(bias) == 1 else bias[row]
+            for start, stop, _, seen in _spans(bias, offset):
+                at = row, slice(None), slice(start, stop)
+                mask = _hide(some[:, :, start:stop, :seen], None if offset is None else offset + start)
+                if mask.stride(-1) != 1:
+                    mask = mask.contiguous()
+                out[at], lse[at] = kernel(q[at], k[row, :, :seen], v[row, :, :seen], 0.0, attn_mask=mask, scale=scale)
+        return out, lse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, ctx.scale, ctx.offset = inputs
+        ctx.save_for_backward(*tensors, *output)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias, out, lse = ctx.saved_tensors
+        gradient, offset, tensors = upstream[0], ctx.offset, (q, k, v, bias)
+        with in_float32(gradient.device):
+            if torch.is_grad_enabled():  # a graph of the gradients is wanted
+                whole = _hide(bias, offset)
+                return (*by_definition(gradient, tensors, whole, ctx.scale, ctx.needs_input_grad), None, None)
+            to_bias = torch.zeros_like(bias, memory_format=torch.contiguous_format)
+
+            def of_block(at: Block) -> Tensor:
+                return _hide(bias[_within(at, bias)], None if offset is None else offset + at[2].start)
+
+            def take(at: Block, change: Tensor) -> None:
+                to_bias[_within(at, bias)] += change if bias.shape[1] > 1 else change.sum(0, keepdim=True)
+
+            inputs = [t.to(bias.dtype) for t in (gradient, q, k, v, out, lse)]
+            found = gradients(inputs, ctx.scale, _spans(bias, offset), of_block, take)
+        return (*(g.to(t.dtype) for g, t in zip((*found, to_bias), tensors, strict=True)), None, None)
+
+
+def _within(at: Block, bias: Tensor) -> Block:
+    """The same block in a bias that all rows, or all heads, may share."""
+    row, heads, queries, keys = at
+    return row if len(bias) > 1 else 0, heads if bias.shape[1] > 1 else slice(0, 1), queries, keys
+
+
+def by_definition(
+    gradient: Tensor, tensors: Sequence[Tensor], bias: Tensor, scale: float, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients to q, k, v and what the bias is made of, that can be differentiated."""
+    q, k, v, _ = tensors
+    logits = (q @ k.mT).to(bias.dtype) * scale + bias
+    out = torch.softmax(logits, dim=-1).to(v.dtype) @ v
+    inputs = [t for t, need in zip(tensors, needed, strict=False) if need]
+    found = iter(torch.autograd.grad(out, inputs, gradient, create_graph=True))
+    return [next(found) if need else None for need in needed[: len(tensors)]]
+
+
+def gradients(
+    tensors: Sequence[Tensor],
+    scale: float,
+    spans: Sequence[Span],
+    bias: Callable[[Block], Tensor],
+    take: Callable[[Block, Tensor], None],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to q, k and v, block by block.
+
+    Args:
+        tensors: the gradient of the output, (B, H, Lq, d), queries, keys, values, the output, and log-sum-exps (B, H,
+            Lq), all in one dtype.
+        scale: the factor on q k^T.
+        spans: the queries in blocks, with the keys that they may see.
+        bias: of a block, (heads or 1, queries, keys), -inf where a query does not see a key.
+        take: is given the gradient of each block's bias, (heads, queries, keys), to be used at once.
+    """
+    gradient, q, k, v, out, lse = tensors
+    inner, lse = (gradient * out).sum(-1, keepdim=True), lse[..., None]
+    to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    n_heads, most = q.shape[1], max((stop - start) * (seen - first) for start, stop, first, seen in spans)
+    group = max(1, min(n_heads, PAIRS // most))
+    room = q.new_empty(2, group * most)
+    for row in range(len(q)):
+        for head in range(0, n_heads, group):
+            for start, stop, first, seen in spans:
+                block = row, slice(head, head + group), slice(start, stop), slice(first, seen)
+                at, keys = block[:3], (row, block[1], block[3])
+                size = (len(lse[at]), stop - start, seen - first)
+                weights, change = (r[: math.prod(size)].view(size) for r in room)
+                torch.baddbmm(bias(block), q[at], k[keys].mT, alpha=scale, out=weights)
+                weights.sub_(lse[at]).mul_(math.log2(math.e)).exp2_()  # exp is slow where its result is next to nothing
+                to_v[keys].baddbmm_(weights.mT, gradient[at])
+                torch.bmm(gradient[at], v[keys].mT, out=change).sub_(inner[at]).mul_(weights)
+                to_q[at].baddbmm_(change, k[keys], beta=0, alpha=scale)
+                to_k[keys].baddbmm_(change.mT, q[at], alpha=scale)
+                take(block, change)
+    return to_q, to_k, to_v
