@@ -65,8 +65,11 @@ def _hide(bias: Tensor, offset: int | None) -> Tensor:
     """The bias with -inf where a key is after i + offset, whatever it was there."""
     if offset is None:
         return bias
-    ahead = bias.new_full((1, 1), -torch.inf).expand(bias.shape[-2:]).triu(offset + 1)
-    return bias.tril(offset) + ahead  # three times as fast as masked_fill
+    first = max(0, offset + 1)  # all queries see the keys before this one
+    hidden = bias.clone(memory_format=torch.contiguous_format)
+    ahead = torch.ones(bias.shape[-2], bias.shape[-1] - first, device=bias.device, dtype=torch.bool)
+    hidden[..., first:].masked_fill_(ahead.triu(offset + 1 - first), -torch.inf)
+    return hidden
 
 
 class _Attention(torch.autograd.Function):

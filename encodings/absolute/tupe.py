@@ -30,7 +30,7 @@ from pezoo.registry import register, setting
 FEW = 2**16
 """Pairs up to which each layer makes the bias anew, which is as fast."""
 MOST = 2**22
-"""Numbers in the bias, at most, where layers share one; else each makes what it looks at."""
+"""Numbers in a bias that layers share, at most."""
 
 
 class Prepared(NamedTuple):
@@ -97,7 +97,10 @@ class TUPE(Encoding):
         check_rows("tupe", len(self.table), positions)
 
     def prepare(self, positions: Positions) -> Prepared:
-        """U_q N(P) of the queries and U_k N(P) of the keys, and if that is not too large the bias of all layers."""
+        """U_q N(P) of the queries and U_k N(P) of the keys; while gradients are kept, the bias too if it is not large.
+
+        Each layer would keep a bias of its own then; else it makes what it looks at, chunk by chunk.
+        """
         tables = self.project(self.norm(self.table)).chunk(2, dim=-1)
         coordinates, heads = (positions.query, positions.key), (self.shape.n_heads, self.shape.head_dim)
         q, k = (
@@ -105,8 +108,8 @@ class TUPE(Encoding):
             for table, where in zip(tables, coordinates, strict=True)
         )
         n_pairs = q.shape[-2] * k.shape[-2]
-        shared = self._pairs(q, k, positions) if FEW < n_pairs and n_pairs * heads[0] * len(q) <= MOST else None
-        return Prepared(positions.offset, q, k, shared)
+        share = torch.is_grad_enabled() and n_pairs > FEW and n_pairs * heads[0] * len(q) <= MOST
+        return Prepared(positions.offset, q, k, self._pairs(q, k, positions) if share else None)
 
     def bias(self, positions: Positions) -> Tensor:
         """The term of positions, (R, H, Lq, Lk)."""

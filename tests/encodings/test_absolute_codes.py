@@ -11,6 +11,7 @@ from helpers import reals, vectors
 from pezoo import UserError
 from pezoo.attention import choice
 from pezoo.contract import Positions, Shape, Undefined
+from pezoo.encodings.absolute import tupe
 from pezoo.registry import entry, make_config
 
 WIDTH, HEADS, LENGTH = 8, 2, 6
@@ -237,6 +238,48 @@ def test_tupe_scales_content_and_positions_alike():
     for layer in range(3):  # one table serves all layers
         out = pezoo.attend(scheme, q, k, v, layer=layer, phase="test")
         torch.testing.assert_close(out.double(), attention(logits, v), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("text", ["tupe", "tupe:untie_first=true:relative=true", "tupe+logn+random"])
+def test_layers_of_tupe_may_share_a_bias(text, causal, monkeypatch):
+    """The same outputs and gradients as where each layer makes its own, for chunks, packed rows and decoding too."""
+    n_tokens, made = 41, []
+    sizes = {"d_model": WIDTH, "n_heads": HEADS, "n_layers": 3, "train_length": 64, "causal": causal}
+    scheme = pezoo.create(text, **sizes)
+    for parameter in scheme.parameters():
+        parameter.data.add_(vectors(*parameter.shape) / 2)
+    inner = tupe.TUPE._pairs
+    monkeypatch.setattr(tupe.TUPE, "_pairs", lambda *given: made.append(1) or inner(*given))
+    monkeypatch.setattr(pezoo.attention, "CHUNK", 16)
+    drawn, weight = vectors(3, 2, HEADS, n_tokens, WIDTH // HEADS), vectors(2, HEADS, n_tokens, WIDTH // HEADS, seed=1)
+    packed = (torch.arange(n_tokens) // torch.tensor([[13], [20]])).long()
+    for first, known in ((0, {}), (0, {"documents": packed}), (36, {}), (n_tokens - 1, {})):
+        found = {}
+        for few, backend in ((10**9, "eager"), (0, "eager"), (0, "chunked")):
+            monkeypatch.setattr(tupe, "FEW", few)
+            made.clear()
+            positions = scheme.positions(2, n_tokens, phase="train", rows=(0, 1), **known)
+            prepared = scheme.prepare(positions.slice(first, n_tokens, n_tokens))
+            q, k, v = (t.clone().requires_grad_() for t in drawn)
+            out = sum(prepared.attend(layer, q[:, :, first:], k, v, backend) * (1 + layer) for layer in range(3))
+            assert len(made) == (1 if few == 0 else 3)
+            ours = out, *torch.autograd.grad((out * weight[:, :, first:]).sum(), [q, k, v, *scheme.parameters()])
+            for given, expected in zip(ours, found.setdefault("alone", ours), strict=True):
+                torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5 * float(expected.detach().abs().max()))
+
+
+def test_long_texts_of_tupe_share_no_bias(monkeypatch):
+    monkeypatch.setattr(tupe, "FEW", 0)
+    member = build("tupe", train_length=40)
+    positions = Positions.build(40, phase="test")
+    shared = member.prepare(positions)
+    monkeypatch.setattr(tupe, "MOST", HEADS * 40**2 - 1)
+    alone = member.prepare(positions)
+    assert shared.shared is not None
+    assert alone.shared is None
+    part = positions.slice(7, 20, 20)
+    torch.testing.assert_close(member.bias(part.replace(prepared=alone)), member.bias(part.replace(prepared=shared)))
 
 
 def test_tupe_ends_with_its_table():
