@@ -149,8 +149,9 @@ def chunks(q: Tensor, v: Tensor, composition: Composition) -> tuple[str, str]:
     """
     if can_merge(q, v, composition):
         return "merged", "a fused pass for each region and range of keys, merged by log-sum-exps"
-    grad, fused = torch.is_grad_enabled(), _fuses(composition)
-    table = composition.distance_table() if fused and not composition.uses("content") else None
+    grad, fused = torch.is_grad_enabled(), _fuses(q, v, composition)
+    pairs = any(map(composition.uses, ("content", "mix")))
+    table = composition.distance_table() if fused and not pairs else None
     near = fused and _narrows(composition, table)
     reach = "; keys out of reach are left out" if near else ""
     again = "; chunks are computed again in the backward pass" * (grad and not (fused and _keeps(q, v)))
@@ -161,19 +162,20 @@ def chunks(q: Tensor, v: Tensor, composition: Composition) -> tuple[str, str]:
         again = again if table.requires_grad else ""
         return "_strided", f"fused, with one row of numbers per head for all distances{reach}{again}"
     if fused:
-        what = "content and bias as one tensor" if composition.uses("content") else "a dense bias or mask"
+        what = "content and bias as one tensor" if pairs else "a dense bias or mask"
         return "_sdpa", f"fused, with {what} per chunk of queries{reach}{again}"
     return "_eager", f"not fused, per chunk of queries{again}"
 
 
-def _fuses(composition: Composition) -> bool:
-    """Whether chunks can be fused: content then joins the bias of pairs."""
-    return _observer is None and fused_refusal(composition, but=("content",)) is None
+def _fuses(q: Tensor, v: Tensor, composition: Composition) -> bool:
+    """Whether chunks can be fused: content then joins the bias of pairs, and values may differ by distance."""
+    near = composition.uses("mix") and learned_pairs.fits(q, v) and composition.near_values() is not None
+    return _observer is None and fused_refusal(composition, but=("content", *["mix"] * near)) is None
 
 
 def _narrows(composition: Composition, table: Tensor | None) -> bool:
     """Whether fused chunks leave out the keys that are out of reach; what has pairs may look at them."""
-    of_pairs = table is None and (composition.uses("bias") or composition.uses("content"))
+    of_pairs = table is None and any(map(composition.uses, ("bias", "content", "mix")))
     return composition.positions.key_document is None and composition.states_reach and not of_pairs
 
 
@@ -275,21 +277,25 @@ def _sdpa(
     """`sdpa` for q and k that are rotated already, and content logits; a chunk has a backward pass of its own."""
     sigma, scale = composition.sigma(), composition.scale
     q = sharpen(q, sigma)
-    if content is None and _is_bare(composition):
+    if content is None and _is_bare(composition) and not (chunked and composition.uses("mix")):
         causal = composition.positions.causal
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
-    table = composition.distance_table() if content is None else None
+    table = composition.distance_table() if content is None and not composition.uses("mix") else None
     if table is not None:  # entry (i, j) is table[..., Lq - 1 - i + j]
         rows = torch.arange(q.shape[-2] - 1, -1, -1, device=q.device)[:, None]
         mask = typed(table, q)[:, rows + torch.arange(k.shape[-2], device=q.device)][None]
     else:
         bias, sink, positions = composition.bias(), composition.sink(), composition.positions
+        near = composition.near_values() if chunked and composition.uses("mix") else None
         if content is not None:
             content = content if isinstance(sigma, float) and sigma == 1.0 else content * sigma
             bias = content if bias is None else content + bias
+        elif bias is None and near is not None:
+            bias = torch.zeros(1, 1, q.shape[-2], k.shape[-2], device=q.device)
         plain = sink is None and positions.key_document is None and not composition.uses("mask")
         if chunked and plain and bias is not None and learned_pairs.fits(q, v):
-            return learned_pairs.attend(q, k, v, bias, scale, positions.offset if positions.causal else None)
+            offset = positions.offset if positions.causal else None
+            return learned_pairs.attend(q, k, v, bias, scale, offset, near)
         mask = composition.visible()[:, None]
         if bias is None and sink is not None:
             bias = torch.zeros_like(mask, dtype=torch.float32)
@@ -315,13 +321,15 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
     rotated = _rotated(q, k, composition)
     if _observer is None and can_merge(rotated[0][0], v, composition):
         return merged(v, composition, rotated)
-    fused, content = _fuses(composition), composition.uses("content")
+    fused, content = _fuses(rotated[0][0], v, composition), any(map(composition.uses, ("content", "mix")))
     table = composition.distance_table() if fused and not content else None
     single = composition.positions.key_document is None
     n_queries, n_keys, offset = q.shape[-2], k.shape[-2], composition.positions.offset
     narrow = fused and _narrows(composition, table)
     width = _width(composition, n_keys) if narrow else n_keys
     size = CHUNK if table is not None else max(1, min(CHUNK, PAIRS // (width * len(q))))
+    if fused and content:
+        size = min(size, learned_pairs.BLOCK)  # keys ahead of all of them are left out
     if width < n_keys:
         size = min(size, max(SMALLEST_CHUNK, width // 2))
 

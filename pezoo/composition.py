@@ -142,6 +142,15 @@ class Composition:
         found = [c.float() for p in parts if (c := p.encoding.content(q, k, p.positions)) is not None]
         return _reduce(torch.add, found)
 
+    def near_values(self) -> Tensor | None:
+        """What joins the values of keys by how far back they are, (m, d), if nothing else decides; see the contract."""
+        own, positions = self.base[self.owner("mix")], self.positions
+        found = own.encoding.near_values(own.positions)
+        regular = positions.causal and positions.spacing is not None and own.positions.spacing is not None
+        if found is None or not len(found) or (regular and not any(map(self.uses, ("branches", "mask", "sink")))):
+            return found
+        return None
+
     def rotate(self, q: Tensor, k: Tensor, region: int = 0) -> tuple[Tensor, Tensor]:
         """Rotate q and k at a region's positions."""
         width, last = q.shape[-1], None

@@ -227,6 +227,14 @@ class Encoding(Member):
         """Attention weights (B, H, Lq, Lk) applied to the values (B, H, Lk, d), where `change_values` is not enough."""
         return weights @ v
 
+    def near_values(self, positions: Positions) -> Tensor | None:
+        """What `mix` adds to each v_j, (m, d): for a key 0, 1, ..., m - 1 places back, the last for all further.
+
+        Stated beside `mix` by members that do nothing else, for decoders with regular coordinates, so that fused
+        attention can add it. No rows: `mix` adds nothing. None: it does something else.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class Branch:

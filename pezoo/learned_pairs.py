@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pezoo.composition import typed
 from pezoo.contract import in_float32
@@ -36,7 +37,15 @@ def fits(q: Tensor, v: Tensor) -> bool:
     return q.device.type == "cpu" and q.shape[-1] == v.shape[-1] and not torch.compiler.is_compiling()
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, offset: int | None = None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    scale: float,
+    offset: int | None = None,
+    near: Tensor | None = None,
+) -> Tensor:
     """softmax(scale q k^T + bias) v, where the bias is a tensor of the graph.
 
     Args:
@@ -46,12 +55,55 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, offset: 
         bias: (1 or B, 1 or H, Lq, Lk), -inf where a query does not see a key.
         scale: the factor on q k^T.
         offset: if given, query i sees no key after i + offset, whatever the bias is there.
+        near: what joins v_j, (m, d): for a key 0, 1, ..., m - 1 places before i + offset, and the last one for all
+            further; with an offset alone, where Lk = offset + Lq.
 
     Returns:
         (B, H, Lq, d), in the dtype of v. It can be differentiated twice, then with all pairs in memory.
     """
-    out: Tensor = _Attention.apply(q, k, v, typed(bias, q), scale, offset)[0]  # type: ignore[no-untyped-call]
-    return out
+    bias = typed(bias, q)
+    out, lse = _Attention.apply(q, k, v, bias, scale, offset)  # type: ignore[no-untyped-call]
+    if near is None or not len(near):
+        return out  # type: ignore[no-any-return]
+    assert offset is not None
+    shares = _shares(q, k, bias, lse, scale, offset, len(near) - 1)
+    last, others = near[-1], near[:-1].flip(0)
+    return (out + last + shares @ (others - last)).to(v.dtype)  # type: ignore[no-any-return]
+
+
+def _shares(q: Tensor, k: Tensor, bias: Tensor, lse: Tensor, scale: float, offset: int, m: int) -> Tensor:
+    """The weights of the keys m - 1, ..., 1, 0 places back, (B, H, Lq, m); 0 where there is no key."""
+    first = max(0, offset - m + 1)
+    logits = (q @ k[:, :, first:].mT).to(bias.dtype) * scale + bias[..., first:] - lse[..., None]
+    logits = pad(logits, (m - 1 - offset + first, 0), value=-torch.inf)
+    return _Diagonals.apply(logits, m).exp()  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Diagonals(torch.autograd.Function):
+    """Of pairs (B, H, r, c) the m from the diagonal on, (B, H, r, m), where c = r + m - 1."""
+
+    @staticmethod
+    def forward(pairs: Tensor, m: int) -> Tensor:
+        return _diagonals(pairs.contiguous(), m)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.shape, ctx.m = inputs[0].shape, inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():  # as plain operations, which can be differentiated
+            rows = torch.arange(ctx.shape[-2], device=gradient.device)[:, None]
+            index = (rows + torch.arange(ctx.m, device=gradient.device)).expand_as(gradient)
+            return gradient.new_zeros(ctx.shape).scatter(-1, index, gradient), None
+        pairs = gradient.new_zeros(ctx.shape)
+        _diagonals(pairs, ctx.m).copy_(gradient)
+        return pairs, None
+
+
+def _diagonals(pairs: Tensor, m: int) -> Tensor:
+    *outer, rows, columns = pairs.shape
+    return pairs.as_strided((*outer, rows, m), (*pairs.stride()[:-2], columns + 1, 1))
 
 
 def _spans(bias: Tensor, offset: int | None) -> list[Span]:
@@ -97,16 +149,16 @@ class _Attention(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         *tensors, ctx.scale, ctx.offset = inputs
         ctx.save_for_backward(*tensors, *output)
-        ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor, to_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, out, lse = ctx.saved_tensors
-        gradient, offset, tensors = upstream[0], ctx.offset, (q, k, v, bias)
+        offset, tensors = ctx.offset, (q, k, v, bias)
         with in_float32(gradient.device):
             if torch.is_grad_enabled():  # a graph of the gradients is wanted
                 whole = _hide(bias, offset)
-                return (*by_definition(gradient, tensors, whole, ctx.scale, ctx.needs_input_grad), None, None)
+                found = by_definition((gradient, to_lse), tensors, whole, ctx.scale, ctx.needs_input_grad)
+                return (*found, None, None)
             to_bias = torch.zeros_like(bias, memory_format=torch.contiguous_format)
 
             def of_block(at: Block) -> Tensor:
@@ -115,9 +167,10 @@ class _Attention(torch.autograd.Function):
             def take(at: Block, change: Tensor) -> None:
                 to_bias[_within(at, bias)] += change if bias.shape[1] > 1 else change.sum(0, keepdim=True)
 
-            inputs = [t.to(bias.dtype) for t in (gradient, q, k, v, out, lse)]
-            found = gradients(inputs, ctx.scale, _spans(bias, offset), of_block, take)
-        return (*(g.to(t.dtype) for g, t in zip((*found, to_bias), tensors, strict=True)), None, None)
+            inputs = [t.to(bias.dtype) for t in (gradient, q, k, v, lse)]
+            inner = (inputs[0] * out).sum(-1) - to_lse
+            results = gradients(inputs, inner, ctx.scale, _spans(bias, offset), of_block, take)
+        return (*(g.to(t.dtype) for g, t in zip((*results, to_bias), tensors, strict=True)), None, None)
 
 
 def _within(at: Block, bias: Tensor) -> Block:
@@ -127,19 +180,20 @@ def _within(at: Block, bias: Tensor) -> Block:
 
 
 def by_definition(
-    gradient: Tensor, tensors: Sequence[Tensor], bias: Tensor, scale: float, needed: Sequence[bool]
+    upstream: Sequence[Tensor], tensors: Sequence[Tensor], bias: Tensor, scale: float, needed: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Gradients to q, k, v and what the bias is made of, that can be differentiated."""
+    """Gradients to q, k, v and what the bias is made of, of output and log-sum-exps; they can be differentiated."""
     q, k, v, _ = tensors
     logits = (q @ k.mT).to(bias.dtype) * scale + bias
     out = torch.softmax(logits, dim=-1).to(v.dtype) @ v
     inputs = [t for t, need in zip(tensors, needed, strict=False) if need]
-    found = iter(torch.autograd.grad(out, inputs, gradient, create_graph=True))
+    found = iter(torch.autograd.grad((out, logits.logsumexp(-1)), inputs, upstream, create_graph=True))
     return [next(found) if need else None for need in needed[: len(tensors)]]
 
 
 def gradients(
     tensors: Sequence[Tensor],
+    inner: Tensor,
     scale: float,
     spans: Sequence[Span],
     bias: Callable[[Block], Tensor],
@@ -148,15 +202,16 @@ def gradients(
     """Gradients to q, k and v, block by block.
 
     Args:
-        tensors: the gradient of the output, (B, H, Lq, d), queries, keys, values, the output, and log-sum-exps (B, H,
-            Lq), all in one dtype.
+        tensors: the gradient of the output, (B, H, Lq, d), queries, keys, values, and log-sum-exps (B, H, Lq), all in
+            one dtype.
+        inner: rowsum(dO * O), less the gradient of the log-sum-exps, (B, H, Lq).
         scale: the factor on q k^T.
         spans: the queries in blocks, with the keys that they may see.
         bias: of a block, (heads or 1, queries, keys), -inf where a query does not see a key.
         take: is given the gradient of each block's bias, (heads, queries, keys), to be used at once.
     """
-    gradient, q, k, v, out, lse = tensors
-    inner, lse = (gradient * out).sum(-1, keepdim=True), lse[..., None]
+    gradient, q, k, v, lse = tensors
+    inner, lse = inner[..., None], lse[..., None]
     to_q, to_k, to_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     n_heads, most = q.shape[1], max((stop - start) * (seen - first) for start, stop, first, seen in spans)
     group = max(1, min(n_heads, PAIRS // most))

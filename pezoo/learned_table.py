@@ -95,8 +95,12 @@ class _Attention(torch.autograd.Function):
         with in_float32(gradient.device):
             if torch.is_grad_enabled():  # a graph of the gradients is wanted
                 whole = _view(table, 0, q.shape[-2], k.shape[-2])
-                return (*by_definition(gradient, tensors, whole, scale, ctx.needs_input_grad), None, None)
-            inputs = [t.to(table.dtype) for t in (gradient, q, k, v, out, lse)]
+                return (
+                    *by_definition((gradient, upstream[1]), tensors, whole, scale, ctx.needs_input_grad),
+                    None,
+                    None,
+                )
+            inputs = [t.to(table.dtype) for t in (gradient, q, k, v, lse)]
             most, low = max(b - a for a, b, _, _ in ctx.spans), min(a + first for a, _, first, _ in ctx.spans)
             columns = max(a + seen for a, _, _, seen in ctx.spans) - low
             pairs = table.new_zeros(len(table), most, columns)  # column c and row r: at low + c + r of the table
@@ -111,7 +115,7 @@ class _Attention(torch.autograd.Function):
                 first = queries.start - low
                 pairs[heads, : change.shape[1], first + keys.start : first + keys.stop] += change
 
-            found = gradients(inputs, scale, ctx.spans, bias, take)
+            found = gradients(inputs, (inputs[0] * out).sum(-1), scale, ctx.spans, bias, take)
             to_table = torch.zeros_like(table)
             to_table[:, low : low + columns + most - 1] = _diagonals(pairs)[:, : table.shape[1] - low]
         return (*(g.to(t.dtype) for g, t in zip((*found, to_table), tensors, strict=True)), None, None)

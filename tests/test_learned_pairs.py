@@ -13,7 +13,7 @@ def assert_close(ours, expected, tolerance):
     """Relative to the largest entry of each tensor; but what softmax ignores has gradients of rounding alone."""
     for a, b in zip(ours, expected, strict=True):
         assert a.dtype == b.dtype
-        assert (a.double() - b.double()).abs().max() <= tolerance * b.double().abs().max() + 1e-5
+        assert (a.double() - b.double()).abs().max() <= tolerance * b.double().abs().max() + 3e-5
 
 
 @pytest.fixture
@@ -28,6 +28,7 @@ def used(monkeypatch):
 
 
 TEXTS = [
+    *("shaw:values=false", "shaw:by=both:values=false:clip=5"),
     *("transformer_xl", "deberta", "cope", "fire", "tupe"),
     *("rope+cope", "alibi+deberta+logn", "t5+transformer_xl+pi", "deberta+head_scale", "cope+ssmax"),
     *("transformer_xl+window:size=9", "deberta+sink_logits", "deberta+random:draw=batch"),
@@ -50,7 +51,7 @@ def test_output_and_gradients_are_those_of_eager(text, causal, used, monkeypatch
             used.clear()
 
 
-@pytest.mark.parametrize("text", ["transformer_xl+logn", "deberta", "cope", "fire+deberta"])
+@pytest.mark.parametrize("text", ["shaw", "shaw+kerple", "transformer_xl+logn", "deberta", "cope", "fire+deberta"])
 def test_at_real_sizes(text, monkeypatch):
     """Grouped heads; blocks that do not hold all heads."""
     scheme = make(text, 300, n_heads=4)
@@ -74,7 +75,7 @@ def test_other_dtypes_and_autocast(text, dtype, used):
     assert used
 
 
-@pytest.mark.parametrize("text", ["deberta", "transformer_xl+logn", "cope", "fire"])
+@pytest.mark.parametrize("text", ["shaw:values=false", "deberta", "transformer_xl+logn", "cope", "fire"])
 def test_without_gradients_too(text, used):
     scheme = make(text, 40)
     q, k, v = torch.randn(3, 2, 3, 41, 8)
@@ -142,3 +143,29 @@ def test_beyond_what_is_kept_nothing_of_all_pairs_is():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
         gradients(scheme, "auto", 2048, 2048, rows=1)
     assert max(kept) <= 2048 * 64
+
+
+@pytest.mark.parametrize("m", [1, 2, 5, 30])
+@pytest.mark.parametrize(("n_queries", "n_keys"), [(13, 13), (4, 13), (1, 13)])
+def test_values_of_distance_are_the_formula(n_queries, n_keys, m, monkeypatch):
+    """In float64, with gradients to all, and theirs."""
+    monkeypatch.setattr(learned_pairs, "BLOCK", 3)
+    torch.manual_seed(0)
+    offset, near = n_keys - n_queries, torch.randn(m, 4, dtype=torch.float64, requires_grad=True)
+    q, k, v = (torch.randn(2, 2, n, 4, dtype=torch.float64, requires_grad=True) for n in (n_queries, n_keys, n_keys))
+    bias = torch.randn(2, 2, n_queries, n_keys, dtype=torch.float64, requires_grad=True)
+    tensors = (q, k, v, bias, near)
+
+    def ours(q, k, v, bias, near):
+        return learned_pairs.attend(q, k, v, bias, 0.7, offset, near)
+
+    back = offset + torch.arange(n_queries)[:, None] - torch.arange(n_keys)
+    weights = (0.7 * q @ k.mT + bias).masked_fill(back < 0, -torch.inf).softmax(-1)
+    expected = weights @ v + (weights[..., None] * near[back.clamp(0, m - 1)]).sum(-2)
+    torch.testing.assert_close(ours(*tensors), expected, rtol=0, atol=1e-12)
+    upstream = torch.randn_like(expected)
+    for graph in (False, True):
+        found = grad(ours(*tensors), tensors, upstream, create_graph=graph)
+        for a, b in zip(found, grad(expected, tensors, upstream, retain_graph=True), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    assert gradgradcheck(ours, tensors, fast_mode=True)

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from pezoo.contract import Encoding, Positions, Shape, Traits, settle
+from pezoo.encodings.relative._shear import by_key, by_query, counted, fits
 from pezoo.errors import UserError
 from pezoo.registry import register, setting
 
@@ -123,19 +124,32 @@ class DeBERTa(Encoding):
     def content(self, q: Tensor, k: Tensor, positions: Positions) -> Tensor:
         """(q_i . K[c(i, j)] + k_j . Q[c(j, i)]) / sqrt(3 d), or one of the two over sqrt(2 d)."""
         tables = dict(zip(self.sides, positions.prepared[:, positions.layer].transpose(-1, -2), strict=True))
+        if fits(positions):
+            return self.sheared(q, k, tables, positions)
         distance, terms = settle(positions.distance()).round(), []
         if "c2p" in tables:
-            terms.append(_pick(q @ tables["c2p"].to(q.dtype), self.row(distance)))
+            terms.append(_pick(q @ tables["c2p"].to(q.dtype), self.row(distance)[:, None]))
         if "p2c" in tables:
             back = self.row(-distance if self.config.position_to_content == "paper" else distance)
-            terms.append(_pick(k @ tables["p2c"].to(k.dtype), back.transpose(-1, -2)).transpose(-1, -2))
+            terms.append(_pick(k @ tables["p2c"].to(k.dtype), back[:, None].transpose(-1, -2)).transpose(-1, -2))
         return reduce(torch.add, terms) * self.scale()
 
+    def sheared(self, q: Tensor, k: Tensor, tables: dict[str, Tensor], positions: Positions) -> Tensor:
+        """The same where distances follow from places."""
+        distances, most = counted(positions, self.max_distance)
+        distances, terms = settle(distances).round(), []
+        if "c2p" in tables:
+            terms.append(by_query(q, tables["c2p"].mT[:, self.row(distances)] * self.scale(), most, positions))
+        if "p2c" in tables:
+            rows = self.row(-distances if self.config.position_to_content == "paper" else distances)
+            terms.append(by_key(k, tables["p2c"].mT[:, rows] * self.scale(), most, positions))
+        return reduce(torch.add, terms)
+
     def row(self, distance: Tensor) -> Tensor:
-        """Rows of the table for whole distances (R, Lq, Lk), with an axis for the heads."""
+        """Rows of the table for whole distances of any shape."""
         if self.config.buckets:
             distance = log_bucket(distance, self.config.buckets, self.max_distance)
-        return (distance + self.reach).clamp(0, 2 * self.reach - 1).long()[:, None]
+        return (distance + self.reach).clamp(0, 2 * self.reach - 1).long()
 
 
 def _pick(products: Tensor, rows: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pezoo.contract import Encoding, Positions, Shape, Traits, settle
+from pezoo.encodings.relative._shear import by_key, by_query, counted, fits
 from pezoo.registry import register, setting
 
 
@@ -60,13 +61,22 @@ class Shaw(Encoding):
         """Each layer has tables of its own."""
         return True
 
+    def row(self, distance: Tensor) -> Tensor:
+        """Row c of real distances, query minus key, of any shape."""
+        clip = self.config.clip
+        return ((-settle(distance)).round().clamp(-clip, clip) + clip).long()
+
     def rows(self, positions: Positions) -> Tensor:
         """c_ij, (R, 1, Lq, Lk)."""
-        clip = self.config.clip
-        return ((-settle(positions.distance())).round().clamp(-clip, clip) + clip).long()[:, None]
+        return self.row(positions.distance())[:, None]
 
     def content(self, q: Tensor, k: Tensor, positions: Positions) -> Tensor:
         """q_i . aK[c_ij] / sqrt(d), and the same of k_j."""
+        if fits(positions):
+            distances, most = counted(positions, self.config.clip)
+            table = self.keys[self.row(distances)][None] * self.scale()
+            logits = by_query(q, table, most, positions)
+            return logits + by_key(k, table, most, positions) if self.config.by == "both" else logits
         rows = self.rows(positions)
         logits = self.meet(q, rows)
         return logits + self.meet(k, rows.mT).mT if self.config.by == "both" else logits
@@ -84,3 +94,12 @@ class Shaw(Encoding):
         shares = weights.new_zeros(*weights.shape[:-1], len(self.values))
         shares = shares.scatter_add(-1, self.rows(positions).expand_as(weights), weights)
         return out + shares @ self.values.to(v.dtype)
+
+    def near_values(self, positions: Positions) -> Tensor | None:
+        """AV of each distance from 0 on."""
+        if self.values is None:
+            return self.keys[:0]
+        if not fits(positions):
+            return None
+        distances, _ = counted(positions, self.config.clip)
+        return self.values[self.row(distances[distances >= 0].flip(0))]

@@ -7,7 +7,8 @@ W: projection of each layer from the sinusoid to a head, without bias; u, v: lea
 
 Shapes: content (B, H, Lq, Lk). With (a, b) = W^T (q_i + v), of sines and of cosines, the position term is sum_k a_k
 sin(n w_k) + b_k cos(n w_k), n = p_i - p_j. By the angle sum formulas that is a product of (a, b), turned by p_i, with
-the sinusoid of p_j: any real coordinates, and no table of distances.
+the sinusoid of p_j: any real coordinates, and no table of distances. Where coordinates are regular and many, W R(n) is
+made once of each distance, and products with it are sheared (`_shear`).
 Training and testing: the same; nothing is clipped. Segment recurrence is a matter of its own.
 
 Source: Dai, Yang, Yang, Carbonell, Le, Salakhutdinov 2019 (arXiv 1901.02860), section 3.3. All start from N(0,
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from pezoo.contract import Encoding, Positions, Shape, Traits
 from pezoo.encodings.absolute.sinusoidal import sinusoid_frequencies
+from pezoo.encodings.relative._shear import by_query, counted, fits
 from pezoo.registry import register, setting
 
 
@@ -64,17 +66,28 @@ class TransformerXL(Encoding):
         """Frequencies w_k, (ceil(D / 2),)."""
         return sinusoid_frequencies(self.shape, self.config.base)
 
-    def prepare(self, positions: Positions) -> Tensor:
-        """Sines and cosines, (R, 1, M, 2n), of the keys' coordinates, or of a ruler's signed distances."""
+    def prepare(self, positions: Positions) -> Tensor | tuple[Tensor, int]:
+        """Sines and cosines, (R, 1, M, 2n), of the keys' coordinates, or of a ruler's signed distances.
+
+        Where distances follow from places: W R of each layer, (layers, H, m, d), for distances from the largest down,
+        and which that is.
+        """
         coordinates = positions.key
         if positions.ruler is not None:
             coordinates = torch.cat((-positions.ruler[:, 1:].flip(1), positions.ruler), dim=1)
+        elif fits(positions) and len(positions.key) == 1 == len(positions.angles(positions.key[:, :1])):
+            distances, most = counted(positions, torch.inf)
+            return _sinusoid(positions.angles(distances[None]))[0] @ self.project.float().mT, most
         return _sinusoid(positions.angles(coordinates))
 
     def content(self, q: Tensor, k: Tensor, positions: Positions) -> Tensor:
         """(u . k_j + (q_i + v) . W R(p_i - p_j)) / sqrt(d)."""
         layer = positions.layer
         u, v = (x[layer % len(x), :, None].float() for x in (self.u, self.v))
+        if isinstance(positions.prepared, tuple):
+            tables, most = positions.prepared
+            position = by_query((q.float() + v) * self.scale(), tables[layer], most, positions)
+            return position + (u * self.scale()) @ k.float().mT
         a = (q.float() + v) @ self.project[layer].float()  # (B, H, Lq, 2n): of each sine and each cosine
         if positions.ruler is None:
             sine, cosine = _sinusoid(positions.angles(positions.query)).chunk(2, dim=-1)
