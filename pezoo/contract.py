@@ -211,6 +211,13 @@ class Encoding(Member):
             return None
         return self.distance_bias(positions.distance()).movedim(0, 1)
 
+    def key_bias(self, positions: Positions) -> Tensor | None:
+        """`bias` without what all keys of a query share, which softmax ignores, (R, H, Lk); None if it is of pairs.
+
+        Stated beside `bias`, so that fused attention needs no tensor of pairs.
+        """
+        return None
+
     def product(self, q: Tensor, k: Tensor, positions: Positions) -> Tensor:
         """What stands for q k^T of rotated queries and keys, before it is scaled, (B, H, Lq, Lk)."""
         return q @ k.transpose(-1, -2)

@@ -93,11 +93,21 @@ class FoX(Encoding):
         """Logarithms of the gates, (B, L, H); None where gates read nothing."""
         return F.logsigmoid(self.gate(x)) if self.config.gate == "full" else None
 
+    def slope(self, positions: Positions) -> Tensor:
+        """What gates that read nothing add per token, (H,)."""
+        if self.config.gate == "bias_only":
+            return F.softplus(-self.b)
+        return to_device(torch.tensor(self.first_slopes(), dtype=torch.float32), positions.key.device)
+
     def bias(self, positions: Positions) -> Tensor:
         """The sum of ln f over the tokens after a key up to the query; where all are equal, slope times distance."""
         if positions.read is None:
-            fixed = torch.tensor(self.first_slopes(), dtype=torch.float32)
-            slope = F.softplus(-self.b) if self.config.gate == "bias_only" else to_device(fixed, positions.key.device)
-            return -slope[:, None, None] * positions.steps()[:, None]
+            return -self.slope(positions)[:, None, None] * positions.steps()[:, None]
         total = positions.sums(positions.read).mT  # (B, H, Lk)
         return positions.of_queries(total, 2)[..., None] - total[:, :, None]
+
+    def key_bias(self, positions: Positions) -> Tensor:
+        """The part of the key: minus the sum of ln f up to it, or slope times place."""
+        if positions.read is None:
+            return self.slope(positions)[:, None] * positions.key_index[:, None]
+        return -positions.sums(positions.read).mT
