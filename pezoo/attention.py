@@ -155,7 +155,7 @@ def chunks(q: Tensor, v: Tensor, composition: Composition) -> tuple[str, str]:
     near = fused and _narrows(composition, table)
     reach = "; keys out of reach are left out" if near else ""
     again = "; chunks are computed again in the backward pass" * (grad and not (fused and _keeps(q, v)))
-    if _of_keys(q, v, composition) is not None:
+    if key_bias.find(q, v, composition) is not None:
         return "key_bias.attend", "fused, with one number per key and head"
     if table is not None and learned_table.fits(q, v, table):
         words = f"fused, with a backward pass of its own for the row of numbers per head that is learned{reach}"
@@ -173,12 +173,6 @@ def _fuses(q: Tensor, v: Tensor, composition: Composition) -> bool:
     """Whether chunks can be fused: content then joins the bias of pairs, and values may differ by distance."""
     near = composition.uses("mix") and learned_pairs.fits(q, v) and composition.near_values() is not None
     return _observer is None and fused_refusal(composition, but=("content", *["mix"] * near)) is None
-
-
-def _of_keys(q: Tensor, v: Tensor, composition: Composition) -> Tensor | None:
-    """The bias if it is one of the key alone, and nothing else keeps a fused pass from it."""
-    alone = _observer is None and fused_refusal(composition) is None and learned_pairs.fits(q, v)
-    return composition.key_bias() if alone else None
 
 
 def _narrows(composition: Composition, table: Tensor | None) -> bool:
@@ -329,9 +323,8 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
     rotated = _rotated(q, k, composition)
     if _observer is None and can_merge(rotated[0][0], v, composition):
         return merged(v, composition, rotated)
-    if (bias := _of_keys(rotated[0][0], v, composition)) is not None:
-        q, k = sharpen(rotated[0][0], composition.sigma()), rotated[0][1]
-        return key_bias.attend(q, k, v, bias, composition.scale, composition.positions.offset)
+    if _observer is None and (bias := key_bias.find(rotated[0][0], v, composition)) is not None:
+        return key_bias.attend(*rotated[0], v, bias, composition)
     fused, content = _fuses(rotated[0][0], v, composition), any(map(composition.uses, ("content", "mix")))
     table = composition.distance_table() if fused and not content else None
     single = composition.positions.key_document is None

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pezoo.composition import typed
+from pezoo.composition import Composition, fused_refusal, sharpen, typed
 from pezoo.contract import in_float32
-from pezoo.learned_pairs import Block, Span, by_definition, gradients
+from pezoo.learned_pairs import Block, Span, by_definition, fits, gradients
 
 BLOCK = 128
 """Queries of a block."""
@@ -28,20 +28,29 @@ NOTHING = 104.0
 """exp of minus this is 0 in float32."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, offset: int) -> Tensor:
-    """Attention under a bias of keys, in which query i sees the keys up to i + offset.
+def find(q: Tensor, v: Tensor, composition: Composition) -> Tensor | None:
+    """The bias, (1 or B, 1 or H, Lk), if it is one of keys alone and the kernel takes q, (B, H, Lq, d), and v."""
+    return composition.key_bias() if fits(q, v) and fused_refusal(composition) is None else None
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, composition: Composition) -> Tensor:
+    """Attention under a bias of keys.
 
     Args:
         q: queries, (B, H, Lq, d), rotated.
         k: keys, (B, H, Lk, d), rotated.
         v: values, (B, H, Lk, d).
-        bias: (1 or B, 1 or H, Lk).
-        scale: the factor on q k^T.
-        offset: place of the first query among the keys.
+        bias: what `find` gave.
+        composition: what the scheme adds at this layer.
 
     Returns:
         (B, H, Lq, d), in the dtype of v. It can be differentiated twice, then with all pairs in memory.
     """
+    return _attend(sharpen(q, composition.sigma()), k, v, bias, composition.scale, composition.positions.offset)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, offset: int) -> Tensor:
+    """The same, where query i sees the keys up to i + offset."""
     bias = typed(bias, q).expand(*k.shape[:2], -1)
     spans = _spans(q, k, bias, scale, offset)
     out: Tensor = _Attention.apply(q, k, v, bias, scale, offset, spans)[0]  # type: ignore[no-untyped-call]
