@@ -3,7 +3,7 @@
 Legend: B batch, R rows (1 or B), H heads, Lq queries, Lk keys, d head_dim.
 
     logits = sigma (scale q' k'^T + content(q, k)) + bias       q', k' rotated; sigma from extensions such as LogN
-    out    = mix(softmax(logits where visible), v)
+    out    = mix(softmax(logits where visible), v')              v' with what encodings add to values
 
 An encoding may have a product of its own for q' k'^T, or another normaliser than softmax. A sink is one more logit in
 the softmax of each head, for which there is no value. q' and k' may be wider than v.
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pezoo import learned_pairs, learned_table
+from pezoo import key_bias, learned_pairs, learned_table
 from pezoo.composition import Composition, fused_refusal, sharpen, typed
 from pezoo.contract import in_float32, overrides
 from pezoo.errors import UserError, suggest
@@ -89,7 +89,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, composition: Composition, backend: s
         raise UserError(f"back-end {backend!r} cannot run this scheme: {reason}; use backend=auto")
     q, k, v = _autocast(q, k, v)
     with in_float32(q.device):
-        return BACKENDS[backend](q, k, v, composition)
+        return BACKENDS[backend](q, k, composition.change_values(v), composition)
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -155,6 +155,8 @@ def chunks(q: Tensor, v: Tensor, composition: Composition) -> tuple[str, str]:
     near = fused and _narrows(composition, table)
     reach = "; keys out of reach are left out" if near else ""
     again = "; chunks are computed again in the backward pass" * (grad and not (fused and _keeps(q, v)))
+    if key_bias.find(q, v, composition) is not None:
+        return "key_bias.attend", "fused, with one number per key and head"
     if table is not None and learned_table.fits(q, v, table):
         words = f"fused, with a backward pass of its own for the row of numbers per head that is learned{reach}"
         return "learned_table.attend", words
@@ -315,6 +317,8 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
     rotated = _rotated(q, k, composition)
     if _observer is None and can_merge(rotated[0][0], v, composition):
         return merged(v, composition, rotated)
+    if _observer is None and (bias := key_bias.find(rotated[0][0], v, composition)) is not None:
+        return key_bias.attend(*rotated[0], v, bias, composition)
     fused, content = _fuses(rotated[0][0], v, composition), any(map(composition.uses, ("content", "mix")))
     table = composition.distance_table() if fused and not content else None
     single = composition.positions.key_document is None

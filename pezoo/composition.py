@@ -172,9 +172,26 @@ class Composition:
                 )
         return q, k
 
+    def change_values(self, v: Tensor) -> Tensor:
+        """Values (B, H, Lk, d) as the encodings change them, one after the other."""
+        for part in self.base:
+            v = part.encoding.change_values(v, part.positions)
+        return v
+
     def owner(self, hook: str) -> int:
         """Which encoding has a hook that one alone can have; the first if all have the default."""
         return next((i for i, p in enumerate(self.base) if overrides(p.encoding, hook)), 0)
+
+    def key_bias(self) -> Tensor | None:
+        """The bias as one number for each key, (R, H, Lk), but for what softmax ignores; None if it needs more.
+
+        It can be had in a decoder without packed rows, where nothing hides keys or joins them.
+        """
+        biased = [p for p in self.base if any(overrides(p.encoding, hook) for hook in ("bias", "distance_bias"))]
+        single = self.positions.causal and self.positions.key_document is None
+        if len(biased) != 1 or not single or any(map(self.uses, ("branches", "mask", "sink"))):
+            return None
+        return biased[0].encoding.key_bias(biased[0].positions)
 
     def distance_table(self) -> Tensor | None:
         """The whole bias as one row a head, (H, Lk + Lq - 1), entry m at distance largest - m; None if it needs more.

@@ -158,8 +158,8 @@ class Member(Registered, nn.Module):
 class Encoding(Member):
     """How positions enter the model. Subclasses keep `__init__(shape, config)` and override what their paper changes.
 
-    Attention may ask for some queries at a time: `embed`, `read` and `rotate` always see a whole call. `bias`,
-    `product`, `content`, `normalise` and `mix` may see a slice of its queries and a prefix of its keys. Then
+    Attention may ask for some queries at a time: `embed`, `read`, `rotate` and `change_values` see a whole call always;
+    `bias`, `product`, `content`, `normalise` and `mix` may see a slice of its queries and a prefix of its keys. Then
     `positions.prepared` is unchanged, and `positions.read` is that of the keys: a prefix, begun at the first token.
     """
 
@@ -193,6 +193,10 @@ class Encoding(Member):
         """
         return q, k
 
+    def change_values(self, v: Tensor, positions: Positions) -> Tensor:
+        """Values (B, H, Lk, d), each changed by its own position. Pairs of a far region see the same ones."""
+        return v
+
     def scale(self) -> float:
         """What q k^T is multiplied by."""
         return float(self.shape.head_dim**-0.5)
@@ -207,6 +211,13 @@ class Encoding(Member):
             return None
         return self.distance_bias(positions.distance()).movedim(0, 1)
 
+    def key_bias(self, positions: Positions) -> Tensor | None:
+        """`bias` without what all keys of a query share, which softmax ignores, (R, H, Lk); None if it is of pairs.
+
+        Stated beside `bias`, so that fused attention needs no tensor of pairs.
+        """
+        return None
+
     def product(self, q: Tensor, k: Tensor, positions: Positions) -> Tensor:
         """What stands for q k^T of rotated queries and keys, before it is scaled, (B, H, Lq, Lk)."""
         return q @ k.transpose(-1, -2)
@@ -220,7 +231,7 @@ class Encoding(Member):
         return torch.softmax(logits, dim=-1)
 
     def mix(self, weights: Tensor, v: Tensor, positions: Positions) -> Tensor:
-        """Attention weights (B, H, Lq, Lk) applied to the values (B, H, Lk, d)."""
+        """Attention weights (B, H, Lq, Lk) applied to the values (B, H, Lk, d), where `change_values` is not enough."""
         return weights @ v
 
     def near_values(self, positions: Positions) -> Tensor | None:

@@ -308,7 +308,7 @@ def _in_order(members: Sequence[MemberSpec]) -> tuple[MemberSpec, ...]:
 
 def offers(encoding: type[Encoding]) -> dict[str, bool]:
     """What an encoding has for extensions to work on, read from the hooks it overrides and its traits."""
-    hooks = ("rotate", "bias", "distance_bias", "product", "content", "normalise", "mix")
+    hooks = ("rotate", "bias", "distance_bias", "product", "content", "normalise", "change_values", "mix")
     reads = [] if encoding.traits.contextual else [h for h in ("embed", *hooks) if overrides(encoding, h)]
     in_attention = any(h in hooks for h in reads)
     return {

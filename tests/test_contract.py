@@ -186,6 +186,7 @@ def test_identity_defaults():
     q = torch.randn(1, 2, 3, 4)
     assert encoding.embed(q, positions) is q
     assert encoding.rotate(q, q, positions) == (q, q)
+    assert encoding.change_values(q, positions) is q
     assert encoding.bias(positions) is encoding.content(q, q, positions) is encoding.inv_freq() is None
     assert torch.equal(encoding.mix(q @ q.mT, q, positions), q @ q.mT @ q)
     assert encoding.scale() == 0.5

@@ -402,6 +402,10 @@ def test_every_hook_of_attention_finds_what_was_read_for_its_keys(monkeypatch):
         def bias(self, positions):
             self.look("bias", positions, positions.key.shape[1])
 
+        def change_values(self, v, positions):
+            self.look("change_values", positions, v.shape[2])
+            return v
+
         def normalise(self, logits, positions):
             self.look("normalise", positions, logits.shape[3])
             return super().normalise(logits, positions)
@@ -415,7 +419,7 @@ def test_every_hook_of_attention_finds_what_was_read_for_its_keys(monkeypatch):
     for backend in ("eager", "chunked"):
         asked.clear()
         out = pezoo.attend(created("looking"), q[:, :, 4:], k, v, x=x, backend=backend)
-        assert asked == {"rotate", "product", "content", "bias", "normalise", "mix"}
+        assert asked == {"rotate", "product", "content", "bias", "change_values", "normalise", "mix"}
         torch.testing.assert_close(out, pezoo.attend(created("nope"), q[:, :, 4:], k, v))
 
 

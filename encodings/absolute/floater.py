@@ -78,20 +78,29 @@ class Floater(Encoding):
             largest = positions.bounds[1]
         else:  # keys of other documents may lie further than queries
             largest = max(positions.largest(), float(positions.key.max()))
-        (a, a_bias), (b, b_bias) = ((m.weight.float(), m.bias.float()) for m in (self.hidden, self.out))
+        n_steps, h = max(1, math.ceil(largest / self.span)), self.span * self.config.step
+        times = torch.arange(2 * n_steps + 1, device=self.start.device) * (h / 2)
+        # What time adds to each layer of the network, at all times at once: the steps are many, and small.
+        (a, at), (b, bt) = (
+            (m.weight[:, :-1].float().T, (m.bias.float() + times[:, None] * m.weight[:, -1].float()).unbind())
+            for m in (self.hidden, self.out)
+        )
 
-        def slope(t: float, c: Tensor) -> Tensor:
-            h = F.silu(F.linear(c, a[:, :-1], a_bias + t * a[:, -1]))
-            return F.linear(h, b[:, :-1], b_bias + t * b[:, -1]).tanh()
+        def slope(half_steps: int, c: Tensor) -> Tensor:
+            return torch.addmm(bt[half_steps], F.silu(torch.addmm(at[half_steps], c, a)), b).tanh()
 
-        h, c, nodes = self.span * self.config.step, self.start.float(), []
-        for i in range(max(1, math.ceil(largest / self.span)) + 1):
-            one = slope(i * h, c)
-            nodes.append(torch.stack((c, h * one)))
-            two = slope((i + 0.5) * h, c + h / 2 * one)
-            three = slope((i + 0.5) * h, c + h / 2 * two)
-            c = c + h / 6 * (one + 2 * two + 2 * three + slope((i + 1) * h, c + h * three))
-        return torch.stack(nodes)
+        states, slopes = [self.start.float().flatten(0, 1)], list[Tensor]()
+        for i in range(0, 2 * n_steps, 2):
+            c = states[-1]
+            one = slope(i, c)
+            two = slope(i + 1, torch.add(c, one, alpha=h / 2))
+            three = slope(i + 1, torch.add(c, two, alpha=h / 2))
+            four = slope(i + 2, torch.add(c, three, alpha=h))
+            total = torch.add(one + four, two + three, alpha=2)
+            slopes.append(one)
+            states.append(torch.add(c, total, alpha=h / 6))
+        slopes.append(slope(2 * n_steps, states[-1]))
+        return torch.stack((torch.stack(states), torch.stack(slopes) * h), dim=1).unflatten(2, self.start.shape[:2])
 
     def _code(self, which: int, coordinates: Tensor, positions: Positions) -> Tensor:
         """Codes of this layer for q (0), k (1) or v (2) at coordinates (R, L), (R, H, L, d)."""
@@ -109,6 +118,6 @@ class Floater(Encoding):
         q = q + self._code(0, positions.query, positions).to(q.dtype)
         return q, k + self._code(1, positions.key, positions).to(k.dtype)
 
-    def mix(self, weights: Tensor, v: Tensor, positions: Positions) -> Tensor:
-        """Apply the weights to v + c_v."""
-        return weights @ (v + self._code(2, positions.key, positions).to(v.dtype))
+    def change_values(self, v: Tensor, positions: Positions) -> Tensor:
+        """Add c_v to v."""
+        return v + self._code(2, positions.key, positions).to(v.dtype)

@@ -5,8 +5,8 @@
 P: table of learned positions, N: layer normalisation, U_q and U_k: projections of each head; nothing is added to the
 input. One table and one pair of projections serve all layers. b is the bias of `t5`.
 
-Shapes: bias (R, H, Lq, Lk) from tables (N, H d) of projected rows; a real coordinate reads between its two rows,
-linearly.
+Shapes: bias (R, H, Lq, Lk) of projected rows (R, H, L, d), read from tables (N, H d); a real coordinate reads between
+its two rows, linearly.
 Training and testing: the same. A coordinate outside the table raises `Undefined`, as for `learned`.
 
 Source: Ke, He, Liu 2020 (arXiv 2006.15595). Initialisation N(0, 0.02^2), as in the authors' code.
@@ -17,6 +17,7 @@ projected rows, gives [CLS] relative buckets of its own, and U_q and U_k a bias,
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,24 @@ from pezoo.contract import Encoding, Positions, Shape, Traits
 from pezoo.encodings.absolute.learned import check_rows, read_rows
 from pezoo.encodings.bias.t5 import T5
 from pezoo.registry import register, setting
+
+FEW = 2**16
+"""Pairs up to which each layer makes the bias anew, which is as fast."""
+MOST = 2**22
+"""Numbers in a bias that layers share, at most."""
+
+
+class Prepared(NamedTuple):
+    """What all layers share."""
+
+    offset: int
+    """Place of the first query among the keys."""
+    q: Tensor
+    """U_q N(P) of the queries, (R, H, Lq, d)."""
+    k: Tensor
+    """U_k N(P) of the keys, (R, H, Lk, d)."""
+    shared: Tensor | None
+    """The bias, (R, H, Lq, Lk)."""
 
 
 def _count(shape: Shape, config: "TUPE.Config") -> int:
@@ -77,15 +96,32 @@ class TUPE(Encoding):
         """Raise `Undefined` for coordinates outside the table."""
         check_rows("tupe", len(self.table), positions)
 
-    def prepare(self, positions: Positions) -> tuple[Tensor, Tensor]:
-        """U_q N(P) and U_k N(P) of every row of the table, (N, H d) each."""
-        return self.project(self.norm(self.table)).chunk(2, dim=-1)
+    def prepare(self, positions: Positions) -> Prepared:
+        """U_q N(P) of the queries and U_k N(P) of the keys; while gradients are kept, the bias too if it is not large.
+
+        Each layer would keep a bias of its own then; else it makes what it looks at, chunk by chunk.
+        """
+        tables = self.project(self.norm(self.table)).chunk(2, dim=-1)
+        coordinates, heads = (positions.query, positions.key), (self.shape.n_heads, self.shape.head_dim)
+        q, k = (
+            read_rows(table, where).float().unflatten(-1, heads).transpose(1, 2)
+            for table, where in zip(tables, coordinates, strict=True)
+        )
+        n_pairs = q.shape[-2] * k.shape[-2]
+        share = torch.is_grad_enabled() and n_pairs > FEW and n_pairs * heads[0] * len(q) <= MOST
+        return Prepared(positions.offset, q, k, self._pairs(q, k, positions) if share else None)
 
     def bias(self, positions: Positions) -> Tensor:
         """The term of positions, (R, H, Lq, Lk)."""
-        coordinates, heads = (positions.query, positions.key), (self.shape.n_heads, self.shape.head_dim)
-        rows = map(read_rows, positions.prepared, coordinates)
-        q, k = (r.float().unflatten(-1, heads).transpose(1, 2) for r in rows)
+        prepared, n_queries, n_keys = positions.prepared, positions.query.shape[1], positions.key.shape[1]
+        start = positions.offset - prepared.offset
+        rows = slice(start, start + n_queries)
+        if prepared.shared is not None:
+            return prepared.shared[..., rows, :n_keys]
+        return self._pairs(prepared.q[..., rows, :], prepared.k[..., :n_keys, :], positions)
+
+    def _pairs(self, q: Tensor, k: Tensor, positions: Positions) -> Tensor:
+        """The bias of pairs, from projected rows (R, H, Lq or Lk, d)."""
         bias = q @ k.transpose(-1, -2) * self.scale()
         if self.first is not None:
             is_first = (positions.key_index == 0)[:, None, None, :]

@@ -6,7 +6,8 @@ x_t: the layer's input (after the norm); w, b: of each layer and head. After exp
 the gates of all later tokens up to the query. With equal gates this is ALiBi of slope -ln f: the ablations are
 `gate=fixed`, gates that are numbers, and `gate=bias_only`, where b is learned and w is not there.
 
-Shapes: gates (B, L, H), read once per token and kept while decoding; bias (B, H, Lq, Lk), a difference of two sums.
+Shapes: gates (B, L, H), read once per token and kept while decoding; bias (B, H, Lq, Lk), a difference of two sums,
+of which fused attention needs that of the key.
 Training and testing: the same; no length is special. It reads no coordinates, so extensions of these do not fit: masks
 leave the gates as they are. An encoder is refused.
 
@@ -16,8 +17,8 @@ Departures: the fixed gates start from ALiBi's slopes unless `min_time` and `max
 slopes 1/tau logarithmically, tau_1 = min_time ... tau_H = max_time, and their `bias_only` starts from b = 0 without
 them (both times 1.4427, or 1 / ln 2). The times of the paper's ablation could not be established. The rest of the
 authors' "Pro" block is no encoding. QK-norm and token shift are settings of the model (`model.qk_norm`,
-`model.token_shift`); output gate and norm are not here, and neither is the pruning of keys that are forgotten, which
-changes no result.
+`model.token_shift`); output gate and norm are not here. Keys that are forgotten for good are left out where attention
+is fused, which changes no result (their later paper, arXiv 2504.06949).
 """
 
 from dataclasses import dataclass
@@ -93,11 +94,21 @@ class FoX(Encoding):
         """Logarithms of the gates, (B, L, H); None where gates read nothing."""
         return F.logsigmoid(self.gate(x)) if self.config.gate == "full" else None
 
+    def slope(self, positions: Positions) -> Tensor:
+        """What gates that read nothing add per token, (H,)."""
+        if self.config.gate == "bias_only":
+            return F.softplus(-self.b)
+        return to_device(torch.tensor(self.first_slopes(), dtype=torch.float32), positions.key.device)
+
     def bias(self, positions: Positions) -> Tensor:
         """The sum of ln f over the tokens after a key up to the query; where all are equal, slope times distance."""
         if positions.read is None:
-            fixed = torch.tensor(self.first_slopes(), dtype=torch.float32)
-            slope = F.softplus(-self.b) if self.config.gate == "bias_only" else to_device(fixed, positions.key.device)
-            return -slope[:, None, None] * positions.steps()[:, None]
+            return -self.slope(positions)[:, None, None] * positions.steps()[:, None]
         total = positions.sums(positions.read).mT  # (B, H, Lk)
         return positions.of_queries(total, 2)[..., None] - total[:, :, None]
+
+    def key_bias(self, positions: Positions) -> Tensor:
+        """The part of the key: minus the sum of ln f up to it, or slope times place."""
+        if positions.read is None:
+            return self.slope(positions)[:, None] * positions.key_index[:, None]
+        return -positions.sums(positions.read).mT

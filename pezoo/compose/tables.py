@@ -22,6 +22,7 @@ _BESIDE = {
     "bias": "adds a bias",
     "distance_bias": "adds a bias",
     "normalise": "replaces the softmax",
+    "change_values": "changes the values",
     "mix": "changes the values",
     "branches": "has a far region",
     "sink": "has a sink",

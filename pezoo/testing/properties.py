@@ -41,7 +41,7 @@ TOLERANCE = 2e-4
 """What counts as the same, relative to the largest logit."""
 ROUNDING = 1e-5
 """What float32 may change in logits that are the same, relative to the largest."""
-HOOKS = ("embed", "rotate", "bias", "distance_bias", "product", "content", "normalise", "mix")
+HOOKS = ("embed", "rotate", "bias", "distance_bias", "product", "content", "normalise", "change_values", "mix")
 """What an encoding brings positions in by."""
 
 

@@ -9,7 +9,9 @@ from scipy.integrate import solve_ivp
 import pezoo
 from helpers import reals, vectors
 from pezoo import UserError
+from pezoo.attention import choice
 from pezoo.contract import Positions, Shape, Undefined
+from pezoo.encodings.absolute import tupe
 from pezoo.registry import entry, make_config
 
 WIDTH, HEADS, LENGTH = 8, 2, 6
@@ -155,6 +157,33 @@ def test_floater_adds_its_codes_to_queries_keys_and_values():
         torch.testing.assert_close(out.double(), attention(logits, v + c[2]), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("text", ["floater", "rope+floater+rerope:window=40", "floater+shaw"])
+def test_what_changes_values_is_the_same_in_all_back_ends(text, causal):
+    """With grouped heads, rows that are padded, gradients, and far regions, in which values stay those of the text."""
+    n_tokens, width = 301, WIDTH // HEADS
+    scheme = pezoo.create(text, d_model=WIDTH, n_heads=HEADS, n_layers=2, train_length=LENGTH, causal=causal)
+    valid = torch.arange(n_tokens) < torch.tensor([[n_tokens], [270]])
+    drawn, weight = vectors(3, 2, HEADS, n_tokens, width), vectors(2, HEADS, n_tokens, width, seed=1)
+    found = {}
+    for known in ({}, {"valid": valid}):
+        positions = scheme.positions(2, n_tokens, phase="test", **known)
+        for backend in ("eager", "chunked", "auto"):
+            q, k, v = (t.clone().requires_grad_() for t in (drawn[0], *drawn[1:, :, :1]))
+            out = pezoo.attend(scheme, q, k, v, positions=positions, layer=1, backend=backend)
+            inputs = [q, k, v, *(p for p in scheme.parameters())]
+            given = torch.autograd.grad((out * weight).sum(), inputs, materialize_grads=True)
+            found[backend] = out, *given
+            for ours, expected in zip(found[backend], found["eager"], strict=True):
+                torch.testing.assert_close(ours, expected, atol=1e-5 * float(expected.detach().abs().max()), rtol=1e-5)
+
+
+def test_floater_leaves_attention_fused():
+    scheme = pezoo.create("floater", d_model=WIDTH, n_heads=HEADS, n_layers=2, train_length=LENGTH)
+    group = scheme.prepare(scheme.positions(1, 600, phase="test")).layers[0][0]
+    assert choice(group.composition) == ("sdpa", "no bias, and no mask but causality")
+
+
 # tupe
 
 
@@ -209,6 +238,48 @@ def test_tupe_scales_content_and_positions_alike():
     for layer in range(3):  # one table serves all layers
         out = pezoo.attend(scheme, q, k, v, layer=layer, phase="test")
         torch.testing.assert_close(out.double(), attention(logits, v), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("text", ["tupe", "tupe:untie_first=true:relative=true", "tupe+logn+random"])
+def test_layers_of_tupe_may_share_a_bias(text, causal, monkeypatch):
+    """The same outputs and gradients as where each layer makes its own, for chunks, packed rows and decoding too."""
+    n_tokens, made = 41, []
+    sizes = {"d_model": WIDTH, "n_heads": HEADS, "n_layers": 3, "train_length": 64, "causal": causal}
+    scheme = pezoo.create(text, **sizes)
+    for parameter in scheme.parameters():
+        parameter.data.add_(vectors(*parameter.shape) / 2)
+    inner = tupe.TUPE._pairs
+    monkeypatch.setattr(tupe.TUPE, "_pairs", lambda *given: made.append(1) or inner(*given))
+    monkeypatch.setattr(pezoo.attention, "CHUNK", 16)
+    drawn, weight = vectors(3, 2, HEADS, n_tokens, WIDTH // HEADS), vectors(2, HEADS, n_tokens, WIDTH // HEADS, seed=1)
+    packed = (torch.arange(n_tokens) // torch.tensor([[13], [20]])).long()
+    for first, known in ((0, {}), (0, {"documents": packed}), (36, {}), (n_tokens - 1, {})):
+        found = {}
+        for few, backend in ((10**9, "eager"), (0, "eager"), (0, "chunked")):
+            monkeypatch.setattr(tupe, "FEW", few)
+            made.clear()
+            positions = scheme.positions(2, n_tokens, phase="train", rows=(0, 1), **known)
+            prepared = scheme.prepare(positions.slice(first, n_tokens, n_tokens))
+            q, k, v = (t.clone().requires_grad_() for t in drawn)
+            out = sum(prepared.attend(layer, q[:, :, first:], k, v, backend) * (1 + layer) for layer in range(3))
+            assert len(made) == (1 if few == 0 else 3)
+            ours = out, *torch.autograd.grad((out * weight[:, :, first:]).sum(), [q, k, v, *scheme.parameters()])
+            for given, expected in zip(ours, found.setdefault("alone", ours), strict=True):
+                torch.testing.assert_close(given, expected, rtol=1e-5, atol=1e-5 * float(expected.detach().abs().max()))
+
+
+def test_long_texts_of_tupe_share_no_bias(monkeypatch):
+    monkeypatch.setattr(tupe, "FEW", 0)
+    member = build("tupe", train_length=40)
+    positions = Positions.build(40, phase="test")
+    shared = member.prepare(positions)
+    monkeypatch.setattr(tupe, "MOST", HEADS * 40**2 - 1)
+    alone = member.prepare(positions)
+    assert shared.shared is not None
+    assert alone.shared is None
+    part = positions.slice(7, 20, 20)
+    torch.testing.assert_close(member.bias(part.replace(prepared=alone)), member.bias(part.replace(prepared=shared)))
 
 
 def test_tupe_ends_with_its_table():

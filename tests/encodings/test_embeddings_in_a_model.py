@@ -181,7 +181,6 @@ def test_shift_invariance_is_as_declared(scheme):
         ("floater+yarn", "frequencies"),
         ("tupe+t5", "logit scale"),
         ("tupe+deberta", "logit scale"),
-        ("floater+shaw", "relative values"),
         ("xpos+random:relative=toeplitz", "distances only"),
         ("nope+cape", "coordinates"),
     ],
