@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pezoo import key_bias, learned_pairs, learned_table
+from pezoo import key_bias, learned_pairs, learned_table, pairwise
 from pezoo.composition import Composition, fused_refusal, sharpen, typed
 from pezoo.contract import in_float32, overrides
 from pezoo.errors import UserError, suggest
@@ -149,6 +149,8 @@ def chunks(q: Tensor, v: Tensor, composition: Composition) -> tuple[str, str]:
     """
     if can_merge(q, v, composition):
         return "merged", "a fused pass for each region and range of keys, merged by log-sum-exps"
+    if pairwise.plan(q, composition):
+        return "pairwise.attend", "not fused, in blocks that fit a cache, with gradients by hand"
     grad, fused = torch.is_grad_enabled(), _fuses(q, v, composition)
     pairs = any(map(composition.uses, ("content", "mix")))
     table = composition.distance_table() if fused and not pairs else None
@@ -309,16 +311,18 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
     """Memory linear in length: `CHUNK` queries at a time, each against the keys it can see.
 
     Biases and masks of distance alone are read as a strided view of one row (see `_strided`). Content joins a bias of
-    pairs. What no fused kernel can hold runs eagerly, a chunk at a time. Keys out of a mask's reach are left out. While
-    gradients are kept, a chunk is computed again in the backward pass instead of being stored, unless the kernel stores
-    no pairs anyhow or they are few. A bias that is being learned has a backward pass of its own (`learned_table`,
-    `learned_pairs`).
+    pairs. What no fused kernel can hold runs eagerly, a chunk at a time, or as a member says for blocks of pairs
+    (`pairwise`). Keys out of a mask's reach are left out. While gradients are kept, a chunk is computed again in the
+    backward pass instead of being stored, unless the kernel stores no pairs anyhow or they are few. A bias that is
+    being learned has a backward pass of its own (`learned_table`, `learned_pairs`).
     """
     rotated = _rotated(q, k, composition)
     if _observer is None and can_merge(rotated[0][0], v, composition):
         return merged(v, composition, rotated)
     if _observer is None and (bias := key_bias.find(rotated[0][0], v, composition)) is not None:
         return key_bias.attend(*rotated[0], v, bias, composition)
+    if _observer is None and (by_hand := pairwise.plan(rotated[0][0], composition)):
+        return pairwise.attend(*rotated[0], v, by_hand)
     fused, content = _fuses(rotated[0][0], v, composition), any(map(composition.uses, ("content", "mix")))
     table = composition.distance_table() if fused and not content else None
     single = composition.positions.key_document is None
@@ -328,8 +332,7 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
     size = CHUNK if table is not None else max(1, min(CHUNK, PAIRS // (width * len(q))))
     if fused and content:
         size = min(size, learned_pairs.BLOCK)  # keys ahead of all of them are left out
-    if width < n_keys:
-        size = min(size, max(SMALLEST_CHUNK, width // 2))
+    size = min(size, max(SMALLEST_CHUNK, width // 2)) if width < n_keys else size
 
     def span(start: int, size: int) -> tuple[int, int, int, int]:
         """Some queries, and the keys that they may see."""
@@ -363,10 +366,9 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
 
     starts = range(0, n_queries, size)
     kept = not table.requires_grad if table is not None else fused and _keeps(q, v)  # a fixed table keeps no pairs
-    if torch.is_grad_enabled() and len(starts) > 1 and not kept:
-        return torch.cat([checkpoint(again, s, use_reentrant=False) for s in starts], dim=-2)
     if torch.is_grad_enabled():
-        return torch.cat([chunk(start) for start in starts], dim=-2)
+        anew = len(starts) > 1 and not kept
+        return torch.cat([checkpoint(again, s, use_reentrant=False) if anew else chunk(s) for s in starts], dim=-2)
     # Into one tensor: small outputs left between large temporaries keep these from being given back to the system.
     out = v.new_empty(*q.shape[:-1], v.shape[-1])
     for start in starts:

@@ -147,6 +147,34 @@ class Member(Registered, nn.Module):
     def check(self, positions: Positions) -> None:
         """Raise `Undefined` where the member has no value for a position."""
 
+    def pair_logits(self, product: Tensor, q: Tensor, bias: Tensor | None, seen: Tensor | None) -> tuple[Tensor, Any]:
+        """What `content` or `adapt` makes of a block of pairs of one row of the batch, where these read q k^T alone.
+
+        Stated beside them, with `pair_gradients`, by members that are slow otherwise: attention on a CPU then goes
+        through the pairs block by block. Keys come in reverse order, the last that any query of the block sees first.
+
+        Args:
+            product: scaled q k^T of n queries and m keys, (H, n, m); may be changed in place.
+            q: the queries, (H, n, d).
+            bias: of the encodings, (H, n, m), to be added, not changed; None is none.
+            seen: of the first columns, whether causality and documents show them, (n, columns), 1 or 0; None: all are.
+
+        Returns:
+            The logits, (H, n, m), finite where keys are not seen; and what `pair_gradients` needs.
+        """
+        raise NotImplementedError
+
+    def pair_gradients(
+        self, gradient: Tensor, kept: Any, q: Tensor, of_bias: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]:
+        """Gradients to what `pair_logits` reads, given that of its logits, (H, n, m), which may be changed in place.
+
+        Returns:
+            Gradients to the product; to q beside it, or None; to the bias, if `of_bias`, else anything; and to the
+            member's parameters, in their order.
+        """
+        raise NotImplementedError
+
     def refuses_task(self, task: Any) -> str | None:
         """Why, with these settings, it cannot serve a task (`pezoo.Task`), whose tokens it reads; None if it can.
 

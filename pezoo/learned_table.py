@@ -59,7 +59,7 @@ def attend(
     return out.flip(-2)
 
 
-def _view(table: Tensor, first: int, n_queries: int, n_keys: int) -> Tensor:
+def view(table: Tensor, first: int, n_queries: int, n_keys: int) -> Tensor:
     """(H, Lq, Lk), at (r, j) the column first + r + j of a table (H, n), as a view."""
     cut = table[:, first : first + n_queries + n_keys - 1]
     return cut.as_strided((len(cut), n_queries, n_keys), (cut.stride(0), 1, 1))
@@ -75,7 +75,7 @@ class _Attention(torch.autograd.Function):
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         found = []
         for start, stop, first, seen in spans:
-            mask = _view(table, start + first, stop - start, seen - first)[None]
+            mask = view(table, start + first, stop - start, seen - first)[None]
             keys = slice(first, seen)
             found.append(kernel(q[:, :, start:stop], k[:, :, keys], v[:, :, keys], 0.0, attn_mask=mask, scale=scale))
         outs, sums = zip(*found, strict=True)
@@ -94,7 +94,7 @@ class _Attention(torch.autograd.Function):
         tensors, scale = (q, k, v, table), ctx.scale
         with in_float32(gradient.device):
             if torch.is_grad_enabled():  # a graph of the gradients is wanted
-                whole = _view(table, 0, q.shape[-2], k.shape[-2])
+                whole = view(table, 0, q.shape[-2], k.shape[-2])
                 return (*by_definition(upstream, tensors, whole, scale, ctx.needs_input_grad), None, None)
             inputs = [t.to(table.dtype) for t in (gradient, q, k, v, lse)]
             most, low = max(b - a for a, b, _, _ in ctx.spans), min(a + first for a, _, first, _ in ctx.spans)
@@ -104,7 +104,7 @@ class _Attention(torch.autograd.Function):
             def bias(at: Block) -> Tensor:
                 _, heads, queries, keys = at
                 some = table[heads], queries.start + keys.start
-                return _view(*some, queries.stop - queries.start, keys.stop - keys.start)
+                return view(*some, queries.stop - queries.start, keys.stop - keys.start)
 
             def take(at: Block, change: Tensor) -> None:
                 _, heads, queries, keys = at
@@ -113,11 +113,11 @@ class _Attention(torch.autograd.Function):
 
             found = gradients(inputs, (inputs[0] * out).sum(-1), scale, ctx.spans, bias, take)
             to_table = torch.zeros_like(table)
-            to_table[:, low : low + columns + most - 1] = _diagonals(pairs)[:, : table.shape[1] - low]
+            to_table[:, low : low + columns + most - 1] = diagonals(pairs)[:, : table.shape[1] - low]
         return (*(g.to(t.dtype) for g, t in zip((*found, to_table), tensors, strict=True)), None, None)
 
 
-def _diagonals(pairs: Tensor) -> Tensor:
+def diagonals(pairs: Tensor) -> Tensor:
     """Sums of (H, r, c) over all pairs with the same r + c: (H, r + c - 1)."""
     heads, rows, columns = pairs.shape
     sheared = pad(pairs, (0, rows)).flatten(1)[:, : rows * (columns + rows - 1)]

@@ -178,7 +178,7 @@ def test_explained(scheme):
 
 
 @pytest.mark.parametrize("phase", ["train", "test"])
-@pytest.mark.parametrize("scheme", [*EXPLAINED, "rope+sink_logits", "alibi+window"])
+@pytest.mark.parametrize("scheme", [*EXPLAINED, "rope+sink_logits", "alibi+window", "alibi+dape", "alibi+dape_v2"])
 def test_what_is_said_of_chunks_is_what_is_done(scheme, phase, monkeypatch):
     """`chunks` names the function that `chunked` calls, and says which keys and chunks are left out and made anew."""
     called = set()
@@ -192,8 +192,9 @@ def test_what_is_said_of_chunks_is_what_is_done(scheme, phase, monkeypatch):
 
     for name in ("merged", "_strided", "_sdpa", "_eager", "checkpoint"):
         monkeypatch.setattr(attention, name, spy(name, getattr(attention, name)))
-    learned = attention.learned_table
-    monkeypatch.setattr(learned, "attend", spy("learned_table.attend", learned.attend))
+    for module in (attention.learned_table, attention.pairwise):
+        name = module.__name__.removeprefix("pezoo.") + ".attend"
+        monkeypatch.setattr(module, "attend", spy(name, module.attend))
     length = 600
     built = pezoo.create(scheme, d_model=16, n_heads=2, n_layers=1, train_length=64)
     q = torch.randn(1, 2, length, 8, requires_grad=phase == "train")

@@ -29,7 +29,7 @@ def used(monkeypatch):
 
 TEXTS = [
     *("shaw:values=false", "shaw:by=both:values=false:clip=5"),
-    *("transformer_xl", "deberta", "cope", "fire", "tupe"),
+    *("transformer_xl", "deberta", "rope+cope", "fire", "tupe"),
     *("rope+cope", "alibi+deberta+logn", "t5+transformer_xl+pi", "deberta+head_scale", "cope+ssmax"),
     *("transformer_xl+window:size=9", "deberta+sink_logits", "deberta+random:draw=batch"),
 ]
@@ -51,7 +51,7 @@ def test_output_and_gradients_are_those_of_eager(text, causal, used, monkeypatch
             used.clear()
 
 
-@pytest.mark.parametrize("text", ["shaw", "shaw+kerple", "transformer_xl+logn", "deberta", "cope", "fire+deberta"])
+@pytest.mark.parametrize("text", ["shaw", "shaw+kerple", "transformer_xl+logn", "deberta", "rope+cope", "fire+deberta"])
 def test_at_real_sizes(text, monkeypatch):
     """Grouped heads; blocks that do not hold all heads."""
     scheme = make(text, 300, n_heads=4)
@@ -62,7 +62,7 @@ def test_at_real_sizes(text, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("text", ["deberta", "cope"])
+@pytest.mark.parametrize("text", ["deberta", "cope+logn"])
 def test_other_dtypes_and_autocast(text, dtype, used):
     scheme, tolerance = make(text, 40), 1e-5 if dtype == torch.float64 else 3e-2
     expected = gradients(scheme, "eager", 41, 41, dtype=dtype)
@@ -75,7 +75,7 @@ def test_other_dtypes_and_autocast(text, dtype, used):
     assert used
 
 
-@pytest.mark.parametrize("text", ["shaw:values=false", "deberta", "transformer_xl+logn", "cope", "fire"])
+@pytest.mark.parametrize("text", ["shaw:values=false", "deberta", "transformer_xl+logn", "rope+cope", "fire"])
 def test_without_gradients_too(text, used):
     scheme = make(text, 40)
     q, k, v = torch.randn(3, 2, 3, 41, 8)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MOST_MODULES = 19
+MOST_MODULES = 20
 """At the top of `pezoo/`; the door and the way in by `python -m` are none."""
 MOST_LINES = 400
 LONG = {"pezoo.testing.properties"}

@@ -16,8 +16,9 @@ Departures: the last layer starts at zero, so that training starts from the base
 usual initial values), and has no offset, which softmax would ignore.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,10 @@ from pezoo.registry import register, setting
 
 PAIRS = 2**19
 """Pairs (i, j) that the network takes at a time, to bound the memory of its hidden units."""
+TILE = 2**14
+"""The same in blocks with gradients by hand, whose hidden units should stay in a cache."""
+KEPT = 2**15
+"""Pairs of a block whose hidden units are kept for their gradients, at most; those of more are made again."""
 
 
 def _inputs(shape: Shape, config: "DAPE.Config") -> int:
@@ -106,3 +111,56 @@ class DAPE(Extension):
             here = positions.slice(start, stop, n_keys)
             changed.append(total[:, :, start:stop] + self.correction([t[:, :, start:stop] for t in inputs], here))
         return torch.cat(changed, dim=2)
+
+    def pair_logits(
+        self, product: Tensor, q: Tensor, bias: Tensor | None, seen: Tensor | None
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        """The same for a block."""
+        if bias is None and self.config.reads == "both":
+            return product, ()
+        logits, n_heads = torch.empty_like(product), len(product)
+        keeps, kept = product[0].numel() <= KEPT, []
+        for part, inputs, hidden in self.parts(product, bias):
+            here = logits[..., part]
+            total = inputs[:n_heads]
+            if self.config.reads == "both":
+                total = total + inputs[n_heads:-1]
+            here.copy_(torch.addmm(total, self.last.weight.to(q.dtype), hidden.T).view(here.shape))
+            if keeps:
+                kept.append((part, inputs, hidden))
+        return logits, (product, bias, kept)
+
+    def parts(self, product: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Some keys of a block, what the network reads of them and its hidden units, a column and a row per pair."""
+        dtype = product.dtype
+        first = torch.cat([self.first.weight, self.first.get_parameter("bias")[:, None]], dim=1).to(dtype)
+        size = max(1, TILE // product.shape[1])
+        ones = product.new_ones(1, product.shape[1], size)
+        for start in range(0, product.shape[-1], size):
+            part = slice(start, start + size)
+            read = [product[..., part]] if bias is None else [product[..., part], bias[..., part]]
+            if self.config.reads == "sum" and bias is not None:
+                read = [read[0] + read[1]]
+            inputs = torch.cat([*read, ones[..., : read[0].shape[-1]]]).flatten(1)
+            yield part, inputs, F.leaky_relu(inputs.T @ first.T, inplace=True)
+
+    def pair_gradients(
+        self, gradient: Tensor, kept: tuple[Any, ...], q: Tensor, of_bias: bool
+    ) -> tuple[Tensor, None, Tensor, tuple[Tensor, ...]]:
+        """Gradients to the product, none to q beside it, to the bias, and to the weights."""
+        if not kept:
+            return gradient, None, gradient, tuple(torch.zeros_like(p) for p in self.parameters())
+        n_heads, last = len(gradient), self.last.weight.to(q.dtype)
+        twice = self.config.reads == "both" and of_bias
+        to_first, to_last = q.new_zeros(_inputs(self.shape, self.config) + 1, last.shape[1]), torch.zeros_like(last)
+        changed = gradient.new_empty(2 if twice else 1, *gradient.shape)
+        for part, inputs, hidden in kept[2] or self.parts(*kept[:2]):
+            here = gradient[..., part]
+            flat = here.flatten(1)  # (H, pairs)
+            to_hidden = flat.T @ last
+            torch.ops.aten.leaky_relu_backward.grad_input(to_hidden, hidden, 0.01, True, grad_input=to_hidden)
+            to_first += inputs @ to_hidden
+            to_last += flat @ hidden
+            read = self.first.weight.to(q.dtype)[:, : len(changed) * n_heads].T @ to_hidden.T
+            torch.add(here, read.view(len(changed), *here.shape), out=changed[..., part])
+        return changed[0], None, changed[-1], (to_first[:-1].T, to_first[-1], to_last)

@@ -80,3 +80,49 @@ class CoPE(Encoding):
         share, low = counts - low, low.long()
         logits = products.gather(-1, low) + share * rises.gather(-1, low)
         return logits * self.scale() if self.config.divide else logits
+
+    def pair_logits(
+        self, product: Tensor, q: Tensor, bias: Tensor | None, seen: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The same for a block. Where all counts of a row have come to P - 1, keys further back need no counting."""
+        cap, n_queries = len(self.table) - 1, q.shape[-2]
+        factor = self.scale() if self.config.divide else 1.0
+        table = self.table.to(q.dtype) * factor
+        table = torch.cat([table, torch.diff(table, dim=0, append=table[-1:])])
+        products, rises = torch.bmm(q, table.T.expand(len(q), -1, -1)).chunk(2, dim=-1)
+        near = n_queries + 2 * cap + cap // 4
+        while True:
+            gates = torch.sigmoid(product[..., :near])
+            if seen is not None:
+                gates[..., : seen.shape[-1]] *= seen[..., :near]
+            counts = gates.cumsum(-1)
+            if near >= product.shape[-1] or float(counts[..., -1].min()) >= cap:
+                break
+            near *= 2
+        low = counts.clamp_(max=cap).long()
+        share, rise = counts.frac_(), rises.gather(-1, low)
+        product[..., :near] += products.gather(-1, low).addcmul_(share, rise)
+        product[..., near:] += products[..., -1:]
+        if bias is not None:
+            product += bias
+        return product, (gates, low, share, rise)
+
+    def pair_gradients(
+        self, gradient: Tensor, kept: tuple[Tensor, ...], q: Tensor, of_bias: bool
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        """Gradients to the product, to q beside it, to the bias, and to the table."""
+        gates, low, share, rise = kept
+        factor = self.scale() if self.config.divide else 1.0
+        near = gradient[..., : gates.shape[-1]]
+        both = torch.complex(near, near * share)  # of what is at each count, and how much of it belongs to the next
+        sums = torch.zeros(*q.shape[:-1], len(self.table), dtype=both.dtype).scatter_add_(-1, low, both)
+        whole, moved = sums.real, sums.imag
+        to_products = whole - moved
+        to_products[..., 1:] += moved[..., :-1]
+        to_products[..., -1] += gradient[..., gates.shape[-1] :].sum(-1)
+        to_products *= factor
+        to_gates = (near * rise).flip(-1).cumsum(-1).flip(-1)
+        product = gradient.clone() if of_bias else gradient
+        product[..., : gates.shape[-1]] += torch.ops.aten.sigmoid_backward(to_gates, gates)
+        table = self.table.to(q.dtype)
+        return product, to_products @ table, gradient, (to_products.flatten(0, 1).T @ q.flatten(0, 1),)
