@@ -254,7 +254,7 @@ class Rotary(RoPE):
         return 100.0 ** -(torch.arange(self.width // 2) / (self.width // 2))
 
     def turned(self, x, coordinates, positions):
-        return turn(x, turns(positions.angles(coordinates)), "interleaved")
+        return turn(x, turns(positions.angles(coordinates)))
 
 
 @fails("positions_survive_low_precision")
@@ -264,7 +264,7 @@ class AnglesInBfloat16(Rotary):
     def rotate(self, q, k, positions):
         def rounded(x, p):
             angles = p.to(x.dtype)[..., None] * positions.inv_freq.to(x.dtype)[:, None]
-            return turn(x, torch.polar(torch.ones_like(angles.float()), angles.float())[:, None], "interleaved")
+            return turn(x, torch.polar(torch.ones_like(angles.float()), angles.float())[:, None])
 
         return rounded(q, positions.query), rounded(k, positions.key)
 
