@@ -73,14 +73,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, composition: Composition, backend: s
     if k.shape[1] != q.shape[1]:
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    reason = None
     if _observer is not None:
         backend = "chunked"
     elif backend == "auto":
         backend = choose(composition)
-    if backend not in BACKENDS:
+    elif backend in BACKENDS:
+        reason = refusal(backend, composition)
+    else:
         known = ", ".join(["auto", *BACKENDS])
         raise UserError(f"no attention back-end {backend!r}.{suggest(backend, BACKENDS)} Known: {known}")
-    reason = refusal(backend, composition)
     if reason:
         raise UserError(f"back-end {backend!r} cannot run this scheme: {reason}; use backend=auto")
     q, k, v = _autocast(q, k, v)
@@ -162,16 +164,17 @@ def chunks(q: Tensor, v: Tensor, composition: Composition) -> tuple[str, str]:
 
 
 def _is_bare(composition: Composition) -> bool:
-    """Whether scaled-dot-product attention needs no tensor of pairs: no bias, no mask but whole-square causality."""
+    """Whether scaled-dot-product attention needs no tensor of pairs: no bias, no mask but that of plain causality."""
     return not _of_pairs(composition)
 
 
 def _of_pairs(composition: Composition) -> list[str]:
     """What scaled-dot-product attention would need a tensor of pairs for, in words."""
     positions = composition.positions
-    square = positions.offset == 0 and positions.query.shape[1] == positions.key.shape[1]
+    n_queries, n_keys = positions.query.shape[1], positions.key.shape[1]
+    square, last = positions.offset == 0 and n_queries == n_keys, n_queries == 1 and positions.offset == n_keys - 1
     found = ["packed or padded rows"] if positions.key_document is not None else []
-    if positions.causal and not square:
+    if positions.causal and not (square or last):
         found.append("queries that begin later than keys")
     hooks = {"bias": "a bias of pairs", "distance_bias": "a bias of distance", "mask": "a mask", "sink": "a sink"}
     return found + [words for hook, words in hooks.items() if composition.uses(hook)]
@@ -251,12 +254,16 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
     """`sdpa` for q and k that are rotated already."""
     q, scale = sharpen(q, composition.sigma()), composition.scale
     if _is_bare(composition):
-        causal = composition.positions.causal
+        causal = composition.positions.causal and q.shape[-2] > 1
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
     table = composition.distance_table()
     if table is not None:  # entry (i, j) is table[..., Lq - 1 - i + j]
-        rows = torch.arange(q.shape[-2] - 1, -1, -1, device=q.device)[:, None]
-        mask = typed(table, q)[:, rows + torch.arange(k.shape[-2], device=q.device)][None]
+        table = typed(table, q)
+        if table.requires_grad:
+            rows = torch.arange(q.shape[-2] - 1, -1, -1, device=q.device)[:, None]
+            mask = table[:, rows + torch.arange(k.shape[-2], device=q.device)][None]
+        else:
+            mask = table[:, : q.shape[-2] + k.shape[-2] - 1].unfold(-1, k.shape[-2], 1).flip(-2)[None]
     else:
         mask, bias, sink = composition.visible()[:, None], composition.bias(), composition.sink()
         if bias is None and sink is not None:

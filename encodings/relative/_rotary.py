@@ -24,10 +24,10 @@ def turn(x: Tensor, by: Tensor) -> Tensor:
     The rest pass through. Computed in float32, returned in the dtype of x.
     """
     n = by.shape[-1]
-    head, rest = x[..., : 2 * n].float(), x[..., 2 * n :]
-    pairs = head.unflatten(-1, (n, 2)).contiguous()
-    turned = torch.view_as_real(torch.view_as_complex(pairs) * by).flatten(-2).to(x.dtype)
-    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+    if 2 * n < x.shape[-1]:
+        return torch.cat((turn(x[..., : 2 * n], by), x[..., 2 * n :]), dim=-1)
+    pairs = x.float().unflatten(-1, (n, 2)).contiguous()
+    return torch.view_as_real(torch.view_as_complex(pairs) * by).flatten(-2).to(x.dtype)
 
 
 def half_turns(angles: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,14 +43,25 @@ def turn_halves(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
     """
     cos, sin = by
     width = cos.shape[-1]
-    head, rest = x[..., :width].float(), x[..., width:]
+    if width < x.shape[-1]:
+        return torch.cat((turn_halves(x[..., :width], by), x[..., width:]), dim=-1)
+    head = x.float()
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad)):
         a, b = head.chunk(2, dim=-1)
         turned = head * cos + torch.cat((-b * sin, a * sin), dim=-1)
-    else:
+    elif torch.is_grad_enabled() and x.requires_grad:
         turned = _TurnHalves.apply(head, cos, sin)  # type: ignore[no-untyped-call]
-    turned = turned.to(x.dtype)
-    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+    else:
+        turned = _turned(head, cos, sin)
+    return turned.to(x.dtype)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    n = sin.shape[-1]
+    turned = torch.mul(x, cos, out=x.new_empty(x.shape))
+    turned[..., :n].addcmul_(x[..., n:], sin, value=-1)
+    turned[..., n:].addcmul_(x[..., :n], sin)
+    return turned
 
 
 class _TurnHalves(torch.autograd.Function):
@@ -58,11 +69,7 @@ class _TurnHalves(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        n = sin.shape[-1]
-        turned = torch.mul(x, cos, out=x.new_empty(x.shape))
-        turned[..., :n].addcmul_(x[..., n:], sin, value=-1)
-        turned[..., n:].addcmul_(x[..., :n], sin)
-        return turned
+        return _turned(x, cos, sin)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -39,7 +39,7 @@ from pezoo.registry import register, setting
 class RoPE(Encoding):
     """Queries and keys turned by angles proportional to their positions."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(shift_invariant=True, turns_once=True)
 
     @dataclass
     class Config:
