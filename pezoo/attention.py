@@ -265,11 +265,10 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
         else:
             mask = table[:, : q.shape[-2] + k.shape[-2] - 1].unfold(-1, k.shape[-2], 1).flip(-2)[None]
     else:
-        mask, bias, sink = composition.visible()[:, None], composition.bias(), composition.sink()
+        bias, sink = composition.bias_of_visible(), composition.sink()
+        mask = composition.visible()[:, None] if bias is None else bias
         if bias is None and sink is not None:
-            bias = torch.zeros_like(mask, dtype=torch.float32)
-        if bias is not None:
-            mask = bias.masked_fill(~mask, -torch.inf)
+            mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
         if sink is not None:  # a key and a value of zeros, with the sink for a bias
             mask, k, v = _beside(mask, sink), F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
         if mask.dtype != torch.bool:

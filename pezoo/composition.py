@@ -144,6 +144,18 @@ class Composition:
         biases = [b for p in parts if (b := p.encoding.bias(p.positions)) is not None]
         return _reduce(torch.add, biases)
 
+    def bias_of_visible(self) -> Tensor | None:
+        """The encodings' bias, (R, H, Lq, Lk), -inf where a query does not see a key; None if there is no bias."""
+        bias, positions = self.bias(), self.positions
+        if bias is None:
+            return None
+        fresh = not torch.is_grad_enabled() and not self.uses("bias") and 0 not in bias.stride()[1:]
+        if fresh and positions.causal and positions.key_document is None and not self.uses("mask"):
+            ahead = bias[..., positions.offset + 1 :]  # all queries see the keys before
+            ahead += torch.full(ahead.shape[-2:], -torch.inf, device=bias.device).triu_()
+            return bias
+        return bias.masked_fill(~self.visible()[:, None], -torch.inf)
+
     def rotate(self, q: Tensor, k: Tensor, region: int = 0) -> tuple[Tensor, Tensor]:
         """Rotate q and k at a region's positions, unless they come turned."""
         return (q, k) if self.turned else self.turn(q, k, region)
@@ -175,7 +187,7 @@ class Composition:
     def distance_table(self) -> Tensor | None:
         """The whole bias as one row a head, (H, Lk + Lq - 1), entry m at distance largest - m; None if it needs more.
 
-        It can be had where coordinates are regular, and every bias and mask is of distance alone. Masks are in it too.
+        It can be had where every bias and mask is of distance alone, and distances are of steps. Masks are in it too.
         """
         name = f"table {torch.is_grad_enabled()}"
         table: Tensor | None = self.found[name] if name in self.found else self._distance_table()
@@ -185,20 +197,17 @@ class Composition:
 
     def _distance_table(self) -> Tensor | None:
         positions = self.positions
-        regular = positions.spacing is not None and not any(map(self.uses, ("branches", "sink")))
+        regular = positions.key_document is None and not any(map(self.uses, ("branches", "sink")))
         masks = [e for e in self.extensions if overrides(e, "mask")]
         if not all(overrides(e, "distance_mask") for e in masks):
             return None
-        if not regular or any(overrides(p.encoding, "bias") or p.positions.spacing is None for p in self.base):
+        biased = [p for p in self.base if overrides(p.encoding, "distance_bias")]
+        if not regular or self.uses("bias") or not all(p.positions.by_step for p in biased):
             return None
         n_queries, n_keys = positions.query.shape[1], positions.key.shape[1]
         steps = torch.arange(n_queries + n_keys - 1, device=positions.query.device)
         steps = positions.offset + n_queries - 1 - steps  # largest index distance first
-        tables = [
-            p.encoding.distance_bias(steps.to(torch.float32) * spacing[1])
-            for p in self.base
-            if overrides(p.encoding, "distance_bias") and (spacing := p.positions.spacing)
-        ]
+        tables = [p.encoding.distance_bias(p.positions.distance_of(steps)) for p in biased]
         table = _reduce(torch.add, tables)
         if table is None and masks:
             table = torch.zeros_like(steps[None], dtype=torch.float32)

@@ -98,6 +98,18 @@ class Positions:
             return self.steps().to(torch.float32) * self.spacing[1]
         return self.query[:, :, None] - self.key[:, None, :]
 
+    @property
+    def by_step(self) -> bool:
+        """Whether the distance of two tokens follows from how many places apart they stand, alike in all rows."""
+        return self.spacing is not None if self.ruler is None else len(self.ruler) == 1
+
+    def distance_of(self, steps: Tensor) -> Tensor:
+        """The distance of tokens so many places apart (query minus key), any shape, where `by_step` holds; float32."""
+        if self.ruler is not None:
+            return self.ruler[0][steps.abs()] * steps.sign()
+        assert self.spacing is not None
+        return steps.to(torch.float32) * self.spacing[1]
+
     def angles(self, coordinates: Tensor) -> Tensor:
         """Coordinates (R, L) times the encoding's frequencies, as extensions left them: radians, (R, L, n)."""
         if self.inv_freq is None:
