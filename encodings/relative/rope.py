@@ -59,7 +59,8 @@ class RoPE(Encoding):
     def inv_freq(self) -> Tensor:
         """Frequencies w_k, (r / 2,)."""
         frequencies = rotary_frequencies(self.width, self.config.base)
-        frequencies[int(self.config.kept * self.width // 2) :] = 0.0
+        if self.config.kept < 1:
+            frequencies[int(self.config.kept * self.width // 2) :] = 0.0
         return frequencies
 
     def prepare(self, positions: Positions) -> tuple[Any, Any]:
