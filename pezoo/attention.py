@@ -77,14 +77,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, composition: Composition, backend: s
     if k.shape[1] != q.shape[1]:
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    reason = None
     if _observer is not None:
         backend = "chunked"
     elif backend == "auto":
         backend = choose(composition)
-    if backend not in BACKENDS:
+    elif backend in BACKENDS:
+        reason = refusal(backend, composition)
+    else:
         known = ", ".join(["auto", *BACKENDS])
         raise UserError(f"no attention back-end {backend!r}.{suggest(backend, BACKENDS)} Known: {known}")
-    reason = refusal(backend, composition)
     if reason:
         raise UserError(f"back-end {backend!r} cannot run this scheme: {reason}; use backend=auto")
     q, k, v = _autocast(q, k, v)
@@ -192,9 +194,10 @@ def _keeps(q: Tensor, v: Tensor) -> bool:
 def _of_pairs(composition: Composition) -> list[str]:
     """What fused attention would need a tensor of pairs for, in words: all but whole-square causality."""
     positions = composition.positions
-    square = positions.offset == 0 and positions.query.shape[1] == positions.key.shape[1]
+    n_queries, n_keys = positions.query.shape[1], positions.key.shape[1]
+    square, last = positions.offset == 0 and n_queries == n_keys, n_queries == 1 and positions.offset == n_keys - 1
     found = ["packed or padded rows"] if positions.key_document is not None else []
-    if positions.causal and not square:
+    if positions.causal and not (square or last):
         found.append("queries that begin later than keys")
     hooks = {"bias": "a bias of pairs", "distance_bias": "a bias of distance", "mask": "a mask", "sink": "a sink"}
     return found + [words for hook, words in hooks.items() if composition.uses(hook)]
@@ -277,11 +280,16 @@ def _sdpa(
     sigma, scale, positions = composition.sigma(), composition.scale, composition.positions
     q = sharpen(q, sigma)
     if content is None and not _of_pairs(composition) and not composition.uses("mix"):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=positions.causal, scale=scale)
+        causal = positions.causal and q.shape[-2] > 1
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
     table = composition.distance_table() if content is None and not composition.uses("mix") else None
     if table is not None:  # entry (i, j) is table[..., Lq - 1 - i + j]
-        rows = torch.arange(q.shape[-2] - 1, -1, -1, device=q.device)[:, None]
-        mask = typed(table, q)[:, rows + torch.arange(k.shape[-2], device=q.device)][None]
+        table = typed(table, q)
+        if table.requires_grad:
+            rows = torch.arange(q.shape[-2] - 1, -1, -1, device=q.device)[:, None]
+            mask = table[:, rows + torch.arange(k.shape[-2], device=q.device)][None]
+        else:
+            mask = table[:, : q.shape[-2] + k.shape[-2] - 1].unfold(-1, k.shape[-2], 1).flip(-2)[None]
     else:
         bias, sink = composition.bias(), composition.sink()
         near = composition.near_values() if chunked and composition.uses("mix") else None
@@ -294,10 +302,10 @@ def _sdpa(
         if plain and bias is not None and learned_pairs.fits(q, v):
             return learned_pairs.attend(q, k, v, bias, scale, positions.offset if positions.causal else None, near)
         mask = composition.visible()[:, None]
-        if bias is None and sink is not None:
-            bias = torch.zeros_like(mask, dtype=torch.float32)
         if bias is not None:
             mask = bias.masked_fill(~mask, -torch.inf)
+        if bias is None and sink is not None:
+            mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
         if sink is not None:  # a key and a value of zeros, with the sink for a bias
             mask, k, v = _beside(mask, sink), F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
         if mask.dtype != torch.bool:

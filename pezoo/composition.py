@@ -4,7 +4,7 @@ Legend: B batch, R rows (1 or B), H heads, Lq queries, Lk keys, d head_dim.
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,10 @@ class Composition:
     positions: Positions
     regions: tuple[Region, ...]
     extensions: tuple[Extension, ...]
+    turned: bool = False
+    """Whether q and k come as `turn` leaves them: keys out of a cache that keeps them so."""
+    found: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What was found out once, for all layers with the same members and positions."""
 
     @property
     def base(self) -> tuple[Part, ...]:
@@ -50,7 +54,7 @@ class Composition:
             pairs = zip(region.parts, reads, strict=True)
             return Region(tuple(Part(p.encoding, p.positions.replace(read=r)) for p, r in pairs), region.branch)
 
-        return Composition(self.positions, tuple(map(add, self.regions)), self.extensions)
+        return replace(self, regions=tuple(map(add, self.regions)))
 
     def slice(self, start: int, stop: int, n_keys: int, first_key: int = 0) -> "Composition":
         """The same for some of the queries and keys. Branches are found anew from the sliced positions."""
@@ -60,12 +64,16 @@ class Composition:
             return Region(parts, region.branch)
 
         positions = self.positions.slice(start, stop, n_keys, first_key)
-        return Composition(positions, tuple(map(cut, self.regions)), self.extensions)
+        return replace(self, positions=positions, regions=tuple(map(cut, self.regions)), found={})
 
     def uses(self, hook: str) -> bool:
         """Whether any encoding or acting extension overrides a hook."""
-        encodings = any(hasattr(Encoding, hook) and overrides(p.encoding, hook) for p in self.base)
-        return encodings or any(hasattr(Extension, hook) and overrides(e, hook) for e in self.extensions)
+        known: bool | None = self.found.get(hook)
+        if known is None:
+            encodings = any(hasattr(Encoding, hook) and overrides(p.encoding, hook) for p in self.base)
+            known = encodings or any(hasattr(Extension, hook) and overrides(e, hook) for e in self.extensions)
+            self.found[hook] = known
+        return known
 
     @property
     def scale(self) -> float:
@@ -153,6 +161,10 @@ class Composition:
         return None
 
     def rotate(self, q: Tensor, k: Tensor, region: int = 0) -> tuple[Tensor, Tensor]:
+        """Rotate q and k at a region's positions, unless they come turned."""
+        return (q, k) if self.turned else self.turn(q, k, region)
+
+    def turn(self, q: Tensor, k: Tensor, region: int = 0) -> tuple[Tensor, Tensor]:
         """Rotate q and k at a region's positions."""
         width, last = q.shape[-1], None
         for part in self.regions[region].parts:
@@ -196,23 +208,27 @@ class Composition:
     def distance_table(self) -> Tensor | None:
         """The whole bias as one row a head, (H, Lk + Lq - 1), entry m at distance largest - m; None if it needs more.
 
-        It can be had where coordinates are regular, and every bias and mask is of distance alone. Masks are in it too.
+        It can be had where every bias and mask is of distance alone, and distances are of steps. Masks are in it too.
         """
+        name = f"table {torch.is_grad_enabled()}"
+        table: Tensor | None = self.found[name] if name in self.found else self._distance_table()
+        if table is None or not table.requires_grad:  # gradients are summed up layer by layer
+            self.found[name] = table
+        return table
+
+    def _distance_table(self) -> Tensor | None:
         positions = self.positions
-        regular = positions.spacing is not None and not any(map(self.uses, ("branches", "sink")))
+        regular = positions.key_document is None and not any(map(self.uses, ("branches", "sink")))
         masks = [e for e in self.extensions if overrides(e, "mask")]
         if not all(overrides(e, "distance_mask") for e in masks):
             return None
-        if not regular or any(overrides(p.encoding, "bias") or p.positions.spacing is None for p in self.base):
+        biased = [p for p in self.base if overrides(p.encoding, "distance_bias")]
+        if not regular or self.uses("bias") or not all(p.positions.by_step for p in biased):
             return None
         n_queries, n_keys = positions.query.shape[1], positions.key.shape[1]
         steps = torch.arange(n_queries + n_keys - 1, device=positions.query.device)
         steps = positions.offset + n_queries - 1 - steps  # largest index distance first
-        tables = [
-            p.encoding.distance_bias(steps.to(torch.float32) * spacing[1])
-            for p in self.base
-            if overrides(p.encoding, "distance_bias") and (spacing := p.positions.spacing)
-        ]
+        tables = [p.encoding.distance_bias(p.positions.distance_of(steps)) for p in biased]
         table = _reduce(torch.add, tables)
         if table is None and masks:
             table = torch.zeros_like(steps[None], dtype=torch.float32)

@@ -81,6 +81,8 @@ class Traits:
     """Counts positions by content: reads the order of tokens, but none of their coordinates."""
     turns_last: bool = False
     """Its q and k have a meaning in their product alone, so no other encoding may change them after it."""
+    turns_once: bool = False
+    """Turns a key, alike in all heads, by its own coordinate and its frequencies alone: a cache may keep it turned."""
     tokens: bool = False
     """Makes coordinates of the ids of tokens, `positions.tokens`; several tokens may have one."""
     parameters: Callable[[Shape, Any], int] = lambda shape, config: 0
@@ -313,7 +315,7 @@ class Extension(Member):
         return None
 
     def coordinates(self, positions: Positions) -> Positions:
-        """Other coordinates."""
+        """Other coordinates. If prefix-stable, that of a token stays as it is while others come after it."""
         return positions
 
     def frequencies(self, inv_freq: Tensor, positions: Positions) -> Tensor:

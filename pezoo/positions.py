@@ -78,7 +78,12 @@ class Positions:
         """Return a copy with some fields changed; bounds that are not given anew do not hold for new coordinates."""
         if "query" in changes or "key" in changes:
             changes.setdefault("bounds", None)
-        return dataclasses.replace(self, **changes)
+        if torch.compiler.is_compiling() or not changes.keys() <= vars(self).keys():
+            return dataclasses.replace(self, **changes)
+        # The same, several times as fast: a decoding step makes a dozen copies.
+        new = object.__new__(type(self))
+        vars(new).update(vars(self), **changes)
+        return new
 
     # ---- reading --------------------------------------------------------------------------------
 
@@ -92,6 +97,18 @@ class Positions:
         if self.spacing is not None:
             return self.steps().to(torch.float32) * self.spacing[1]
         return self.query[:, :, None] - self.key[:, None, :]
+
+    @property
+    def by_step(self) -> bool:
+        """Whether the distance of two tokens follows from how many places apart they stand, alike in all rows."""
+        return self.spacing is not None if self.ruler is None else len(self.ruler) == 1
+
+    def distance_of(self, steps: Tensor) -> Tensor:
+        """The distance of tokens so many places apart (query minus key), any shape, where `by_step` holds; float32."""
+        if self.ruler is not None:
+            return self.ruler[0][steps.abs()] * steps.sign()
+        assert self.spacing is not None
+        return steps.to(torch.float32) * self.spacing[1]
 
     def angles(self, coordinates: Tensor) -> Tensor:
         """Coordinates (R, L) times the encoding's frequencies, as extensions left them: radians, (R, L, n)."""
@@ -307,6 +324,18 @@ class Positions:
             offset=0,
             bounds=self.bounds,
             prepared=None,
+        )
+
+    def of_new(self) -> "Positions":
+        """The queries' tokens alone, as keys too."""
+        return self.replace(
+            key=self.query,
+            key_index=self.query_index,
+            key_document=self.query_document,
+            offset=0,
+            spacing=self.spacing and (self.spacing[0] + self.spacing[1] * self.offset, self.spacing[1]),
+            bounds=self.bounds,
+            tokens=None if self.tokens is None else self.of_queries(self.tokens),
         )
 
     def map(

@@ -276,6 +276,63 @@ def test_keys_out_of_reach_are_left_out_and_not_missed(text, mask, monkeypatch):
         assert max(widths) <= (22 if causal else 30)
 
 
+DRAWN = ["alibi+random", "kerple+random+logn", "alibi+t5+random", "alibi+random:relative=toeplitz", "rope+alibi+random"]
+
+
+@pytest.mark.parametrize("text", DRAWN)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_biases_at_drawn_coordinates(text, rows, monkeypatch):
+    """With gradients and without, few queries, packed rows, encoders; twice, so that nothing shared was overwritten."""
+    monkeypatch.setattr(attention, "CHUNK", 7)
+    monkeypatch.setattr(attention, "PAIRS", 400)
+    monkeypatch.setattr(attention, "DENSE_LIMIT", 5)
+    documents = (torch.arange(41) > 17).long().expand(rows, -1)
+    for causal in (True, False):
+        scheme = make(text.replace("rope", "rope:base=100"), 16, causal=causal)
+        q, k, v = (t.requires_grad_() for t in torch.randn(3, rows, 3, 41, 8).unbind())
+        learned = [q, k, v, *scheme.parameters()]
+        for n_queries in (41, 10):
+            for facts in ({}, {"documents": documents}) if causal else ({},):
+                outs, gradients = [], []
+                for backend in ("eager", "auto"):
+                    some = q[:, :, -n_queries:]
+                    outs.append(run(scheme, some, k, v, backend, causal=causal, **facts))
+                    gradients.append(torch.autograd.grad(outs[-1].square().sum(), learned))
+                    with torch.no_grad():
+                        outs += [run(scheme, some, k, v, backend, causal=causal, **facts) for _ in range(2)]
+                for out in outs[1:]:
+                    torch.testing.assert_close(out, outs[0], rtol=0, atol=1e-5)
+                for ours in gradients[1:]:
+                    torch.testing.assert_close(ours, gradients[0], rtol=1e-4, atol=1e-4)
+
+
+def test_drawn_distances_of_one_row_need_no_pairs():
+    """Those of several rows differ, and need them."""
+    scheme = make("alibi+random:relative=toeplitz+window:size=40")
+    for rows in (1, 2):
+        composition = scheme.prepare(Positions.build(300, rows, phase="test", rows=range(rows))).at(0)[0].composition
+        table, positions = composition.distance_table(), composition.positions
+        assert (table is None) == (rows == 2)
+        if table is not None:
+            steps = positions.steps()[0]
+            bias = composition.bias()[0].masked_fill(~composition.visible(), -torch.inf)
+            assert torch.equal(table[:, 299 - steps], bias)
+
+
+def test_layers_share_a_table_unless_it_is_being_learned():
+    scheme = make("alibi+t5", n_layers=3)
+    prepared = scheme.prepare(Positions.build(20, phase="test"))
+    of_layers = [prepared.at(layer)[0].composition for layer in range(3)]
+    tables = [c.distance_table() for c in of_layers]
+    assert len({id(t) for t in tables}) == 3
+    assert all(t.requires_grad for t in tables)
+    with torch.no_grad():
+        assert len({id(c.distance_table()) for c in of_layers}) == 1
+        part = of_layers[0].slice(5, 9, 9)
+        assert torch.equal(part.distance_table(), tables[0][:, 11:23])
+    assert of_layers[1].distance_table().requires_grad
+
+
 REGIONS = [
     *(
         "rope+rerope",

@@ -246,6 +246,7 @@ class Rotary(RoPE):
 
     Config = Encoding.Config
     prepare = Encoding.prepare
+    traits = Traits(shift_invariant=True)
 
     def __init__(self, shape, config):
         super().__init__(shape, RoPE.Config())
@@ -254,7 +255,7 @@ class Rotary(RoPE):
         return 100.0 ** -(torch.arange(self.width // 2) / (self.width // 2))
 
     def turned(self, x, coordinates, positions):
-        return turn(x, turns(positions.angles(coordinates)), "interleaved")
+        return turn(x, turns(positions.angles(coordinates)))
 
 
 @fails("positions_survive_low_precision")
@@ -264,7 +265,7 @@ class AnglesInBfloat16(Rotary):
     def rotate(self, q, k, positions):
         def rounded(x, p):
             angles = p.to(x.dtype)[..., None] * positions.inv_freq.to(x.dtype)[:, None]
-            return turn(x, torch.polar(torch.ones_like(angles.float()), angles.float())[:, None], "interleaved")
+            return turn(x, torch.polar(torch.ones_like(angles.float()), angles.float())[:, None])
 
         return rounded(q, positions.query), rounded(k, positions.key)
 
@@ -438,6 +439,27 @@ class ForgetsTheCacheOfDocuments(ForgetsTheCache):
 
     def query(self, positions):
         return positions.query - positions.query[:, :1] * (positions.key_document is not None)
+
+
+@fails("decodes_like_the_full_pass", "decodes_padded_and_packed_rows", "stands_beside_any_encoding")
+class TurnsAnew(Rotary):
+    """Turns keys by how far they lie from the first query of a call, and says that they may be kept turned."""
+
+    traits = Traits(shift_invariant=True, turns_once=True)
+
+    def rotate(self, q, k, positions):
+        first = positions.query[:, :1]
+        return self.turned(q, positions.query - first, positions), self.turned(k, positions.key - first, positions)
+
+
+@fails("settles_keys_as_they_come", "decodes_like_the_full_pass", "decodes_padded_and_packed_rows")
+class CountsBack(Extension):
+    """Coordinates from the last key on, which all move when another comes."""
+
+    traits = Traits(shift_invariant=True)
+
+    def coordinates(self, positions):
+        return positions.map(lambda p, index: p - positions.key[:, -1:] * 2)
 
 
 @fails("stands_beside_any_encoding", "distinct_far_positions")

@@ -611,14 +611,71 @@ def test_the_cache_is_filled_and_no_further():
     assert cache.filled == 6
 
 
-def test_the_cache_holds_keys_that_are_not_rotated():
-    model = build("rope")
+def first_keys(scheme, **config):
+    """The first layer's keys of one token at five places, as a cache holds them: (Hkv, 5, d)."""
+    model = build(scheme, **config)
     cache = model.cache(1, 5)
-    tokens = torch.full((1, 5), 3)
-    model(tokens, cache=cache)
-    first = cache.k[0, 0]  # keys of one token at each place
-    assert torch.allclose(first, first[:, :1].expand_as(first), atol=1e-6)
     assert isinstance(cache, Cache)
+    for piece in torch.full((1, 5), 3).split([2, 1, 2], dim=1):
+        model(piece, cache=cache)
+    return cache.k[0, 0]
+
+
+KEPT = [
+    "",
+    ":pairing=half",
+    ":fraction=0.5",
+    "+pi:factor=4",
+    "+yarn:factor=4+logn",
+    "+kerple",
+    "+window:size=2",
+    "+fox",
+]
+"""What comes after rope."""
+NOT_KEPT = [
+    "xpos",
+    "fope",
+    "rope+pi",
+    "rope+dynamic_ntk",
+    "rope+random",
+    "rope+rerope",
+    "rope+self_extend:group=2",
+    "rope+sinks",
+    "rope+shaw",
+    "rope+xpos",
+    {"heads": {"rope": 1, "nope": 1}},
+]
+
+
+@pytest.mark.parametrize("scheme", KEPT)
+def test_the_cache_holds_keys_turned_where_nothing_turns_them_anew(scheme):
+    for config in ({}, {"n_kv_heads": 1}):
+        kept, plain = first_keys("rope" + scheme, **config), first_keys("nope", **config)
+        positions = Positions.build(5, phase="test")
+        (part, *_) = build("rope" + scheme).scheme.prepare(positions).layers[0][0].composition.base
+        turned, _ = part.encoding.rotate(plain[None], plain[None], part.positions)
+        torch.testing.assert_close(kept, turned[0])
+        differ(kept, plain)
+
+
+@pytest.mark.parametrize("scheme", NOT_KEPT, ids=name_of)
+def test_the_cache_holds_other_keys_as_they_were(scheme):
+    first = first_keys(scheme)
+    torch.testing.assert_close(first, first[:, :1].expand_as(first))
+
+
+@pytest.mark.parametrize("scheme", [*("rope" + more for more in KEPT), {"layers": ["rope", "rope+dynamic_ntk"]}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_decoding_with_turned_keys_equals_the_full_pass(scheme, dtype):
+    """With grouped heads, in any precision; a row that is padded and one that is packed beside plain ones."""
+    model, tokens = build(scheme, n_kv_heads=1).to(dtype), ids(LONG, 3)
+    place = torch.arange(LONG)
+    valid, documents = torch.ones(3, LONG, dtype=torch.bool), torch.zeros(3, LONG, dtype=torch.int64)
+    valid[0, :4], documents[1] = False, (place > 11).long()
+    near = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    for facts in ({}, {"valid": valid, "documents": documents}):
+        full, came = read(model, tokens, **facts), decode(model, tokens, [5, 1, 1, LONG - 7], **facts)
+        torch.testing.assert_close(came[valid], full[valid], **near)
 
 
 # Token shift

@@ -59,4 +59,4 @@ class ComplexOrder(Encoding):
     def embed(self, x: Tensor, positions: Positions) -> Tensor:
         """sqrt(D) x, turned."""
         by = turns(positions.angles(positions.query))
-        return turn(x[:, None] * x.shape[-1] ** 0.5, by, "interleaved")[:, 0]
+        return turn(x[:, None] * x.shape[-1] ** 0.5, by)[:, 0]

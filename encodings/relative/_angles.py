@@ -18,4 +18,4 @@ def turn_along(q: Tensor, k: Tensor, angles: Tensor, positions: Positions) -> tu
     """
     total = positions.sums(angles).transpose(1, 2)
     by = torch.polar(torch.ones_like(total), total)
-    return turn(q, positions.of_queries(by, 2), "interleaved"), turn(k, by, "interleaved")
+    return turn(q, positions.of_queries(by, 2)), turn(k, by)

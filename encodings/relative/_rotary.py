@@ -1,7 +1,11 @@
 """Turning pairs of channels by an angle: what RoPE and its relatives share."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from pezoo.contract import in_float32
 
 
 def rotary_frequencies(width: int, base: float) -> Tensor:
@@ -14,15 +18,65 @@ def turns(angles: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles)[:, None]
 
 
-def turn(x: Tensor, by: Tensor, pairing: str) -> Tensor:
-    """Multiply pairs of the first 2n channels of x (B, H, L, d) by complex numbers (R, 1, L, n); the rest pass through.
+def turn(x: Tensor, by: Tensor) -> Tensor:
+    """Multiply pairs (2k, 2k+1) of the first 2n channels of x (B, H, L, d) by complex numbers (R, 1, L, n).
 
-    Pairs are channels (2k, 2k+1) if interleaved, (k, k+n) if half. Computed in float32, returned in the dtype of x.
+    The rest pass through. Computed in float32, returned in the dtype of x.
     """
     n = by.shape[-1]
-    head, rest = x[..., : 2 * n].float(), x[..., 2 * n :]
-    pairs = head.unflatten(-1, (n, 2)) if pairing == "interleaved" else head.unflatten(-1, (2, n)).transpose(-1, -2)
-    turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * by)
-    turned = turned if pairing == "interleaved" else turned.transpose(-1, -2)
-    turned = turned.flatten(-2).to(x.dtype)
-    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+    if 2 * n < x.shape[-1]:
+        return torch.cat((turn(x[..., : 2 * n], by), x[..., 2 * n :]), dim=-1)
+    pairs = x.float().unflatten(-1, (n, 2)).contiguous()
+    return torch.view_as_real(torch.view_as_complex(pairs) * by).flatten(-2).to(x.dtype)
+
+
+def half_turns(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines, twice, and sines of angles (R, L, n): (R, 1, L, 2n) and (R, 1, L, n)."""
+    cos = angles.cos()[:, None]
+    return torch.cat((cos, cos), dim=-1), angles.sin()[:, None]
+
+
+def turn_halves(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn pairs (k, k + n) of the first 2n channels of x (B, H, L, d) by the angles of `half_turns`.
+
+    The rest pass through. Computed in float32, returned in the dtype of x.
+    """
+    cos, sin = by
+    width = cos.shape[-1]
+    if width < x.shape[-1]:
+        return torch.cat((turn_halves(x[..., :width], by), x[..., width:]), dim=-1)
+    head = x.float()
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad)):
+        a, b = head.chunk(2, dim=-1)
+        turned = head * cos + torch.cat((-b * sin, a * sin), dim=-1)
+    elif torch.is_grad_enabled() and x.requires_grad:
+        turned = _TurnHalves.apply(head, cos, sin)  # type: ignore[no-untyped-call]
+    else:
+        turned = _turned(head, cos, sin)
+    return turned.to(x.dtype)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    n = sin.shape[-1]
+    turned = torch.mul(x, cos, out=x.new_empty(x.shape))
+    turned[..., :n].addcmul_(x[..., n:], sin, value=-1)
+    turned[..., n:].addcmul_(x[..., :n], sin)
+    return turned
+
+
+class _TurnHalves(torch.autograd.Function):
+    """The same without a copy of the halves; its gradient is turned back."""
+
+    @staticmethod
+    def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return _turned(x, cos, sin)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        with in_float32(cos.device):
+            return _TurnHalves.apply(gradients[0], cos, -sin), None, None  # type: ignore[no-untyped-call]

@@ -104,4 +104,4 @@ class FoPE(Encoding):
         if self.config.at_rest == "twice":
             rest = x.shape[-1] // 2 - by.shape[-1]
             by = torch.cat([by, by.new_full((*by.shape[:-1], rest), math.sqrt(2))], dim=-1)
-        return turn(x, by, "interleaved") if by.shape[-1] else x
+        return turn(x, by) if by.shape[-1] else x

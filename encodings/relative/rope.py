@@ -14,12 +14,12 @@ permutation of channels.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from pezoo.contract import Encoding, Positions, Shape, Traits
-from pezoo.encodings.relative._rotary import rotary_frequencies, turn, turns
+from pezoo.encodings.relative._rotary import half_turns, rotary_frequencies, turn, turn_halves, turns
 from pezoo.errors import UserError
 from pezoo.registry import register, setting
 
@@ -39,7 +39,7 @@ from pezoo.registry import register, setting
 class RoPE(Encoding):
     """Queries and keys turned by angles proportional to their positions."""
 
-    traits = Traits(shift_invariant=True)
+    traits = Traits(shift_invariant=True, turns_once=True)
 
     @dataclass
     class Config:
@@ -59,15 +59,18 @@ class RoPE(Encoding):
     def inv_freq(self) -> Tensor:
         """Frequencies w_k, (r / 2,)."""
         frequencies = rotary_frequencies(self.width, self.config.base)
-        frequencies[int(self.config.kept * self.width // 2) :] = 0.0
+        if self.config.kept < 1:
+            frequencies[int(self.config.kept * self.width // 2) :] = 0.0
         return frequencies
 
-    def prepare(self, positions: Positions) -> tuple[Tensor, Tensor]:
-        """exp(i p w) of queries and of keys, (R, 1, L, r / 2) each."""
-        by_q = turns(positions.angles(positions.query))
-        return by_q, by_q if positions.key is positions.query else turns(positions.angles(positions.key))
+    def prepare(self, positions: Positions) -> tuple[Any, Any]:
+        """What turns queries and keys, made of the angles p w, (R, L, r / 2)."""
+        make = turns if self.config.pairing == "interleaved" else half_turns
+        by_q = make(positions.angles(positions.query))
+        return by_q, by_q if positions.key is positions.query else make(positions.angles(positions.key))
 
     def rotate(self, q: Tensor, k: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
         """Turn q and k, each by its own position."""
         by_q, by_k = positions.prepared
-        return turn(q, by_q, self.config.pairing), turn(k, by_k, self.config.pairing)
+        by = turn if self.config.pairing == "interleaved" else turn_halves
+        return by(q, by_q), by(k, by_k)

@@ -104,7 +104,7 @@ class XPos(Encoding):
     def rotate(self, q: Tensor, k: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
         """Turn and scale q and k, each by its own position."""
         by_q, by_k = positions.prepared
-        return turn(q, by_q, "interleaved"), turn(k, by_k, "interleaved")
+        return turn(q, by_q), turn(k, by_k)
 
 
 def _range(positions: Positions) -> tuple[Tensor, Tensor]:

@@ -76,7 +76,7 @@ def _by_distance(group: Group) -> Tensor | None:
     composition = group.composition
     if composition.regions[1:]:
         return None
-    bare = replace(composition, extensions=(), positions=composition.positions.replace(causal=False))
+    bare = replace(composition, extensions=(), positions=composition.positions.replace(causal=False), found={})
     table = bare.distance_table()
     if table is None and not any(bare.uses(hook) for hook in ("bias", "distance_bias")):
         positions = composition.positions

@@ -1,7 +1,7 @@
 """One plain scheme as a module: its encodings and extensions, built for a model and composed for each forward."""
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -10,6 +10,9 @@ from pezoo.contract import Encoding, Extension, Member, Positions, Shape, overri
 from pezoo.errors import UserError
 from pezoo.registry import entry, make_config
 from pezoo.scheme import Spec, fits, offers
+
+OF_ALL_KEYS = ("read", "product", "content", "bias", "distance_bias", "normalise", "mix")
+"""Hooks of attention that see more than the tokens which are new in a cache."""
 
 
 class Plain(nn.Module):
@@ -64,48 +67,72 @@ class Plain(nn.Module):
         """The copies of each member, by name."""
         return {name: _all(Member, copies) for name, copies in self.named_children()}
 
-    def acting(self, positions: Positions, layer: int = 0) -> list[Extension]:
-        """The extensions that act in this phase, in order."""
-        copies = [c for c in self.extensions if positions.phase in c[0].at]
-        return [c[layer % len(c)] for c in copies]
+    def acting(self, positions: Positions) -> list[list[Extension]]:
+        """The copies of the extensions that act in this phase, in order."""
+        return [copies for copies in self.extensions if positions.phase in copies[0].at]
 
     def positions_at(self, positions: Positions, layer: int) -> Positions:
         """The coordinates that encodings read at a layer."""
         positions = positions.replace(layer=layer)
-        for extension in self.acting(positions):
+        for extension, *_ in self.acting(positions):
             positions = extension.coordinates(positions)
         return positions
 
-    def parts(self, here: Positions, far: Positions | None = None) -> tuple[Part, ...]:
-        """Each encoding with the frequencies and tables that it reads; of a far region, if it reads distances."""
+    def parts(self, here: Positions, far: Positions | None = None, turned: bool = False) -> tuple[Part, ...]:
+        """Each encoding with the frequencies and tables that it reads; of a far region, if it reads distances.
+
+        With `turned`, those that rotate are given the queries' tokens alone, as keys too.
+        """
         parts = []
         for encoding, *_ in self.encodings:
             positions = far if far is not None and offers(type(encoding))["distances"] else here
+            if turned and overrides(encoding, "rotate"):
+                positions = positions.of_new()
             inv_freq = encoding.inv_freq()
             if inv_freq is not None:
                 inv_freq = to_device(inv_freq, positions.query.device)[None]
-                for extension in self.acting(positions):
+                for extension, *_ in self.acting(positions):
                     inv_freq = extension.frequencies(inv_freq, positions)
             own = positions.replace(inv_freq=inv_freq)
             encoding.check(own)
             parts.append(Part(encoding, own.replace(prepared=encoding.prepare(own))))
         return tuple(parts)
 
-    def compose(self, positions: Positions, n_layers: int) -> tuple[tuple[Part, ...], list[Composition]]:
-        """What the input embedding reads, and what each layer adds to attention."""
-        encodings, acting = self.encodings, self.acting(positions)
+    def keeps_turned(self, positions: Positions) -> bool:
+        """Whether a cache may keep keys turned: nothing that acts needs them as they were, or turns them anew later."""
+        encodings, acting = [e for e, *_ in self.encodings], [e for e, *_ in self.acting(positions)]
+        turning = [e for e in encodings if overrides(e, "rotate")]
+        if any(overrides(e, "content") for e in encodings) or any(overrides(e, "branches") for e in acting):
+            return False
+        if any(overrides(e, hook) for e in turning for hook in OF_ALL_KEYS) or any(e.traits.tokens for e in acting):
+            return False
+        stable = all(m.prefix_stable for m in (*encodings, *acting))
+        return bool(turning) and stable and all(e.traits.turns_once for e in turning)
+
+    def compose(
+        self, positions: Positions, n_layers: int, turned: bool = False
+    ) -> tuple[tuple[Part, ...], list[Composition]]:
+        """What the input embedding reads, and what each layer adds to attention; `turned`: to q and k that are so."""
+        encodings, extensions = self.encodings, self.acting(positions)
+        acting = [extension for extension, *_ in extensions]
         for extension in acting:
             extension.check(positions)
         made: list[tuple[Positions, tuple[Region, ...]]] = []
         for layer in range(n_layers if any(e.draws_per_layer for e in acting) else 1):
             here = self.positions_at(positions, layer)
             far = [branch for e in acting for branch in e.branches(here)]
-            regions = [Region(self.parts(here)), *(Region(self.parts(here, b.positions), b) for b in far)]
+            regions = [
+                Region(self.parts(here, turned=turned)),
+                *(Region(self.parts(here, b.positions), b) for b in far),
+            ]
             made.append((here, tuple(regions)))
+
+        found: dict[tuple[int, ...], dict[str, Any]] = {}
 
         def at_layer(i: int) -> Composition:
             here, regions = made[i % len(made)]
-            own = [c[i % len(c)] for c in encodings]
+            own, beside = [c[i % len(c)] for c in encodings], [c[i % len(c)] for c in extensions]
+            same = found.setdefault((i % len(made), *map(id, (*own, *beside))), {})
             regions = tuple(
                 Region(
                     tuple(Part(e, p.positions.replace(layer=i)) for e, p in zip(own, r.parts, strict=True)),
@@ -113,7 +140,7 @@ class Plain(nn.Module):
                 )
                 for r in regions
             )
-            return Composition(here.replace(layer=i), regions, tuple(self.acting(positions, i)))
+            return Composition(here.replace(layer=i), regions, tuple(beside), turned, same)
 
         return made[0][1][0].parts, [at_layer(i) for i in range(n_layers)]
 

@@ -87,6 +87,20 @@ class Prepared:
         with in_float32(x.device):
             return tuple(tuple(map(one, row)) for row in parts)
 
+    def turn(self, layer: int, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys of new tokens as a cache keeps them: turned if the scheme was made ready for that.
+
+        Args:
+            layer: whose part of the scheme.
+            q: queries, (B, H, L, d), not rotated.
+            k: keys of the same tokens, (B, Hkv, L, d), not rotated.
+        """
+        composition = self.at(layer)[0].composition
+        if not composition.turned:
+            return q, k
+        with in_float32(q.device):
+            return composition.turn(q, k)
+
     def attend(
         self,
         layer: int,
@@ -102,8 +116,8 @@ class Prepared:
 
         Args:
             layer: whose part of the scheme.
-            q: queries, not rotated.
-            k: keys, not rotated.
+            q: queries, not rotated, or as `turn` leaves them.
+            k: keys, not rotated, or as a cache has kept what `turn` left.
             v: values.
             backend: "auto", or a name from `pezoo.attention.BACKENDS`.
             x: what q, k and v are made of, (B, Lk, D), for schemes that read it.

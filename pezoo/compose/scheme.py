@@ -123,16 +123,23 @@ class Scheme(Numbers):
             raise UserError("phase and rows are part of positions: pass either these, or positions=")
         return positions if tokens is None else positions.replace(tokens=to_device(tokens, q.device))
 
-    def prepare(self, positions: Positions) -> Prepared:
+    def prepare(self, positions: Positions, cached: bool = False) -> Prepared:
         """Make ready for one forward over these positions.
+
+        Args:
+            positions: of its queries and keys.
+            cached: whether a cache keeps keys. What comes to it then goes through `Prepared.turn` first: where a
+                scheme allows it, keys are kept turned.
 
         Raises:
             Undefined: if a member has no value for a position.
             UserError: if the positions leave open what the scheme must know: the phase, or which sequences these are.
         """
         positions = self._settled(positions)
+        mixed = {key for row in self.plan for key, *_ in row if len(row) > 1}  # its heads may share keys with others
         with in_float32(positions.query.device):
-            made = [p.compose(positions, n) for p, n in zip(self.plain, self.layer_counts, strict=True)]
+            kept = [cached and key not in mixed and p.keeps_turned(positions) for key, p in enumerate(self.plain)]
+            made = [p.compose(positions, n, t) for p, n, t in zip(self.plain, self.layer_counts, kept, strict=True)]
         layers = tuple(tuple(Group(heads, made[part][1][place]) for part, heads, place in row) for row in self.plan)
         return Prepared(self.shape, made[0][0], layers)
 

@@ -22,8 +22,9 @@ from pezoo.positions import on_tensors
 class Cache:
     """What was seen so far, for decoding up to a declared length: tokens, and of each layer keys, values, and reads.
 
-    Keys are not rotated. Reads are what the scheme keeps of a layer's input, if it keeps any. A model that mixes keys
-    and values with those of the token before also keeps the last ones as they were, `last`.
+    Keys are as `Prepared.turn` leaves them: turned where the scheme allows that they are kept so. Reads are what the
+    scheme keeps of a layer's input, if it keeps any. A model that mixes keys and values with those of the token before
+    also keeps the last ones as they were, `last`.
     """
 
     def __init__(self, config: TransformerConfig, batch: int, length: int, device: Any, dtype: torch.dtype) -> None:
@@ -121,6 +122,7 @@ class Attention(nn.Module):
             q, k = (self._heads(norm(t.transpose(1, 2).flatten(2))) for norm, t in ((self.q_norm, q), (self.k_norm, k)))
         read = prepared.read(layer, x)
         if cache is not None:
+            q, k = prepared.turn(layer, q, k)
             k, v, read = cache.extend(layer, k, v, read)
         x = self.out(prepared.attend(layer, q, k, v, self.backend, read=read).transpose(1, 2).flatten(2))
         return x
@@ -289,7 +291,7 @@ class Transformer(nn.Module):
                 raise UserError(f"the cache was made for {cache.length} tokens, not {start + length}")
             positions = positions.slice(start, start + length, start + length)
         seen = tokens if cache is None else cache.see(tokens)
-        prepared = self.scheme.prepare(positions.replace(tokens=seen))
+        prepared = self.scheme.prepare(positions.replace(tokens=seen), cached=cache is not None)
         x: Tensor = self.dropout(prepared.embed(self.embedding(tokens)))
         for layer, block in enumerate(self.blocks):
             if self.checkpointing and torch.is_grad_enabled() and cache is None:

@@ -677,6 +677,31 @@ def growing_generation_as_declared(s: Subject) -> None:
     as_declared(holds, f"prefix_stable is {holds}", pairs, "logits of growing generation")
 
 
+def moves_nothing(found: Entry) -> str | None:
+    """Reason for what leaves coordinates and frequencies as they are."""
+    moving = any(overrides(found.cls, hook) for hook in ("coordinates", "frequencies") if hasattr(found.cls, hook))
+    return of_extensions(found) or (None if moving else "changes no coordinates and no frequencies")
+
+
+@check(unless=moves_nothing)
+def settles_keys_as_they_come(s: Subject) -> None:
+    """Where prefix-stable, coordinates and frequencies of keys stay as they are while other keys come after them."""
+    for phase, length in s.cases(LENGTH, 2 * LENGTH + 1):
+        model = s.model()
+        if not _stable(model, phase):
+            continue
+        positions = positions_of(model, 2, length, phase=phase)
+        whole = model.scheme.prepare(positions).layers
+        for t in (1, length // 2):
+            early = model.scheme.prepare(positions.slice(t - 1, t, t)).layers
+            for (now, *_), (then, *_) in zip(whole, early, strict=True):
+                for a, b in zip(now.composition.base, then.composition.base, strict=True):
+                    equal(a.positions.key[:, :t], b.positions.key, f"coordinates when {t} tokens were there", 0.0)
+                    equal(a.positions.query[:, t - 1 : t], b.positions.query, "coordinate of a query, alone,", 0.0)
+                    if a.positions.inv_freq is not None:
+                        equal(a.positions.inv_freq, b.positions.inv_freq, f"frequencies when {t} were there", 0.0)
+
+
 @check(schedules=True)
 def declared_lengths_by_row(s: Subject) -> None:
     """Rows of a batch with declared lengths of their own have the logits that they have alone."""

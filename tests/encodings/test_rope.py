@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import pezoo
 from helpers import member
 from pezoo.contract import Positions
-from pezoo.encodings.relative._rotary import rotary_frequencies
+from pezoo.encodings.relative._rotary import half_turns, rotary_frequencies, turn_halves
 
 
 def build(text, head_dim=8, n_heads=2, train_length=16):
@@ -75,7 +75,31 @@ def test_pairings_are_one_family_up_to_the_order_of_channels():
     interleaved = rotated(build("rope"), q, k)
     half = rotated(build("rope:pairing=half"), q[..., order], k[..., order])
     for a, b in zip(interleaved, half, strict=True):
-        assert torch.equal(a[..., order], b)
+        torch.testing.assert_close(a[..., order], b)
+
+
+@pytest.mark.parametrize("width", [8, 6])
+@pytest.mark.parametrize("learned", [False, True])
+def test_halves_have_the_gradients_of_the_formula(width, learned):
+    """To x, twice over, and to angles that are learned; x lies in memory as a projection leaves it."""
+    x = torch.randn(2, 5, 3, 8, dtype=torch.float64).transpose(1, 2).requires_grad_()
+    angles = torch.randn(1, 5, width // 2, requires_grad=learned)
+    given = [x, angles] if learned else [x]
+
+    def formula(x, angles):
+        n = width // 2
+        cos, sin = angles.double().cos()[:, None], angles.double().sin()[:, None]
+        a, b, rest = x[..., :n], x[..., n:width], x[..., width:]
+        return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], dim=-1)
+
+    def gradients(turned):
+        first = torch.autograd.grad(turned.sin().square().sum(), given, create_graph=True)
+        return [*first, *torch.autograd.grad(sum(g.square().sum() for g in first), given)]
+
+    ours, expected = turn_halves(x, half_turns(angles)), formula(x, angles)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    for mine, their in zip(gradients(ours), gradients(expected), strict=True):
+        torch.testing.assert_close(mine, their, rtol=1e-5, atol=1e-5)
 
 
 @settings(deadline=None, max_examples=60)
