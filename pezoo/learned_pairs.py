@@ -26,6 +26,9 @@ BLOCK = 128
 PAIRS = 2**18
 """Pairs of a block in all its heads, at most, but for blocks of one head: what fits the cache."""
 
+LONG = 1024
+"""From so many keys on that all queries of a block see, these are a pass of their own, whose bias is not copied."""
+
 Span = tuple[int, int, int, int]
 """Some queries and the keys that they may see: [start, stop) of both."""
 Block = tuple[int, slice, slice, slice]
@@ -124,6 +127,13 @@ def _hide(bias: Tensor, offset: int | None) -> Tensor:
     return bias
 
 
+def _join(outs: Sequence[Tensor], sums: Tensor) -> tuple[Tensor, Tensor]:
+    """The softmax over the keys of several passes, and its log-sum-exps (B, H, r), of those (passes, B, H, r)."""
+    lse = sums.logsumexp(0)
+    shares = (sums - lse).exp()[..., None]
+    return sum(out * share for out, share in zip(outs, shares, strict=True)), lse
+
+
 class _Attention(torch.autograd.Function):
     """Queries (B, H, Lq, d), keys, values, a bias: outputs and log-sum-exps (B, H, Lq)."""
 
@@ -139,12 +149,20 @@ class _Attention(torch.autograd.Function):
             some = bias if len(bias) == 1 else bias[row]
             for start, stop, _, seen in _spans(bias, offset):
                 at = row, slice(None), slice(start, stop)
-                mask = some[:, :, start:stop, :seen]
-                if offset is not None:
-                    mask = _hide(mask.clone(memory_format=torch.contiguous_format), offset + start)
-                elif mask.stride(-1) != 1:
-                    mask = mask.contiguous()
-                out[at], lse[at] = kernel(q[at], k[row, :, :seen], v[row, :, :seen], 0.0, attn_mask=mask, scale=scale)
+                passes, cut = [], 0 if offset is None or offset + start < LONG else offset + start
+                for keys in (slice(0, cut), slice(cut, seen)) if cut else (slice(0, seen),):
+                    mask = some[:, :, start:stop, keys]
+                    if offset is not None and keys.stop == seen:
+                        mask = _hide(mask.clone(memory_format=torch.contiguous_format), offset + start - cut)
+                    elif mask.stride(-1) != 1:
+                        mask = mask.contiguous()
+                    o, total = kernel(q[at], k[row, :, keys], v[row, :, keys], 0.0, attn_mask=mask, scale=scale)
+                    if cut:  # of a query that sees none of these keys, the kernel's numbers mean nothing
+                        none = mask.amax(-1) == -torch.inf
+                        o, total = o.masked_fill(none[..., None], 0.0), total.masked_fill(none, -torch.inf)
+                    passes.append((o, total))
+                outs, sums = zip(*passes, strict=True)
+                out[at], lse[at] = passes[0] if len(passes) == 1 else _join(outs, torch.stack(sums))
         return out, lse
 
     @staticmethod

@@ -22,6 +22,7 @@ def used(monkeypatch):
     calls, inner = [], learned_pairs.attend
     monkeypatch.setattr(learned_pairs, "attend", lambda *given: calls.append(given) or inner(*given))
     monkeypatch.setattr(learned_pairs, "BLOCK", 7)
+    monkeypatch.setattr(learned_pairs, "LONG", 9)
     monkeypatch.setattr(attention, "CHUNK", 16)
     monkeypatch.setattr(attention, "DENSE_LIMIT", 5)
     return calls
@@ -105,6 +106,7 @@ def by_formula(q, k, v, bias, offset):
 def test_float64_is_the_formula(sizes, shape, monkeypatch):
     """And the gradients are what small steps give, and theirs too; what the bias is ahead of a query does not count."""
     monkeypatch.setattr(learned_pairs, "BLOCK", 3)
+    monkeypatch.setattr(learned_pairs, "LONG", 5)
     torch.manual_seed(0)
     n_queries, n_keys, offset = sizes
     q, k, v = (torch.randn(2, 2, n, 4, dtype=torch.float64, requires_grad=True) for n in (n_queries, n_keys, n_keys))
@@ -137,6 +139,22 @@ def test_rows_that_see_little_and_weights_that_are_next_to_nothing():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_queries_that_see_few_keys_of_many(monkeypatch):
+    """-inf for all keys of a pass."""
+    monkeypatch.setattr(learned_pairs, "BLOCK", 3)
+    monkeypatch.setattr(learned_pairs, "LONG", 5)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 20, 4).unbind()
+    back = torch.arange(20)[:, None] - torch.arange(20)
+    bias = torch.zeros(1, 1, 20, 20).masked_fill(back > 2, -torch.inf)
+    tensors = [t.requires_grad_() for t in (q, k, v, bias)]
+    expected = torch.softmax((q @ k.mT * 0.5 + bias).masked_fill(back < 0, -torch.inf), dim=-1) @ v
+    ours = learned_pairs.attend(*tensors, 0.5, 0)
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+    for a, b in zip(grad(ours.sum(), tensors), grad(expected.sum(), tensors), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
 def test_beyond_what_is_kept_nothing_of_all_pairs_is():
     """Of 2,048 queries and keys what autograd keeps is linear."""
     scheme, kept = make("deberta:max_distance=8", 64, n_heads=1), []
@@ -150,6 +168,7 @@ def test_beyond_what_is_kept_nothing_of_all_pairs_is():
 def test_values_of_distance_are_the_formula(n_queries, n_keys, m, monkeypatch):
     """In float64, with gradients to all, and theirs."""
     monkeypatch.setattr(learned_pairs, "BLOCK", 3)
+    monkeypatch.setattr(learned_pairs, "LONG", 5)
     torch.manual_seed(0)
     offset, near = n_keys - n_queries, torch.randn(m, 4, dtype=torch.float64, requires_grad=True)
     q, k, v = (torch.randn(2, 2, n, 4, dtype=torch.float64, requires_grad=True) for n in (n_queries, n_keys, n_keys))

@@ -87,7 +87,8 @@ class TransformerXL(Encoding):
         if isinstance(positions.prepared, tuple):
             tables, most = positions.prepared
             position = by_query((q.float() + v) * self.scale(), tables[layer], most, positions)
-            return position + (u * self.scale()) @ k.float().mT
+            of_keys = (u * self.scale()) @ k.float().mT  # one number per key and head
+            return position + of_keys if position.requires_grad else position.add_(of_keys)
         a = (q.float() + v) @ self.project[layer].float()  # (B, H, Lq, 2n): of each sine and each cosine
         if positions.ruler is None:
             sine, cosine = _sinusoid(positions.angles(positions.query)).chunk(2, dim=-1)
