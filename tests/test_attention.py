@@ -7,7 +7,8 @@ import torch
 
 import pezoo
 from helpers import member
-from pezoo import attention, merged
+from pezoo import attention
+from pezoo.attention import merged
 from pezoo.cli.bench.measuring import Extent
 from pezoo.cli.bench.sections import growth
 from pezoo.composition import Composition, Part, Region
@@ -366,8 +367,8 @@ def test_far_regions_and_sinks_are_merged_of_fused_passes(text, monkeypatch):
     monkeypatch.setattr(attention, "DENSE_LIMIT", 5)
     monkeypatch.setattr(merged, "CHUNK", 8)
     monkeypatch.setattr(merged, "PAIRS", 300)
-    used = []
-    monkeypatch.setattr(attention, "merged", lambda *given: used.append(given) or merged.merged(*given))
+    used, own = [], merged.attend
+    monkeypatch.setattr(merged, "attend", lambda *given: used.append(given) or own(*given))
     for causal in (True, False):
         scheme = make(text, 16, causal=causal)
         q, k, v = torch.randn(3, 2, 3, 77, 8)
@@ -385,7 +386,7 @@ def test_far_regions_and_sinks_are_merged_of_fused_passes(text, monkeypatch):
 
 def test_training_with_far_regions_is_not_merged(monkeypatch):
     """The kernel's log-sum-exp has no gradient."""
-    monkeypatch.setattr(attention, "merged", None)
+    monkeypatch.setattr(merged, "attend", None)
     q, k, v = (t.requires_grad_() for t in torch.randn(3, 1, 3, 300, 8).unbind())
     run(make("rope+rerope"), q, k, v, "auto").sum().backward()
 

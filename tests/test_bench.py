@@ -159,7 +159,7 @@ EXPLAINED = {
     "rope+window": ("sdpa", "no bias", "chunked", "out of reach are left out"),
     "rope+rerope": ("sdpa", "no bias", "chunked", "merged by log-sum-exps"),
     "shaw": ("chunked", "content and bias as one", "chunked", "content and bias as one"),
-    "alibi+dape": ("chunked", "no place for adapt", "chunked", "not fused"),
+    "alibi+dape": ("chunked", "no place for adapt", "chunked", "blocks that fit a cache"),
     "fire": ("chunked", "a bias of pairs", "chunked", "dense bias or mask per chunk"),
 }
 
@@ -178,7 +178,7 @@ def test_explained(scheme):
 
 
 @pytest.mark.parametrize("phase", ["train", "test"])
-@pytest.mark.parametrize("scheme", [*EXPLAINED, "rope+sink_logits", "alibi+window", "alibi+dape", "alibi+dape_v2"])
+@pytest.mark.parametrize("scheme", [*EXPLAINED, "rope+sink_logits", "alibi+window", "fox", "kerple", "alibi+dape_v2"])
 def test_what_is_said_of_chunks_is_what_is_done(scheme, phase, monkeypatch):
     """`chunks` names the function that `chunked` calls, and says which keys and chunks are left out and made anew."""
     called = set()
@@ -190,11 +190,11 @@ def test_what_is_said_of_chunks_is_what_is_done(scheme, phase, monkeypatch):
 
         return instead
 
-    for name in ("merged", "_strided", "_sdpa", "_eager", "checkpoint"):
+    for name in ("_sdpa", "_eager", "checkpoint"):
         monkeypatch.setattr(attention, name, spy(name, getattr(attention, name)))
-    for module in (attention.learned_table, attention.pairwise):
-        name = module.__name__.removeprefix("pezoo.") + ".attend"
-        monkeypatch.setattr(module, "attend", spy(name, module.attend))
+    for name in ("merged", "strided", "learned_table", "key_bias", "pairwise"):
+        module = getattr(attention, name)
+        monkeypatch.setattr(module, "attend", spy(f"{name}.attend", module.attend))
     length = 600
     built = pezoo.create(scheme, d_model=16, n_heads=2, n_layers=1, train_length=64)
     q = torch.randn(1, 2, length, 8, requires_grad=phase == "train")

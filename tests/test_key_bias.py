@@ -7,7 +7,8 @@ from test_learned_table import gradients, make
 from torch.autograd import grad, gradcheck, gradgradcheck
 
 import pezoo
-from pezoo import attention, key_bias
+from pezoo import attention
+from pezoo.attention import key_bias
 from pezoo.contract import Positions
 
 

@@ -5,7 +5,8 @@ import torch
 from test_learned_table import gradients, make
 from torch.autograd import grad, gradcheck, gradgradcheck
 
-from pezoo import attention, learned_pairs
+from pezoo import attention
+from pezoo.attention import learned_pairs
 from pezoo.contract import Positions
 
 

@@ -5,7 +5,8 @@ import torch
 from torch.autograd import grad, gradcheck, gradgradcheck
 
 import pezoo
-from pezoo import attention, learned_pairs, learned_table
+from pezoo import attention
+from pezoo.attention import learned_pairs, learned_table
 from pezoo.contract import Positions
 
 

@@ -3,13 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from test_learned_table import assert_close, gradients, make
 from torch.autograd import grad
 
-from pezoo import attention, pairwise
+from pezoo import attention
+from pezoo.attention import pairwise
 from pezoo.contract import Positions
 from pezoo.encodings.bias import dape
 from pezoo.encodings.relative.cope import CoPE
-from tests.test_learned_table import assert_close, gradients, make
 
 
 @pytest.fixture

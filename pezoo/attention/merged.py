@@ -26,7 +26,7 @@ Pass = tuple[Tensor, Tensor]
 """Outputs (B, H, Lq, d), and log-sum-exps (B, H, Lq), float32."""
 
 
-def can_merge(q: Tensor, v: Tensor, composition: Composition) -> bool:
+def fits(q: Tensor, v: Tensor, composition: Composition) -> bool:
     """Whether this scheme has regions or sinks that passes can be merged of, and nothing else that is not fused."""
     if torch.is_grad_enabled() or q.device.type != "cpu" or q.shape[-1] != v.shape[-1]:
         return False
@@ -35,7 +35,7 @@ def can_merge(q: Tensor, v: Tensor, composition: Composition) -> bool:
     return fused_refusal(composition, but=("branches",)) is None
 
 
-def merged(v: Tensor, composition: Composition, rotated: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+def attend(v: Tensor, composition: Composition, rotated: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Attention of values (B, H, Lk, d) under queries and keys that are rotated for each region: (B, H, Lq, d)."""
     n_queries, n_keys = rotated[0][0].shape[-2], v.shape[-2]
     sink = composition.sink()

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pezoo.attention.learned_pairs import Block, Span, by_definition, fits, gradients
 from pezoo.composition import Composition, fused_refusal, sharpen, typed
 from pezoo.contract import in_float32
-from pezoo.learned_pairs import Block, Span, by_definition, fits, gradients
 
 BLOCK = 128
 """Queries of a block."""

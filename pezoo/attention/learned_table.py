@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pezoo.attention.learned_pairs import Block, Span, by_definition, gradients
 from pezoo.composition import sharpen, typed
 from pezoo.contract import in_float32
-from pezoo.learned_pairs import Block, Span, by_definition, gradients
 
 LEAST = 512
 """From this many keys on it is faster than a dense bias."""

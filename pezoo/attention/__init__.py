@@ -19,11 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pezoo import key_bias, learned_pairs, learned_table, pairwise
+from pezoo.attention import key_bias, learned_pairs, learned_table, merged, pairwise, strided
 from pezoo.composition import Composition, fused_refusal, sharpen, typed
 from pezoo.contract import in_float32, overrides
 from pezoo.errors import UserError, suggest
-from pezoo.merged import can_merge, merged
 
 DENSE_LIMIT = 256
 """Up to this many keys a dense bias or mask is as fast as a chunked one."""
@@ -149,8 +148,8 @@ def chunks(q: Tensor, v: Tensor, composition: Composition) -> tuple[str, str]:
         v: values (B, H, Lk, d).
         composition: what the scheme adds at this layer.
     """
-    if can_merge(q, v, composition):
-        return "merged", "a fused pass for each region and range of keys, merged by log-sum-exps"
+    if merged.fits(q, v, composition):
+        return "merged.attend", "a fused pass for each region and range of keys, merged by log-sum-exps"
     if pairwise.plan(q, composition):
         return "pairwise.attend", "not fused, in blocks that fit a cache, with gradients by hand"
     grad, fused = torch.is_grad_enabled(), _fuses(q, v, composition)
@@ -166,7 +165,7 @@ def chunks(q: Tensor, v: Tensor, composition: Composition) -> tuple[str, str]:
         return "learned_table.attend", words
     if table is not None:
         again = again if table.requires_grad else ""
-        return "_strided", f"fused, with one row of numbers per head for all distances{reach}{again}"
+        return "strided.attend", f"fused, with one row of numbers per head for all distances{reach}{again}"
     if fused:
         what = "content and bias as one tensor" if pairs else "a dense bias or mask"
         return "_sdpa", f"fused, with {what} per chunk of queries{reach}{again}"
@@ -318,15 +317,15 @@ def _sdpa(
 def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
     """Memory linear in length: `CHUNK` queries at a time, each against the keys it can see.
 
-    Biases and masks of distance alone are read as a strided view of one row (see `_strided`). Content joins a bias of
+    Biases and masks of distance alone are read as a strided view of one row (`strided`). Content joins a bias of
     pairs. What no fused kernel can hold runs eagerly, a chunk at a time, or as a member says for blocks of pairs
     (`pairwise`). Keys out of a mask's reach are left out. While gradients are kept, a chunk is computed again in the
     backward pass instead of being stored, unless the kernel stores no pairs anyhow or they are few. A bias that is
     being learned has a backward pass of its own (`learned_table`, `learned_pairs`).
     """
     rotated = _rotated(q, k, composition)
-    if _observer is None and can_merge(rotated[0][0], v, composition):
-        return merged(v, composition, rotated)
+    if _observer is None and merged.fits(rotated[0][0], v, composition):
+        return merged.attend(v, composition, rotated)
     if _observer is None and (bias := key_bias.find(rotated[0][0], v, composition)) is not None:
         return key_bias.attend(*rotated[0], v, bias, composition)
     if _observer is None and (by_hand := pairwise.plan(rotated[0][0], composition)):
@@ -362,7 +361,7 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
         part = composition.slice(start, stop, seen, first)
         plain_q, plain_k = q[..., start:stop, :], k[..., keys, :]
         if table is not None:
-            return _strided(*some[0], v[..., keys, :], part, table[:, n_queries - stop + first :])
+            return strided.attend(*some[0], v[..., keys, :], part, table[:, n_queries - stop + first :])
         if fused:
             more = part.content(plain_q, plain_k) if content else None
             return _sdpa(*some[0], v[..., keys, :], part, more, chunked=True)
@@ -389,22 +388,6 @@ def _width(composition: Composition, n_keys: int) -> int:
     last = composition.positions.offset + composition.positions.query.shape[1] - 1
     ranges = composition.reach(last, last, n_keys)
     return min(n_keys, ranges[-1][1] - max(0, ranges[0][0]))
-
-
-def _strided(q: Tensor, k: Tensor, v: Tensor, composition: Composition, table: Tensor) -> Tensor:
-    """Attention whose bias at (i, j) is table[:, Lq - 1 - i + j], by a view that copies nothing.
-
-    With the queries in reverse order the row index i' = Lq - 1 - i makes the column of the table i' + j: both strides
-    are 1, which a strided view allows (a Toeplitz matrix itself would need a negative one).
-    """
-    n_queries, n_keys = q.shape[-2], k.shape[-2]
-    table = typed(table[:, : n_queries + n_keys - 1], q).contiguous()
-    shape, strides = (1, table.shape[0], n_queries, n_keys), (0, table.stride(0), 1, 1)
-    view = table.as_strided(shape, strides)
-    if view.is_cuda:
-        view = view.contiguous()  # CUDA's kernels want aligned rows
-    q = sharpen(q, composition.sigma()).flip(-2)
-    return F.scaled_dot_product_attention(q, k, v, view, scale=composition.scale).flip(-2)
 
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Composition], Tensor]] = {

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pezoo.attention.learned_table import diagonals, view
 from pezoo.composition import Composition, sharpen
 from pezoo.contract import Encoding, Extension, Member, in_float32, overrides
-from pezoo.learned_table import diagonals, view
 
 SIZE = 64
 """Queries of a block, at most."""
