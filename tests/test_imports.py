@@ -34,6 +34,8 @@ def test_what_is_said_at_once_needs_no_library():
     assert not {name for name in strangers if not name.startswith("__editable__")}
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_names_and_facts_need_nothing_that_trains_or_draws():
     loaded = loaded_after("list", "list --tasks", "show rope")
     assert "torch" in loaded

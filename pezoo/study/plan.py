@@ -39,7 +39,7 @@ from pezoo.results import LANGUAGE_MODELLING
 from pezoo.scheme import MemberSpec, Spec, parse
 from pezoo.study.bodies import OWN
 from pezoo.study.recipe import Recipe
-from pezoo.study.resolve import Test, Trial, acting, in_part, load_corpora, resolve
+from pezoo.study.resolve import Test, Trial, acting, in_part, load_corpora, resolve, texts_of
 from pezoo.training.checkpoint import carry_over, load, save
 from pezoo.training.config import TrainConfig
 from pezoo.training.keys import from_stored, hashed, to_stored
@@ -242,7 +242,7 @@ def make_plan(recipe: Recipe) -> Plan:
             unknown task or protocol, a device that is not there or cannot do what is asked, and a
             corpus with too little text.
     """
-    plan = Plan(recipe, load_corpora(recipe), {}, [])
+    plan = Plan(recipe, load_corpora(texts_of(recipe)), {}, [])
     logs: dict[str, list[str]] = {}
     for trial in resolve(recipe, plan.corpora):
         with in_part(trial.part):

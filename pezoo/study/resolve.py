@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from pezoo.compose import build
 from pezoo.contract import Shape, Undefined
-from pezoo.data import Corpus, crops, load, windows
+from pezoo.data import Corpus, DataConfig, crops, load, windows
 from pezoo.data.material import TESTING, TRAINING, Material, Questions, Text
 from pezoo.data.retold import Retold
 from pezoo.errors import UserError, brief, cut, suggest
@@ -80,11 +80,15 @@ def in_part(part: str) -> Iterator[None]:
         raise UserError(f"parts.{cut(part)}: {error}" if part else str(error)) from None
 
 
-def load_corpora(recipe: Recipe) -> dict[str, Corpus]:
-    """The corpora that a recipe's parts read, by hash; none is loaded for tasks alone."""
+def texts_of(recipe: Recipe) -> list[DataConfig]:
+    """What text a recipe's parts read; none for tasks alone."""
     parts = [one for _, one in recipe.split() if LANGUAGE_MODELLING in one.tasks]
-    configs = {repr(one.data): one.data for one in parts}
-    return {corpus.hash: corpus for corpus in map(load, configs.values())}
+    return list({repr(one.data): one.data for one in parts}.values())
+
+
+def load_corpora(texts: Iterable[DataConfig]) -> dict[str, Corpus]:
+    """Corpora by hash."""
+    return {corpus.hash: corpus for corpus in map(load, texts)}
 
 
 def resolve(recipe: Recipe, corpora: Mapping[str, Corpus]) -> list[Trial]:
@@ -92,7 +96,7 @@ def resolve(recipe: Recipe, corpora: Mapping[str, Corpus]) -> list[Trial]:
 
     Args:
         recipe: as `load_recipe` returns it.
-        corpora: what `load_corpora` returns for it.
+        corpora: what `load_corpora` returns for its texts.
 
     Raises:
         UserError: for whatever is wrong with a scheme, task, protocol, length or device.
