@@ -35,7 +35,6 @@ from pezoo.study.reading import find_recipe, load_recipe
 from pezoo.study.recipe import Recipe
 from pezoo.study.status import Status
 from pezoo.study.store import Store
-from pezoo.study.trials import try_some
 
 try:
     import fcntl
@@ -135,6 +134,8 @@ class Study:
 
     def try_some(self, estimate: Estimate) -> None:
         """Try, for about two seconds, what finished cells do not tell."""
+        from pezoo.study.trials import try_some  # it imports what trains
+
         try_some(estimate, self.plan.corpora, self.recipe.threads)
 
     def run(
@@ -171,10 +172,11 @@ class Study:
                 with Status(self.out, self.plan, done, told, estimate) as shown:
                     if estimate.todo:
                         shown.note(f"{self.recipe.study} in {self.out}: {self.plan.summary(estimate.todo)}")
-                        if try_first and all(cell.inputs["device"] == "cpu" for cell in self.plan.cells.values()):
-                            self.try_some(estimate)
-                        shown.note(estimate.say())
-                    launcher = Launcher(self.plan, self.store, self.plugins, shown, self._finished)
+                        try_first &= all(cell.inputs["device"] == "cpu" for cell in self.plan.cells.values())
+                        if not try_first:
+                            shown.note(estimate.say())
+                    tried = estimate if try_first else None
+                    launcher = Launcher(self.plan, self.store, self.plugins, shown, self._finished, tried)
                     self.failures = launcher.failures
                     launcher.run()
             finally:

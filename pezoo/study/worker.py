@@ -1,11 +1,13 @@
 """A process that runs cells, one after the other: `python -m pezoo.study.worker STUDY_FOLDER`.
 
 Every cell runs in such a process, however many there are, so that one worker and many give the same
-numbers. Messages are JSON, a line each: in come the study (once) and then cells; out go `ready`,
-`progress`, `note`, and `done` or `failed`. It ends at once when its input ends, which is also what happens
-when its parent dies, in whatever way. SIGTERM ends it when a training has saved its state, else at once.
+numbers. Messages are JSON, a line each: in come the study (once) and then cells, or several of which a little
+is to be tried; out go `ready`, `progress`, `note`, and `done` or `failed`, or `tried` and `all_tried`. It ends
+at once when its input ends, which is also what happens when its parent dies, in whatever way. SIGTERM ends it
+when a training has saved its state, else at once.
 """
 
+import gc
 import json
 import os
 import queue
@@ -36,24 +38,25 @@ def _serve() -> None:
     os.dup2(2, 1)  # what a library prints must not get between the messages
     messages = _messages(sys.stdin)
     study = next(messages)
+    get_ready()
 
     import torch
 
+    from pezoo.data import DataConfig
     from pezoo.outcome import outcome
     from pezoo.registry import load_plugin
     from pezoo.study.cells import run_cell
     from pezoo.study.plan import Cell
-    from pezoo.study.reading import load_recipe
     from pezoo.study.resolve import load_corpora
     from pezoo.study.store import Store, tried_again
+    from pezoo.study.trials import tried
 
     for plugin in study["plugins"]:
         load_plugin(plugin)
-    recipe = load_recipe(study["recipe"])
-    torch.set_num_threads(recipe.threads)
-    if recipe.device.startswith("cuda:"):
-        torch.cuda.set_device(recipe.device)  # what cells call cuda
-    corpora, store = load_corpora(recipe), Store(Path(sys.argv[1]))
+    torch.set_num_threads(study["threads"])
+    if study["device"].startswith("cuda:"):
+        torch.cuda.set_device(study["device"])  # what cells call cuda
+    corpora, store = load_corpora(DataConfig(**text) for text in study["texts"]), Store(Path(sys.argv[1]))
 
     def note(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -61,6 +64,11 @@ def _serve() -> None:
 
     _send(out, event="ready")
     for message in messages:
+        if "try" in message:
+            for key, seconds, memory in tried([Cell(**cell) for cell in message["try"]], corpora):
+                _send(out, event="tried", key=key, seconds=seconds, memory=memory)
+            _send(out, event="all_tried")
+            continue
         cell = Cell(**message)
         sent = 0.0
 
@@ -71,7 +79,7 @@ def _serve() -> None:
                 _send(out, event="progress", done=done, total=total, loss=loss)
 
         try:
-            facts = run_cell(cell, store, corpora, report, note, recipe.save_minutes)
+            facts = run_cell(cell, store, corpora, report, note, study["save_minutes"])
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # a plug-in may raise these too
             print(f"{cell.title} ({cell.key}) failed:", file=sys.stderr)
             traceback.print_exc()
@@ -84,6 +92,33 @@ def _serve() -> None:
                 _send(out, event="failed", status="out_of_memory", reason=short)
             else:
                 _send(out, event="done", fit=facts.get("fit"))
+
+
+def get_ready() -> None:
+    """Import what cells need, and the zoo. Python looks for no garbage meanwhile, nor later in what is there now."""
+    usual = gc.isenabled()
+    gc.disable()
+
+    import torch.utils.tensorboard  # noqa: F401
+
+    import pezoo.study.cells
+    import pezoo.study.resolve
+    import pezoo.study.trials  # noqa: F401
+    from pezoo.registry import entries
+
+    entries()
+    gc.freeze()
+    if usual:
+        gc.enable()
+
+
+def draw_anew() -> None:
+    """Seed what a forked process shares with others, and a new one does not: cells seed what they draw from."""
+    import numpy as np
+    import torch
+
+    np.random.seed()
+    torch.default_generator.seed()
 
 
 def _messages(stream: IO[str]) -> Iterator[dict[str, Any]]:

@@ -41,6 +41,7 @@ def run(arguments: list[str], environment: dict[str, str], streams: list[str]) -
     tempfile.tempdir = None  # it was found in another environment
     torch.set_num_threads(1)
     matplotlib.use("Agg")
+    launcher.CAN_FORK = False  # here each worker is
     launcher.subprocess = types.SimpleNamespace(
         Popen=_ForkedWorker, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired
     )
