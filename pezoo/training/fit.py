@@ -6,11 +6,8 @@ alone, and end in the same weights, bit by bit on a CPU; also one that was stopp
 """
 
 import contextlib
-import logging
 import math
-import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +28,7 @@ from pezoo.outcome import outcome, peak_memory, reset_peak_memory
 from pezoo.task import Example
 from pezoo.training.config import TrainConfig
 from pezoo.training.curves import Curves
+from pezoo.training.lightning import ctrl_c, quiet
 from pezoo.training.loss import cross_entropy, losses_and_hits
 from pezoo.training.resume import Saver, Saving, Signals, State, StateFile
 from pezoo.training.weights import ALL, Weights, count_trained, tuned
@@ -374,31 +372,3 @@ def checkpointed(model: Transformer, on: bool) -> Iterator[None]:
     finally:
         if on:
             model.checkpoint_blocks(False)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep from the user Lightning's remarks, and its use of a name that PyTorch gave up."""
-    log = logging.getLogger("pytorch_lightning")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
-            warnings.filterwarnings("ignore", "The `srun` command is available")  # one process needs none
-            yield
-    finally:
-        log.setLevel(level)
-
-
-@contextlib.contextmanager
-def ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C through: Lightning would end the process, and leave it deaf to a second one."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from None
