@@ -161,7 +161,7 @@ def chunks(q: Tensor, v: Tensor, composition: Composition) -> tuple[str, str]:
     if key_bias.find(q, v, composition) is not None:
         return "key_bias.attend", "fused, with one number per key and head"
     if table is not None and learned_table.fits(q, v, table):
-        words = f"fused, with a backward pass of its own for the row of numbers per head that is learned{reach}"
+        words = f"fused, with one row of numbers per head for all distances, and a backward pass of its own{reach}"
         return "learned_table.attend", words
     if table is not None:
         again = again if table.requires_grad else ""

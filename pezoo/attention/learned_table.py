@@ -1,4 +1,6 @@
-"""Attention under a bias of distance that is being learned: fused forward, and gradients in blocks of queries.
+"""Attention under a bias of distance in training: fused forward, and gradients in blocks of queries.
+
+It is for biases that are being learned; for a fixed one it is faster than the kernel's own backward pass as well.
 
 The backward pass is that of `learned_pairs`, but for the gradient of the bias:
 
@@ -29,8 +31,8 @@ BLOCK = 128
 
 
 def fits(q: Tensor, v: Tensor, table: Tensor) -> bool:
-    """Whether the table needs a gradient here, and the kernel takes q, (B, H, Lq, d), and v."""
-    if not (torch.is_grad_enabled() and table.requires_grad) or torch.compiler.is_compiling():
+    """Whether gradients are needed here, and the kernel takes q, (B, H, Lq, d), and v."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not (q.requires_grad or table.requires_grad):
         return False
     return q.device.type == "cpu" and q.shape[-1] == v.shape[-1] and v.shape[-2] >= LEAST
 
@@ -107,9 +109,10 @@ class _Attention(torch.autograd.Function):
                 return view(*some, queries.stop - queries.start, keys.stop - keys.start)
 
             def take(at: Block, change: Tensor) -> None:
-                _, heads, queries, keys = at
-                first = queries.start - low
-                pairs[heads, : change.shape[1], first + keys.start : first + keys.stop] += change
+                if ctx.needs_input_grad[3]:
+                    _, heads, queries, keys = at
+                    first = queries.start - low
+                    pairs[heads, : change.shape[1], first + keys.start : first + keys.stop] += change
 
             found = gradients(inputs, (inputs[0] * out).sum(-1), scale, ctx.spans, bias, take)
             to_table = torch.zeros_like(table)
