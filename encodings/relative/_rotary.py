@@ -47,8 +47,7 @@ def turn_halves(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
         return torch.cat((turn_halves(x[..., :width], by), x[..., width:]), dim=-1)
     head = x.float()
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad)):
-        a, b = head.chunk(2, dim=-1)
-        turned = head * cos + torch.cat((-b * sin, a * sin), dim=-1)
+        turned = _by_formula(head, cos, sin)
     elif torch.is_grad_enabled() and x.requires_grad:
         turned = _TurnHalves.apply(head, cos, sin)  # type: ignore[no-untyped-call]
     else:
@@ -56,7 +55,14 @@ def turn_halves(x: Tensor, by: tuple[Tensor, Tensor]) -> Tensor:
     return turned.to(x.dtype)
 
 
+def _by_formula(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-b * sin, a * sin), dim=-1)
+
+
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    if torch._C._functorch.is_batchedtensor(x):  # `vmap` has no place for what follows
+        return _by_formula(x, cos, sin)
     n = sin.shape[-1]
     turned = torch.mul(x, cos, out=x.new_empty(x.shape))
     turned[..., :n].addcmul_(x[..., n:], sin, value=-1)
@@ -66,6 +72,8 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 class _TurnHalves(torch.autograd.Function):
     """The same without a copy of the halves; its gradient is turned back."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -126,6 +126,13 @@ def test_golden_frequencies():
     assert wavelengths[[0, -1]].tolist() == pytest.approx([6.2832, 47117.24], rel=1e-5)
 
 
+def test_halves_are_turned_for_many_models_at_once():
+    """`vmap` over gradients, as for many seeds in one pass."""
+    x, by = torch.randn(3, 2, 2, 5, 8), half_turns(torch.randn(1, 5, 4))
+    gradient = torch.func.grad(lambda one: turn_halves(one, by).pow(3).sum())
+    torch.testing.assert_close(torch.func.vmap(gradient)(x), torch.stack([gradient(one) for one in x]))
+
+
 @pytest.mark.parametrize(("name", "scheme"), [("partial_rope", "rope:fraction=0.25"), ("p_rope", "rope:kept=0.75")])
 def test_literature_names(name, scheme):
     assert pezoo.parse(name) == pezoo.parse(scheme)
