@@ -26,6 +26,7 @@ from pezoo.files import remove, sweep
 from pezoo.registry import ENTRY_POINTS, entry, load_plugin
 from pezoo.results import Result, read, write
 from pezoo.study.collect import Failure, collect
+from pezoo.study.engines import make_engine
 from pezoo.study.estimate import Estimate
 from pezoo.study.folder import RESULTS, claim, folder_of, plugins_of, require_plugins, write_record
 from pezoo.study.launcher import Launcher
@@ -158,6 +159,7 @@ class Study:
             ChildProcessError: if a worker process cannot start.
         """
         self._refuse_strangers()
+        engine = make_engine(self.plan, self.store, self.plugins)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -171,10 +173,11 @@ class Study:
                 with Status(self.out, self.plan, done, told, estimate) as shown:
                     if estimate.todo:
                         shown.note(f"{self.recipe.study} in {self.out}: {self.plan.summary(estimate.todo)}")
+                        try_first &= self.recipe.launcher == "local"  # elsewhere it takes another time
                         if try_first and all(cell.inputs["device"] == "cpu" for cell in self.plan.cells.values()):
                             self.try_some(estimate)
                         shown.note(estimate.say())
-                    launcher = Launcher(self.plan, self.store, self.plugins, shown, self._finished)
+                    launcher = Launcher(self.plan, self.store, engine, shown, self._finished)
                     self.failures = launcher.failures
                     launcher.run()
             finally:

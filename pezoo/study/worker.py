@@ -11,7 +11,6 @@ import os
 import queue
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,53 +36,18 @@ def _serve() -> None:
     messages = _messages(sys.stdin)
     study = next(messages)
 
-    import torch
-
-    from pezoo.outcome import outcome
-    from pezoo.registry import load_plugin
-    from pezoo.study.cells import run_cell
     from pezoo.study.plan import Cell
-    from pezoo.study.reading import load_recipe
-    from pezoo.study.resolve import load_corpora
-    from pezoo.study.store import Store, tried_again
+    from pezoo.study.process import Process
+    from pezoo.study.store import Store
 
-    for plugin in study["plugins"]:
-        load_plugin(plugin)
-    recipe = load_recipe(study["recipe"])
-    torch.set_num_threads(recipe.threads)
-    if recipe.device.startswith("cuda:"):
-        torch.cuda.set_device(recipe.device)  # what cells call cuda
-    corpora, store = load_corpora(recipe), Store(Path(sys.argv[1]))
-
-    def note(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-        _send(out, event="note", line=line)
-
-    _send(out, event="ready")
+    process, store = Process(study["recipe"], study["plugins"]), Store(Path(sys.argv[1]))
+    _send(out, {"event": "ready"})
     for message in messages:
-        cell = Cell(**message)
-        sent = 0.0
+        _send(out, process.run(Cell(**message), store, lambda said: _send(out, said), _log, PROGRESS_SECONDS))
 
-        def report(done: int, total: int, loss: float | None) -> None:
-            nonlocal sent
-            if time.monotonic() - sent >= PROGRESS_SECONDS:
-                sent = time.monotonic()
-                _send(out, event="progress", done=done, total=total, loss=loss)
 
-        try:
-            facts = run_cell(cell, store, corpora, report, note, recipe.save_minutes)
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # a plug-in may raise these too
-            print(f"{cell.title} ({cell.key}) failed:", file=sys.stderr)
-            traceback.print_exc()
-            status, reason = outcome(error)
-            status = status if status == "out_of_memory" else "failed"
-            _send(out, event="failed", status=status, reason=reason)
-        else:
-            if (short := tried_again(facts)) is not None:
-                print(f"{cell.title} ({cell.key}) ran out of memory {short}", file=sys.stderr)
-                _send(out, event="failed", status="out_of_memory", reason=short)
-            else:
-                _send(out, event="done", fit=facts.get("fit"))
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _messages(stream: IO[str]) -> Iterator[dict[str, Any]]:
@@ -100,7 +64,7 @@ def _messages(stream: IO[str]) -> Iterator[dict[str, Any]]:
         yield json.loads(arrived.get())
 
 
-def _send(out: IO[str], **message: Any) -> None:
+def _send(out: IO[str], message: dict[str, Any]) -> None:
     out.write(json.dumps(message) + "\n")
     out.flush()
 
