@@ -207,8 +207,11 @@ class Study:
         line, replaced = claim(self.out, self.recipe, self.plugins, self.replace)
         if line:
             print(in_terminal(line, sys.stderr.encoding or "utf-8"), file=sys.stderr)
-        for old in (self.out / "logs").glob("*.log"):
-            old.unlink()
+        if (self.out / "jobs.json").exists():
+            from pezoo.study.engines.slurm import end_leftover
+
+            end_leftover(self.out)
+        remove(self.out / "logs")
         self.store.clean()
         for folder in (self.out, self.out / "report"):
             sweep(folder)
