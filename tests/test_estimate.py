@@ -134,6 +134,24 @@ def test_what_was_tried_is_added_up_over_workers(plan, estimate):
     assert estimate.say() == "less than a minute; 61.4 k tokens to train on; 600 MB of memory for 2 workers"
 
 
+def test_hours_of_all_workers_and_room_on_the_disk_are_told(plan, clock):
+    estimate = Estimate(plan.cells, plan.cells, 2, clock)
+    assert estimate.hours() is None
+    for key in plan.cells:
+        estimate.expect(key, 36.0)
+    every = sum(36.0 * units(cell) for cell in plan.cells.values())
+    assert estimate.hours() == pytest.approx(every / 3600)
+    assert estimate.left() >= every / 2
+    assert f"{every / 3600:.3g} CPU hours in all" in estimate.say()
+    makers = of_kind(plan, "train") + of_kind(plan, "tune")
+    size = sum(p.numel() for p in plan.cells[makers[0]].outline().parameters())
+    assert estimate.disk() == pytest.approx(4 * len(makers) * size, rel=0.5)
+    assert "B on disk" not in estimate.say()  # less than a MiB
+    for key in plan.cells:
+        estimate.finish(key, 1.0)
+    assert (estimate.hours(), estimate.disk()) == (0, 0)
+
+
 def test_a_long_chain_of_cells_is_not_shared_among_workers(plan):
     estimate = Estimate(plan.cells, plan.cells, 100)
     for key in plan.cells:

@@ -95,9 +95,9 @@ def file(recipe, tmp_path):
 
 
 def files(out):
-    """What is in a folder, but for what says when it was last run."""
-    told = [p for p in out.rglob("*") if p.is_file() and p.name not in (".lock", "status.json")]
-    return {p.relative_to(out): p.read_bytes() for p in told}
+    """What is there, but for what a run says of itself."""
+    unlike = (".lock", "status.json")
+    return {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name not in unlike}
 
 
 def check(out):

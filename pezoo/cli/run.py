@@ -20,7 +20,7 @@ from pezoo.escape import in_terminal
 
 if TYPE_CHECKING:
     from pezoo.results import Result
-    from pezoo.study import Study
+    from pezoo.study import Plan, Study
 
 
 def run(
@@ -155,6 +155,18 @@ def _show_plan(study: "Study") -> None:
     if estimate.todo:
         study.try_some(estimate)
         console.print(estimate.say())
+        if plan.recipe.workers > 1 and (estimate.hours() or 0) >= 1:
+            console.print(_scheduled(plan, estimate.rests() or {}))
+
+
+def _scheduled(plan: "Plan", seconds: Mapping[str, float]) -> str:
+    """What a simulated schedule says of the time to the end, without and with workers that fail."""
+    from pezoo.study.estimate import duration
+    from pezoo.study.schedule import expected, simulate
+
+    workers = plan.recipe.workers
+    smooth, rough = simulate(plan.cells, seconds, workers), expected(plan.cells, seconds, workers, 24 * 3600)
+    return f"schedule of {workers} workers: {duration(smooth)}; {duration(rough)} if each of them fails once a day"
 
 
 def _show_results(study: "Study", results: "list[Result]") -> None:

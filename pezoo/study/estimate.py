@@ -119,17 +119,33 @@ class Estimate:
 
     def left(self) -> float | None:
         """Seconds to the end, or None if that is unknown: as many cells as there are workers, at most, run together."""
-        rates, total, ends = _Rates(self), 0.0, {}
+        rests = self.rests()
+        if rests is None:
+            return None
+        ends: dict[str, float] = {}
         for key, cell in self.cells.items():
-            before = max((ends[parent] for parent in cell.parents), default=0.0)
-            seconds = 0.0
-            if key in self.todo and self.work[key]:
+            ends[key] = max((ends[parent] for parent in cell.parents), default=0.0) + rests.get(key, 0.0)
+        return max(sum(rests.values()) / self.workers, *ends.values()) if ends else 0.0
+
+    def hours(self) -> float | None:
+        """Hours of all workers together to the end, or None if that is unknown."""
+        rests = self.rests()
+        return None if rests is None else sum(rests.values()) / 3600
+
+    def disk(self) -> int:
+        """Bytes of the models that are still to be made, roughly; adapters and pictures are small."""
+        makes = [self.cells[key] for key in self.todo if self.cells[key].kind != "evaluate"]
+        return memory.NUMBER * sum(sum(_sizes(cell.inputs)) for cell in makes)
+
+    def rests(self) -> dict[str, float] | None:
+        """By key, the seconds that are left of cells; None if that is unknown."""
+        rates, rests = _Rates(self), {}
+        for key in self.todo:
+            if self.work[key]:
                 if (rate := rates[key]) is None:
                     return None
-                seconds = self._rest(key, rate * self.work[key])
-            ends[key] = before + seconds
-            total += seconds
-        return max(total / self.workers, *ends.values()) if ends else 0.0
+                rests[key] = self._rest(key, rate * self.work[key])
+        return rests
 
     def _rest(self, key: str, whole: float) -> float:
         at = self.running.get(key)
@@ -142,14 +158,18 @@ class Estimate:
         facts = [duration(self.left())]
         if self.tokens:
             facts.append(f"{amount(self.tokens)} tokens to train on")
+        device = next((self.cells[key].inputs["device"] for key in self.todo), "cpu")
+        if (hours := self.hours()) is not None and hours >= 1:
+            facts.append(f"{hours:.3g} {'CPU' if device == 'cpu' else 'GPU'} hours in all")
         least = [bytes_ for key in self.todo if (bytes_ := memory.least(self.cells[key])) is not None]
         if peak := max([*least, self.memory or 0]):
-            device = next((self.cells[key].inputs["device"] for key in self.todo), "cpu")
             n = min(self.workers, max(1, len(self.todo)))
             what = "memory" if device == "cpu" else "GPU memory"
             facts.append(f"{amount(n * peak)}B of {what}" + (f" for {n} workers" if n > 1 else ""))
             if least and (more := memory.remark(n * peak, device)):
                 facts.append(more)
+        if self.disk() >= 2**20:
+            facts.append(f"{amount(self.disk())}B on disk")
         return "; ".join(facts)
 
 
