@@ -1,34 +1,34 @@
 """pezoo: the positional-encoding zoo with comparative training."""
 
+import importlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pezoo.compose import Scheme, create
-from pezoo.compose import attend_with as attend
-from pezoo.contract import Branch, Encoding, Extension, Positions, Schedule, Shape, Traits, Undefined
-from pezoo.errors import UserError
-from pezoo.model.config import TransformerConfig
-from pezoo.model.transformer import Transformer
-from pezoo.registry import (
-    describe,
-    list_encodings,
-    list_extensions,
-    list_schedules,
-    list_tasks,
-    load_plugin,
-    register,
-    setting,
-)
-from pezoo.scheme import parse
-from pezoo.task import IGNORE, Pairs, Task
-
 if TYPE_CHECKING:
     import torch
 
+    from pezoo.compose import Scheme, create
+    from pezoo.compose import attend_with as attend
+    from pezoo.contract import Branch, Encoding, Extension, Positions, Schedule, Shape, Traits, Undefined
+    from pezoo.errors import UserError
+    from pezoo.model.config import TransformerConfig
+    from pezoo.model.transformer import Transformer
     from pezoo.pretrained.attach import Attached
+    from pezoo.registry import (
+        describe,
+        list_encodings,
+        list_extensions,
+        list_schedules,
+        list_tasks,
+        load_plugin,
+        register,
+        setting,
+    )
     from pezoo.report.finished import Finished
     from pezoo.results import Result
+    from pezoo.scheme import parse
+    from pezoo.task import IGNORE, Pairs, Task
 
 __version__ = "0.2.0"
 
@@ -66,6 +66,39 @@ __all__ = [
     "run",
     "setting",
 ]
+
+_HOMES = {
+    "pezoo.compose": "Scheme attend_with create",
+    "pezoo.contract": "Branch Encoding Extension Positions Schedule Shape Traits Undefined",
+    "pezoo.errors": "UserError",
+    "pezoo.model.config": "TransformerConfig",
+    "pezoo.model.transformer": "Transformer",
+    "pezoo.registry": "describe list_encodings list_extensions list_schedules list_tasks load_plugin register setting",
+    "pezoo.scheme": "parse",
+    "pezoo.task": "IGNORE Pairs Task",
+}
+"""By module, what is imported when it is asked for: PyTorch takes seconds, and `pezoo --help` needs none of it."""
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, or a module at the top of pezoo."""
+    inside = "attend_with" if name == "attend" else name
+    for home, names in _HOMES.items():
+        if inside in names.split():
+            found = globals()[name] = getattr(importlib.import_module(home), inside)
+            return found
+    try:
+        if not name.startswith("_"):
+            return importlib.import_module(f"pezoo.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"pezoo.{name}":
+            raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """All public names, imported or not."""
+    return sorted({*globals(), *__all__})
 
 
 def run(
@@ -134,7 +167,7 @@ def from_pretrained(
     dtype: "torch.dtype | str | None" = None,
     train_length: int | None = None,
     seed: int = 0,
-) -> Transformer:
+) -> "Transformer":
     """Read somebody's weights into pezoo's own Transformer; see `pezoo.pretrained.from_pretrained.from_pretrained`."""
     from pezoo.pretrained import need_safetensors
 

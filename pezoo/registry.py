@@ -20,8 +20,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from pezoo.contract import PHASES, Encoding, Extension, Member, Registered, Schedule, Traits
 from pezoo.errors import UserError, brief, cut, suggest
@@ -351,6 +349,8 @@ def checked_settings(name: str, cls: type, settings: Mapping[str, Any], also: Se
             raise UserError(f"{name} has no setting {brief(key)}.{near} Its settings: {names}")
     if not settings:
         return cls()
+    from omegaconf import OmegaConf, errors  # late, as names need none of it
+
     settings = {key: plain(value) for key, value in settings.items()}
     for f in dataclasses.fields(cls):  # as text, a list of one number is that number
         if f.default_factory is not dataclasses.MISSING and not isinstance(settings.get(f.name, []), list):
@@ -361,7 +361,7 @@ def checked_settings(name: str, cls: type, settings: Mapping[str, Any], also: Se
         check_items(f"{name}:{key}", value, hints.get(key))
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), settings))
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
+    except (errors.OmegaConfBaseException, TypeError, ValueError) as error:
         key = getattr(error, "full_key", "") or ""
         raise UserError(f"{name}:{key}: {cut(str(error).splitlines()[0], 200)}") from None
     for f in dataclasses.fields(cls):

@@ -8,8 +8,6 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from pezoo.errors import UserError, brief, cut
 
 DEEPEST = 20
@@ -30,6 +28,8 @@ def check_yaml(text: str, *, aliases: bool = False) -> None:
         UserError: if it is too deep, or has aliases that it may not have.
         yaml.YAMLError: if it is no YAML.
     """
+    import yaml  # late: names need none
+
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -45,6 +45,8 @@ def read_yaml(text: str) -> Any:
     Raises:
         UserError: if it is none, nested too deeply, or has aliases.
     """
+    import yaml
+
     try:
         check_yaml(text)
         return yaml.safe_load(text)

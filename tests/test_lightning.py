@@ -16,7 +16,7 @@ from pezoo.errors import UserError
 from pezoo.model.transformer import Transformer, TransformerConfig
 from pezoo.training.checkpoint import load, save
 from pezoo.training.config import TrainConfig
-from pezoo.training.fit import LanguageModel, TrainingData, fit, learning_rate
+from pezoo.training.fit import LanguageModel, TrainingData, fit, learning_rate, validated_every
 
 VOCAB, LENGTH = 19, 8
 SETTINGS = TrainConfig(steps=12, batch_size=4, warmup_steps=3, log_every=5)
@@ -173,8 +173,28 @@ def test_curves_have_readable_names_and_replace_those_of_an_earlier_attempt(text
     for (_, loss), (_, perplexity) in zip(found["train/loss"], found["train/perplexity"], strict=True):
         assert perplexity == pytest.approx(math.exp(loss), rel=1e-5)
     steps, values = zip(*found["validation/perplexity"], strict=True)
-    assert steps == tuple(range(1, 13))
+    assert steps == (6, 12)
     assert all(1 < value < 2 * VOCAB for value in values)
+
+
+@pytest.mark.parametrize(
+    ("steps", "accumulate", "points"),
+    [(800, 1, 10), (8000, 1, 10), (300, 1, 3), (200, 1, 2), (200, 4, 10), (60, 1, 2), (61, 1, 2), (3, 1, 2), (1, 1, 1)],
+)
+def test_validation_takes_three_percent_of_the_time_or_has_two_points(steps, accumulate, points):
+    settings = with_settings(steps=steps, accumulate=accumulate)
+    every = validated_every(settings)
+    found = sorted({*range(every, steps + 1, every), steps})
+    assert len(found) == points
+    forwards, all_forwards = 8 * points, 3 * steps * accumulate  # a backward pass is two more
+    assert points <= 2 or forwards / all_forwards < 0.034
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 7])
+def test_the_last_validation_is_at_the_end_wherever_the_steps_fall(steps, text, tmp_path):
+    fit(make(), text, text, with_settings(steps=steps, warmup_steps=0), seed=0, length=LENGTH, log_dir=tmp_path)
+    found = sorted(step for step, _ in curves(tmp_path)["validation/loss"])
+    assert found == sorted({math.ceil(steps / 2), steps})
 
 
 def test_validation_perplexity_is_of_the_whole_sample(text, tmp_path):

@@ -2,9 +2,17 @@
 
 import shlex
 
-from rich.markup import escape
-
-from pezoo.cli.shared import add_json, add_plugin, as_named, load_plugins, make_console, make_parser, print_json, say
+from pezoo.cli.shared import (
+    add_json,
+    add_plugin,
+    as_named,
+    escape,
+    load_plugins,
+    make_console,
+    make_parser,
+    print_json,
+    say,
+)
 
 
 def check(argv: list[str]) -> int:

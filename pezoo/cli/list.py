@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
 from pezoo.cli.shared import (
     add_json,
     add_plugin,
     as_named,
+    escape,
     learns,
     load_plugins,
     make_parser,
@@ -15,9 +14,9 @@ from pezoo.cli.shared import (
     needs_of,
     print_json,
     say,
+    short,
 )
 from pezoo.errors import UserError, brief, suggest
-from pezoo.registry import FAMILIES
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from pezoo.registry import Entry
 
 
+@short
 def list_members(argv: list[str]) -> int:
     """Every member and where it stands in the taxonomy."""
     parser = make_parser(
@@ -84,16 +84,18 @@ def list_members(argv: list[str]) -> int:
     members, width = [registry.entry(name) for name in names], max(map(len, names))
     sections = {"encodings": ("encoding", "alias"), "extensions": ("extension",)}
     sections |= {"layer schedules": ("schedule",), "tasks": ("task",)}
+    lines = []
     for title, kinds in sections.items():
         shown = [e for e in members if e.kind in kinds]
         families = {e.family for e in shown}
         if shown:
-            say(f"[bold]{title}[/bold] [dim]({len(shown)})[/dim]")
-        for family in (*(f for f in FAMILIES if f in families), *sorted(families - set(FAMILIES))):
-            say(f"  [bold]{escape(family)}[/bold]")
-            for entry in (e for e in shown if e.family == family):
-                say(f"    {_line(entry, width)}")
+            lines.append(f"[bold]{title}[/bold] [dim]({len(shown)})[/dim]")
+        known = [family for family in registry.FAMILIES if family in families]
+        for family in (*known, *sorted(families.difference(known))):
+            lines.append(f"  [bold]{escape(family)}[/bold]")
+            lines += [f"    {_line(entry, width)}" for entry in shown if entry.family == family]
     same = any(entry.scheme for entry in members)
+    say("\n".join(lines))
     say(f"\n{'NAME = SCHEME: two names of one thing. ' if same else ''}More about one: pezoo show NAME")
     return 0
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pezoo.cli.shared import make_parser, say, shown
+from pezoo.cli.shared import escape, make_parser, say, shown
 from pezoo.errors import UserError
 
 
@@ -19,8 +19,6 @@ def report(argv: list[str]) -> int:
     parser.add_argument("folders", metavar="DIR", nargs="+", help="folder of a study, with its results")
     parser.add_argument("--out", metavar="FOLDER", help="where the report goes (default: DIR/report; several need one)")
     args = parser.parse_args(argv)
-
-    from rich.markup import escape
 
     from pezoo.report import scorecard, table
     from pezoo.report.finished import load
@@ -41,8 +39,6 @@ def report(argv: list[str]) -> int:
 
 def show_answer(sentences: list[str]) -> None:
     """Print what a study says."""
-    from rich.markup import escape
-
     say("")
     for sentence in sentences:
         say(escape(shown(sentence)))

@@ -10,11 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-from rich.table import Table
-
 from pezoo.cli.report import show_answer
-from pezoo.cli.shared import add_plugin, make_console, make_parser, say, shown
+from pezoo.cli.shared import add_plugin, escape, make_console, make_parser, say, shown
 from pezoo.errors import UserError
 from pezoo.escape import in_terminal
 
@@ -102,8 +99,11 @@ def run_study(argv: list[str]) -> int:
         "--dry-run", action="store_true", help="show what would be done and how long it takes, and do nothing"
     )
     add_plugin(parser)
-    _refuse_dashes(argv)
-    args = parser.parse_intermixed_args(argv)
+    try:
+        args = parser.parse_intermixed_args(argv)
+    except UserError:
+        _refuse_dashes(argv)
+        raise
 
     refuse_windows()
     from pezoo.study import Study
@@ -136,6 +136,8 @@ def _refuse_dashes(argv: list[str]) -> None:
 
 
 def _show_plan(study: "Study") -> None:
+    from rich.table import Table
+
     plan, console = study.plan, make_console()
     if line := study.changes():
         print(in_terminal(line), file=sys.stderr)

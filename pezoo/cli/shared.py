@@ -1,6 +1,8 @@
 """What the commands share: parsers, and what is printed."""
 
 import argparse
+import functools
+import gc
 import json
 import re
 import shutil
@@ -8,14 +10,13 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from pezoo.errors import UserError, suggest
 from pezoo.escape import in_terminal
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from pezoo.contract import Traits
     from pezoo.registry import Entry
 
@@ -78,6 +79,22 @@ def as_named(text: str) -> str:
     return re.sub(r"(?<![^+])[A-Za-z]\w*", fold, text.strip().removeprefix("+"))
 
 
+def short(work: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
+    """A command that ends soon: it looks for no garbage, which after PyTorch's import takes longer than all else."""
+
+    @functools.wraps(work)
+    def run(argv: list[str]) -> int:
+        usual = gc.isenabled()
+        gc.disable()
+        try:
+            return work(argv)
+        finally:
+            if usual:
+                gc.enable()
+
+    return run
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are one message, like all others."""
 
@@ -137,9 +154,18 @@ def load_plugins(paths: Iterable[str]) -> None:
         load_plugin(path)
 
 
-def make_console() -> Console:
+def make_console() -> "Console":
     """Standard output, with colours where it is a terminal."""
+    from rich.console import Console
+
     return Console(highlight=False)
+
+
+def escape(text: str) -> str:
+    """A text whose brackets are no markup."""
+    from rich.markup import escape
+
+    return escape(text)
 
 
 def shown(text: str) -> str:
@@ -157,8 +183,10 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=1, ensure_ascii=False, default=str))
 
 
-def table_of(title: str, facts: Mapping[str, str]) -> Table:
+def table_of(title: str, facts: Mapping[str, str]) -> "Table":
     """A title, and a line for each fact that there is."""
+    from rich.table import Table
+
     table = Table(title=escape(title), title_justify="left", title_style="bold", box=None, show_header=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")

@@ -6,19 +6,18 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-from rich.table import Table
-
 from pezoo.cli.shared import (
     add_json,
     add_plugin,
     as_named,
+    escape,
     load_plugins,
     make_console,
     make_parser,
     marks_of,
     needs_of,
     print_json,
+    short,
     table_of,
     written,
 )
@@ -26,6 +25,8 @@ from pezoo.cli.show_config import show_config
 from pezoo.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from pezoo.registry import Entry
     from pezoo.scheme import Spec
 
@@ -33,6 +34,7 @@ KINDS = {"schedule": "layer schedule"}
 """Kinds of entries that people call otherwise."""
 
 
+@short
 def show(argv: list[str]) -> int:
     """Facts, equation and settings of a scheme, or a layer schedule, and its members."""
     parser = make_parser(
@@ -106,7 +108,7 @@ def show(argv: list[str]) -> int:
     return 0
 
 
-def _layers(spec: "Spec") -> Table:
+def _layers(spec: "Spec") -> "Table":
     """What each layer of a mixture is made of, in training and in testing where that differs."""
     facts, number = {}, 1
     for layer, alike in groupby(spec.layers):
@@ -118,7 +120,7 @@ def _layers(spec: "Spec") -> Table:
     return table_of(f"a schedule of {len(spec.layers)} layers", facts)
 
 
-def _member(entry: "Entry") -> Table:
+def _member(entry: "Entry") -> "Table":
     source = f"{entry.authors} ({entry.year})" if entry.year else entry.authors
     facts = {
         "what": f"{entry.title}, {KINDS.get(entry.kind, entry.kind)}, {entry.family}",
@@ -132,8 +134,10 @@ def _member(entry: "Entry") -> Table:
     return table_of(entry.name, facts)
 
 
-def _settings(entry: "Entry") -> Table:
+def _settings(entry: "Entry") -> "Table":
     """A line for each setting: what it is by default, what can be typed, and what it does."""
+    from rich.table import Table
+
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 1))
     table.add_column("setting", style="cyan", no_wrap=True)
     table.add_column("default")

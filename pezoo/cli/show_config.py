@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
-from pezoo.cli.shared import make_console, print_json, shown, table_of
+from pezoo.cli.shared import escape, make_console, print_json, shown, table_of
 from pezoo.errors import UserError
 
 

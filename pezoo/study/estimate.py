@@ -8,9 +8,11 @@ been wrong. Cells with the same scheme count first, then those with another, the
 import dataclasses
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from pezoo.registry import entry
+from pezoo.sources import PLUGIN
 from pezoo.study import memory
 from pezoo.study.plan import Cell, digest
 from pezoo.training.weights import ALL
@@ -171,6 +173,25 @@ class Estimate:
         if self.disk() >= 2**20:
             facts.append(f"{amount(self.disk())}B on disk")
         return "; ".join(facts)
+
+
+def to_try(estimate: Estimate) -> Iterator[Cell]:
+    """A cell of each scheme whose time is unknown: first one of each kind of work, from the middle of its schemes.
+
+    What a plug-in brings is not tried: whatever ends the process that tries it ends the study.
+    """
+    known = {estimate.levels[key][0] for key in estimate.took}
+    waiting: dict[str, dict[str, str]] = defaultdict(dict)
+    for key in estimate.todo:
+        own, sort, *_ = estimate.levels[key]
+        modules = (entry(name).cls.__module__ for name in estimate.cells[key].members)
+        if estimate.work[key] and own not in known and not any(module.startswith(PLUGIN) for module in modules):
+            waiting[sort].setdefault(own, key)
+    queues = [list(keys.values()) for keys in waiting.values()]
+    queues = [queue[len(queue) // 2 :] + queue[: len(queue) // 2] for queue in queues]
+    while queues:
+        yield from (estimate.cells[queue.pop(0)] for queue in queues)
+        queues = [queue for queue in queues if queue]
 
 
 class _Rates:

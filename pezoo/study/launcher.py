@@ -1,6 +1,7 @@
 """Hands out the cells of a plan, each when all that it needs is done, and hears how they end. Engines run them."""
 
 import contextlib
+import dataclasses
 import math
 import signal
 import threading
@@ -12,6 +13,7 @@ from typing import Any, Protocol, Self
 from pezoo.study.collect import Failure
 from pezoo.study.plan import Cell, Plan
 from pezoo.study.progress import Progress
+from pezoo.study.resolve import texts_of
 from pezoo.study.store import Store
 
 Message = dict[str, Any]
@@ -45,6 +47,24 @@ class Engine(Protocol):
 
     def stop(self) -> None:
         """Let trainings save their state, all at the same time, and end all cells."""
+
+
+def setup_of(plan: Plan, plugins: list[str]) -> dict[str, Any]:
+    """What a process must be told before it can run cells of a study, as plain data."""
+    facts = {name: getattr(plan.recipe, name) for name in ("threads", "device", "save_minutes")}
+    texts = [dataclasses.asdict(text) for text in texts_of(plan.recipe)]
+    return facts | {"texts": texts, "plugins": plugins}
+
+
+def told_of(cell: Cell) -> dict[str, Any]:
+    """What it must be told of a cell."""
+    return {"title": cell.title, "inputs": cell.inputs, "log": cell.log}
+
+
+def environment_of(plan: Plan) -> dict[str, str]:
+    """Its variables beside the usual: libraries read them when they are imported, too early for it to set them."""
+    threads = str(plan.recipe.threads)
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
 
 class Launcher:
@@ -89,7 +109,7 @@ class Launcher:
         """
         if not self.todo:
             return
-        with self.engine, _asked_to_stop() as asked:
+        with _asked_to_stop() as asked, self.engine:
             while self._hand_out():
                 for cell, message in self.engine.hear(HEAR_SECONDS):
                     self._handle(cell, message)

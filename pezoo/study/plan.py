@@ -16,10 +16,11 @@ of them again.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,11 +36,12 @@ from pezoo.escape import safe_names
 from pezoo.model.config import ModelConfig, TransformerConfig
 from pezoo.model.transformer import Transformer
 from pezoo.pretrained.source import Source, digest_of
+from pezoo.registry import entry
 from pezoo.results import LANGUAGE_MODELLING
 from pezoo.scheme import MemberSpec, Spec, parse
 from pezoo.study.bodies import OWN
 from pezoo.study.recipe import Recipe
-from pezoo.study.resolve import Test, Trial, acting, in_part, load_corpora, resolve
+from pezoo.study.resolve import Test, Trial, acting, in_part, load_corpora, resolve, texts_of
 from pezoo.training.checkpoint import carry_over, load, save
 from pezoo.training.config import TrainConfig
 from pezoo.training.keys import from_stored, hashed, to_stored
@@ -242,11 +244,12 @@ def make_plan(recipe: Recipe) -> Plan:
             unknown task or protocol, a device that is not there or cannot do what is asked, and a
             corpus with too little text.
     """
-    plan = Plan(recipe, load_corpora(recipe), {}, [])
+    plan = Plan(recipe, load_corpora(texts_of(recipe)), {}, [])
     logs: dict[str, list[str]] = {}
+    source = functools.cache(lambda name: entry(name).source_hash)  # of the code as it is now
     for trial in resolve(recipe, plan.corpora):
         with in_part(trial.part):
-            _Planner(plan, trial, logs).add_all()
+            _Planner(plan, trial, logs, source).add_all()
     _check_baseline(plan)
     names = safe_names(dict.fromkeys(name for place in logs.values() for name in place))
     for key, place in logs.items():
@@ -259,9 +262,9 @@ def make_plan(recipe: Recipe) -> Plan:
 class _Planner:
     """Adds to a plan what a trial wants."""
 
-    def __init__(self, plan: Plan, trial: Trial, logs: dict[str, list[str]]) -> None:
+    def __init__(self, plan: Plan, trial: Trial, logs: dict[str, list[str]], source: Callable[[str], str]) -> None:
         self.plan, self.trial, self.recipe = plan, trial, trial.recipe
-        self.logs = logs
+        self.logs, self.source = logs, source
         """By key of a training or tuning, what tells its training curves from others: part, task, row."""
         body = {} if trial.body is None else {"body": dataclasses.asdict(trial.body.source)}
         model = self.recipe.model
@@ -363,11 +366,13 @@ class _Planner:
         return Spec((*spec.members, window))
 
     def _add(self, kind: str, name: str, spec: Spec, **inputs: Any) -> str:
-        scheme = {"scheme": str(spec), "scheme_settings": spec.data, "sources": spec.sources()}
+        sources = {member.name: self.source(member.name) for member in spec.all_members()}
+        scheme = {"scheme": str(spec), "scheme_settings": spec.data, "sources": sources}
         title = " ".join([kind, name, *([f"on {', '.join(self.place)}"] if self.place else [])])
         all_inputs = {"kind": kind, "version": VERSIONS[kind]} | scheme | self.common | inputs
         cell = Cell(f"{title}, seed {inputs['seed']}", all_inputs)
-        return self.plan.cells.setdefault(cell.key, cell).key
+        self.plan.cells.setdefault(key := cell.key, cell)
+        return key
 
 
 def _check_baseline(plan: Plan) -> None:

@@ -11,18 +11,18 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
+from pezoo.data import DataConfig
 from pezoo.errors import UserError
 from pezoo.outcome import outcome
 from pezoo.registry import entry, load_plugin
 from pezoo.study.cells import run_cell
 from pezoo.study.launcher import Message
 from pezoo.study.plan import Cell
-from pezoo.study.reading import load_recipe
 from pezoo.study.resolve import load_corpora
 from pezoo.study.store import Store, tried_again
 
@@ -31,21 +31,20 @@ class Process:
     """This process, made ready for the cells of a study.
 
     Args:
-        recipe: in full, as plain data.
-        plugins: files that register members.
+        study: as `pezoo.study.launcher.setup_of` gives it.
 
     Raises:
         UserError: if it cannot be made ready: a plug-in or the text is not here, say.
     """
 
-    def __init__(self, recipe: Mapping[str, Any], plugins: Iterable[str]) -> None:
-        for plugin in plugins:
+    def __init__(self, study: Mapping[str, Any]) -> None:
+        for plugin in study["plugins"]:
             load_plugin(plugin)
-        self.recipe = load_recipe(recipe)
-        torch.set_num_threads(self.recipe.threads)
-        if self.recipe.device.startswith("cuda:"):
-            torch.cuda.set_device(self.recipe.device)  # what cells call cuda
-        self.corpora = load_corpora(self.recipe)
+        torch.set_num_threads(study["threads"])
+        if study["device"].startswith("cuda:"):
+            torch.cuda.set_device(study["device"])  # what cells call cuda
+        self.corpora = load_corpora(DataConfig(**text) for text in study["texts"])
+        self.save_minutes = study["save_minutes"]
 
     def run(
         self,
@@ -81,7 +80,7 @@ class Process:
 
         try:
             _check_code(cell)
-            facts = run_cell(cell, store, self.corpora, report, note, self.recipe.save_minutes)
+            facts = run_cell(cell, store, self.corpora, report, note, self.save_minutes)
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # a plug-in may raise these too
             log(f"{cell.title} ({cell.key}) failed:\n{traceback.format_exc()}")
             status, reason = outcome(error)

@@ -7,15 +7,15 @@ import contextlib
 import dataclasses
 import fnmatch
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pezoo.compose import build
-from pezoo.contract import Shape, Undefined
-from pezoo.data import Corpus, crops, load, windows
+from pezoo.contract import Extension, Shape, Undefined
+from pezoo.data import Corpus, DataConfig, crops, load, windows
 from pezoo.data.material import TESTING, TRAINING, Material, Questions, Text
 from pezoo.data.retold import Retold
 from pezoo.errors import UserError, brief, cut, suggest
@@ -24,7 +24,7 @@ from pezoo.evaluation.answers import parse_answer_protocol
 from pezoo.model.devices import check_testing, check_training, find_device
 from pezoo.registry import entries, entry
 from pezoo.results import LANGUAGE_MODELLING
-from pezoo.scheme import MemberSpec, Spec, parse, read_members
+from pezoo.scheme import MemberSpec, Spec, offers, parse, read_members
 from pezoo.study.bodies import Foreign, find_body
 from pezoo.study.recipe import Recipe
 from pezoo.task import parse_task
@@ -80,11 +80,15 @@ def in_part(part: str) -> Iterator[None]:
         raise UserError(f"parts.{cut(part)}: {error}" if part else str(error)) from None
 
 
-def load_corpora(recipe: Recipe) -> dict[str, Corpus]:
-    """The corpora that a recipe's parts read, by hash; none is loaded for tasks alone."""
+def texts_of(recipe: Recipe) -> list[DataConfig]:
+    """What text a recipe's parts read; none for tasks alone."""
     parts = [one for _, one in recipe.split() if LANGUAGE_MODELLING in one.tasks]
-    configs = {repr(one.data): one.data for one in parts}
-    return {corpus.hash: corpus for corpus in map(load, configs.values())}
+    return list({repr(one.data): one.data for one in parts}.values())
+
+
+def load_corpora(texts: Iterable[DataConfig]) -> dict[str, Corpus]:
+    """Corpora by hash."""
+    return {corpus.hash: corpus for corpus in map(load, texts)}
 
 
 def resolve(recipe: Recipe, corpora: Mapping[str, Corpus]) -> list[Trial]:
@@ -92,7 +96,7 @@ def resolve(recipe: Recipe, corpora: Mapping[str, Corpus]) -> list[Trial]:
 
     Args:
         recipe: as `load_recipe` returns it.
-        corpora: what `load_corpora` returns for it.
+        corpora: what `load_corpora` returns for its texts.
 
     Raises:
         UserError: for whatever is wrong with a scheme, task, protocol, length or device.
@@ -157,9 +161,10 @@ def _grid(recipe: Recipe, material: Material, train_tokens: int, body: Foreign |
     """Rows of the grid, without pairs that are refused."""
     encodings = matching("grid.encodings", recipe.grid.encodings, "encoding")
     extensions = matching("grid.extensions", recipe.grid.extensions, "extension")
+    worked: set[Any] = set()
     for scheme in (f"{e}+{x}" if x else e for e in encodings for x in ("", *extensions)):
         try:
-            spec = _scheme(recipe, scheme, "grid", material, train_tokens, body)
+            spec = _scheme(recipe, scheme, "grid", material, train_tokens, body, worked)
         except UserError:
             if "+" not in scheme and scheme in recipe.grid.encodings:
                 raise
@@ -263,8 +268,12 @@ def _scheme(
     material: Material,
     train_tokens: int,
     body: Foreign | None,
+    worked: set[Any] | None = None,
 ) -> Spec:
-    """Parse a scheme and try it on two tokens: what cannot work is refused before any training."""
+    """Parse a scheme and try it on two tokens: what cannot work is refused before any training.
+
+    `worked` is what has worked of a grid, to be added to; None where this is no scheme of one.
+    """
     model = recipe.model
     try:
         if body is None:
@@ -278,6 +287,9 @@ def _scheme(
         for member in scheme.members if isinstance(material, Questions) else ():
             if reason := member.refuses_task(material.task):
                 raise UserError(f"{member.name} does not fit {material.name}: {reason}")
+        needed = set() if worked is None else _kinds(spec)
+        if needed and needed <= worked:
+            return spec
         q, x = torch.zeros(1, shape.n_heads, 2, shape.head_dim), torch.zeros(1, 2, shape.d_model)
         tokens = torch.zeros(1, 2, dtype=torch.int64)
         for phase in ("train", "test"):
@@ -285,6 +297,8 @@ def _scheme(
                 prepared = scheme.prepare(scheme.positions(1, 2, phase=phase, rows=(0,), tokens=tokens))
                 for layer in range(shape.n_layers):
                     prepared.attend(layer, q, q, q, recipe.backend, x=x)
+        if worked is not None:
+            worked |= needed if len(needed) == 1 else needed - {spec.members[0]}
     except Undefined:
         return spec
     except UserError as error:
@@ -294,6 +308,23 @@ def _scheme(
         what = f"{type(error).__name__}: {cut(str(error), 300)} ({where.filename}, line {where.lineno})"
         raise UserError(f"{key}: {spec} fails with {what}") from error
     return spec
+
+
+def _kinds(spec: Spec) -> set[Any]:
+    """What stands for a scheme of the zoo: an encoding for itself, a pair for it and all pairs like it.
+
+    Those are alike whose extensions are the same, and whose encodings offer it the same things to act on. Nothing
+    stands for what a plug-in brings, or a scheme of more members.
+    """
+    classes = [entry(member.name).cls for member in spec.members]
+    if not 1 <= len(classes) <= 2 or not all(cls and cls.__module__.startswith("pezoo.encodings.") for cls in classes):
+        return set()
+    encoding, *extensions = spec.members
+    if not extensions:
+        return {encoding}
+    if not issubclass(classes[1], Extension):
+        return set()
+    return {encoding, (tuple(offers(classes[0]).values()), extensions[0])}
 
 
 def refuse_main(*names: str) -> None:

@@ -26,7 +26,7 @@ from pezoo.files import remove, sweep
 from pezoo.registry import ENTRY_POINTS, entry, load_plugin
 from pezoo.results import Result, read, write
 from pezoo.study.collect import Failure, collect
-from pezoo.study.engines import make_engine
+from pezoo.study.engines import find_engine
 from pezoo.study.estimate import Estimate
 from pezoo.study.folder import RESULTS, claim, folder_of, plugins_of, require_plugins, write_record
 from pezoo.study.launcher import Launcher
@@ -36,7 +36,6 @@ from pezoo.study.reading import find_recipe, load_recipe
 from pezoo.study.recipe import Recipe
 from pezoo.study.status import Status
 from pezoo.study.store import Store
-from pezoo.study.trials import try_some
 
 try:
     import fcntl
@@ -136,6 +135,8 @@ class Study:
 
     def try_some(self, estimate: Estimate) -> None:
         """Try, for about two seconds, what finished cells do not tell."""
+        from pezoo.study.trials import try_some  # it imports what trains
+
         try_some(estimate, self.plan.corpora, self.recipe.threads)
 
     def run(
@@ -155,11 +156,12 @@ class Study:
 
         Raises:
             UserError: if the folder cannot be written to, another run is at work in it, it holds another study, or a
-                member is registered by a module that the study's processes would not load.
+                member is registered by a module that the study's processes would not load; if the launcher's package
+                is not installed, or its cluster does not answer.
             ChildProcessError: if a worker process cannot start.
         """
         self._refuse_strangers()
-        engine = make_engine(self.plan, self.store, self.plugins)
+        kind = find_engine(self.recipe.launcher)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -174,9 +176,10 @@ class Study:
                     if estimate.todo:
                         shown.note(f"{self.recipe.study} in {self.out}: {self.plan.summary(estimate.todo)}")
                         try_first &= self.recipe.launcher == "local"  # elsewhere it takes another time
-                        if try_first and all(cell.inputs["device"] == "cpu" for cell in self.plan.cells.values()):
-                            self.try_some(estimate)
-                        shown.note(estimate.say())
+                        try_first &= all(cell.inputs["device"] == "cpu" for cell in self.plan.cells.values())
+                        if not try_first:
+                            shown.note(estimate.say())
+                    engine = kind(self.plan, self.store, self.plugins, estimate if try_first else None)
                     launcher = Launcher(self.plan, self.store, engine, shown, self._finished)
                     self.failures = launcher.failures
                     launcher.run()

@@ -1,19 +1,15 @@
 """A little of a study's work, tried before it begins: so it is known how long the rest takes, and how much memory."""
 
-import contextlib
 import dataclasses
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
 from pezoo.data import Corpus
 from pezoo.outcome import peak_memory, reset_peak_memory
-from pezoo.registry import entry
-from pezoo.sources import PLUGIN
 from pezoo.study.cells import ask
-from pezoo.study.estimate import Estimate, operations, row_tokens
+from pezoo.study.estimate import Estimate, operations, row_tokens, to_try
 from pezoo.study.plan import Cell
 from pezoo.training.fit import fit
 from pezoo.training.loss import loss_bytes
@@ -33,7 +29,7 @@ OPERATIONS, GPU_OPERATIONS = 2e10, 2e13
 def try_some(estimate: Estimate, corpora: Mapping[str, Corpus], threads: int, seconds: float = TRY_SECONDS) -> None:
     """Try a little of each kind of work that is left and unknown, for about so many seconds.
 
-    What a plug-in brings is not tried: this is no worker's process, and whatever ends it ends the study.
+    In a worker's process `tried` does it.
 
     Args:
         estimate: is told what a unit takes.
@@ -41,32 +37,28 @@ def try_some(estimate: Estimate, corpora: Mapping[str, Corpus], threads: int, se
         threads: of a worker.
         seconds: after which nothing more is begun.
     """
-    deadline, had = time.monotonic() + seconds, torch.get_num_threads()
+    had = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for key in _in_turn(estimate):
-            if time.monotonic() > deadline:
-                break
-            with contextlib.suppress(Exception):  # whatever is wrong, the study itself will say
-                estimate.expect(key, *attempt(estimate.cells[key], corpora))
+        for key, *found in tried(to_try(estimate), corpora, seconds):
+            estimate.expect(key, *found)
     finally:
         torch.set_num_threads(had)
 
 
-def _in_turn(estimate: Estimate) -> Iterator[str]:
-    """A cell of each scheme whose time is unknown: first one of each kind of work, from the middle of its schemes."""
-    known = {estimate.levels[key][0] for key in estimate.took}
-    waiting: dict[str, dict[str, str]] = defaultdict(dict)
-    for key in estimate.todo:
-        own, sort, *_ = estimate.levels[key]
-        modules = (entry(name).cls.__module__ for name in estimate.cells[key].members)
-        if estimate.work[key] and own not in known and not any(module.startswith(PLUGIN) for module in modules):
-            waiting[sort].setdefault(own, key)
-    queues = [list(keys.values()) for keys in waiting.values()]
-    queues = [queue[len(queue) // 2 :] + queue[: len(queue) // 2] for queue in queues]
-    while queues:
-        yield from (queue.pop(0) for queue in queues)
-        queues = [queue for queue in queues if queue]
+def tried(
+    cells: Iterable[Cell], corpora: Mapping[str, Corpus], seconds: float = TRY_SECONDS
+) -> Iterator[tuple[str, float, int | None]]:
+    """Try a little of each, and yield its key with what `attempt` returns; after so many seconds nothing is begun."""
+    deadline = time.monotonic() + seconds
+    for cell in cells:
+        if time.monotonic() > deadline:
+            break
+        try:
+            found = attempt(cell, corpora)
+        except Exception:  # whatever is wrong, the study itself will say
+            continue
+        yield cell.key, *found
 
 
 def attempt(cell: Cell, corpora: Mapping[str, Corpus]) -> tuple[float, int | None]:

@@ -35,9 +35,11 @@ from pezoo.training.loss import cross_entropy, losses_and_hits
 from pezoo.training.resume import Saver, Saving, Signals, State, StateFile
 from pezoo.training.weights import ALL, Weights, count_trained, tuned
 
-# The curve of validation perplexity: how many points, of how many batches each (together about 3 %
-# of the time), from crops that are the same whatever the training's seed.
+# The curve of validation perplexity: how many points at most, of how many batches each, from crops that are the same
+# whatever the training's seed. A point for at least so many training batches, which take three times as long as those
+# of a validation, is 3 % of the time; the middle and the end have one however short a training is.
 VALIDATIONS, VALIDATION_BATCHES, VALIDATION_SEED = 10, 8, 0
+BATCHES_PER_VALIDATION = 10 * VALIDATION_BATCHES
 
 # What a module counts while it is trained; a training that goes on counts on.
 COUNTED = ("steps", "validated_at", "seconds", "n_rows", "n_tokens", "final_loss", "validation_loss")
@@ -81,6 +83,12 @@ def learning_rate(step: int, settings: TrainConfig) -> float:
     done = min(1.0, (step - warmup) / max(1, last - warmup))
     shapes = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
     return settings.min_lr_ratio + (1 - settings.min_lr_ratio) * shapes[settings.schedule]
+
+
+def validated_every(settings: TrainConfig) -> int:
+    """Steps from one validation to the next; the last is at the end, wherever that falls."""
+    many = settings.steps * settings.accumulate // BATCHES_PER_VALIDATION
+    return math.ceil(settings.steps / min(VALIDATIONS, max(2, many)))
 
 
 class LanguageModel(pl.LightningModule):
@@ -265,7 +273,7 @@ def fit(
     Args:
         model: what is trained; it ends on the CPU, in the mode it was in.
         material: what is trained on: text as `Tokens`, or a task.
-        validation: the same for validation, which it has ten times on the way and at the end.
+        validation: the same for validation, which it has twice to ten times, at the end too.
         settings: how to train; `settings.length` is not read.
         seed: of the batches and of dropout; weights and random positions have the model's own.
         length: L, the length of the longest training sequences, as the material counts it.
@@ -318,7 +326,7 @@ def fit(
             max_epochs=1,
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.grad_clip or None,
-            val_check_interval=max(1, settings.steps // VALIDATIONS) * settings.accumulate,
+            val_check_interval=validated_every(settings) * settings.accumulate,
             limit_val_batches=1.0 if validation is not None else 0,
             num_sanity_val_steps=0,
             logger=Curves(log_dir, curves) if log_dir is not None else False,

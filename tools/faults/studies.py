@@ -110,13 +110,11 @@ class Running:
         return self.process.poll() is not None
 
     def workers(self) -> list[int]:
-        """Ids of its worker processes."""
-        number = self.process.pid
-        try:
-            found = Path(f"/proc/{number}/task/{number}/children").read_text().split()
-        except OSError:
-            return []
-        return [int(child) for child in found]
+        """Ids of its worker processes, which may be forked from a server of theirs."""
+        found = []
+        for child in children(self.process.pid):
+            found += children(child) if _is_server(child) else [child]
+        return found
 
     def wait_for(self, holds: Callable[[], object]) -> bool:
         """Wait until something holds; return whether it did before the run ended."""
@@ -131,7 +129,8 @@ class Running:
     def kill(self, sign: int, whom: str) -> None:
         """Send a signal to the run's own process (study), to one of its workers (worker), or to all at once (all)."""
         workers = self.workers()
-        targets = {"study": [self.process.pid], "worker": workers[:1], "all": [self.process.pid, *workers]}[whom]
+        every = [self.process.pid, *children(self.process.pid), *workers]
+        targets = {"study": every[:1], "worker": workers[:1], "all": list(dict.fromkeys(every))}[whom]
         for number in targets:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, sign)
@@ -158,6 +157,21 @@ class Running:
             texts.append(file.read().decode(errors="replace"))
             file.close()
         return Done(code, *texts)
+
+
+def children(number: int) -> list[int]:
+    """Ids of the processes that one has started."""
+    try:
+        return [int(child) for child in Path(f"/proc/{number}/task/{number}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _is_server(number: int) -> bool:
+    try:
+        return b"pezoo.study.forks" in Path(f"/proc/{number}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def processes(folder: Path) -> list[int]:

@@ -114,6 +114,7 @@ def child_seconds(command: Sequence[str], **variables: str) -> float:
         RuntimeError: if it fails, with the last line of what it said.
     """
     with tempfile.NamedTemporaryFile("r") as found:
+        variables = {"PYTHONDONTWRITEBYTECODE": ""} | variables  # else each process compiles what it imports
         helper = [sys.executable, "-I", str(Path(child.__file__)), found.name, json.dumps(variables), *command]
         done = subprocess.run(helper, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -1,30 +1,28 @@
 """Where cells run: a file for each value of the recipe's `launcher`."""
 
+from collections.abc import Callable
+
 from pezoo.study.launcher import Engine
-from pezoo.study.plan import Plan
-from pezoo.study.store import Store
 
 
-def make_engine(plan: Plan, store: Store, plugins: list[str]) -> Engine:
-    """The engine that a recipe asks for; what it needs is imported here.
+def find_engine(launcher: str) -> Callable[..., Engine]:
+    """The engine that a recipe's `launcher` names; what it needs is imported here.
 
-    Args:
-        plan: the study's.
-        store: where cells are kept.
-        plugins: files that register members.
+    Returns:
+        What makes it: of the study's plan, store and plug-ins, and an estimate that may learn first, or None.
 
     Raises:
         UserError: if the package that it needs is not installed, with what to type.
     """
-    match plan.recipe.launcher:
+    match launcher:
         case "ray":
             from pezoo.study.engines.ray import OnRay
 
-            return OnRay(plan, store, plugins)
+            return OnRay
         case "slurm":
             from pezoo.study.engines.slurm import OnSlurm
 
-            return OnSlurm(plan, store, plugins)
+            return OnSlurm
     from pezoo.study.engines.local import Pool
 
-    return Pool(plan, store.study, plugins)
+    return Pool

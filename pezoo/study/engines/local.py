@@ -1,6 +1,7 @@
 """Cells in worker processes of this machine."""
 
 import contextlib
+import itertools
 import json
 import os
 import selectors
@@ -13,43 +14,50 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pezoo.study.launcher import SAVE_SECONDS, Message
+from pezoo.study.estimate import Estimate, to_try
+from pezoo.study.forks import CAN_FORK, Forked, Server
+from pezoo.study.launcher import SAVE_SECONDS, Message, environment_of, setup_of, told_of
 from pezoo.study.plan import Cell, Plan
+from pezoo.study.store import Store
 
 GRACE_SECONDS = 5
 """For a process to end by itself."""
+MOST_TRIED = 200
+"""Cells of which a little can be tried."""
 START = "import sys; sys.path[:] = {path!r}; from pezoo.study.worker import main; main()"
 
 
 class Worker:
     """One worker process and the cell it is at."""
 
-    def __init__(self, plan: Plan, study: Path, plugins: list[str], number: int) -> None:
+    def __init__(self, plan: Plan, study: Path, plugins: list[str], number: int, server: Server | None = None) -> None:
         self.number = number
         self.log = study / "logs" / f"worker{number}.log"
         self.log.parent.mkdir(exist_ok=True)
         self.cell: Cell | None = None
-        self.ready = self.ended = False
-        threads = str(plan.recipe.threads)
-        # Libraries read these when they are imported, too early for the worker to set them. The new
-        # session keeps Ctrl-C away from the worker, which its parent ends.
-        environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        self.ready = self.ended = self.trying = False
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(
+            forked = server and server.fork(log)
+            # The new session keeps Ctrl-C away from the worker, which its parent ends.
+            self.process = forked or subprocess.Popen(
                 [sys.executable, "-P", "-c", START.format(path=sys.path), str(study)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=environment,
+                env=os.environ | environment_of(plan),
                 start_new_session=True,
             )
         self.unread = b""
-        self._send({"recipe": plan.recipe.to_dict(), "plugins": plugins})
+        self._send(setup_of(plan, plugins))
 
     def start(self, cell: Cell) -> None:
         """Give it a cell."""
         self.cell = cell
-        self._send({"title": cell.title, "inputs": cell.inputs, "log": cell.log})
+        self._send(told_of(cell))
+
+    def try_some(self, cells: Iterable[Cell]) -> None:
+        """Let it try a little of these; `trying` until it has."""
+        self._send({"try": [told_of(cell) for cell in cells]})
 
     def receive(self) -> list[Message]:
         """Messages that have come; sets `ended` if no more will."""
@@ -87,29 +95,39 @@ class Pool:
 
     Args:
         plan: the study's.
-        study: its folder.
+        store: where cells are kept.
         plugins: files that register members.
+        estimate: learns from a little of the work, which is tried before the cells begin; None: nothing is.
     """
 
-    def __init__(self, plan: Plan, study: Path, plugins: list[str]) -> None:
-        self.plan, self.study, self.plugins = plan, study, plugins
+    def __init__(self, plan: Plan, store: Store, plugins: list[str], estimate: Estimate | None = None) -> None:
+        self.plan, self.study, self.plugins, self.estimate = plan, store.study, plugins, estimate
         self.workers: list[Worker] = []
+        self.server: Server | None = None
         self.news: list[tuple[Cell | None, Message]] = []
 
     def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            if self.plan.recipe.workers > 1 and can_fork(self.plan):
+                self.server = Server(self.study, os.environ | environment_of(self.plan))
+                stack.callback(self.server.stop)
+            if self.estimate is not None:
+                self._start().trying = True
+            self.stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End all workers."""
-        for worker in self.workers:
-            worker.stop()
+        with self.stack:
+            for worker in self.workers:
+                worker.stop()
 
     def take(self, ready: Sequence[Cell]) -> list[Cell]:
         """Give a cell to each worker that has none, starting workers as needed."""
-        taken = []
-        for cell in ready:
+        taken: list[Cell] = []
+        for cell in () if any(worker.trying for worker in self.workers) else ready:
             worker = next((worker for worker in self.workers if worker.cell is None), None)
             if worker is None:
                 if len(self.workers) == self.plan.recipe.workers:
@@ -134,15 +152,35 @@ class Pool:
             heard = [key.data for key, _ in selector.select(timeout=seconds)]
         for worker in heard:
             for message in worker.receive():
-                cell = worker.cell
-                if message["event"] == "ready":
-                    worker.ready, message = True, {"event": "begun"}
-                if message["event"] in ("done", "failed"):
-                    worker.cell = None
-                yield cell, message
+                yield from self._handle(worker, message)
             if worker.ended:
                 self.workers.remove(worker)
                 yield from self._bury(worker)
+
+    def _handle(self, worker: Worker, message: Message) -> Iterator[tuple[Cell | None, Message]]:
+        """What a message of a worker means to the launcher."""
+        cell = worker.cell
+        match message["event"]:
+            case "ready":
+                worker.ready = True
+                if worker.trying:
+                    worker.try_some(itertools.islice(to_try(self.estimate), MOST_TRIED))
+                else:
+                    yield cell, {"event": "begun"}
+            case "tried":
+                self.estimate.expect(message["key"], message["seconds"], message["memory"])
+            case "all_tried":
+                yield self._begin(worker)
+            case "done" | "failed":
+                worker.cell = None
+                yield cell, message
+            case _:
+                yield cell, message
+
+    def _begin(self, worker: Worker) -> tuple[None, Message]:
+        """Let cells begin, and say how long it takes, as far as the worker could find that out."""
+        worker.trying = False
+        return None, {"event": "note", "line": self.estimate.say()}
 
     def cancel(self, cell: Cell) -> None:
         """End the worker of a cell; a training saves its state."""
@@ -164,17 +202,31 @@ class Pool:
     def _start(self) -> Worker:
         """Start one more worker."""
         number = min(set(range(len(self.workers) + 1)) - {worker.number for worker in self.workers})
-        self.workers.append(Worker(self.plan, self.study, self.plugins, number))
+        self.workers.append(Worker(self.plan, self.study, self.plugins, number, self.server))
         return self.workers[-1]
 
-    def _bury(self, worker: Worker) -> Iterable[tuple[Cell, Message]]:
+    def _bury(self, worker: Worker) -> Iterator[tuple[Cell | None, Message]]:
         """A worker has ended by itself, which none should."""
         worker.wait()  # its output ends a little earlier than it does
         how = describe_end(worker.stop())
+        if not worker.ready and isinstance(worker.process, Forked) and worker.process.pid is None:
+            self.server = None  # it has ended before it could fork: a new process says what is wrong, if it is
+            again = self._start()
+            again.trying = worker.trying
+            if worker.cell is not None:
+                again.start(worker.cell)
+            return
         if not worker.ready:
             raise ChildProcessError(f"a worker process could not start: it {how}; see {worker.log}")
+        if worker.trying:
+            yield self._begin(worker)
         if worker.cell is not None:
             yield worker.cell, {"event": "failed", "status": "failed", "reason": f"its process {how}"}
+
+
+def can_fork(plan: Plan) -> bool:
+    """Whether workers may be forked: not where a GPU's driver could be at work in what is forked."""
+    return CAN_FORK and all(cell.inputs["device"] == "cpu" for cell in plan.cells.values())
 
 
 def describe_end(code: int | None) -> str:

@@ -20,7 +20,8 @@ from typing import Any, Self
 
 from pezoo.errors import UserError, cut
 from pezoo.files import Damaged
-from pezoo.study.launcher import SAVE_SECONDS, Message
+from pezoo.study.estimate import Estimate
+from pezoo.study.launcher import SAVE_SECONDS, Message, environment_of, setup_of, told_of
 from pezoo.study.plan import Cell, Plan
 from pezoo.study.process import Process, Stopped, begun, stopped_by
 from pezoo.study.store import Store, versions, wait_for
@@ -51,13 +52,12 @@ class OnRay:
         plan: the study's.
         store: where cells are kept.
         plugins: files that register members; they must stand at the same place on all machines.
+        estimate: is not asked.
     """
 
-    def __init__(self, plan: Plan, store: Store, plugins: list[str]) -> None:
+    def __init__(self, plan: Plan, store: Store, plugins: list[str], estimate: Estimate | None = None) -> None:
         self.plan, self.store, self.asked = plan, store, plan.recipe.ray
-        self.study = {
-            "recipe": plan.recipe.to_dict(),
-            "plugins": plugins,
+        self.study = setup_of(plan, plugins) | {
             "folder": str(store.study.resolve()),
             "mark": uuid.uuid4().hex,
             "pezoo": versions()["pezoo"],
@@ -73,7 +73,6 @@ class OnRay:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_usual_signals())
             stack.enter_context(_connected(self.asked.address))
             mark = self.store.study / MARK
             mark.write_text(self.study["mark"])
@@ -82,12 +81,11 @@ class OnRay:
             near = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
             self.queue = Queue(actor_options={"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": near})
             self.told = ray.put(self.study)
-            threads = str(self.plan.recipe.threads)
             self.task = ray.remote(_work).options(
                 num_cpus=self.asked.num_cpus,
                 num_gpus=self.asked.num_gpus,
                 max_retries=self.asked.max_retries,
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+                runtime_env={"env_vars": environment_of(self.plan)},
             )
             self.stack = stack.pop_all()
         return self
@@ -156,9 +154,8 @@ class OnRay:
             self._result(self.cells.pop(reference), reference)
 
     def _begin(self, cell: Cell) -> None:
-        told = {"title": cell.title, "inputs": cell.inputs, "log": cell.log}
         files = None if self.shared else ray.put(self._needs(cell))
-        self.cells[self.task.remote(self.told, told, files and [files], self.queue.actor)] = cell
+        self.cells[self.task.remote(self.told, told_of(cell), files and [files], self.queue.actor)] = cell
 
     def _begin_elsewhere(self, cell: Cell, host: str) -> None:
         """A machine does not see the folder: from now on what cells need is sent along."""
@@ -236,7 +233,8 @@ def _connected(address: str | None) -> Iterator[None]:
         if address not in (None, "auto"):
             host, _, port = address.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
-        ray.init(address or "local", log_to_driver=False, configure_logging=False, **own)
+        with _usual_signals():
+            ray.init(address or "local", log_to_driver=False, configure_logging=False, **own)
     except (OSError, ValueError, RuntimeError) as error:
         ray.shutdown()
         if address is None:
@@ -254,7 +252,7 @@ def _connected(address: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _usual_signals() -> Iterator[None]:
-    """Put back what Ray does with signals, in the end."""
+    """Put back what Ray does with SIGTERM, which is for the launcher."""
     usual = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -312,4 +310,4 @@ def _ready(study: str) -> Process:
     told = json.loads(study)
     if (here := versions()["pezoo"]) != told["pezoo"]:
         raise UserError(f"it has pezoo {here}, and the study was planned by {told['pezoo']}")
-    return Process(told["recipe"], told["plugins"])
+    return Process(told)

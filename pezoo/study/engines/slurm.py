@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +23,8 @@ from typing import Any, Self
 from pezoo.errors import UserError, cut
 from pezoo.files import remove, replacing
 from pezoo.study.cells import run_cell
-from pezoo.study.launcher import SAVE_SECONDS, Message
+from pezoo.study.estimate import Estimate
+from pezoo.study.launcher import SAVE_SECONDS, Message, environment_of, setup_of, told_of
 from pezoo.study.plan import Cell, Plan
 from pezoo.study.process import Process, Stopped, begun, stopped_by
 from pezoo.study.store import Store, wait_for
@@ -59,15 +60,16 @@ class OnSlurm:
         plan: the study's.
         store: where cells are kept.
         plugins: files that register members.
+        estimate: is not asked.
 
     Raises:
         UserError: if Slurm is not here.
     """
 
-    def __init__(self, plan: Plan, store: Store, plugins: list[str]) -> None:
+    def __init__(self, plan: Plan, store: Store, plugins: list[str], estimate: Estimate | None = None) -> None:
         self.plan, self.store, self.asked = plan, store, plan.recipe.slurm
         self.folder = store.study.resolve() / "logs" / "slurm"
-        self.study = {"recipe": plan.recipe.to_dict(), "plugins": plugins, "folder": str(store.study.resolve())}
+        self.study = setup_of(plan, plugins) | {"folder": str(store.study.resolve())}
         self.jobs: dict[str, _Running] = {}
         """By key, the jobs that have not ended."""
         self.news: list[tuple[Cell | None, Message]] = []
@@ -175,10 +177,9 @@ class OnSlurm:
             self.executor.update_parameters(job_name=f"pezoo-{kind}")
         works = []
         for cell in cells:
-            told = {"title": cell.title, "inputs": cell.inputs, "log": cell.log}
-            works.append(Work(self.study, told, str(self.folder / cell.key)))
+            works.append(Work(self.study, told_of(cell), str(self.folder / cell.key)))
         try:
-            with _environment(self.plan.recipe.threads), _without_ctrl_c(), self.executor.batch():
+            with _environment(environment_of(self.plan)), _without_ctrl_c(), self.executor.batch():
                 jobs = [self.executor.submit(work) for work in works]
         except (FailedJobError, OSError, subprocess.CalledProcessError) as error:
             raise UserError(f"Slurm refuses the jobs: {cut(' '.join(str(error).split()), 500)}") from None
@@ -294,14 +295,10 @@ def _running(numbers: Iterable[str], local: bool) -> list[str]:
 
 
 @contextlib.contextmanager
-def _environment(threads: int) -> Iterator[None]:
+def _environment(more: Mapping[str, str]) -> Iterator[None]:
     """Variables that jobs get: what libraries read when they are imported, and where Python finds modules."""
-    given = {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path),
-        "PYTHONSAFEPATH": "1",
-    }
+    path = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    given = dict(more) | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
     usual = {name: os.environ.get(name) for name in given}
     os.environ.update(given)
     try:
@@ -371,7 +368,7 @@ class Work:
         if self._unwanted():
             raise Stopped(signal.SIGTERM)
         try:
-            process = Process(self.study["recipe"], self.study["plugins"])
+            process = Process(self.study)
         except UserError as error:
             reason = f"{socket.gethostname()} is not ready for the study: {error}"
             return {"event": "failed", "status": "failed", "reason": reason}
