@@ -166,7 +166,8 @@ class Launcher:
         else:
             self.failures[cell.key] = failure
         self.store.forget(cell.key)
-        self.progress.finish(cell, time.monotonic() - self.since.pop(cell.key), failure, fit)
+        seconds = max(0.0, time.monotonic() - self.since.pop(cell.key))
+        self.progress.finish(cell, seconds, failure, fit)
         self.finished(cell)
 
 

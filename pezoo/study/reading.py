@@ -265,10 +265,8 @@ def _check_launcher(recipe: Recipe) -> None:
         require(0 <= value < 2**31, key, value, "at least 0")
     for key, value in _values(recipe, "slurm.minutes slurm.cpus slurm.signal_seconds slurm.memory_gb"):
         require(0 < value < 2**31, key, value, "above 0")
-    good = slurm.signal_seconds < 60 * slurm.minutes
-    require(
-        good, "slurm.signal_seconds", slurm.signal_seconds, f"less than the {slurm.minutes} minutes of slurm.minutes"
-    )
+    good, limit = slurm.signal_seconds < 60 * slurm.minutes, f"less than the time limit, slurm.minutes={slurm.minutes}"
+    require(good, "slurm.signal_seconds", slurm.signal_seconds, limit)
     for key, value in _values(recipe, "slurm.partition slurm.account"):  # they become lines of a script
         require(bool(re.fullmatch(r"[\w.,@/+-]+", value, re.ASCII)), key, value, "a name as Slurm has them")
     good = recipe.launcher == "local" or recipe.device in ("auto", "cpu", "cuda")

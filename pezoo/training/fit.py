@@ -338,7 +338,8 @@ def fit(
         )
         del state, curves  # as large as the model three times over
         try:
-            with curves_into(log_dir):
+            with curves_into(log_dir), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The `srun` command is available")  # one process is what is wanted
                 trainer.fit(module, datamodule=data, ckpt_path=saving.path if going_on else None)
                 if validation is not None and module.validated_at != module.steps:
                     trainer.validate(module, datamodule=data, verbose=False)
