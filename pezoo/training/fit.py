@@ -338,8 +338,7 @@ def fit(
         )
         del state, curves  # as large as the model three times over
         try:
-            with curves_into(log_dir), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "The `srun` command is available")  # one process is what is wanted
+            with curves_into(log_dir):
                 trainer.fit(module, datamodule=data, ckpt_path=saving.path if going_on else None)
                 if validation is not None and module.validated_at != module.steps:
                     trainer.validate(module, datamodule=data, verbose=False)
@@ -386,6 +385,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "The `srun` command is available")
             yield
     finally:
         log.setLevel(level)
