@@ -106,7 +106,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
 
 def _refuse_address(recipe: Recipe) -> None:
     """Refuse to connect where a file says so: what a cluster sends back is pickled, and a pickle can run code."""
-    if recipe.launcher == "ray" and recipe.ray.address not in (None, "auto"):
+    if recipe.launcher == "ray" and recipe.ray.address is not None:
         typed = shlex.quote(f"ray.address={recipe.ray.address}")
         raise UserError(
             f"the recipe names a cluster of Ray, {recipe.ray.address}; pezoo connects to one only if you name it: "

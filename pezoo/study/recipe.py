@@ -114,8 +114,8 @@ class RayConfig:
     """What a cell needs of a cluster of Ray, where `launcher` is ray."""
 
     address: str | None = None
-    """The cluster: auto, for one that runs on this machine, or HOST:PORT, which counts only where you type it yourself;
-    null: one is started here, for the time of the run."""
+    """The cluster: auto, for one that runs on this machine, or HOST:PORT; a file cannot set it, you type it yourself.
+    Null: one is started here, for the time of the run."""
     num_cpus: float = 1.0
     """CPUs that Ray keeps for a cell; its threads are `threads`."""
     num_gpus: float = 0.0

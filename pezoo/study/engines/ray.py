@@ -13,6 +13,7 @@ import socket
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -66,6 +67,8 @@ class OnRay:
         """By reference to the result, the cells that Ray has."""
         self.began: set[str] = set()
         """Keys of those of them that have begun."""
+        self.stopped: Counter[str] = Counter()
+        """By key, how often somebody else has told a cell to stop."""
         self.news: list[tuple[Cell | None, Message]] = []
         self.shared = True
         """Whether all machines that were heard of see the study's folder."""
@@ -130,6 +133,11 @@ class OnRay:
             message = self._result(cell, reference)
             if message["event"] == "elsewhere":
                 self._begin_elsewhere(cell, message["host"])
+            elif message["event"] == "stopped" and self.stopped[cell.key] < self.asked.max_retries:
+                self.stopped[cell.key] += 1
+                self._begin(cell)
+            elif message["event"] == "stopped":
+                yield cell, {"event": "failed", "status": "failed", "reason": "its process was told to stop"}
             else:
                 yield cell, message
 
