@@ -17,14 +17,15 @@ from pezoo.errors import UserError
 from pezoo.results import read
 from pezoo.study import Study
 
-OVERRIDES = ("size=test", "schemes=[alibi, {scheme: rope+pi, tune: [0, 4]}]", "seeds=[0]", "train.steps=600")
-MORE = ("workers=2", "save_minutes=0.003")  # a state every 0.2 seconds
+OVERRIDES = ("size=test", "schemes=[alibi, {scheme: rope+pi, tune: [0, 4]}]", "seeds=[0]", "train.steps=400")
+OFTEN = "save_minutes=0.005"
+"""A state every 0.3 seconds."""
 SECONDS = 240
 """After which a test does not wait any longer."""
 
 
 def prepare(out, *overrides):
-    return Study.prepare("quickstart", [*OVERRIDES, *MORE, *overrides], out)
+    return Study.prepare("quickstart", [*OVERRIDES, "workers=2", *overrides], out)
 
 
 def told(study):
@@ -105,7 +106,7 @@ def cluster(monkeypatch):
 @pytest.mark.filterwarnings("ignore")  # Ray's own, of files and sockets
 def test_on_a_cluster_of_ray_of_which_a_machine_dies_the_numbers_are_the_same(expected, cluster, tmp_path, capsys):
     out = tmp_path / "out"
-    study = prepare(out, "launcher=ray", f"ray.address={cluster.address}")
+    study = prepare(out, "launcher=ray", f"ray.address={cluster.address}", OFTEN)
 
     def kill():
         wait_for(lambda: in_training(out))
@@ -130,7 +131,7 @@ def test_machines_that_do_not_see_the_folder_send_what_they_make(expected, clust
 
     monkeypatch.setattr(ray, "MARK", ".elsewhere")  # the machines look for another file
     out = tmp_path / "out"
-    study = prepare(out, "launcher=ray", f"ray.address={cluster.address}", "save_minutes=.inf")
+    study = prepare(out, "launcher=ray", f"ray.address={cluster.address}")
 
     def stop():
         wait_for(lambda: '"loss"' in (out / "status.json").read_text() if (out / "status.json").exists() else False)
@@ -169,7 +170,7 @@ def test_as_jobs_of_submitit_the_numbers_are_the_same_whatever_becomes_of_a_job(
     """One job nears its time limit and is queued again; in a first run another was killed, which is told."""
     pytest.importorskip("submitit", reason="pezoo[slurm] is not installed")
     out = tmp_path / "out"
-    study = prepare(out, "launcher=slurm", "slurm.local=true")
+    study = prepare(out, "launcher=slurm", "slurm.local=true", OFTEN)
     train = {cell.title: key for key, cell in study.plan.cells.items() if cell.kind == "train"}
 
     def process(title):
@@ -190,7 +191,7 @@ def test_as_jobs_of_submitit_the_numbers_are_the_same_whatever_becomes_of_a_job(
     assert "train rope, seed 0: begins again, on" in shown
     assert "train rope, seed 0: goes on at step" in shown
 
-    again = prepare(out, "launcher=slurm", "slurm.local=true")
+    again = prepare(out, "launcher=slurm", "slurm.local=true", OFTEN)
     again.run()
     assert not again.failures
     assert told(again) == expected
@@ -203,7 +204,7 @@ def test_as_jobs_of_submitit_the_numbers_are_the_same_whatever_becomes_of_a_job(
 def test_a_run_ends_the_jobs_of_one_that_was_killed_and_goes_on(expected, tmp_path):
     pytest.importorskip("submitit", reason="pezoo[slurm] is not installed")
     out = tmp_path / "out"
-    arguments = [*OVERRIDES, *MORE, "--launcher", "slurm", "slurm.local=true", "--out", str(out)]
+    arguments = [*OVERRIDES, "workers=2", OFTEN, "--launcher", "slurm", "slurm.local=true", "--out", str(out)]
     run = subprocess.Popen([sys.executable, "-m", "pezoo", "run", "quickstart", *arguments])
     wait_for(lambda: in_training(out))
     run.kill()

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from pezoo.errors import UserError, cut
 from pezoo.files import remove, replacing
+from pezoo.outcome import outcome
 from pezoo.study.cells import run_cell
 from pezoo.study.estimate import Estimate
 from pezoo.study.launcher import SAVE_SECONDS, Message, environment_of, setup_of, told_of
@@ -115,8 +116,7 @@ class OnSlurm:
         """Submit what is ready, an array for each kind of cells; a choice among models is made here."""
         taken = []
         for cell in (cell for cell in ready if cell.kind == "choose"):
-            run_cell(cell, self.store, {}, lambda *_: None)
-            self.news.append((cell, {"event": "done", "fit": None}))
+            self.news.append((cell, self._choose(cell)))
             taken.append(cell)
         rest = [cell for cell in ready if cell.kind != "choose"]
         if self.asked.local:
@@ -171,6 +171,14 @@ class OnSlurm:
         """Let trainings save their state, and end all jobs."""
         self._tell_to_go(self.jobs.values())
         self._await_end(self.jobs.values(), SAVE_SECONDS)
+
+    def _choose(self, cell: Cell) -> Message:
+        """Choose among models, and say how that ends."""
+        try:
+            facts = run_cell(cell, self.store, {}, lambda *_: None)
+        except Exception as error:
+            return {"event": "failed", "status": "failed", "reason": outcome(error)[1]}
+        return {"event": "done", "fit": facts["fit"]}
 
     def _submit(self, kind: str, cells: Sequence[Cell]) -> None:
         if not self.asked.local:
