@@ -72,7 +72,9 @@ class OnSlurm:
         self.folder = store.study.resolve() / "logs" / "slurm"
         self.study = setup_of(plan, plugins) | {"folder": str(store.study.resolve())}
         self.jobs: dict[str, _Running] = {}
-        """By key, the jobs that have not ended."""
+        """By key, the jobs that have not had their last word."""
+        self.ending: list[_Running] = []
+        """Processes of this machine that have, and may not have ended."""
         self.news: list[tuple[Cell | None, Message]] = []
         self.waiting_since = self.look_again = 0.0
         self.failed = False
@@ -107,7 +109,7 @@ class OnSlurm:
     ) -> None:
         """End the jobs, and remove their files if none has failed."""
         self._tell_to_go(self.jobs.values())
-        self._await_end(self.jobs.values(), GRACE_SECONDS)
+        self._await_end([*self.jobs.values(), *self.ending], GRACE_SECONDS)
         self._record([])
         if not self.failed and self.folder.is_dir():
             remove(self.folder)
@@ -196,8 +198,10 @@ class OnSlurm:
         self._record(self.jobs.values())
 
     def _forget(self, key: str, failed: bool) -> None:
-        del self.jobs[key]
+        job = self.jobs.pop(key)
         self.failed |= failed
+        if self.asked.local:
+            self.ending = [one for one in (*self.ending, job) if not one.job.done()]
 
     def _record(self, jobs: Iterable["_Running"]) -> None:
         """Write down which jobs there are, for a run that comes after one that was killed."""
@@ -223,6 +227,8 @@ class OnSlurm:
             for number in (int(job.job.job_id), *([job.begun["process"]] if job.begun else [])):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(number, signal.SIGKILL)
+            while not job.job.done():
+                time.sleep(0.01)
 
 
 class _Running:
