@@ -19,7 +19,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pezoo.errors import UserError
 from pezoo.report import groups, statistics, tensorboard
-from pezoo.report.lines import MOST
+from pezoo.report.lines import MOST, draw_lengths, draw_positions
+from pezoo.report.write import write_report
 from tests.browser import chromium
 from tests.test_report import (
     LENGTHS,
@@ -94,6 +95,27 @@ def no_pictures(monkeypatch):
 
 
 # Curves
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_the_report_s_figures_are_shown_as_they_would_be_drawn(tmp_path, monkeypatch):
+    seen, made = [], filed()
+    write_all_losses(made, tmp_path / "cells")
+
+    def pixels(picture, inner=tensorboard._pixels):
+        seen.append(inner(picture))
+        return seen[-1]
+
+    monkeypatch.setattr(tensorboard, "_pixels", pixels)
+    monkeypatch.setattr(tensorboard, "draw_lengths", draw_lengths)
+    monkeypatch.setattr(tensorboard, "draw_positions", draw_positions)
+    tensorboard.write(made, tmp_path / "logs", tmp_path / "cells")
+    for name in ("draw_lengths", "draw_positions"):
+        monkeypatch.delattr(tensorboard, name)  # none is drawn again
+    write_report(made, tmp_path / "report", tmp_path / "cells", tmp_path / "logs")
+    assert len(seen) == 4
+    assert all((one == other).all() for one, other in zip(seen[:2], seen[2:], strict=True))
 
 
 def test_a_run_per_scheme_with_test_lengths_as_steps(view):

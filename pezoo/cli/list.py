@@ -14,7 +14,7 @@ from pezoo.cli.shared import (
     needs_of,
     print_json,
     say,
-    short,
+    uncollected,
 )
 from pezoo.errors import UserError, brief, suggest
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pezoo.registry import Entry
 
 
-@short
+@uncollected()
 def list_members(argv: list[str]) -> int:
     """Every member and where it stands in the taxonomy."""
     parser = make_parser(

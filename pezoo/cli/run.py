@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pezoo.cli.report import show_answer
-from pezoo.cli.shared import add_plugin, escape, make_console, make_parser, say, shown
+from pezoo.cli.shared import add_plugin, escape, make_console, make_parser, say, shown, uncollected
 from pezoo.errors import UserError
 from pezoo.escape import in_terminal
 
@@ -106,10 +106,11 @@ def run_study(argv: list[str]) -> int:
         raise
 
     refuse_windows()
-    from pezoo.study import Study
+    with uncollected():
+        from pezoo.study import Study
 
-    overrides = args.overrides + ([f"launcher={args.launcher}"] if args.launcher else [])
-    study = Study.prepare(args.recipe, overrides, args.out, args.plugin, args.replace)
+        overrides = args.overrides + ([f"launcher={args.launcher}"] if args.launcher else [])
+        study = Study.prepare(args.recipe, overrides, args.out, args.plugin, args.replace)
     return carry_out(study, args.dry_run)
 
 

@@ -1,13 +1,13 @@
 """What the commands share: parsers, and what is printed."""
 
 import argparse
-import functools
+import contextlib
 import gc
 import json
 import re
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pezoo.errors import UserError, suggest
@@ -79,20 +79,16 @@ def as_named(text: str) -> str:
     return re.sub(r"(?<![^+])[A-Za-z]\w*", fold, text.strip().removeprefix("+"))
 
 
-def short(work: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
-    """A command that ends soon: it looks for no garbage, which after PyTorch's import takes longer than all else."""
-
-    @functools.wraps(work)
-    def run(argv: list[str]) -> int:
-        usual = gc.isenabled()
-        gc.disable()
-        try:
-            return work(argv)
-        finally:
-            if usual:
-                gc.enable()
-
-    return run
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Look for no garbage while this holds: after PyTorch's import a search takes longer than all that is read here."""
+    usual = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if usual:
+            gc.enable()
 
 
 class Parser(argparse.ArgumentParser):

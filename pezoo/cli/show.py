@@ -17,8 +17,8 @@ from pezoo.cli.shared import (
     marks_of,
     needs_of,
     print_json,
-    short,
     table_of,
+    uncollected,
     written,
 )
 from pezoo.cli.show_config import show_config
@@ -34,7 +34,7 @@ KINDS = {"schedule": "layer schedule"}
 """Kinds of entries that people call otherwise."""
 
 
-@short
+@uncollected()
 def show(argv: list[str]) -> int:
     """Facts, equation and settings of a scheme, or a layer schedule, and its members."""
     parser = make_parser(

@@ -116,7 +116,7 @@ def read_claims(path: str | Path | None = None) -> list[Claim]:
 
         path = recipes_dir() / CLAIMS
     try:
-        found = read_yaml(Path(path).read_text(encoding="utf-8"))
+        found = read_yaml(Path(path).read_text(encoding="utf-8"), long=True)
     except (OSError, UnicodeDecodeError, UserError) as error:
         raise UserError(f"cannot read claims from {path}: {error}") from None
     return parse_claims(found)

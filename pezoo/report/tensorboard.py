@@ -77,7 +77,12 @@ class Section:
     text: str = ""
 
 
-def write(results: Iterable[Result], logdir: str | Path, source: Sources | None = None) -> Path:
+def write(
+    results: Iterable[Result],
+    logdir: str | Path,
+    source: Sources | None = None,
+    drawn: Mapping[tuple[str, str, str], Figure] | None = None,
+) -> Path:
     """Write the view, replacing the one that is there.
 
     Sections are numbered, the headlines first: "1 perplexity", "2 loss", "3 loss by position"; tasks, parts and
@@ -94,6 +99,7 @@ def write(results: Iterable[Result], logdir: str | Path, source: Sources | None 
         results: results of one study.
         logdir: the study's TensorBoard folder.
         source: where losses by position are; without it they are left out.
+        drawn: figures that the report has drawn, by group, what they show, and protocol; others are drawn here.
 
     Returns:
         The folder of the curves.
@@ -103,7 +109,7 @@ def write(results: Iterable[Result], logdir: str | Path, source: Sources | None 
         OSError: if the folder cannot be written.
     """
     results = list(results)
-    sections = sorted(_sections(results, source), key=lambda section: not section.foremost)
+    sections = sorted(_sections(results, source, drawn or {}), key=lambda section: not section.foremost)
     runs, rows = _curve_runs(sections, results), _rows(results)
     if rows:
         runs.setdefault(OVERVIEW, []).append((0, _experiment(rows)))
@@ -137,7 +143,9 @@ def _replace(folder: Path, runs: Runs) -> None:
 # Curves
 
 
-def _sections(results: list[Result], source: Sources | None) -> Iterator[Section]:
+def _sections(
+    results: list[Result], source: Sources | None, drawn: Mapping[tuple[str, str, str], Figure]
+) -> Iterator[Section]:
     found = groups(results) | matrices(results)
     for name, group in found.items():
         trained = {r.label: r.train_length for r in group}
@@ -157,7 +165,7 @@ def _sections(results: list[Result], source: Sources | None) -> Iterator[Section
                         for label, curve in curves(kept).items()
                     },
                     foremost=metric == first and metric in HEADLINES,
-                    picture=draw_lengths(kept) if shown else None,
+                    picture=(drawn.get((name, metric, protocol)) or draw_lengths(kept)) if shown else None,
                     text=by_length(kept, metric, protocol).markdown(),
                 )
             losses = {} if source is None or "loss" not in names else losses_by_label(group, source, protocol)
@@ -172,7 +180,8 @@ def _sections(results: list[Result], source: Sources | None) -> Iterator[Section
                         label: {round(at): Point(mean) for at, mean in mean_by_position(seeds).items()}
                         for label, seeds in losses.items()
                     },
-                    picture=draw_positions(select(group, "loss", protocol), source),
+                    picture=drawn.get((name, "position", protocol))
+                    or draw_positions(select(group, "loss", protocol), source),
                 )
 
 

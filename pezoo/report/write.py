@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -30,6 +30,8 @@ class Picture(NamedTuple):
     group: str
     stem: str
     figure: Figure
+    shows: tuple[str, str, str] | None = None
+    """Group, metric (or "position") and protocol, of a figure that TensorBoard shows as well."""
 
 
 def write_report(
@@ -62,10 +64,13 @@ def write_report(
     answer = findings(results, source)
     ranking, *tables = _tables(results, source, about)
     sections: dict[str, Section] = {}
+    drawn: dict[tuple[str, str, str], Figure] = {}
     for picture in _pictures(results, source):
         svg = save(picture.figure, folder / picture.stem)[0]
         section = sections.setdefault(picture.group, Section(picture.group or "Figures"))
         section.pictures[words(picture.stem)] = svg.read_text(encoding="utf-8")
+        if picture.shows is not None and logdir is not None:
+            drawn[picture.shows] = picture.figure
     judged = scorecard.of_study(results, source)
     scorecard.write(judged, folder)
     findings_of_others = [Section("Published findings", tables=[scorecard.table(judged)])] if judged else []
@@ -80,7 +85,7 @@ def write_report(
         with replacing(folder / name) as file:
             file.write(text.encode())
     if logdir is not None:
-        tensorboard.write(results, logdir, source)
+        tensorboard.write(results, logdir, source, drawn)
 
 
 def markdown(results: Iterable[Result], source: Sources | None = None, about: About = About()) -> str:  # noqa: B008
@@ -129,23 +134,26 @@ def _pictures(results: list[Result], source: Sources) -> Iterator[Picture]:
                 for name in names:
                     done[name].add(metric)
     for name, group in every.items():
-        for stem, figure in _of_group(group, source, done[name]):
-            yield Picture(name, f"{stems[name]}{stem}", figure)
+        for stem, figure, *shows in _of_group(group, source, done[name]):
+            yield Picture(name, f"{stems[name]}{stem}", figure, (name, *shows) if shows else None)
 
 
-def _of_group(group: list[Result], source: Sources, done: Container[str]) -> Iterator[tuple[str, Figure]]:
-    """Yield the figures of one group, but for the curves of metrics that are done."""
+def _of_group(group: list[Result], source: Sources, done: Container[str]) -> Iterator[tuple[Any, ...]]:
+    """Yield the figures of one group, but for the curves of metrics that are done.
+
+    With each comes its name, and where TensorBoard shows it too, its metric (or "position") and protocol.
+    """
     found = metrics(group)
     for protocol, names in found.items():
         end = "" if protocol == next(iter(found)) else "_" + safe_names([protocol], space="_")[protocol]
         drawn = [m for m in HEADLINES if m in names] or [m for m in names if "_at_" not in m]
         for metric in [m for m in drawn if m not in done]:
             figure = draw_lengths(select(group, metric, protocol))
-            yield f"{'curves' if metric == 'perplexity' else metric}{end}", figure
+            yield f"{'curves' if metric == 'perplexity' else metric}{end}", figure, metric, protocol
         if any(r.depth is not None and (r.metric, r.protocol) == ("exact_match", protocol) for r in group):
             yield f"exact_match_by_depth{end}", heatmap.draw_depth(group, protocol=protocol)
         if "loss" in names and (figure := draw_positions(select(group, "loss", protocol), source)) is not None:
-            yield f"loss_by_position{end}", figure
+            yield f"loss_by_position{end}", figure, "position", protocol
     metric, protocol = headline(found)
     kept = select(group, metric, protocol)
     if (ratios := draw_beside_best(kept)) is not None:

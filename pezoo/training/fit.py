@@ -385,7 +385,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
-            warnings.filterwarnings("ignore", "The `srun` command is available")
+            warnings.filterwarnings("ignore", "The `srun` command is available")  # one process needs none
             yield
     finally:
         log.setLevel(level)
