@@ -325,14 +325,3 @@ def test_files_of_cells_and_their_states_travel_whole(recipe, tmp_path):
         broken.unpack(files)
     assert not broken.path(train.key).exists()
     assert not list(broken.folder.glob(".unfinished*"))
-
-
-def test_lightning_does_not_ask_for_srun_where_there_is_one(recipe, tmp_path, monkeypatch):
-    srun = tmp_path / "bin" / "srun"
-    srun.parent.mkdir()
-    srun.write_text("#!/bin/sh\n")
-    srun.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{srun.parent}{os.pathsep}{os.environ['PATH']}")
-    study = Study.prepare(recipe, ["schemes=[nope]"], tmp_path / "out")
-    run_cells(study)  # a warning is an error
-    assert all(map(study.store.done, study.plan.cells))
