@@ -17,7 +17,7 @@ from pezoo.errors import UserError
 from pezoo.results import read
 from pezoo.study import Study
 
-OVERRIDES = ("size=test", "schemes=[alibi, {scheme: rope+pi, tune: [0, 4]}]", "seeds=[0]", "train.steps=400")
+OVERRIDES = ("size=test", "schemes=[alibi, rope+pi]", "seeds=[0]", "train.steps=300")
 OFTEN = "save_minutes=0.005"
 """A state every 0.3 seconds."""
 SECONDS = 240
