@@ -140,6 +140,7 @@ def test_machines_that_do_not_see_the_folder_send_what_they_make(expected, clust
     with meanwhile(stop), pytest.raises(KeyboardInterrupt):
         study.run()
     assert list((out / "cells").glob("*.state.pt"))
+    assert not (out / "logs").exists(), "to stop is no failure"
     study.run()
     assert told(study) == expected
     shown = capsys.readouterr().err

@@ -91,7 +91,12 @@ class Signals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._give_back()
-        if self.asked is not None:
+        if self.asked is None:
+            return
+        handler = self._usual[self.asked]
+        if callable(handler):  # also where the signal itself is blocked: Ray interrupts its processes in another way
+            handler(self.asked, None)
+        else:
             signal.raise_signal(self.asked)
 
     def take(self) -> None:
