@@ -27,12 +27,13 @@ from pezoo.study.cells import run_cell
 from pezoo.study.estimate import Estimate
 from pezoo.study.launcher import SAVE_SECONDS, Message, environment_of, setup_of, told_of
 from pezoo.study.plan import Cell, Plan
-from pezoo.study.process import Process, Stopped, begun, stopped_by
 from pezoo.study.store import Store, wait_for
 
 try:
     import submitit
-    from submitit.core.utils import FailedJobError, UncompletedJobError
+    from submitit.core.utils import FailedJobError
+
+    from pezoo.study.engines.job import Work
 except ImportError:
     raise UserError("launcher=slurm needs submitit; type: pip install 'pezoo[slurm]'") from None
 
@@ -42,14 +43,12 @@ GATHER_SECONDS = 30
 """That cells which are ready wait for others, so that there are few arrays."""
 LOOK_SECONDS = 1.0
 """Between two looks at the files of the jobs."""
-PROGRESS_SECONDS = 5.0
-"""Between two messages of progress."""
+ASK_SECONDS = 10.0
+"""Between two questions to Slurm which jobs there are."""
 LAG_SECONDS = 60
 """After which what a job has written must be seen here."""
 GRACE_SECONDS = 5
 """For a job to end by itself."""
-GO_SECONDS = 60
-"""That a job which was told to go waits for Slurm to end it, before it asks to be queued again."""
 JOBS = "jobs.json"
 """File in the study's folder that names jobs which may still run."""
 
@@ -76,7 +75,7 @@ class OnSlurm:
         self.ending: list[_Running] = []
         """Processes of this machine that have, and may not have ended."""
         self.news: list[tuple[Cell | None, Message]] = []
-        self.waiting_since = self.look_again = 0.0
+        self.waiting_since = self.look_again = self.ask_again = 0.0
         self.failed = False
         if not self.asked.local and shutil.which("sbatch") is None:
             raise UserError(
@@ -155,12 +154,32 @@ class OnSlurm:
                 if message["event"] in ("done", "failed"):
                     self._forget(key, message["event"] == "failed")
                 yield job.cell, message
-            if key in self.jobs and job.silent(2 * LOOK_SECONDS if self.asked.local else LAG_SECONDS):
+        yield from self._silent()
+        self.look_again = time.monotonic() + max(LOOK_SECONDS, 20 * (time.monotonic() - began))
+
+    def _silent(self) -> Iterator[tuple[Cell, Message]]:
+        """Jobs that ended so long ago that what they had to say would be here."""
+        now = time.monotonic()
+        if now >= self.ask_again:
+            gone = self._gone(self.jobs.values())
+            for job in self.jobs.values():
+                job.ended = (job.ended or now) if job in gone else 0.0
+            self.ask_again = now + (LOOK_SECONDS if self.asked.local else ASK_SECONDS)
+        lag = 2 * LOOK_SECONDS if self.asked.local else LAG_SECONDS
+        for key, job in list(self.jobs.items()):
+            if job.ended and now - job.ended > lag:
                 self._forget(key, failed=True)
-                why = f"its job {job.job.job_id} has ended without a word (state {job.job.state})"
+                why = f"its job {job.job.job_id} has ended without a word"
                 why += "" if job.begun else f"; is {self.study['folder']} the same folder on all machines?"
                 yield job.cell, {"event": "failed", "status": "failed", "reason": why}
-        self.look_again = time.monotonic() + max(LOOK_SECONDS, 20 * (time.monotonic() - began))
+
+    def _gone(self, jobs: Iterable["_Running"]) -> list["_Running"]:
+        """Those of these jobs that have ended."""
+        jobs = list(jobs)
+        if self.asked.local:
+            return [job for job in jobs if job.job.done()]
+        there = _running([job.job.job_id for job in jobs], local=False)
+        return [job for job in jobs if job.job.job_id not in there]
 
     def cancel(self, cell: Cell) -> None:
         """End the job of a cell; a training saves its state."""
@@ -221,8 +240,10 @@ class OnSlurm:
     def _await_end(self, jobs: Iterable["_Running"], seconds: float) -> None:
         """Wait for jobs to end; a process of this machine is killed then."""
         waiting, until = list(jobs), time.monotonic() + seconds
-        while (waiting := [job for job in waiting if not job.job.done()]) and time.monotonic() < until:
-            time.sleep(0.1 if self.asked.local else 2.0)
+        while waiting and time.monotonic() < until:
+            gone = self._gone(waiting)
+            waiting = [job for job in waiting if job not in gone]
+            time.sleep((0.1 if self.asked.local else 2.0) if waiting else 0.0)
         for job in waiting if self.asked.local else ():
             for number in (int(job.job.job_id), *([job.begun["process"]] if job.begun else [])):
                 with contextlib.suppress(ProcessLookupError):
@@ -256,14 +277,6 @@ class _Running:
         whole = new[: new.rfind(b"\n") + 1]
         self.place += len(whole)
         return [json.loads(line) for line in whole.splitlines()]
-
-    def silent(self, seconds: float) -> bool:
-        """Whether it ended so long ago that what it said would be here."""
-        if not self.job.done():
-            self.ended = 0.0
-            return False
-        self.ended = self.ended or time.monotonic()
-        return time.monotonic() - self.ended > seconds
 
 
 def end_leftover(study: Path) -> None:
@@ -304,8 +317,14 @@ def _running(numbers: Iterable[str], local: bool) -> list[str]:
     if local:
         commands = {number: Path(f"/proc/{number}/cmdline") for number in numbers}
         return [number for number, file in commands.items() if file.exists() and b"submitit" in file.read_bytes()]
-    command = ["squeue", "--noheader", "--format=%i", f"--jobs={','.join(numbers)}"]
-    return subprocess.run(command, check=False, capture_output=True, text=True).stdout.split()
+    if not (numbers := list(numbers)):
+        return []
+    arrays = ",".join(dict.fromkeys(number.partition("_")[0] for number in numbers))
+    command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={arrays}"]
+    told = subprocess.run(command, check=False, capture_output=True, text=True)
+    if told.returncode and "Invalid job id" not in told.stderr:  # nobody knows
+        return numbers
+    return [number for number in numbers if number in told.stdout.split()]
 
 
 @contextlib.contextmanager
@@ -333,68 +352,3 @@ def _without_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-# ---- in a job -----------------------------------------------------------------------------------
-
-
-def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-class Work:
-    """What a job does: a cell.
-
-    Args:
-        study: recipe, plug-ins and folder.
-        told: the cell.
-        files: where its files are, without their suffix.
-    """
-
-    def __init__(self, study: dict[str, Any], told: dict[str, Any], files: str) -> None:
-        self.study, self.told, self.files = study, told, files
-
-    def __call__(self) -> None:
-        """Run the cell; told to go, save the state of a training, and have the job queued again."""
-        queue_again = signal.getsignal(signal.SIGUSR2)  # submitit's
-        try:
-            with stopped_by(signal.SIGTERM, signal.SIGUSR2):
-                self._tell(begun())
-                self._tell(self._run())
-                return
-        except Stopped as stopped:
-            (number,) = stopped.args
-        if number == signal.SIGTERM and not self._unwanted():
-            with contextlib.suppress(Stopped), stopped_by(signal.SIGUSR2):
-                time.sleep(GO_SECONDS)
-        if self._unwanted():
-            sys.exit(0)
-        try:
-            queue_again(signal.SIGUSR2, None)
-        except UncompletedJobError as error:
-            self._tell({"event": "failed", "status": "failed", "reason": str(error)})
-
-    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What is queued again."""
-        return submitit.helpers.DelayedSubmission(self)
-
-    def _run(self) -> Message:
-        if self._unwanted():
-            raise Stopped(signal.SIGTERM)
-        try:
-            process = Process(self.study)
-        except UserError as error:
-            reason = f"{socket.gethostname()} is not ready for the study: {error}"
-            return {"event": "failed", "status": "failed", "reason": reason}
-        store = Store(Path(self.study["folder"]))
-        return process.run(
-            Cell(**self.told), store, self._tell, lambda line: print(line, file=sys.stderr), PROGRESS_SECONDS
-        )
-
-    def _unwanted(self) -> bool:
-        """Whether the study does not wait for it any more."""
-        return Path(f"{self.files}.stop").exists()
-
-    def _tell(self, message: Message) -> None:
-        with Path(f"{self.files}.messages").open("a") as file:
-            file.write(json.dumps(message) + "\n")
