@@ -76,7 +76,6 @@ def in_training(out):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_two_workers_give_the_numbers_of_one(expected, tmp_path):
     study = prepare(tmp_path / "out")
     study.run()

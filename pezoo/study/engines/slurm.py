@@ -32,10 +32,10 @@ from pezoo.study.store import Store, wait_for
 try:
     import submitit
     from submitit.core.utils import FailedJobError
-
-    from pezoo.study.engines.job import Work
 except ImportError:
     raise UserError("launcher=slurm needs submitit; type: pip install 'pezoo[slurm]'") from None
+
+from pezoo.study.engines.job import Work
 
 LARGEST = 1000
 """Jobs of an array; Slurm's own default allows 1001."""
