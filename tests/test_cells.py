@@ -19,7 +19,7 @@ from pezoo.results import read
 from pezoo.study import Study, make_plan
 from pezoo.study.cells import run_cell
 from pezoo.study.collect import Failure
-from pezoo.study.launcher import _how
+from pezoo.study.engines.local import describe_end
 from pezoo.study.plan import Cell
 from pezoo.study.reading import load_recipe
 
@@ -332,7 +332,7 @@ def test_a_worker_that_ends_at_its_start_is_told_by_its_own_exit_code(recipe, tm
     ],
 )
 def test_how_a_process_ended_is_told_by_its_exit_code(code, how):
-    assert _how(code) == how
+    assert describe_end(code) == how
 
 
 # ---- what computed it ---------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from pezoo.study import forks, launcher
+from pezoo.study import forks
+from pezoo.study.engines import local
 from pezoo.study.forks import Server
 
 pytestmark = pytest.mark.skipif(not forks.CAN_FORK, reason="no worker is forked on this system")
@@ -172,8 +173,8 @@ class Plan:
 
 
 def test_where_a_gpu_could_be_at_work_every_worker_is_a_new_process(monkeypatch):
-    assert launcher.can_fork(Plan("cpu", "cpu"))
-    assert not launcher.can_fork(Plan("cpu", "cuda"))
-    assert not launcher.can_fork(Plan("mps"))
-    monkeypatch.setattr(launcher, "CAN_FORK", False)
-    assert not launcher.can_fork(Plan("cpu"))
+    assert local.can_fork(Plan("cpu", "cpu"))
+    assert not local.can_fork(Plan("cpu", "cuda"))
+    assert not local.can_fork(Plan("mps"))
+    monkeypatch.setattr(local, "CAN_FORK", False)
+    assert not local.can_fork(Plan("cpu"))

@@ -131,7 +131,7 @@ def test_dependencies_are_what_the_code_imports():
     extra = {
         "pytest",
         "x-transformers",
-        *(name for key in ("hf", "lm_eval", "lora") for name in requirements(extras[key])),
+        *(name for key in ("hf", "lm_eval", "lora", "ray", "slurm") for name in requirements(extras[key])),
     }  # used there
     imported = set()
     for path in [*ROOT.glob("pezoo/**/*.py"), *MEMBERS]:

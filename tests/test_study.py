@@ -330,12 +330,12 @@ def test_training_curves_stand_per_scheme_and_seed(finished):
 
 
 def test_running_again_does_nothing_and_changes_nothing(finished, monkeypatch):
-    import pezoo.study.launcher
+    import pezoo.study.engines.local
 
     def no_worker(*_):
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr(pezoo.study.launcher, "Worker", no_worker)
+    monkeypatch.setattr(pezoo.study.engines.local, "Worker", no_worker)
     before = finished.results_path.read_bytes()
     again = Study(finished.plan, finished.out)
     again.run()

@@ -89,6 +89,11 @@ def run_study(argv: list[str]) -> int:
         metavar="DIR",
         help="folder of the study (default: runs/<study>, with -<size> for a size other than cpu)",
     )
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "ray", "slurm"),
+        help="where cells run: here, on Ray, or as jobs of Slurm (the key launcher; see docs/cluster.md)",
+    )
     parser.add_argument("--replace", action="store_true", help="if the folder holds another study, replace it")
     parser.add_argument(
         "--dry-run", action="store_true", help="show what would be done and how long it takes, and do nothing"
@@ -104,7 +109,8 @@ def run_study(argv: list[str]) -> int:
     with uncollected():
         from pezoo.study import Study
 
-        study = Study.prepare(args.recipe, args.overrides, args.out, args.plugin, args.replace)
+        overrides = args.overrides + ([f"launcher={args.launcher}"] if args.launcher else [])
+        study = Study.prepare(args.recipe, overrides, args.out, args.plugin, args.replace)
     return carry_out(study, args.dry_run)
 
 
@@ -122,7 +128,7 @@ def _refuse_dashes(argv: list[str]) -> None:
     """Say how a key of the recipe is set, where it was typed like an option."""
     from pezoo.study.recipe import Recipe
 
-    keys = {field.name for field in dataclasses.fields(Recipe)}
+    keys = {field.name for field in dataclasses.fields(Recipe)} - {"launcher"}
     for word, after in pairwise([*argv, ""]):
         key, _, value = word.removeprefix("--").partition("=")
         if word.startswith("--") and key.partition(".")[0] in keys:

@@ -71,7 +71,7 @@ def check_testing(device: torch.device, precision: str) -> None:
 def device_name(device: torch.device | str) -> str:
     """What people call a device: the model of a GPU, or its kind."""
     device = torch.device(device)
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_available():  # it may be another machine's
         return torch.cuda.get_device_name(device)
     return f"mps ({platform.machine()})" if device.type == "mps" else device.type
 

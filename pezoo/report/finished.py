@@ -23,6 +23,7 @@ from pezoo.results import Result, find_results, read, to_frame
 from pezoo.results.losses import Sources
 from pezoo.study.folder import changes, flat
 from pezoo.study.reading import read_keys
+from pezoo.study.recipe import WHERE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +32,7 @@ LOSSES = "losses.npz"
 """File of a published study that holds the losses of all cells."""
 MAY_DIFFER = (
     *("study", "description", "size", "sizes", "schemes", "grid", "seeds", "baseline", "plugins"),
-    *("workers", "threads", "device", "cell_minutes", "save_minutes"),
+    *("threads", "device", *WHERE),
 )
 """Keys of recipes whose results can still be one: other schemes, seeds and machines."""
 MOST = 5

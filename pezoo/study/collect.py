@@ -8,6 +8,7 @@ from typing import Any
 from pezoo.data.material import Text
 from pezoo.results import BITS_PER_BYTE, Result
 from pezoo.study.plan import Evaluation, Plan, digest
+from pezoo.study.recipe import WHERE, Recipe
 from pezoo.study.store import Store, now, provenance
 
 
@@ -19,6 +20,11 @@ class Failure:
     """failed or out_of_memory."""
     reason: str
     date: str = dataclasses.field(default_factory=now)
+
+
+def config_hash(recipe: Recipe) -> str:
+    """Hash of a recipe, without what only says where cells run."""
+    return digest({key: value for key, value in dataclasses.asdict(recipe).items() if key not in WHERE})
 
 
 def collect(plan: Plan, store: Store, failures: Mapping[str, Failure] | None = None) -> list[Result]:
@@ -89,7 +95,7 @@ def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, An
         "train_seconds": sum(fit["train_seconds"] for fit in fits) if fits else None,
         "tokens_per_second": fits[-1]["tokens_per_second"] if fits else None,
         "threads": recipe.threads,
-        "config_hash": digest(dataclasses.asdict(plan.recipe)),
+        "config_hash": config_hash(plan.recipe),
         **{name: found[name] for name in ("versions", "device", "machine")},
         **{f"train_{name}": handed[-1][name] for name in ("versions", "device", "machine") if handed},
         "test_precision": inputs["precision"],

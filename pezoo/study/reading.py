@@ -90,6 +90,8 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
     result = to_recipe(merge_typed({}, tree))
     result.study = result.study or name
     _check_study(result)
+    if not isinstance(recipe, Mapping) and not any(key in ("ray", "ray.address") for key, _ in pairs):
+        _refuse_address(result)
     length = any(_holds(one, ["train", "length"]) for one in (given, sized))
     bodies.complete(result, length or any(key in ("train", "train.length") for key, _ in pairs))
     parts = result.split()
@@ -100,6 +102,16 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
         except UserError as error:
             raise UserError(f"parts.{cut(part)}: {error}" if part else str(error)) from None
     return result
+
+
+def _refuse_address(recipe: Recipe) -> None:
+    """Refuse to connect where a file says so: what a cluster sends back is pickled, and a pickle can run code."""
+    if recipe.launcher == "ray" and recipe.ray.address is not None:
+        typed = shlex.quote(f"ray.address={recipe.ray.address}")
+        raise UserError(
+            f"the recipe names a cluster of Ray, {recipe.ray.address}; pezoo connects to one only if you name it: "
+            f"type {typed}, or ray.address=null to have one started here"
+        )
 
 
 def read_keys(path: Path) -> dict[str, Any]:
@@ -237,8 +249,29 @@ def _check_study(recipe: Recipe) -> None:
     good = recipe.cell_minutes is None or 0 < recipe.cell_minutes < math.inf
     require(good, "cell_minutes", recipe.cell_minutes, "above 0, or null for no limit")
     require(recipe.save_minutes > 0, "save_minutes", recipe.save_minutes, "above 0")
+    _check_launcher(recipe)
     good = recipe.seeds and len(set(recipe.seeds)) == len(recipe.seeds) and min(recipe.seeds) >= 0
     require(bool(good), "seeds", recipe.seeds, "different whole numbers from 0 on, such as [0, 1]")
+
+
+def _check_launcher(recipe: Recipe) -> None:
+    """What is asked of Ray and of Slurm."""
+    ray, slurm = recipe.ray, recipe.slurm
+    for key, value in _values(recipe, "ray.num_cpus ray.num_gpus"):
+        require(0 <= value < math.inf and (value <= 1 or value == int(value)), key, value, "a share of 1, or a number")
+    good = ray.address is None or ray.address == "auto" or re.fullmatch(r"[\w.:\[\]-]+:\d{1,5}", ray.address, re.ASCII)
+    require(bool(good), "ray.address", ray.address, "auto, HOST:PORT, or null for a cluster that is started here")
+    for key, value in _values(recipe, "ray.max_retries slurm.requeues slurm.gpus"):
+        require(0 <= value < 2**31, key, value, "at least 0")
+    for key, value in _values(recipe, "slurm.minutes slurm.cpus slurm.signal_seconds slurm.memory_gb"):
+        require(0 < value < 2**31, key, value, "above 0")
+    good, limit = slurm.signal_seconds < 60 * slurm.minutes, f"less than the time limit, slurm.minutes={slurm.minutes}"
+    require(good, "slurm.signal_seconds", slurm.signal_seconds, limit)
+    for key, value in _values(recipe, "slurm.partition slurm.account"):  # they become lines of a script
+        require(bool(re.fullmatch(r"[\w.,@/+-]+", value, re.ASCII)), key, value, "a name as Slurm has them")
+    good = recipe.launcher == "local" or recipe.device in ("auto", "cpu", "cuda")
+    allowed = f"auto, cpu or cuda with launcher={recipe.launcher}, which chooses the GPU"
+    require(good, "device", recipe.device, allowed)
 
 
 def _check_values(recipe: Recipe) -> None:

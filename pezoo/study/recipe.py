@@ -26,6 +26,8 @@ from pezoo.typed import check_items, check_plain
 
 LONGEST = 2**24
 """Most tokens of a sequence: up to here float32 holds every position exactly."""
+WHERE = ("launcher", "ray", "slurm", "workers", "cell_minutes", "save_minutes")
+"""Keys that say where cells run and how long; they move no number."""
 
 
 @dataclass
@@ -107,6 +109,45 @@ class GridConfig:
     """Extensions, likewise."""
 
 
+@dataclass
+class RayConfig:
+    """What a cell needs of a cluster of Ray, where `launcher` is ray."""
+
+    address: str | None = None
+    """The cluster: auto, for one that runs on this machine, or HOST:PORT; a file cannot set it, you type it yourself.
+    Null: one is started here, for the time of the run."""
+    num_cpus: float = 1.0
+    """CPUs that Ray keeps for a cell; its threads are `threads`."""
+    num_gpus: float = 0.0
+    """GPUs that Ray keeps for a cell; 0.25: four cells share one."""
+    max_retries: int = 3
+    """Times that a cell begins again elsewhere when its machine or its process dies."""
+
+
+@dataclass
+class SlurmConfig:
+    """The jobs of Slurm, one for each cell, where `launcher` is slurm."""
+
+    partition: str | None = None
+    """Partition; null: Slurm's default."""
+    account: str | None = None
+    """Account that is charged; null: Slurm's default."""
+    minutes: int = 60
+    """Time limit of a job. A training that reaches it saves its state, and its job is queued again."""
+    signal_seconds: int = 90
+    """Seconds before the limit at which a training is told to save its state."""
+    requeues: int = 20
+    """Times that a job may reach its limit."""
+    cpus: int = 1
+    """CPUs of a job; a cell's threads are `threads`."""
+    gpus: int = 0
+    """GPUs of a job."""
+    memory_gb: float | None = None
+    """Memory of a job; null: Slurm's default."""
+    local: bool = False
+    """Run the jobs as processes of this machine, without Slurm: to try a study before it is queued."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One item of the recipe's `schemes`: a row of the table for each count in `tune`."""
@@ -140,6 +181,8 @@ class Recipe:
     """Label of the scheme that the report compares all others with; empty: the best one at L."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """One training of each scheme for each seed."""
+    launcher: Literal["local", "ray", "slurm"] = "local"
+    """Where cells run: in processes of this machine, as tasks of Ray, or as jobs of Slurm (docs/cluster.md)."""
     workers: int = 1
     """Cells at a time."""
     threads: int = 1
@@ -158,6 +201,8 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     test: TestConfig = field(default_factory=TestConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
     plugins: list[str] = field(default_factory=list)
     """Plug-ins that the study needs: Python files, as seen from the folder of the recipe's file. A recipe is data and a
     plug-in is code, so none is loaded unless --plugin names it. `pezoo run` writes them into a study's recipe.yaml."""

@@ -242,12 +242,23 @@ def resolve_device(recipe: Recipe) -> str:
     Raises:
         UserError: if it is not there, or cannot do what the recipe asks.
     """
-    device = find_device(recipe.device)
+    device = _device(recipe)
     check_training(device, recipe.train.precision)
     if recipe.tune.precision is not None:
         check_training(device, recipe.tune.precision, "tune.precision")
     check_testing(device, recipe.test.precision)
     return device.type
+
+
+def _device(recipe: Recipe) -> torch.device:
+    """The device that is asked for; whether it is there, this machine knows only of itself."""
+    gpus = {"local": 0, "ray": recipe.ray.num_gpus, "slurm": recipe.slurm.gpus}[recipe.launcher]
+    if recipe.launcher == "local" or (recipe.device == "auto" and not gpus):
+        return find_device(recipe.device if recipe.launcher == "local" else "cpu")
+    if recipe.device == "cuda" and not gpus:
+        key = {"ray": "ray.num_gpus", "slurm": "slurm.gpus"}[recipe.launcher]
+        raise UserError(f"device=cuda needs a GPU for each cell; type {key}=1")
+    return torch.device("cpu" if recipe.device == "cpu" else "cuda")
 
 
 def _scheme(

@@ -9,8 +9,10 @@ import datetime
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 
 import pezoo
-from pezoo.files import Damaged, move, remove, seal, unseal
+from pezoo.files import Damaged, move, remove, replacing, seal, sync, unseal
 from pezoo.model.devices import device_name
 from pezoo.study.plan import Cell
 
@@ -91,16 +93,55 @@ class Store:
     @contextmanager
     def writing(self, cell: Cell) -> Iterator[tuple[Path, dict[str, Any]]]:
         """A folder and facts to fill; they become the cell if the block ends without an error."""
-        folder = self.folder / f"{UNFINISHED}{cell.key}-{os.getpid()}"
-        folder.mkdir(parents=True)
         facts: dict[str, Any] = {"title": cell.title, "inputs": cell.inputs}
-        try:
+        with self._unfinished(cell.key) as folder:
             yield folder, facts
             seal(folder / "done.json", {"date": now()} | provenance(cell.inputs["device"]) | facts)
             move(folder, self.path(cell.key))
             self.forget(cell.key)
+
+    @contextmanager
+    def _unfinished(self, key: str) -> Iterator[Path]:
+        """A folder to make a cell in, which no other process anywhere has."""
+        folder = self.folder / f"{UNFINISHED}{key}-{socket.gethostname()}-{os.getpid()}"
+        folder.mkdir(parents=True)
+        try:
+            yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def pack(self, keys: Iterable[str], *folders: str) -> dict[str, bytes]:
+        """Files of cells with their saved states, and of other folders of the study, for a machine without it.
+
+        Returns:
+            Contents, by path below the study.
+        """
+        tops = [self.study / folder for folder in folders] + [self.path(key) for key in keys]
+        paths = [path for top in tops for path in sorted(top.glob("*"))] + [self.state(key) for key in keys]
+        return {path.relative_to(self.study).as_posix(): path.read_bytes() for path in paths if path.is_file()}
+
+    def unpack(self, files: Mapping[str, bytes]) -> None:
+        """Write files that `pack` read; a cell is there once it is whole.
+
+        Raises:
+            Damaged: if a cell is not as it was written.
+        """
+        cells: dict[str, dict[str, bytes]] = {}
+        for name, content in files.items():
+            path = self.study / name
+            if path.parent.parent == self.folder:
+                cells.setdefault(path.parent.name, {})[path.name] = content
+                continue
+            with replacing(path) as file:
+                file.write(content)
+        for key, parts in cells.items():
+            with self._unfinished(key) as folder:
+                for name, content in parts.items():
+                    (folder / name).write_bytes(content)
+                unseal(folder / "done.json")
+                sync(folder)
+                move(folder, self.path(key))
+            self.forget(key)
 
     def clean(self) -> None:
         """Remove what was left unfinished; nobody else may be at work here."""
@@ -119,6 +160,18 @@ def tried_again(facts: dict[str, Any]) -> str | None:
         if at["status"] == "out_of_memory":
             return f"at test length {at['test_length']}: {at['reason']}"
     return None
+
+
+def wait_for(path: Path, seconds: float) -> bool:
+    """Whether a path is there; on a disk that machines share, they may see it seconds later than who wrote it."""
+    until = time.monotonic() + seconds
+    while not os.path.lexists(path):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.2)
+        with suppress(OSError):
+            os.listdir(path.parent)  # which makes the system look
+    return True
 
 
 def provenance(device: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from pezoo.files import remove, sweep
 from pezoo.registry import ENTRY_POINTS, entry, load_plugin
 from pezoo.results import Result, read, write
 from pezoo.study.collect import Failure, collect
+from pezoo.study.engines import find_engine
 from pezoo.study.estimate import Estimate
 from pezoo.study.folder import RESULTS, claim, folder_of, plugins_of, require_plugins, write_record
 from pezoo.study.launcher import Launcher
@@ -155,10 +156,12 @@ class Study:
 
         Raises:
             UserError: if the folder cannot be written to, another run is at work in it, it holds another study, or a
-                member is registered by a module that the study's processes would not load.
+                member is registered by a module that the study's processes would not load; if the launcher's package
+                is not installed, or its cluster does not answer.
             ChildProcessError: if a worker process cannot start.
         """
         self._refuse_strangers()
+        kind = find_engine(self.recipe.launcher)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -172,11 +175,12 @@ class Study:
                 with Status(self.out, self.plan, done, told, estimate) as shown:
                     if estimate.todo:
                         shown.note(f"{self.recipe.study} in {self.out}: {self.plan.summary(estimate.todo)}")
+                        try_first &= self.recipe.launcher == "local"  # elsewhere it takes another time
                         try_first &= all(cell.inputs["device"] == "cpu" for cell in self.plan.cells.values())
                         if not try_first:
                             shown.note(estimate.say())
-                    tried = estimate if try_first else None
-                    launcher = Launcher(self.plan, self.store, self.plugins, shown, self._finished, tried)
+                    engine = kind(self.plan, self.store, self.plugins, estimate if try_first else None)
+                    launcher = Launcher(self.plan, self.store, engine, shown, self._finished)
                     self.failures = launcher.failures
                     launcher.run()
             finally:
@@ -206,8 +210,11 @@ class Study:
         line, replaced = claim(self.out, self.recipe, self.plugins, self.replace)
         if line:
             print(in_terminal(line, sys.stderr.encoding or "utf-8"), file=sys.stderr)
-        for old in (self.out / "logs").glob("*.log"):
-            old.unlink()
+        if (self.out / "jobs.json").exists():
+            from pezoo.study.engines.slurm import end_leftover
+
+            end_leftover(self.out)
+        remove(self.out / "logs")
         self.store.clean()
         for folder in (self.out, self.out / "report"):
             sweep(folder)

@@ -13,7 +13,6 @@ import os
 import queue
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,58 +39,24 @@ def _serve() -> None:
     study = next(messages)
     get_ready()
 
-    import torch
-
-    from pezoo.data import DataConfig
-    from pezoo.outcome import outcome
-    from pezoo.registry import load_plugin
-    from pezoo.study.cells import run_cell
     from pezoo.study.plan import Cell
-    from pezoo.study.resolve import load_corpora
-    from pezoo.study.store import Store, tried_again
+    from pezoo.study.process import Process
+    from pezoo.study.store import Store
     from pezoo.study.trials import tried
 
-    for plugin in study["plugins"]:
-        load_plugin(plugin)
-    torch.set_num_threads(study["threads"])
-    if study["device"].startswith("cuda:"):
-        torch.cuda.set_device(study["device"])  # what cells call cuda
-    corpora, store = load_corpora(DataConfig(**text) for text in study["texts"]), Store(Path(sys.argv[1]))
-
-    def note(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-        _send(out, event="note", line=line)
-
-    _send(out, event="ready")
+    process, store = Process(study), Store(Path(sys.argv[1]))
+    _send(out, {"event": "ready"})
     for message in messages:
         if "try" in message:
-            for key, seconds, memory in tried([Cell(**cell) for cell in message["try"]], corpora):
-                _send(out, event="tried", key=key, seconds=seconds, memory=memory)
-            _send(out, event="all_tried")
+            for key, seconds, memory in tried([Cell(**cell) for cell in message["try"]], process.corpora):
+                _send(out, {"event": "tried", "key": key, "seconds": seconds, "memory": memory})
+            _send(out, {"event": "all_tried"})
             continue
-        cell = Cell(**message)
-        sent = 0.0
+        _send(out, process.run(Cell(**message), store, lambda said: _send(out, said), _log, PROGRESS_SECONDS))
 
-        def report(done: int, total: int, loss: float | None) -> None:
-            nonlocal sent
-            if time.monotonic() - sent >= PROGRESS_SECONDS:
-                sent = time.monotonic()
-                _send(out, event="progress", done=done, total=total, loss=loss)
 
-        try:
-            facts = run_cell(cell, store, corpora, report, note, study["save_minutes"])
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # a plug-in may raise these too
-            print(f"{cell.title} ({cell.key}) failed:", file=sys.stderr)
-            traceback.print_exc()
-            status, reason = outcome(error)
-            status = status if status == "out_of_memory" else "failed"
-            _send(out, event="failed", status=status, reason=reason)
-        else:
-            if (short := tried_again(facts)) is not None:
-                print(f"{cell.title} ({cell.key}) ran out of memory {short}", file=sys.stderr)
-                _send(out, event="failed", status="out_of_memory", reason=short)
-            else:
-                _send(out, event="done", fit=facts.get("fit"))
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def get_ready() -> None:
@@ -101,8 +66,7 @@ def get_ready() -> None:
 
     import torch.utils.tensorboard  # noqa: F401
 
-    import pezoo.study.cells
-    import pezoo.study.resolve
+    import pezoo.study.process
     import pezoo.study.trials  # noqa: F401
     from pezoo.registry import entries
 
@@ -135,7 +99,7 @@ def _messages(stream: IO[str]) -> Iterator[dict[str, Any]]:
         yield json.loads(arrived.get())
 
 
-def _send(out: IO[str], **message: Any) -> None:
+def _send(out: IO[str], message: dict[str, Any]) -> None:
     out.write(json.dumps(message) + "\n")
     out.flush()
 

@@ -70,9 +70,9 @@ class Saving:
 
 
 class Signals:
-    """Puts off Ctrl-C and SIGTERM until a training has saved its state; then they act as usual.
+    """Puts off Ctrl-C, SIGTERM and SIGUSR2 until a training has saved its state; then they act as usual.
 
-    A second one acts at once.
+    A cluster sends SIGUSR2 before a time limit. A second signal acts at once.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,8 @@ class Signals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # no other hears of signals
-            found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name)]
+            found = {number: signal.getsignal(number) for number in numbers}
             self._usual = {n: handler for n, handler in found.items() if handler not in (None, signal.SIG_IGN)}
         self.take()
         return self
@@ -90,7 +91,12 @@ class Signals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._give_back()
-        if self.asked is not None:
+        if self.asked is None:
+            return
+        handler = self._usual[self.asked]
+        if callable(handler):  # also where the signal itself is blocked: Ray interrupts its processes in another way
+            handler(self.asked, None)
+        else:
             signal.raise_signal(self.asked)
 
     def take(self) -> None:

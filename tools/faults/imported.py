@@ -19,7 +19,8 @@ import torch.utils.tensorboard
 import pezoo.report.write
 import pezoo.study.cells  # noqa: F401
 from pezoo import cli, registry
-from pezoo.study import launcher, worker
+from pezoo.study import worker
+from pezoo.study.engines import local
 
 registry.entries()
 gc.freeze()
@@ -41,8 +42,8 @@ def run(arguments: list[str], environment: dict[str, str], streams: list[str]) -
     tempfile.tempdir = None  # it was found in another environment
     torch.set_num_threads(1)
     matplotlib.use("Agg")
-    launcher.CAN_FORK = False  # here each worker is
-    launcher.subprocess = types.SimpleNamespace(
+    local.CAN_FORK = False  # here each worker is
+    local.subprocess = types.SimpleNamespace(
         Popen=_ForkedWorker, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired
     )
     code = cli.main(arguments)
