@@ -87,7 +87,7 @@ def test_training_tells_a_thousand_distances_apart_in_any_precision(scheme, prec
     text = Tokens(ids, np.array([0, 3000]), ["one"])
     assert fit(pezoo.Transformer(config), text, None, settings, seed=0, length=1024).status == "ok"
     assert biases
-    assert distances
+    assert distances or scheme == "fire"  # which asks for those of one row
     assert {t.dtype for t in (*biases, *distances)} == {torch.float32}
     assert all(len(n[0, -1].unique()) == 1024 for n in distances)
     if scheme != "t5":  # which has buckets
