@@ -10,10 +10,8 @@ import random
 from collections.abc import Mapping
 from statistics import fmean
 
+from pezoo.study.launcher import ORDER
 from pezoo.study.plan import Cell
-
-ORDER = {"evaluate": 0, "choose": 0, "tune": 1, "train": 2}
-"""Of ready cells; the least goes first."""
 
 
 def simulate(
