@@ -642,6 +642,7 @@ NOT_KEPT = [
     "rope+self_extend:group=2",
     "rope+sinks",
     "rope+shaw",
+    "rope+dape_v2:reads=sum",
     "rope+xpos",
     {"heads": {"rope": 1, "nope": 1}},
 ]

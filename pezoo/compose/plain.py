@@ -102,9 +102,11 @@ class Plain(nn.Module):
         """Whether a cache may keep keys turned: nothing that acts needs them as they were, or turns them anew later."""
         encodings, acting = [e for e, *_ in self.encodings], [e for e, *_ in self.acting(positions)]
         turning = [e for e in encodings if overrides(e, "rotate")]
-        if any(overrides(e, "content") for e in encodings) or any(overrides(e, "branches") for e in acting):
+        if any(overrides(e, "content") for e in encodings) or any(e.traits.tokens for e in acting):
             return False
-        if any(overrides(e, hook) for e in turning for hook in OF_ALL_KEYS) or any(e.traits.tokens for e in acting):
+        if any(overrides(e, hook) for e in acting for hook in ("branches", "adapt")):  # the latter sees all keys
+            return False
+        if any(overrides(e, hook) for e in turning for hook in OF_ALL_KEYS):
             return False
         stable = all(m.prefix_stable for m in (*encodings, *acting))
         return bool(turning) and stable and all(e.traits.turns_once for e in turning)
