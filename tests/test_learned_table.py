@@ -166,17 +166,21 @@ def test_no_tensor_of_all_pairs_is_made_or_kept():
     assert max(kept) <= 2048 * 16
 
 
-def test_it_is_taken_where_a_table_learns_and_nowhere_else(monkeypatch):
+def test_it_is_taken_where_gradients_are_needed_and_nowhere_else(monkeypatch):
     calls, inner = [], learned_table.attend
     monkeypatch.setattr(learned_table, "attend", lambda *given: calls.append(given) or inner(*given))
     long, short = 2 * learned_table.LEAST, learned_table.LEAST - 1
-    for text, length, expected in (("kerple", long, 1), ("kerple", short, 0), ("rope", long, 0)):
+    for text, length, expected in (("kerple", long, 1), ("kerple", short, 0), ("rope", long, 0), ("alibi", long, 1)):
         gradients(make(text, 64), "auto", length, length, rows=1)
         assert len(calls) == expected
         calls.clear()
-    fixed = make("kerple", 64).requires_grad_(False)
-    q, k, v = torch.randn(3, 1, 3, long, 8, requires_grad=True)
-    fixed.prepare(Positions.build(long, phase="train")).attend(0, q, k, v).sum().backward()
     with torch.no_grad():
+        q, k, v = torch.randn(3, 1, 3, long, 8)
         make("kerple", 64).prepare(Positions.build(long, phase="train")).attend(0, q, k, v)
     assert not calls
+
+
+def test_a_fixed_bias_has_the_gradients_of_the_definition():
+    scheme = make("alibi", 64)
+    ours, expected = (gradients(scheme, backend, 600, 600, rows=1) for backend in ("auto", "eager"))
+    assert_close(ours, expected, 1e-5)
