@@ -121,3 +121,8 @@ def test_cells_that_a_changed_recipe_does_not_use_are_listed_and_removed_on_requ
     assert main(["clean", str(study.out), "--remove"]) == 0
     assert {path.name for path in study.store.folder.iterdir()} == set(fewer.plan.cells)
     assert all(map(fewer.store.done, fewer.plan.cells))
+
+
+def test_a_folder_that_is_not_there_is_said_to_be_so(tmp_path, capsys):
+    assert main(["status", str(tmp_path / "nowhere")]) == 2
+    assert "there is no folder" in capsys.readouterr().err

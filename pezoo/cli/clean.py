@@ -1,5 +1,7 @@
 """`pezoo clean`."""
 
+import shlex
+
 from pezoo.cli.shared import add_plugin, make_console, make_parser, say, shown
 
 
@@ -36,5 +38,5 @@ def clean(argv: list[str]) -> int:
         remove_unused(args.folder, found)
         say(escape(shown(f"removed: {whole}")))
     else:
-        say(escape(shown(f"{whole}; to remove them: pezoo clean {args.folder} --remove")))
+        say(escape(shown(f"{whole}; to remove them: pezoo clean {shlex.quote(args.folder)} --remove")))
     return 0

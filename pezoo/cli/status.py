@@ -1,5 +1,6 @@
 """`pezoo status`."""
 
+import shlex
 from typing import Any
 
 from pezoo.cli.shared import add_json, make_console, make_parser, print_json, say, shown
@@ -65,4 +66,4 @@ def _show(folder: str, facts: dict[str, Any]) -> None:
     for failed in facts["failed"].values():
         line(f"{failed['status']}: {failed['title']}: {failed['reason']}")
     if state in ("stopped", "killed") or (state == "ended" and facts["failed"]):
-        line(f"to go on: pezoo run {folder}")
+        line(f"to go on: pezoo run {shlex.quote(folder)}")

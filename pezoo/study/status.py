@@ -7,6 +7,7 @@ from it, and a run writes it anew.
 import contextlib
 import json
 import os
+import shlex
 import socket
 import time
 from collections import Counter
@@ -134,9 +135,13 @@ def read_status(folder: str | Path) -> dict[str, Any]:
             facts["state"] = _alive(facts)
         facts["queued"] = total - done - len(facts["running"]) - len(facts["failed"])
     except OSError:
+        if not path.parent.is_dir():
+            raise UserError(
+                f"there is no folder {folder}; name one that `pezoo run` made, such as runs/quickstart"
+            ) from None
         raise UserError(
-            f"{folder} has no {STATUS}: no study was run there, or by an earlier pezoo; "
-            f"what is left of a study: pezoo run {folder} --dry-run"
+            f"{folder} has no {STATUS}: no study was run there, or an earlier pezoo ran it; "
+            f"to see what is left of a study: pezoo run {shlex.quote(str(folder))} --dry-run"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} is damaged; the next run writes it anew") from None
