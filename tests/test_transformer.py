@@ -11,7 +11,8 @@ from helpers import assert_same_weights, far_from_start, member
 from pezoo import attention
 from pezoo.contract import Positions, Undefined, overrides
 from pezoo.errors import UserError
-from pezoo.model.transformer import Cache, Transformer, TransformerConfig
+from pezoo.model.cache import SPARE, Cache
+from pezoo.model.transformer import Transformer, TransformerConfig
 from pezoo.registry import entry
 from pezoo.scheme import fits
 from pezoo.testing.properties import positions_of, read
@@ -560,7 +561,9 @@ def test_every_option_of_the_body_is_decoded_as_in_the_full_pass(scheme):
     sizes = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6, "qk_norm": True, "qk_norm_scope": "all"}
     model = build(scheme, **sizes, parallel_residual=True, attention_bias="all", feed_forward_bias=True, norm_eps=0.1)
     tokens = ids(LONG)
-    assert model.cache(1, 3).k.shape == (2, 1, 2, 3, 6)
+    cache = model.cache(1, 3)
+    model(tokens[:1, :3], cache=cache)
+    assert cache.pairs[1].rooms[0].shape == (1, 2, 3, 6)
     same(decode(model, tokens, 1), read(model, tokens))
 
 
@@ -600,25 +603,60 @@ def test_the_phase_follows_the_module():
 def test_the_cache_is_filled_and_no_further():
     model = build("rope", n_kv_heads=1)
     cache = model.cache(2, 6)
-    assert cache.k.shape == (2, 2, 1, 6, 8)
     model(ids(4), cache=cache)
     assert cache.filled == 4
-    assert cache.k[:, :, :, :4].ne(0).all()
-    assert not cache.k[:, :, :, 4:].any()
+    for layer in range(2):
+        for room in cache.pairs[layer].rooms:
+            assert room.shape == (2, 1, 6, 8)
+            assert room[:, :, :4].ne(0).all()
+            assert not room[:, :, 4:].any()
     with pytest.raises(UserError, match="the cache was made for 6 tokens, not 7"):
         model(ids(3), cache=cache)
     model(ids(2), cache=cache)
     assert cache.filled == 6
 
 
+@pytest.mark.parametrize("prompt", [1, 5, 100])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        "rope+window:size=8",
+        "alibi+window:size=8",
+        {"layers": ["rope+window:size=8", "nope"]},
+        "rope+window:size=8+logn",
+    ],
+    ids=str,
+)
+def test_a_cache_keeps_what_a_window_can_still_see(scheme, prompt):
+    model, tokens = build(scheme), ids(140)
+    cache = model.cache(len(tokens), 140)
+    steps = [model(tokens[:, :prompt], cache=cache)]
+    steps += [model(piece, cache=cache) for piece in tokens[:, prompt:].split(3, dim=1)]
+    kept = [cache.pairs[layer].rooms[0].shape[2] for layer in range(2)]
+    assert kept[0] <= 2 * (8 + 3) + SPARE
+    assert kept[1] == (140 if isinstance(scheme, dict) else kept[0])
+    torch.testing.assert_close(torch.cat(steps, dim=1), model(tokens), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "scheme", ["rope+sinks", "fox+window:size=8", "shaw+window:size=8", "rope+rerope+window:size=8"]
+)
+def test_a_cache_keeps_all_where_it_is_not_sure(scheme):
+    model = build(scheme)
+    cache = model.cache(2, 40)
+    steps = [model(piece, cache=cache) for piece in ids(40).split(4, dim=1)]
+    assert cache.pairs[0].start == 0
+    torch.testing.assert_close(torch.cat(steps, dim=1), model(ids(40)), rtol=1e-4, atol=1e-5)
+
+
 def first_keys(scheme, **config):
-    """The first layer's keys of one token at five places, as a cache holds them: (Hkv, 5, d)."""
+    """The first layer's keys of one token at five places, as a cache holds them: (Hkv, 5, d); of a window's the last."""
     model = build(scheme, **config)
     cache = model.cache(1, 5)
     assert isinstance(cache, Cache)
     for piece in torch.full((1, 5), 3).split([2, 1, 2], dim=1):
         model(piece, cache=cache)
-    return cache.k[0, 0]
+    return cache.pairs[0].rooms[0][0, :, : 5 - cache.pairs[0].start]
 
 
 KEPT = [
@@ -655,8 +693,8 @@ def test_the_cache_holds_keys_turned_where_nothing_turns_them_anew(scheme):
         positions = Positions.build(5, phase="test")
         (part, *_) = build("rope" + scheme).scheme.prepare(positions).layers[0][0].composition.base
         turned, _ = part.encoding.rotate(plain[None], plain[None], part.positions)
-        torch.testing.assert_close(kept, turned[0])
-        differ(kept, plain)
+        torch.testing.assert_close(kept, turned[0, :, -kept.shape[1] :])
+        differ(kept, plain[:, -kept.shape[1] :])
 
 
 @pytest.mark.parametrize("scheme", NOT_KEPT, ids=name_of)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pezoo.attention import attend, logits
-from pezoo.composition import Composition, Part
+from pezoo.composition import Composition, Part, fused_refusal
 from pezoo.contract import Shape, in_float32, overrides
 from pezoo.errors import UserError
 from pezoo.positions import leaves, on_tensors
@@ -101,6 +101,25 @@ class Prepared:
         with in_float32(q.device):
             return composition.turn(q, k)
 
+    def seen(self, layer: int, length: int) -> tuple[int, int]:
+        """The first key that the queries see, and the first that later ones see, so that a cache can drop others.
+
+        Both are 0 where a member may look at keys that a mask hides, or where nobody says where the mask ends.
+
+        Args:
+            layer: whose part of the scheme.
+            length: tokens that there will be (L).
+        """
+        first, later = [], []
+        for composition in (group.composition for group in self.at(layer)):
+            if not _may_miss_keys(composition):
+                return 0, 0
+            positions = composition.positions
+            start, stop = positions.offset, positions.offset + positions.query.shape[1]
+            first.append(composition.reach(start, stop - 1, length)[0][0])
+            later.append(composition.reach(stop, length - 1, length)[0][0] if stop < length else first[-1])
+        return max(0, min(first)), max(0, min(later))
+
     def attend(
         self,
         layer: int,
@@ -111,6 +130,7 @@ class Prepared:
         *,
         x: Tensor | None = None,
         read: Any = None,
+        first_key: int = 0,
     ) -> Tensor:
         """Attention of one layer: q (B, H, Lq, d), k and v (B, Hkv, Lk, d) -> (B, H, Lq, d).
 
@@ -122,12 +142,13 @@ class Prepared:
             backend: "auto", or a name from `pezoo.attention.BACKENDS`.
             x: what q, k and v are made of, (B, Lk, D), for schemes that read it.
             read: instead of x, what `read` gave for all keys.
+            first_key: the token whose key is the first in k, as `seen` says.
 
         Raises:
             UserError: if sizes are not those of the scheme and its positions, the back-end cannot run it, or the scheme
                 needs x and does not get it.
         """
-        groups = self.groups(layer, q, k, v, x, read)
+        groups = self.groups(layer, q, k, v, x, read, first_key)
         if len(groups) == 1:
             return attend(q, k, v, groups[0].composition, backend)
         repeat = q.shape[1] // k.shape[1]
@@ -142,7 +163,14 @@ class Prepared:
         return torch.cat([logits(q[:, g.heads], k[:, g.heads], g.composition) for g in groups], dim=1)
 
     def groups(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, x: Tensor | None = None, read: Any = None
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        x: Tensor | None = None,
+        read: Any = None,
+        first_key: int = 0,
     ) -> tuple[Group, ...]:
         """The groups of heads of a layer, after a look at what they are asked to work on."""
         shape, groups = self.shape, self.at(layer)
@@ -159,14 +187,18 @@ class Prepared:
             raise UserError(f"{k.shape[1]} key/value heads do not divide {q.shape[1]} query heads")
         positions = groups[0].composition.positions
         n_queries, n_keys, rows = positions.query.shape[1], positions.key.shape[1], len(positions.key)
-        if (q.shape[2], k.shape[2]) != (n_queries, n_keys) or rows not in (1, len(q)):
+        if (q.shape[2], first_key + k.shape[2]) != (n_queries, n_keys) or rows not in (1, len(q)):
             raise UserError(
                 f"positions are of {n_queries} queries and {n_keys} keys in {rows} rows, but q and k have {q.shape[2]} "
                 f"and {k.shape[2]} in {len(q)}; positions.slice(start, stop, n_keys) cuts them"
             )
         if x is not None and len(x) != len(q):
             raise UserError(f"x has {len(x)} rows, but q has {len(q)}")
-        return self.reading(layer, x, read)
+        groups = self.reading(layer, x, read)
+        if first_key:
+            parts = [g.composition.slice(0, n_queries, n_keys, first_key) for g in groups]
+            groups = tuple(replace(g, composition=part) for g, part in zip(groups, parts, strict=True))
+        return groups
 
     def reading(self, layer: int, x: Tensor | None = None, read: Any = None) -> tuple[Group, ...]:
         """The groups of heads of a layer, with what was read of its input for all keys: from x (B, Lk, D), or given.
@@ -202,6 +234,17 @@ class Prepared:
         if not 0 <= layer < len(self.layers):
             raise UserError(f"layer = {layer}, but the scheme has layers 0 ... {len(self.layers) - 1}")
         return self.layers[layer]
+
+
+def _may_miss_keys(composition: Composition) -> bool:
+    """Whether keys that are out of reach may be missing: no member looks at them."""
+    known = composition.found.get("may_miss_keys")
+    if known is None:
+        alone = composition.positions.key_document is None and composition.states_reach
+        alone = alone and fused_refusal(composition) is None and not composition.uses("read")
+        known = alone and (not composition.uses("bias") or composition.distance_table() is not None)
+        composition.found["may_miss_keys"] = known
+    return bool(known)
 
 
 def _as_long(found: Tensor, x: Tensor, part: Part) -> Tensor:

@@ -15,51 +15,8 @@ from pezoo.compose import create
 from pezoo.compose.prepared import Prepared
 from pezoo.contract import Positions
 from pezoo.errors import UserError
+from pezoo.model.cache import Cache
 from pezoo.model.config import TransformerConfig, to_config
-from pezoo.positions import on_tensors
-
-
-class Cache:
-    """What was seen so far, for decoding up to a declared length: tokens, and of each layer keys, values, and reads.
-
-    Keys are as `Prepared.turn` leaves them: turned where the scheme allows that they are kept so. Reads are what the
-    scheme keeps of a layer's input, if it keeps any. A model that mixes keys and values with those of the token before
-    also keeps the last ones as they were, `last`.
-    """
-
-    def __init__(self, config: TransformerConfig, batch: int, length: int, device: Any, dtype: torch.dtype) -> None:
-        heads = config.n_kv_heads or config.n_heads
-        size = (config.n_layers, batch, heads, length, config.head_width)
-        self.k = torch.zeros(size, device=device, dtype=dtype)
-        self.v = torch.zeros(size, device=device, dtype=dtype)
-        self.tokens = torch.zeros(batch, length, device=device, dtype=torch.int64)
-        self.reads: dict[int, Any] = {}
-        self.last: dict[int, Tensor] = {}
-        self.length = length
-        self.filled = 0
-
-    def see(self, tokens: Tensor) -> Tensor:
-        """Add the ids of new tokens; returns all up to them, (B, Lk)."""
-        stop = self.filled + tokens.shape[1]
-        self.tokens[:, self.filled : stop] = tokens
-        return self.tokens[:, :stop]
-
-    def extend(self, layer: int, k: Tensor, v: Tensor, read: Any) -> tuple[Tensor, Tensor, Any]:
-        """Add keys, values and reads of new tokens at a layer.
-
-        Returns all up to them: (B, Hkv, Lk, d) twice, and (B, Lk, ...) in nested tuples.
-        """
-        stop = self.filled + k.shape[2]
-        self.k[layer, :, :, self.filled : stop] = k
-        self.v[layer, :, :, self.filled : stop] = v
-        if layer not in self.reads:
-            self.reads[layer] = on_tensors(lambda t: t.new_zeros(len(t), self.length, *t.shape[2:]), read)
-
-        def add(kept: Tensor, new: Tensor) -> Tensor:
-            kept[:, self.filled : stop] = new
-            return kept[:, :stop]
-
-        return self.k[layer, :, :, :stop], self.v[layer, :, :, :stop], on_tensors(add, self.reads[layer], read)
 
 
 class TokenShift(nn.Module):
@@ -120,11 +77,13 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         else:
             q, k = (self._heads(norm(t.transpose(1, 2).flatten(2))) for norm, t in ((self.q_norm, q), (self.k_norm, k)))
-        read = prepared.read(layer, x)
+        read, first = prepared.read(layer, x), 0
         if cache is not None:
             q, k = prepared.turn(layer, q, k)
-            k, v, read = cache.extend(layer, k, v, read)
-        x = self.out(prepared.attend(layer, q, k, v, self.backend, read=read).transpose(1, 2).flatten(2))
+            first, later = prepared.seen(layer, cache.length)
+            k, v, read = cache.extend(layer, k, v, read, first, later)
+        out = prepared.attend(layer, q, k, v, self.backend, read=read, first_key=first)
+        x = self.out(out.transpose(1, 2).flatten(2))
         return x
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -256,8 +215,7 @@ class Transformer(nn.Module):
 
     def cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows, whose sequences will be `length` tokens long."""
-        weight = self.head.weight
-        return Cache(self.config, batch, length, weight.device, weight.dtype)
+        return Cache(batch, length, self.head.weight.device)
 
     def forward(self, tokens: Tensor, positions: Positions | None = None, cache: Cache | None = None) -> Tensor:
         """Logits of the next token, (B, L, V): the output layer of what `hidden` gives."""
