@@ -986,6 +986,7 @@ def test_many_test_lengths_leave_their_names_room():
 def test_no_name_at_the_end_of_a_line_covers_another():
     made = [result(f"rope+{i}", 5.0 + 0.001 * i, n) for n in LENGTHS for i in range(9)]
     drawn = draw_lengths(made)
+    figure.settle(drawn)
     assert len(drawn.axes) > 1
     for axes in drawn.axes:
         boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)

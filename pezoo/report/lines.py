@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
 
 from pezoo.report.axes import bare, length_axis, value_axis
 from pezoo.report.curves import draw_by_position, draw_curves, said_of_ends
@@ -96,7 +95,6 @@ def draw_named(
     axes = figure.add_subplot()
     _panel(axes, lines, styles(kept), named, apart)
     _axes(axes, kept, lines, "test length")
-    _move_apart(figure)
     return figure
 
 
@@ -129,7 +127,6 @@ def draw_families(
     bands = said_of_ends(kept, "bands")
     grey = ["grey: all others"] if len(panels) > 1 else []
     heading(figure, f"{what or words(kept[0].metric).capitalize()} by {name}", kept, *bands, *grey)
-    _move_apart(figure)
     return figure
 
 
@@ -231,18 +228,6 @@ def _panel(
         text = axes.annotate(folded(label, 24), end, (6, 0), textcoords="offset points", va="center", fontsize=NAME)
         text.set(color=looks[label].colour, gid=f"name-{i}{panel}", annotation_clip=False)
         text.set_in_layout(apart is None or label in apart)
-
-
-def _move_apart(figure: Figure) -> None:
-    """Move names at the ends of lines up, where one would cover another."""
-    figure.draw_without_rendering()
-    for axes in figure.axes:
-        names = [text for text in axes.texts if isinstance(text, Annotation) and text.get_in_layout()]
-        top = -math.inf
-        for box, text in sorted(((text.get_window_extent(), text) for text in names), key=lambda pair: pair[0].y0):
-            up = max(0.0, top - box.y0)
-            text.set_position((6, up * 72 / figure.dpi))
-            top = box.y1 + up
 
 
 def _axes(axes: Axes, kept: Sequence[Result], lines: Mapping[str, Points], name: str, small: bool = False) -> None:

@@ -172,7 +172,13 @@ def losses_of(source: Sources, cells: Iterable[str]) -> dict[str, list[Losses]]:
         packed = _unpack(source, source.stat().st_mtime_ns)
         return {cell: packed[cell] for cell in dict.fromkeys(cells) if cell in packed}
     files = {cell: sorted((source / cell).glob("losses_*.npz")) for cell in dict.fromkeys(cells)}
-    return {cell: [read_losses(path) for path in paths] for cell, paths in files.items() if paths}
+    return {cell: [_read(path, path.stat().st_mtime_ns) for path in paths] for cell, paths in files.items() if paths}
+
+
+@lru_cache(maxsize=2000)
+def _read(path: Path, changed: int) -> Losses:
+    """What `write_losses` wrote; a report asks for the same file a dozen times."""
+    return read_losses(path)
 
 
 @lru_cache(maxsize=1)
