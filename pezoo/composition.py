@@ -40,7 +40,7 @@ class Composition:
     turned: bool = False
     """Whether q and k come as `turn` leaves them: keys out of a cache that keeps them so."""
     found: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What was found out once, for all layers with the same members and positions."""
+    """What was found out once, for all layers with the same members and positions; in `shared`, the same masks."""
 
     @property
     def base(self) -> tuple[Part, ...]:
@@ -213,6 +213,19 @@ class Composition:
         name = f"table {torch.is_grad_enabled()}"
         table: Tensor | None = self.found[name] if name in self.found else self._distance_table()
         if table is None or not table.requires_grad:  # gradients are summed up layer by layer
+            self.found[name] = table
+        return table
+
+    def bias_by_distance(self) -> Tensor | None:
+        """The bias alone as one row a head, as in `distance_table`, finite; None if it needs more, or there is none."""
+        if self.regions[1:]:
+            return None
+        name = f"bias {torch.is_grad_enabled()}"
+        if name in self.found:
+            known: Tensor | None = self.found[name]
+            return known
+        table = replace(self, extensions=(), positions=self.positions.replace(causal=False), found={}).distance_table()
+        if table is None or not table.requires_grad:
             self.found[name] = table
         return table
 

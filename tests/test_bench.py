@@ -207,6 +207,21 @@ def test_what_is_said_of_chunks_is_what_is_done(scheme, phase, monkeypatch):
     assert ("computed again" in words) == ("checkpoint" in called)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "said"),
+    [
+        ("alibi+window", "backend=flex runs it too"),
+        ("rope+rerope", "backend=flex does not run all of it: it has no place for branches."),
+        ("cope", "backend=flex does not run it: it has no place for content."),
+    ],
+)
+def test_it_says_whether_flex_attention_runs_a_scheme(scheme, said, capsys, monkeypatch):
+    monkeypatch.setattr("pezoo.cli.bench.explain.LENGTHS", (32,))
+    monkeypatch.setattr("pezoo.cli.bench.explain.TRAINED", 16)
+    assert main(["bench", "--explain", scheme]) == 0
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 def test_layers_that_differ_are_explained_apart(capsys):
     assert main(["bench", "--explain", "gemma3", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -123,6 +123,81 @@ def test_bfloat16_stays_close(scheme, device):
     assert (full - half).abs().max() < 0.1 * full.abs().max()
 
 
+# ---- FlexAttention ------------------------------------------------------------------------------
+
+FLEX = [
+    "nope",
+    "rope+random",
+    "t5",
+    "kerple+window:size=90",
+    "fire",
+    "cable",
+    "alibi+blockwise:size=30",
+    "t5+sink_logits",
+]
+needs_kernel = [
+    pytest.mark.skipif(DEVICE.type != "cuda", reason="FlexAttention has a kernel for CUDA alone"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
+
+
+def both(scheme, device, **config):
+    """The same model under the definition and under FlexAttention."""
+    return [model(scheme, train_length=64, backend=backend, **config).to(device) for backend in ("eager", "flex")]
+
+
+@pytest.mark.parametrize("scheme", [pytest.param(scheme, marks=needs_kernel) for scheme in FLEX])
+def test_flex_attention_is_eager_at_all_lengths_with_two_kernels(scheme, device):
+    """One of them is for fewer than 128 queries. Gradients are those of the tables too, and of all that is learned."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    eager, flex = both(scheme, device, n_layers=1)
+    for length in (600, 300, 130, 385, 40):
+        losses = []
+        for built in (eager, flex):
+            built.zero_grad()
+            ids = tokens(length).to(device)
+            logits = built(ids, built.positions(*ids.shape, phase="test", rows=(3, 9)))
+            losses.append(cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()))
+            losses[-1].backward()
+        torch.testing.assert_close(losses[1], losses[0])
+        for (name, p), q in zip(eager.named_parameters(), flex.parameters(), strict=True):
+            assert (p.grad is None) == (q.grad is None), name
+            if p.grad is not None:
+                near = {"rtol": 1e-3, "atol": 1e-4 * p.grad.abs().max().item()}
+                torch.testing.assert_close(q.grad, p.grad, **near, msg=lambda m, n=name, at=length: f"{n}, {at}: {m}")
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.parametrize("scheme", [pytest.param(scheme, marks=needs_kernel) for scheme in FLEX])
+def test_flex_attention_of_packed_padded_and_continued_rows(scheme, device):
+    eager, flex = both(scheme, device, n_layers=1, n_heads=4, d_model=64, n_kv_heads=2)
+    place = torch.arange(200).expand(2, -1)
+    facts = {"documents": place // 90, "valid": place > 2}
+    with torch.inference_mode():
+        torch.testing.assert_close(read(flex, tokens(200), **facts), read(eager, tokens(200), **facts), **ALIKE)
+        ids = tokens(200).to(device)
+        whole = eager(ids, eager.positions(2, 200, rows=(3, 9)))
+        cache, positions = flex.cache(2, 200), flex.positions(2, 200, rows=(3, 9))
+        came = torch.cat([flex(piece, positions, cache) for piece in ids.split([150, 48, 1, 1], 1)], dim=1)
+        torch.testing.assert_close(came, whole, **ALIKE)
+
+
+@pytest.mark.parametrize("precision", [pytest.param(p, marks=needs_kernel) for p in ("32-true", "bf16-mixed")])
+def test_training_under_flex_attention_ends_where_it_does_without(precision, device):
+    ends = []
+    for backend in ("auto", "flex"):
+        config = TransformerConfig(
+            scheme="t5", vocab_size=64, train_length=32, d_model=48, n_heads=3, backend=backend
+        )  # fmt: skip
+        settings = replace(SETTINGS, precision=precision)
+        result = fit(Transformer(config), text(), text(), settings, seed=0, length=32, device=device)
+        ends.append(result.validation_loss)
+    assert ends[1] == pytest.approx(ends[0], rel=0.02)
+
+
 # ---- decoding -----------------------------------------------------------------------------------
 
 

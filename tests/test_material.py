@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from threading import current_thread, main_thread
 
 import numpy as np
 import pytest
@@ -117,6 +118,33 @@ def test_batch_i_is_that_of_step_i_at_its_length(kind, lengths, material):
         assert_same(batch, train.batch(step, rows, length, 5))
     for one, other in zip(found, batches, strict=True):
         assert_same(one, other)
+
+
+def test_batches_drawn_ahead_are_the_same_and_one_at_a_time(material):
+    """By another thread, bit by bit; from where a training goes on, and when it stops early."""
+    plain = Batches(material("text").train, TrainConfig(batch_size=4, lengths="uniform"), 12, 7, 3, first=2)
+    ahead = dataclasses.replace(plain, ahead=True)
+    for ours, theirs in zip(ahead, plain, strict=True):
+        assert all(map(torch.equal, ours, theirs))
+    drawn = []
+    usual = type(plain.material).batch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(plain.material), "batch", lambda *a, **k: drawn.append(current_thread()) or usual(*a, **k))
+        stopped = iter(ahead)
+        next(stopped)
+        stopped.close()
+    assert len(drawn) == 2
+    assert main_thread() not in drawn
+    assert not any(thread.is_alive() for thread in drawn)
+
+
+def test_what_goes_wrong_in_drawing_is_raised(material):
+    class Broken:
+        def rows(self, *_):
+            raise UserError("no such batch")
+
+    with pytest.raises(UserError, match="no such batch"):
+        list(Batches(Broken(), TrainConfig(), 12, 7, 3, ahead=True))
 
 
 @pytest.mark.parametrize("lengths", ["uniform", "curriculum"])

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pezoo.attention import key_bias, learned_pairs, learned_table, merged, pairwise, strided
+from pezoo.attention import flex, key_bias, learned_pairs, learned_table, merged, pairwise, strided
 from pezoo.composition import Composition, fused_refusal, sharpen, typed
 from pezoo.contract import in_float32, overrides
 from pezoo.errors import UserError, suggest
@@ -73,21 +73,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, composition: Composition, backend: s
     Raises:
         UserError: if the back-end is unknown, or would drop something that the scheme declares.
     """
-    if k.shape[1] != q.shape[1]:
-        groups = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    reason = None
     if _observer is not None:
         backend = "chunked"
-    elif backend == "auto":
-        backend = choose(composition)
-    elif backend in BACKENDS:
-        reason = refusal(backend, composition)
-    else:
-        known = ", ".join(["auto", *BACKENDS])
-        raise UserError(f"no attention back-end {backend!r}.{suggest(backend, BACKENDS)} Known: {known}")
-    if reason:
-        raise UserError(f"back-end {backend!r} cannot run this scheme: {reason}; use backend=auto")
+    check(backend, composition)
+    if reason := missing(backend, q.device):
+        raise UserError(f"back-end {backend!r} {reason}; use backend=auto")
+    backend = choose(composition) if backend == "auto" else backend
+    if k.shape[1] != q.shape[1] and not (backend == "flex" and flex.takes_fewer_keys(composition)):
+        groups = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     q, k, v = _autocast(q, k, v)
     with in_float32(q.device):
         return BACKENDS[backend](q, k, composition.change_values(v), composition)
@@ -115,11 +109,33 @@ def logits(q: Tensor, k: Tensor, composition: Composition) -> Tensor:
         return _logits(q, k, composition, _rotated(q, k, composition))[0]
 
 
+def check(backend: str, composition: Composition) -> None:
+    """Refuse a back-end that is none, or cannot run a scheme; whether the device has it, `missing` says.
+
+    Raises:
+        UserError: if it is so.
+    """
+    if backend not in ("auto", *BACKENDS):
+        known = ", ".join(["auto", *BACKENDS])
+        raise UserError(f"no attention back-end {backend!r}.{suggest(backend, BACKENDS)} Known: {known}")
+    if reason := refusal(backend, composition):
+        raise UserError(f"back-end {backend!r} cannot run this scheme: {reason}; use backend=auto")
+
+
 def refusal(backend: str, composition: Composition) -> str | None:
     """Why a back-end cannot reproduce `eager` for this scheme, or None if it can."""
+    if backend == "flex":
+        return flex.refusal(composition)
     if backend != "sdpa":
         return None  # eager defines the result; chunked falls back on it, chunk by chunk
     return fused_refusal(composition)
+
+
+def missing(backend: str, device: torch.device) -> str | None:
+    """Why a device has no such back-end, in words, or None if it has."""
+    if backend != "flex" or device.type in flex.DEVICES:
+        return None
+    return f"needs a CUDA GPU, and this is device={device.type}"
 
 
 def choose(composition: Composition) -> str:
@@ -394,4 +410,5 @@ BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Composition], Tensor]] = {
     "eager": eager,
     "sdpa": sdpa,
     "chunked": chunked,
+    "flex": flex.attend,
 }

@@ -42,7 +42,7 @@ def attend_with(
         x: the input of the layer, which q, k and v are made of, (B, Lk, D), for schemes that read it.
         tokens: ids of the keys' tokens, (B, Lk), for schemes that make coordinates of them.
         embedded: say True for a scheme that changes the token embeddings, once `scheme.prepare(...).embed(x)` has.
-        backend: "auto", "eager", "sdpa" or "chunked".
+        backend: "auto", "eager", "sdpa" or "chunked"; on a CUDA GPU "flex" too.
 
     Returns:
         (B, H, Lq, d).

@@ -4,7 +4,6 @@ Legend: H heads, Lq queries, Lk keys.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -74,11 +73,9 @@ def _biases(groups: Sequence[Group]) -> tuple[Tensor | None, bool]:
 def _by_distance(group: Group) -> Tensor | None:
     """The bias of a group as rows of distance, (H, Lk + Lq - 1), finite; None if it needs more."""
     composition = group.composition
-    if composition.regions[1:]:
-        return None
-    bare = replace(composition, extensions=(), positions=composition.positions.replace(causal=False), found={})
-    table = bare.distance_table()
-    if table is None and not any(bare.uses(hook) for hook in ("bias", "distance_bias")):
+    table = composition.bias_by_distance()
+    biased = any(map(composition.uses, ("bias", "distance_bias")))
+    if table is None and not composition.regions[1:] and not biased:
         positions = composition.positions
         width = positions.query.shape[1] + positions.key.shape[1] - 1
         return torch.zeros(group.heads.stop - group.heads.start, width, device=positions.query.device)

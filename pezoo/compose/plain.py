@@ -130,11 +130,14 @@ class Plain(nn.Module):
             made.append((here, tuple(regions)))
 
         found: dict[tuple[int, ...], dict[str, Any]] = {}
+        shared: dict[tuple[int, ...], dict[str, Any]] = {}
 
         def at_layer(i: int) -> Composition:
             here, regions = made[i % len(made)]
             own, beside = [c[i % len(c)] for c in encodings], [c[i % len(c)] for c in extensions]
-            same = found.setdefault((i % len(made), *map(id, (*own, *beside))), {})
+            masks = [id(e) for e in beside if overrides(e, "mask")]
+            seen = shared.setdefault((i % len(made), *masks), {})
+            same = found.setdefault((i % len(made), *map(id, (*own, *beside))), {"shared": seen})
             regions = tuple(
                 Region(
                     tuple(Part(e, p.positions.replace(layer=i)) for e, p in zip(own, r.parts, strict=True)),

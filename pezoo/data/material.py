@@ -5,6 +5,7 @@ knows the two kinds apart; training does not.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -152,15 +153,36 @@ class Batches:
     """Batches of L alone, whatever the settings say."""
     first: int = 0
     """Number of the batch to begin with; those before it count, and are not drawn."""
+    ahead: bool = False
+    """Draw the next batch while a GPU works on this one. A CPU that trains has no time for that."""
 
     def __len__(self) -> int:
         return self.count
 
     def __iter__(self) -> Iterator[Example]:
+        return drawn_ahead(self._drawn()) if self.ahead else self._drawn()
+
+    def _drawn(self) -> Iterator[Example]:
         for step in range(self.first, self.count):
             length = self.length if self.fixed else length_at(step, self.count, self.length, self.settings, self.seed)
             rows = self.material.rows(self.settings.batch_size, self.length, length)
             yield self.material.batch(step, rows, length, self.seed, self.length)
+
+
+def drawn_ahead(batches: Iterator[Example]) -> Iterator[Example]:
+    """The same batches, each drawn by a thread while the one before is used, in memory that a GPU reads by itself."""
+
+    def draw() -> Example | None:
+        batch = next(batches, None)
+        if batch is None or not torch.cuda.is_available():
+            return batch
+        return Example(*(tensor.pin_memory() for tensor in batch))
+
+    with ThreadPoolExecutor(1, "batches") as thread:
+        coming = thread.submit(draw)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(draw)
+            yield batch
 
 
 def length_at(step: int, count: int, longest: int, settings: Batching, seed: int) -> int:

@@ -61,7 +61,7 @@ class TransformerConfig(ModelConfig):
     seed: int = 0
     """Of the weights and of random positions."""
     backend: str = "auto"
-    """Attention back-end; see `pezoo.attention`."""
+    """Attention back-end: auto, or one of `pezoo.attention.BACKENDS`."""
 
     def __post_init__(self) -> None:
         for option in fields(self):

@@ -80,7 +80,8 @@ def find_model(folder: str | Path, scheme: str | None, seed: int | None = None, 
         raise UserError(f"{folder} has no trained model of {label!r}, seed {seed}: {why}")
     if missing := [name for name in inputs["sources"] if name not in entries()]:
         _refuse_unknown(Path(folder), label, missing)
-    model = Cell("", inputs).model(store.weights(parent))
+    anywhere = inputs | ({"backend": "auto"} if "backend" in inputs else {})  # it may have been trained on a GPU
+    model = Cell("", anywhere).model(store.weights(parent))
     lengths = {inputs["train_length"]: "training"}
     if parent is not None and (fit := store.facts(parent)["inputs"])["kind"] == "tune":
         lengths |= {fit["settings"]["length"]: "tuning"}

@@ -195,7 +195,7 @@ class Recipe:
     device: str = "auto"
     """Where to compute: cpu, cuda, a GPU by number such as cuda:1, or mps; auto: cuda if there is one, else cpu."""
     backend: str = "auto"
-    """Attention back-end."""
+    """Attention back-end: auto, eager, sdpa, chunked; on a CUDA GPU also flex, PyTorch's FlexAttention."""
     data: DataConfig = field(default_factory=DataConfig)
     model: BodyConfig = field(default_factory=BodyConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

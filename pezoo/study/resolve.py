@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from pezoo.attention import check, missing
 from pezoo.compose import build
 from pezoo.contract import Extension, Shape, Undefined
 from pezoo.data import Corpus, DataConfig, crops, load, windows
@@ -247,6 +248,8 @@ def resolve_device(recipe: Recipe) -> str:
     if recipe.tune.precision is not None:
         check_training(device, recipe.tune.precision, "tune.precision")
     check_testing(device, recipe.test.precision)
+    if reason := missing(recipe.backend, device):
+        raise UserError(f"backend={recipe.backend} {reason}; type backend=auto")
     return device.type
 
 
@@ -296,7 +299,10 @@ def _scheme(
             with torch.no_grad():
                 prepared = scheme.prepare(scheme.positions(1, 2, phase=phase, rows=(0,), tokens=tokens))
                 for layer in range(shape.n_layers):
-                    prepared.attend(layer, q, q, q, recipe.backend, x=x)
+                    for group in prepared.at(layer):
+                        check(recipe.backend, group.composition)
+                    here = "auto" if missing(recipe.backend, q.device) else recipe.backend
+                    prepared.attend(layer, q, q, q, here, x=x)
         if worked is not None:
             worked |= needed if len(needed) == 1 else needed - {spec.members[0]}
     except Undefined:

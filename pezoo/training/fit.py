@@ -224,6 +224,7 @@ class TrainingData(pl.LightningDataModule):
         length: L, the longest sequences, as the material counts it.
         seed: of the training's batches.
         done: steps that are done.
+        ahead: whether the next batch is drawn while one is trained on.
     """
 
     def __init__(
@@ -234,10 +235,11 @@ class TrainingData(pl.LightningDataModule):
         length: int,
         seed: int,
         done: int = 0,
+        ahead: bool = False,
     ) -> None:
         super().__init__()
         count, first = settings.steps * settings.accumulate, done * settings.accumulate
-        self.training = TrainingBatches(material, settings, length, count, seed, first=first)
+        self.training = TrainingBatches(material, settings, length, count, seed, first=first, ahead=ahead)
         self.validation: Batches | list[Example] = []
         if validation is not None:
             self.validation = Batches(validation, settings, length, VALIDATION_BATCHES, VALIDATION_SEED, fixed=True)
@@ -299,7 +301,7 @@ def fit(
     going_on, done, curves, earlier_peak = state is not None, 0, {}, None
     if going_on:
         done, curves, earlier_peak = state["counted"]["steps"], state["curves"], state["peak_memory_bytes"]
-    data = TrainingData(material, validation, settings, length, seed, done)
+    data = TrainingData(material, validation, settings, length, seed, done, ahead=device.type == "cuda")
     status, reason = "ok", ""
     model.train()
     reset_peak_memory(device)

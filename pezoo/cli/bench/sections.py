@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import pezoo
-from pezoo.attention import BACKENDS, refusal
+from pezoo.attention import BACKENDS, missing, refusal
 from pezoo.cli.bench.measuring import Extent, over, rounds
 from pezoo.cli.bench.models import Run, build, forward, ids, long_model
 from pezoo.cli.bench.rows import fresh
@@ -118,16 +118,10 @@ def forward_memory(scheme: str, length: int, device: str = "cpu", backend: str =
 
 def encodings(device: str, extent: Extent) -> list[dict[str, Any]]:
     """Every encoding: a training step, a longer forward under each back-end that can run it, and memory."""
-    rows = []
-    batch = ids(32, 64, device)
-
-    def step(model: Transformer) -> Run:
-        facts: dict[str, Any] = {"phase": "train", "rows": range(len(batch))}
-        return lambda: model(batch, model.positions(*batch.shape, **facts)).logsumexp(-1).mean().backward()
-
+    rows, batch = [], ids(32, 64, device)
     everything = [n for n in pezoo.list_encodings() if pezoo.describe(n)["kind"] == "encoding"]
     for scheme in extent.encodings or everything:
-        steps = {name: step(build(name, device).train()) for name in dict.fromkeys(("nope", scheme))}
+        steps = {name: step(build(name, device), batch) for name in dict.fromkeys(("nope", scheme))}
         row: dict[str, Any] = {"scheme": scheme}
         row["train_step"] = vars(over("nope", rounds(steps, extent.repeats, device))[scheme])
         runs = {b: run for b in BACKENDS if (run := under(b, scheme, device, extent.forward))}
@@ -138,12 +132,34 @@ def encodings(device: str, extent: Extent) -> list[dict[str, Any]]:
     return rows
 
 
+def step(model: Transformer, batch: torch.Tensor) -> Run:
+    """Forward and backward of a batch of ids, (B, L)."""
+    model, facts = model.train(), {"phase": "train", "rows": range(len(batch))}
+    return lambda: model(batch, model.positions(*batch.shape, **facts)).logsumexp(-1).mean().backward()
+
+
 def under(backend: str, scheme: str, device: str, length: int) -> Run | None:
-    """A forward of `length` tokens under a back-end; None if it refuses the scheme."""
+    """A forward of `length` tokens under a back-end; None if it refuses the scheme, or the device has it not."""
     model = long_model(scheme, length, device, 2, backend=backend)
     prepared = model.scheme.prepare(model.positions(1, 2, rows=(0,), tokens=torch.zeros(1, 2)))
-    refused = refusal(backend, prepared.layers[0][0].composition)
+    refused = missing(backend, torch.device(device)) or refusal(backend, prepared.layers[0][0].composition)
     return None if refused else forward(model, length, device)
+
+
+def flex_attention(device: str, extent: Extent) -> list[dict[str, Any]]:
+    """On a GPU, FlexAttention over the back-end that is taken by itself: forward and backward, and a longer forward."""
+    rows: list[dict[str, Any]] = []
+    if missing("flex", torch.device(device)):
+        return rows
+    batch = ids(8, extent.forward // 2, device)
+    for scheme in ("nope", "rope", "alibi", "t5", "fire", "rope+window:size=256", "rope+sink_logits"):
+        models = {b: build(scheme, device, batch.shape[1], backend=b) for b in ("auto", "flex")}
+        steps = {b: step(model, batch) for b, model in models.items()}
+        longer = {b: long_model(scheme, extent.memory, device, backend=b) for b in ("auto", "flex")}
+        forwards = {b: forward(model, extent.memory, device) for b, model in longer.items()}
+        timed = (over("auto", rounds(runs, extent.repeats, device))["flex"] for runs in (steps, forwards))
+        rows.append({"scheme": scheme} | dict(zip(("train_step", "forward"), map(vars, timed), strict=True)))
+    return rows
 
 
 def extensions(device: str, extent: Extent) -> list[dict[str, Any]]:
@@ -182,6 +198,7 @@ def draws(device: str, extent: Extent) -> list[dict[str, Any]]:
 
 
 SECTIONS: dict[str, Callable[[str, Extent], Any]] = {
-    section.__name__: section for section in (training_step, length_curve, encodings, extensions, long_memory, draws)
+    section.__name__: section
+    for section in (training_step, length_curve, encodings, flex_attention, extensions, long_memory, draws)
 }
 """In the order in which they are measured."""

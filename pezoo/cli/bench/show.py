@@ -40,6 +40,13 @@ def show(found: dict[str, Any], console: Console) -> None:
             f"train step: 32 x 64 tokens, forward and backward. {', '.join(BACKENDS)}: forward of {facts['forward']} "
             "tokens over nope's sdpa; - where the back-end refuses."
         )
+    if found.get("flex_attention"):
+        table = Table("scheme", "train step", "forward", title="FlexAttention: time over that of backend=auto")
+        for row in found["flex_attention"]:
+            table.add_row(row["scheme"], spread(row["train_step"]), spread(row["forward"]))
+        console.print(table)
+        notes.append(f"FlexAttention: forward and backward of 8 x {facts['forward'] // 2} tokens; forward of "
+                     f"{facts['memory']}.")  # fmt: skip
     if "extensions" in found:
         table = Table("scheme", "forward", "MiB", title="Extensions: time over that of the encoding alone, and memory")
         for row in found["extensions"]:
@@ -109,3 +116,9 @@ def show_explained(scheme: str, rows: list[dict[str, Any]], console: Console) ->
         layers = [row["layers"]] * several
         table.add_row(first, f"{row['length']:,}", *layers, row["backend"] or "-", escape(row["why"]))
     console.print(table)
+    defined = [row for row in rows if row["backend"]]
+    if reasons := dict.fromkeys(row["flex"] for row in defined if row["flex"]):
+        parts = "it" if all(row["flex"] for row in defined) else "all of it"
+        console.print(f"On a GPU, backend=flex does not run {parts}: {escape('; '.join(reasons))}.")
+    elif defined:
+        console.print("On a GPU, backend=flex runs it too (PyTorch's FlexAttention).")
