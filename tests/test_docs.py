@@ -35,7 +35,7 @@ def page(path):
     return path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", [docs.README, docs.TASKS, docs.RECIPES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", docs.pages(), ids=lambda path: path.stem)
 def test_blocks_are_current(path):
     assert docs.renewed(page(path)) == page(path), RENEW
 
@@ -221,7 +221,7 @@ def test_a_finished_study_can_be_published(tmp_path, monkeypatch):
 
 
 def test_every_member_has_a_small_picture_and_none_is_left_over():
-    files = {path.stem: path for path in docs.PICTURES.iterdir()}
+    files = {path.stem: path for path in docs.PICTURES.glob("*.*")}
     assert set(files) == {e.name for e in docs.members(*docs.DRAWN)}, RENEW
     sizes = {name: path.stat().st_size for name, path in files.items()}
     schedules = set(list_schedules())  # they show the panels of several schemes

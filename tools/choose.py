@@ -120,8 +120,12 @@ def _among(result: Result, question: Question) -> bool:
 
 
 def block(name: str, studies: Studies) -> str:
+    """Return the answer to a question by its name, as `block_of` does."""
+    return block_of(QUESTIONS[name], studies)
+
+
+def block_of(question: Question, studies: Studies) -> str:
     """Return the answer to a question in Markdown: a sentence, a table of the best, what it rests on."""
-    question = QUESTIONS[name]
     found = answer(question, studies)
     if found is None:
         return f"Not run yet. `pezoo run {question.study}` will say.\n"
@@ -158,7 +162,7 @@ def sentence(found: Answer) -> str:
     question, best = found.question, found.best
     one = found.beside[best]
     mean = "mean " if question.task == EVERY else ""
-    said = f"**`{in_markdown(best)}`** is best of {len(found.ranked)} schemes: {mean}{words(question.metric)} "
+    said = f"**`{in_markdown(best)}`** is the best of {len(found.ranked)} schemes: {mean}{words(question.metric)} "
     said += f"{_value(found.at(best, question.at), question.metric)} {place_of(question.at)}"
     if best != question.beside:
         said += f", {effect(one)} beside `{in_markdown(question.beside)}`"
@@ -188,7 +192,7 @@ def effect(one: Comparison) -> str:
         text, form = f"{100 * one.effect:+.1f} points", "{:+.1f}"
         ends = tuple(None if end is None else 100 * end for end in (one.low, one.high))
     if None in ends:
-        return f"{text} [no interval]"
+        return f"{text} [one seed, no interval]"
     return f"{text} [{form.format(ends[0])} to {form.format(ends[1])}]"
 
 
@@ -246,26 +250,30 @@ def _interval(compared: Iterable[Comparison]) -> str:
 # ---- README's answer -----------------------------------------------------------------------------
 
 CASES = {
-    "from_scratch": "Trained from scratch, used at eight times its length",
-    "as_it_is": "A trained RoPE model, as it is",
-    "tuned": "The same, after a short tuning",
+    "from_scratch": "A decoder trained from scratch and used at eight times its length, such as 2k and 16k",
+    "as_it_is": "A trained RoPE model, used at eight times its length as it is",
+    "tuned": "The same, after a short tuning at that length",
     "retrieval": "Finding what stood far back, which perplexity does not show",
 }
 """Questions that README answers, each with the case that it speaks of."""
 
 
 def readme(studies: Studies, judged: Iterable[Judgement]) -> str:
-    """Return what was found in five sentences, each with a link to the table that it comes from."""
-    lines = []
+    """Return what was found in five sentences, each with a link to the table that it comes from, and on what models."""
+    lines: list[str] = []
+    used: list[Result] = []
     for name, case in CASES.items():
         question = QUESTIONS[name]
         if (found := answer(question, studies)) is not None:
             link = f"[{question.study}](experiments/results/{question.study}/table.md)"
             lines.append(f"- **{case}:** {sentence(found).replace('**', '')[:-1]} ({link}).")
+            used += found.results
     verdicts = [j.verdict for j in judged]
     held, fell = (verdicts.count(verdict) for verdict in VERDICTS[:2])
     lines.append(
         f"- **Findings of papers:** our runs decide {held + fell} of {len(verdicts)} claims. {held} of them hold here, "
         f"{fell} do not ([scorecard](docs/scorecard.md))."
     )
-    return "\n".join(lines) + "\n"
+    lengths = ", ".join(str(n) for n in sorted({r.train_length for r in used}))
+    models = f"These models have {_millions(sorted({r.params for r in used if r.params}))}."
+    return "\n".join([*lines, "", f"{models} Their training lengths are {lengths} tokens."]) + "\n"

@@ -172,6 +172,27 @@ def _keys(prefix: str, cls: type) -> list[str]:
     return lines
 
 
+def cite() -> str:
+    """How to cite pezoo itself, in BibTeX."""
+    facts = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    authors = " and ".join("{" + one["name"] + "}" for one in facts["authors"])
+    given = {"author": authors, "title": facts["title"], "version": facts["version"]}
+    lines = [f"  {key} = {{{value}}}," for key, value in given.items()]
+    return "\n".join(["```bibtex", "@software{pezoo,", *lines, "}", "```"]) + "\n"
+
+
+def papers_table() -> str:
+    """Every paper that members come from, the newest last, with its members."""
+    found: dict[str, list[Entry]] = {}
+    for e in members(*KINDS):
+        if e.arxiv:
+            found.setdefault(e.arxiv, []).append(e)
+    lines = ["| paper | authors | members |", "|---|---|---|"]
+    for each in sorted(found.values(), key=lambda each: (each[0].year, each[0].arxiv)):
+        lines.append(f"| {_paper(each[0])} | {each[0].authors} {each[0].year} | {', '.join(map(_shown, each))} |")
+    return "\n".join(lines) + "\n"
+
+
 def tasks_tables() -> str:
     """Every task: a table for each family, and the settings below it."""
     lines, found = [], members("task")
@@ -200,6 +221,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "descriptions": descriptions,
     "keys": keys_tables,
     "tasks": tasks_tables,
+    "cite": cite,
+    "papers": papers_table,
     "answer": lambda: choose.readme(studies(), judged()),
     "reading": lambda: reading.block(studies()["quickstart"]),
     **{f"choose_{name}": partial(lambda name: choose.block(name, studies()), name) for name in choose.QUESTIONS},

@@ -201,11 +201,11 @@ def _lengths(axes: Axes, numbers: Numbers) -> None:
 def say_wavelengths(numbers: Numbers, kept: None) -> str:
     """Return how many pairs reach angles that training never showed."""
     slow = {k: turn for k, turn in numbers["rope"].items() if turn > TRAINED}
-    counts = {s: sum(LONGER * turn / turns[k] > 1.0001 for k, turn in slow.items()) for s, turns in numbers.items()}
-    unseen = ", ".join(f"`{scheme}` {count}" for scheme, count in counts.items())
+    far = {s: [k for k, turn in slow.items() if LONGER * turn / turns[k] > 1.0001] for s, turns in numbers.items()}
+    unseen = ", ".join(f"`{scheme}` {len(pairs)}" for scheme, pairs in far.items())
     return (
         f"Computed from the schemes: a head of {HEAD} channels, trained on {TRAINED:,} tokens and used at "
-        f"{LONGER * TRAINED:,}. {len(slow)} of {HEAD // 2} pairs of `rope` do not complete one turn in training (grey). "
+        f"{LONGER * TRAINED:,}. {len(slow)} of {HEAD // 2} pairs of `rope` do not complete a turn in training (grey). "
         f"So many of these reach angles that training never showed: {unseen}."
     )
 
@@ -217,8 +217,8 @@ def say_positions(numbers: Numbers, kept: Kept) -> str:
         before, after = ([v for p, v in points.items() if (float(p) > kept.trained) == far] for far in (False, True))
         means.append(f"`{label}` {fmean(before):+.2f} up to L and {fmean(after):+.2f} beyond it")
     return (
-        f"{kept.source}: texts of {kept.far}, L = {kept.trained}. Zero is `{CUT_OFF}`: the same trained model as `rope`, "
-        f"with distances cut off inside L. Mean over positions, in nats: {'; '.join(means)}."
+        f"{kept.source}: texts of {kept.far}, L = {kept.trained}. Zero is `{CUT_OFF}`, the same model as `rope` with "
+        f"distances cut off inside L. Mean over positions, in nats: {'; '.join(means)}."
     )
 
 
@@ -232,8 +232,8 @@ def say_windows(numbers: Numbers, kept: Kept) -> str:
     """Return what a model loses or gains by text beyond a window of L."""
     ratios = [f"`{label}` {kept.beside(label, label + WINDOWED)}" for label in numbers]
     return (
-        f"{kept.source}: perplexity at {kept.far} of a model that sees all of the text, beside that of the same "
-        f"model with a window of L: {'; '.join(ratios)}. Above 1 the far text does harm. At 1 it is of no use."
+        f"{kept.source}: perplexity at {kept.far} of a model that sees all of the text, beside that of the "
+        f"same model with a window of L: {'; '.join(ratios)}. Above 1 the far text does harm. At 1 it is of no use."
     )
 
 
