@@ -121,7 +121,7 @@ def test_the_page_names_the_best_of_what_is_stored(name):
     values, lost = defaultdict(list), set()
     for r in raw(question.study):
         here = (r["metric"], r["protocol"], r.get("part", "")) == (question.metric, question.protocol, question.part)
-        among = r["finetune_steps"] == question.tuned and question.encoding in ("", r["encoding"])
+        among = question.tuned in (None, r["finetune_steps"]) and question.encoding in ("", r["encoding"])
         whole = r["length_ratio"] == float(question.at[:-1]) and not r["label"].endswith("| windowed")
         if here and among and whole:
             (lost.add(r["label"]) if r["value"] is None else values[r["label"]].append(math.log(r["value"])))

@@ -23,7 +23,7 @@ from pezoo.study.reading import _parse_override, load_recipe, own_recipes
 from pezoo.study.recipe import Recipe, typed_name
 from pezoo.task import make_task
 from pezoo.testing.properties import CheckFailed
-from tools import docs, survey
+from tools import docs, survey, why
 
 FAST = ("alibi", "nope")
 PAGES = sorted([*docs.ROOT.glob("*.md"), *docs.ZOO.parent.glob("*.md")])
@@ -38,6 +38,13 @@ def page(path):
 @pytest.mark.parametrize("path", docs.pages(), ids=lambda path: path.stem)
 def test_blocks_are_current(path):
     assert docs.renewed(page(path)) == page(path), RENEW
+
+
+@pytest.mark.parametrize("name", why.FIGURES)
+def test_figures_of_published_numbers_are_current(name):
+    shown = why.FIGURES[name]
+    numbers = shown.numbers(shown.kept(docs.studies()))
+    assert why.drawn_from(docs.PICTURES / "why" / f"{name}.svg") == why.digest(numbers), RENEW
 
 
 def test_every_block_has_its_place():

@@ -34,8 +34,8 @@ class Question(Other):
     """Label that the best are compared with."""
     encoding: str = ""
     """The schemes to choose among are built on this one; empty: on any."""
-    tuned: int = 0
-    """They were tuned for so many steps."""
+    tuned: int | None = 0
+    """They were tuned for so many steps; None: for any number."""
     also: str = "1x"
     """Another length that the table shows."""
 
@@ -45,12 +45,17 @@ ANSWERS = {"metric": "exact_match", "protocol": "answers"}
 
 QUESTIONS: dict[str, Question] = {
     "from_scratch": Question(study="survey", at="8x", **TEXT),
+    "newest": Question(study="frontier", part="text", at="64x", tuned=None, **TEXT),
     "as_it_is": Question(study="interpolation", part="text", at="8x", encoding="rope", **TEXT),
     "tuned": Question(
         study="interpolation", part="text", at="8x", encoding="rope", tuned=200, beside="rope, 200 steps @ 8x", **TEXT
     ),
+    "tuned_llama": Question(
+        study="extend_pretrained", part="text", at="4x", tuned=200, beside="own, 200 steps @ 4x", **TEXT
+    ),
     "other_encodings": Question(study="extend_everything", at="4x", encoding="sinusoidal", beside="sinusoidal", **TEXT),
     "retrieval": Question(study="recall", part="retrieval", task=EVERY, at="8x", **ANSWERS),
+    "newest_retrieval": Question(study="frontier", part="recall", task="passkey", at="16x", tuned=None, **ANSWERS),
     "algorithms": Question(study="length_generalization", task=EVERY, at=BEYOND, **ANSWERS),
     "encoder": Question(study="randomized", task=EVERY, at=BEYOND, metric="token_accuracy", protocol="answers"),
     "streaming": Question(study="composition", at="16x", **TEXT),
@@ -113,7 +118,7 @@ def answer(question: Question, studies: Studies, shown: int = SHOWN) -> Answer |
 
 
 def _among(result: Result, question: Question) -> bool:
-    return question.encoding in ("", result.encoding) and result.finetune_steps == question.tuned
+    return question.encoding in ("", result.encoding) and question.tuned in (None, result.finetune_steps)
 
 
 # ---- tables of docs/choose.md --------------------------------------------------------------------
