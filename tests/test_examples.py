@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pezoo
-from pezoo import cli, testing
+from pezoo import cli, registry, testing
 from pezoo.study.reading import own_recipes
 from tools import docs
 
@@ -38,6 +38,15 @@ def run(code, known=()):
             came = came.tolist() if isinstance(came, torch.Tensor) else came
             assert came == said, line
     return names
+
+
+@pytest.fixture(autouse=True)
+def members_of_the_documents_are_forgotten():
+    """Several pages may show the same plug-in."""
+    known = set(registry.entries())
+    yield
+    for name in set(registry.entries()) - known:
+        del registry._entries[name]
 
 
 PYTHON = [(path, i) for path in PAGES for i in range(len(blocks(path, "python")))]
@@ -209,8 +218,9 @@ def words(line):
 
 
 OFFLINE = [(page, line) for page, line in LINES if "corpus=hub" not in line]  # a hub needs the network
-STUDIES = [(p, line) for p, line in OFFLINE if words(line)[0] == "run" and SHIPPED & set(words(line)[1:2])]
-OTHERS = [(p, line) for p, line in OFFLINE if words(line)[0] in ("show", "check", "new") and words(line)[1:]]
+ONCE = list({tuple(words(line)): (page, line) for page, line in reversed(OFFLINE)}.values())[::-1]
+STUDIES = [(p, line) for p, line in ONCE if words(line)[0] == "run" and SHIPPED & set(words(line)[1:2])]
+OTHERS = [(p, line) for p, line in ONCE if words(line)[0] in ("show", "check", "new") and words(line)[1:]]
 NAMES = {"NAME": "alibi", "SCHEME": "rope+pi", "TASK": "addition", "FILE": "picture.svg"}
 
 
