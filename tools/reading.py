@@ -12,7 +12,7 @@ from pezoo.report.findings import BYTES, headline_results
 from pezoo.report.finished import Finished
 from pezoo.report.groups import groups
 from pezoo.report.printed import BESIDE, best_cells
-from pezoo.report.statistics import TOLERANCE
+from pezoo.report.statistics import TOLERANCE, length_name
 from pezoo.report.table import ranking
 
 NUMBERS = "①②③④⑤⑥⑦"
@@ -41,7 +41,7 @@ def block(study: Finished) -> str:
 
 
 def _rows(labels: list[str], beside: Mapping[str, str]) -> list[str]:
-    """Return the labels that show something: the best, the worst, a tuned one, a tie, a worse one, the baseline."""
+    """Return the labels that show something: the best, the worst, a tuned one, a tie, the baseline."""
     wanted = [labels[0], labels[-1]]
     wanted += [label for label in labels if TUNED in label][:1]
     wanted += [label for label in labels if beside[label].endswith("=")][:1]
@@ -56,7 +56,10 @@ def _notes(study: Finished, frame: pandas.DataFrame, rows: list[str], first: str
     near, far = frame.loc[top, first], frame.loc[top, last]
     value, _, spread = near.partition(" ± ")
     tuned = next((row for row in rows if TUNED in row), "")
-    steps = f" `{tuned}` was tuned: it was trained further for a few steps, at a multiple of L." if tuned else ""
+    steps = ""
+    if after := next((r for r in kept if r.label == tuned), None):
+        at = length_name(after.finetune_length, one.train_length)
+        steps = f" `{tuned}` was tuned: trained for {after.finetune_steps} more steps, on texts of {at}."
     baseline = next(row for row in rows if frame.loc[row, BESIDE] == "baseline")
     clear = next(row for row in rows if frame.loc[row, BESIDE].endswith(("better", "worse")))
     ratio, verdict = frame.loc[clear, BESIDE].split()
