@@ -95,6 +95,21 @@ def test_one_seed_has_no_interval():
     assert said.rstrip().endswith("1 seed; 7 documents; no intervals.*")
 
 
+@pytest.mark.parametrize(
+    ("label", "scheme", "link", "idea"),
+    [
+        ("rope", "rope", "[`rope`](zoo.md#rope)", "Queries and keys turned"),
+        ("rope+pi, 200 steps @ 8x", "rope+pi", "[`rope+pi, 200 steps @ 8x`](zoo.md#pi)", "Coordinates divided"),
+        ("rope+alibi", "rope+alibi", "[`rope+alibi`](zoo.md#alibi)", "proportional to their positions. A penalty"),
+        ("half | half", "{heads: {rope: 2, alibi: 2}}", r"`half \| half`", "A mixture of schemes."),
+        ("gemma3", "{layers: [rope, rope+window]}", "[`gemma3`](zoo.md#gemma3)", "layers"),
+    ],
+)
+def test_each_scheme_leads_to_what_sets_it_apart(label, scheme, link, idea):
+    assert choose._linked(label, scheme) == link
+    assert idea in choose._idea(label, scheme)
+
+
 def test_a_study_that_is_not_published_says_what_to_type():
     assert choose.block_of(QUESTION, {}) == "Not run yet. `pezoo run mine` will say.\n"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from pezoo.escape import in_markdown
-from pezoo.registry import Entry, entry
+from pezoo.registry import Entry, entry, list_schedules
 from pezoo.report.claims import BEYOND, EVERY, Other
 from pezoo.report.comparisons import Comparison, compare, lower_is_better
 from pezoo.report.finished import Finished
@@ -141,7 +141,7 @@ def block_of(question: Question, studies: Studies) -> str:
     for label in rows:
         values = [_value(summarise(side_of(each, label, at)), question.metric) for each, at in columns.values()]
         ratio = effect(found.beside[label]) if label in found.beside and label != question.beside else "–"
-        idea = _idea(found.scheme(label)) if label in found.beside else ""
+        idea = _idea(label, found.scheme(label)) if label in found.beside else ""
         lines.append(f"| {' | '.join([_linked(label, found.scheme(label)), *values, ratio, idea])} |")
     return "\n".join([*lines, "", _rests_on(found, studies[question.study])]) + "\n"
 
@@ -205,22 +205,22 @@ def _value(summary: Summary, metric: str) -> str:
     return f"{summary} %" if metric in ACCURACIES and summary.mean is not None else str(summary)
 
 
-def _parts(scheme: str) -> list[Entry]:
-    """The members of a scheme that have facts of their own, the encoding first; none of a mixture."""
+def _parts(label: str, scheme: str) -> list[Entry]:
+    """The members that set a scheme apart: its extensions if it has any; none of a mixture without a name."""
+    if label in list_schedules():
+        return [entry(label)]
     spec = parse(scheme)
-    return [] if spec.layers or spec.heads else [entry(name) for name in (*spec.encodings, *spec.extensions)]
+    return [] if spec.layers or spec.heads else [entry(name) for name in spec.extensions or spec.encodings]
 
 
 def _linked(label: str, scheme: str) -> str:
-    parts = _parts(scheme)
-    text = f"`{in_markdown(label)}`"
+    parts, text = _parts(label, scheme), f"`{in_markdown(label)}`"
     return f"[{text}](zoo.md#{parts[-1].name})" if parts else text
 
 
-def _idea(scheme: str) -> str:
-    """Return what the members of a scheme do, but for an encoding that is extended."""
-    parts = _parts(scheme)
-    return in_markdown(" ".join(part.summary for part in parts[1:] or parts)) or "A mixture of schemes."
+def _idea(label: str, scheme: str) -> str:
+    """Return what sets a scheme apart, in words."""
+    return in_markdown(" ".join(part.summary for part in _parts(label, scheme))) or "A mixture of schemes."
 
 
 def _rests_on(found: Answer, study: Finished) -> str:
