@@ -279,6 +279,7 @@ def readme(studies: Studies, judged: Iterable[Judgement]) -> str:
         f"- **Findings of papers:** our runs decide {held + fell} of {len(verdicts)} claims. {held} of them hold here, "
         f"{fell} do not ([scorecard](docs/scorecard.md))."
     )
-    lengths = ", ".join(str(n) for n in sorted({r.train_length for r in used}))
+    *most, last = (str(n) for n in sorted({r.train_length for r in used}))
+    lengths = " and ".join(filter(None, (", ".join(most), last)))
     models = f"These models have {_millions(sorted({r.params for r in used if r.params}))}."
     return "\n".join([*lines, "", f"{models} Their training lengths are {lengths} tokens."]) + "\n"
