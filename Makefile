@@ -17,7 +17,7 @@ help:
 	@echo "make test-all  the slow tests as well"
 	@echo "make lint      ruff, and mypy on the core and the members"
 	@echo "make audit     whether a pinned dependency has a known weakness; needs a network"
-	@echo "make docs      renew what is generated: tables of README and docs/, the zoo, the grid, the scorecard"
+	@echo "make docs      renew what is generated: README's answer, tables and figures of docs/, the zoo, the grid, the scorecard"
 	@echo "make ci        what CI runs: lint, the default suite, a slice of the slow tests"
 	@echo "make gpu       what there is to see on a GPU, into runs/gpu; one stage: make gpu STAGE=tests, bench or recipes"
 	@echo "make clean     remove .venv and what builds and tests leave; runs/ stays"

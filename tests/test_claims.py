@@ -15,7 +15,7 @@ from pezoo.evaluation.answers import ANSWER_PROTOCOLS
 from pezoo.evaluation.protocols import PROTOCOLS, parse_protocol
 from pezoo.registry import entries
 from pezoo.report import scorecard
-from pezoo.report.claims import BEYOND, EVERY, parse_claims, read_claims
+from pezoo.report.claims import BEYOND, EVERY, Decision, parse_claims, read_claims
 from pezoo.report.groups import TOGETHER, WINDOWED
 from pezoo.report.verdicts import VERDICTS, judge, judge_all
 from pezoo.report.write import write_report
@@ -23,6 +23,7 @@ from pezoo.results import LANGUAGE_MODELLING, Result, write
 from pezoo.scheme import parse
 from pezoo.study.reading import load_recipe, own_recipes
 from pezoo.task import parse_task
+from tools import choose
 
 SOURCE = {"arxiv": "2108.12409", "scope": "large models", "protocol": "blocks"}
 TEST = {"says": "lower", "by": 0.1, "protocol": "sliding", "label": "alibi", "baseline": "rope", "at": "8x"}
@@ -424,6 +425,14 @@ def test_its_recipe_tests_what_the_claim_compares(one):
         for asked, part in both:
             assert _asks(part, asked)
             assert float(asked.at[:-1]) * part.train.length in part.test_lengths
+
+
+@pytest.mark.parametrize("name", choose.QUESTIONS)
+def test_its_recipe_tests_what_the_page_of_choices_asks(name):
+    asked = choose.QUESTIONS[name]
+    facts = {key: getattr(asked, key) for key in ("at", "metric", "protocol", "part", "task")}
+    test = Decision(says="lower", by=0.1, label=(asked.beside,), **facts)
+    assert is_tested(asked.study, test, asked.beside)
 
 
 # ---- where they are shown -----------------------------------------------------------------------

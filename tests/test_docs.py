@@ -23,7 +23,7 @@ from pezoo.study.reading import _parse_override, load_recipe, own_recipes
 from pezoo.study.recipe import Recipe, typed_name
 from pezoo.task import make_task
 from pezoo.testing.properties import CheckFailed
-from tools import docs, survey
+from tools import docs, survey, why
 
 FAST = ("alibi", "nope")
 PAGES = sorted([*docs.ROOT.glob("*.md"), *docs.ZOO.parent.glob("*.md")])
@@ -35,9 +35,16 @@ def page(path):
     return path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", [docs.README, docs.TASKS, docs.RECIPES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", docs.pages(), ids=lambda path: path.stem)
 def test_blocks_are_current(path):
     assert docs.renewed(page(path)) == page(path), RENEW
+
+
+@pytest.mark.parametrize("name", why.FIGURES)
+def test_figures_of_published_numbers_are_current(name):
+    shown = why.FIGURES[name]
+    numbers = shown.numbers(shown.kept(docs.studies()))
+    assert why.drawn_from(docs.PICTURES / "why" / f"{name}.svg") == why.digest(numbers), RENEW
 
 
 def test_every_block_has_its_place():
@@ -221,7 +228,7 @@ def test_a_finished_study_can_be_published(tmp_path, monkeypatch):
 
 
 def test_every_member_has_a_small_picture_and_none_is_left_over():
-    files = {path.stem: path for path in docs.PICTURES.iterdir()}
+    files = {path.stem: path for path in docs.PICTURES.glob("*.*")}
     assert set(files) == {e.name for e in docs.members(*docs.DRAWN)}, RENEW
     sizes = {name: path.stat().st_size for name, path in files.items()}
     schedules = set(list_schedules())  # they show the panels of several schemes

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import pezoo
-from pezoo import cli, testing
+from pezoo import cli, registry, testing
 from pezoo.study.reading import own_recipes
 from tools import docs
 
 PAGES = sorted([*docs.ROOT.glob("*.md"), *docs.ZOO.parent.glob("*.md")])
+START, OWN = docs.ZOO.with_name("start.md"), docs.ZOO.with_name("own.md")
 SHIPPED = set(own_recipes())
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -39,20 +40,30 @@ def run(code, known=()):
     return names
 
 
+@pytest.fixture(autouse=True)
+def members_of_the_documents_are_forgotten():
+    """Several pages may show the same plug-in."""
+    known = set(registry.entries())
+    yield
+    for name in set(registry.entries()) - known:
+        del registry._entries[name]
+
+
 PYTHON = [(path, i) for path in PAGES for i in range(len(blocks(path, "python")))]
 
 
 def test_every_block_of_python_is_looked_at():
     """Each has a test of its own here, or in test_carry.py or test_docs.py."""
     assert [(path.name, i) for path, i in PYTHON] == [
-        *(("README.md", i) for i in range(4)),
         ("attach.md", 0),
         ("attach.md", 1),
         ("carry.md", 0),
         ("export.md", 0),
         ("export.md", 1),
+        *(("own.md", i) for i in range(3)),
         ("recipes.md", 0),
         ("reports.md", 0),
+        ("start.md", 0),
         ("tasks.md", 0),
     ]
 
@@ -116,7 +127,7 @@ def in_a_folder(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_readme_runs_a_study(in_a_folder, monkeypatch):
+def test_the_first_page_runs_a_study(in_a_folder, monkeypatch):
     asked, whole = [], pezoo.run
 
     def small(recipe, overrides=(), **rest):
@@ -124,7 +135,7 @@ def test_readme_runs_a_study(in_a_folder, monkeypatch):
         return whole(recipe, [*overrides, "size=test", "schemes=[nope]"], out="runs/quickstart", **rest)
 
     monkeypatch.setattr(pezoo, "run", small)
-    ran = run(blocks(docs.README, "python")[0])
+    ran = run(blocks(START, "python")[0])
     results = ran["results"]
     assert len(ran["study"].frame) == len(results)
     assert asked == [("quickstart", ["seeds=[0]"])]
@@ -132,9 +143,9 @@ def test_readme_runs_a_study(in_a_folder, monkeypatch):
     assert all(r.status == "ok" for r in results)
 
 
-def test_readme_in_a_model_of_ones_own_is_position_interpolation():
+def test_a_scheme_in_a_model_of_ones_own_is_position_interpolation():
     torch.manual_seed(0)
-    names = run(blocks(docs.README, "python")[1])
+    names = run(blocks(OWN, "python")[1])
     q, k, v, out = (names[name].double() for name in ("q", "k", "v", "out"))
     assert torch.equal(names["out"], names["same"])
     angles = torch.arange(512)[:, None] / 4 * 10000.0 ** (-torch.arange(0, 32, 2, dtype=torch.float64) / 32)
@@ -146,9 +157,9 @@ def test_readme_in_a_model_of_ones_own_is_position_interpolation():
     assert not torch.allclose(pezoo.attend(rope, names["q"], names["k"], names["v"]), names["out"])
 
 
-def test_readme_shows_the_numbers_of_a_scheme():
+def test_the_numbers_of_a_scheme_are_shown():
     q, k = torch.randn(2, 1, 8, 512, 32)
-    code = blocks(docs.README, "python")[2]
+    code = blocks(OWN, "python")[2]
     names = run(code, {"pezoo": pezoo, "q": q, "k": k})
     came = [eval(line.partition("  # ")[0], names) for line in code.splitlines()[1:]]
     assert [tuple(t.shape) for t in came] == [(16,), (512,), (8, 512, 512), (1, 8, 512, 512)]
@@ -156,8 +167,8 @@ def test_readme_shows_the_numbers_of_a_scheme():
     assert came[0][-1] == pytest.approx(10000 ** (-15 / 16) / 4, rel=1e-5)
 
 
-def test_readme_adds_an_encoding_that_halves_its_odds():
-    run(blocks(docs.README, "python")[3])
+def test_an_encoding_of_ones_own_halves_its_odds():
+    run(blocks(OWN, "python")[0])
     scheme = pezoo.create("half_life", d_model=16, n_heads=2, n_layers=1, train_length=16)
     assert scheme.bias(33)[:, 32, 0].exp().tolist() == pytest.approx([0.5, 0.5], rel=1e-3)
     failed = [o for o in testing.check_encoding("half_life") if o.status == "fail"]
@@ -207,8 +218,9 @@ def words(line):
 
 
 OFFLINE = [(page, line) for page, line in LINES if "corpus=hub" not in line]  # a hub needs the network
-STUDIES = [(p, line) for p, line in OFFLINE if words(line)[0] == "run" and SHIPPED & set(words(line)[1:2])]
-OTHERS = [(p, line) for p, line in OFFLINE if words(line)[0] in ("show", "check", "new") and words(line)[1:]]
+ONCE = list({tuple(words(line)): (page, line) for page, line in reversed(OFFLINE)}.values())[::-1]
+STUDIES = [(p, line) for p, line in ONCE if words(line)[0] == "run" and SHIPPED & set(words(line)[1:2])]
+OTHERS = [(p, line) for p, line in ONCE if words(line)[0] in ("show", "check", "new") and words(line)[1:]]
 NAMES = {"NAME": "alibi", "SCHEME": "rope+pi", "TASK": "addition", "FILE": "picture.svg"}
 
 
@@ -216,7 +228,7 @@ NAMES = {"NAME": "alibi", "SCHEME": "rope+pi", "TASK": "addition", "FILE": "pict
 @pytest.mark.ci
 @pytest.mark.parametrize(("page", "line"), STUDIES, ids=lambda value: value)
 def test_every_study_that_is_shown_can_be_planned(page, line, in_a_folder, capsys):
-    (in_a_folder / "my_bias.py").write_text(blocks(docs.README, "python")[3])
+    (in_a_folder / "my_bias.py").write_text(blocks(OWN, "python")[0])
     given = [word.replace("NAME", "addition" if "tasks=" in word else "alibi") for word in words(line)]
     given = [word for word in given if word != "--dry-run"]
     assert cli.main([*given, "--dry-run"]) == 0, capsys.readouterr().err
@@ -229,7 +241,7 @@ def test_every_other_command_that_is_shown_runs(page, line, in_a_folder, capsys)
     command, *given = words(line)
     given = ["mine" if command == "new" and word == "NAME" else NAMES.get(word, word) for word in given]
     if command == "check":
-        Path("my_bias.py").write_text(blocks(docs.README, "python")[3])
+        Path("my_bias.py").write_text(blocks(OWN, "python")[0])
         Path("majority.py").write_text(blocks(docs.RECIPES, "python")[0])
     if "config.json" in given:
         sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "max_position_embeddings": 32}

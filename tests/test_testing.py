@@ -1114,8 +1114,8 @@ def test_what_new_writes_passes_at_once(kind, study, in_folder, capsys):
     assert (in_folder / "brand_new.py").read_text() == written
 
 
-def test_the_readmes_example_passes(in_folder):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_documents_example_passes(in_folder):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own.md").read_text(), re.DOTALL)
     (code,) = (block for block in blocks if "@register" in block)
     (in_folder / "my_bias.py").write_text(code)
     assert main(["check", "my_bias.py"]) == 0

@@ -6,8 +6,9 @@
 Four pages as a whole: `docs/zoo.md`, an account of each member, with `docs/pictures`; `docs/grid.md`, which pairs of
 an encoding and an extension work, each of them tried; `docs/scorecard.md`, what became of published findings; and
 `docs/survey.md`, the survey's tables with the members that stand for their rows. In
-pages that people write, the blocks between `<!-- name -->` and `<!-- /name -->`: README's tables of members and
-recipes, the tasks, the keys of a recipe.
+pages that people write, the blocks between `<!-- name -->` and `<!-- /name -->`: tables of members, recipes, tasks and
+keys, and whatever a page says of published results: README's answer (`tools/choose.py`), the table that `docs/start.md`
+explains (`tools/reading.py`), the schemes of `docs/choose.md`, the figures of `docs/why.md` (`tools/why.py`).
 """
 
 import ast
@@ -19,7 +20,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from inspect import getfile
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -48,7 +49,7 @@ from pezoo.task import make_task
 from pezoo.testing import known_deviations
 from pezoo.testing import properties as checks
 from pezoo.testing.properties import LENGTH, CheckFailed, Subject
-from tools import survey
+from tools import choose, reading, survey, why
 
 ROOT = Path(__file__).resolve().parent.parent
 README, ZOO, GRID = ROOT / "README.md", ROOT / "docs" / "zoo.md", ROOT / "docs" / "grid.md"
@@ -78,6 +79,12 @@ def members(*kinds: str) -> list[Entry]:
 # ---- tables in pages that people write ----------------------------------------------------------
 
 
+def pages() -> list[Path]:
+    """The pages that people write and that have blocks."""
+    found = [README, *sorted(ZOO.parent.glob("*.md"))]
+    return [page for page in found if _BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
 def renewed(page: str) -> str:
     """The text of a page with its blocks as they are now."""
     return _BLOCK.sub(lambda m: m[1] + BLOCKS[m[2]]() + m[3], page)
@@ -92,7 +99,7 @@ def members_table() -> str:
 
 def _shown(e: Entry) -> str:
     name = {"extension": f"+{e.name}", "alias": f"{e.name} = {e.scheme}"}.get(e.kind, e.name)
-    return f"`{name}`" if e.kind == "alias" else f"[`{name}`](docs/zoo.md#{e.name})"
+    return f"`{name}`" if e.kind == "alias" else f"[`{name}`](zoo.md#{e.name})"
 
 
 def _paper(e: Entry) -> str:
@@ -113,11 +120,11 @@ def recipes_table() -> str:
         papers = dict.fromkeys(_ARXIV.findall(recipe["description"]))
         papers = ", ".join(f"[{paper}](https://arxiv.org/abs/{paper})" for paper in papers)
         links = [
-            f"[{size or 'cpu'}](experiments/results/{folder}/table.md)"
+            f"[{size or 'cpu'}](../experiments/results/{folder}/table.md)"
             for folder in sorted(path.parent.name for path in PUBLISHED.glob("*/table.md"))
             for size in re.findall(rf"^{name}(?:-(\w+))?$", folder)
         ]
-        lines.append(f"| [`{name}`](experiments/{name}.yaml) | {question} | {papers} | {', '.join(links)} |")
+        lines.append(f"| [`{name}`](../experiments/{name}.yaml) | {question} | {papers} | {', '.join(links)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -165,6 +172,27 @@ def _keys(prefix: str, cls: type) -> list[str]:
     return lines
 
 
+def cite() -> str:
+    """How to cite pezoo itself, in BibTeX."""
+    facts = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    authors = " and ".join("{" + one["name"] + "}" for one in facts["authors"])
+    given = {"author": authors, "title": facts["title"], "version": facts["version"]}
+    lines = [f"  {key} = {{{value}}}," for key, value in given.items()]
+    return "\n".join(["```bibtex", "@software{pezoo,", *lines, "}", "```"]) + "\n"
+
+
+def papers_table() -> str:
+    """Every paper that members come from, the newest last, with its members."""
+    found: dict[str, list[Entry]] = {}
+    for e in members(*KINDS):
+        if e.arxiv:
+            found.setdefault(e.arxiv, []).append(e)
+    lines = ["| paper | authors | members |", "|---|---|---|"]
+    for each in sorted(found.values(), key=lambda each: (each[0].year, each[0].arxiv)):
+        lines.append(f"| {_paper(each[0])} | {each[0].authors} {each[0].year} | {', '.join(map(_shown, each))} |")
+    return "\n".join(lines) + "\n"
+
+
 def tasks_tables() -> str:
     """Every task: a table for each family, and the settings below it."""
     lines, found = [], members("task")
@@ -193,6 +221,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "descriptions": descriptions,
     "keys": keys_tables,
     "tasks": tasks_tables,
+    "cite": cite,
+    "papers": papers_table,
+    "answer": lambda: choose.readme(studies(), judged()),
+    "reading": lambda: reading.block(studies()["quickstart"]),
+    **{f"choose_{name}": partial(lambda name: choose.block(name, studies()), name) for name in choose.QUESTIONS},
+    **{f"why_{name}": partial(lambda name: why.block(name, studies()), name) for name in why.FIGURES},
 }
 
 
@@ -433,6 +467,11 @@ def finished() -> dict[Path, Finished]:
 _load = cache(load)
 
 
+def studies() -> dict[str, Finished]:
+    """The same by the name of the folder."""
+    return {folder.name: study for folder, study in finished().items()}
+
+
 def published() -> dict[Path, str]:
     """The text of each published study's tables, from its results."""
     return {
@@ -441,16 +480,23 @@ def published() -> dict[Path, str]:
     }
 
 
-def scorecard_page() -> str:
-    """What became of all claims in the published studies, in Markdown; one that two studies test stands there twice."""
-    judged: list[Judgement] = []
+@cache
+def judged() -> list[Judgement]:
+    """What became of all claims in the published studies; one that two studies test stands there twice."""
+    found: list[Judgement] = []
     for claim in read_claims():
         ran = {folder: study for folder, study in finished().items() if study.results[0].study == claim.recipe}
         for folder, study in ran.items():
             one = judge(claim, study.results, study.losses)
-            judged.append(dataclasses.replace(one, link=f"../experiments/results/{folder.name}/table.md"))
-        judged += [] if ran else [judge(claim, [])]
-    return "\n".join([_SCORECARD, *scorecard.counts(judged), *scorecard.sections(judged)]) + "\n"
+            found.append(dataclasses.replace(one, link=f"../experiments/results/{folder.name}/table.md"))
+        found += [] if ran else [judge(claim, [])]
+    return found
+
+
+def scorecard_page() -> str:
+    """The same in Markdown."""
+    found = judged()
+    return "\n".join([_SCORECARD, *scorecard.counts(found), *scorecard.sections(found)]) + "\n"
 
 
 _SCORECARD = """# Scorecard
@@ -484,12 +530,13 @@ def main(studies: Iterable[str] = ()) -> int:
         path.write_text(text, encoding="utf-8")
     GRID.parent.mkdir(exist_ok=True)
     GRID.write_text(grid({e.name: column(e.name) for e in members("encoding")}), encoding="utf-8")
-    for page in (README, TASKS, RECIPES):
+    for page in pages():
         page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
     ZOO.write_text(zoo(), encoding="utf-8")
     SCORECARD.write_text(scorecard_page(), encoding="utf-8")
     SURVEY.write_text(survey.page(), encoding="utf-8")
     draw(e.name for e in members(*DRAWN))
+    why.draw(PICTURES / "why", studies())
     return 0
 
 

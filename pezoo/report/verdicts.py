@@ -60,7 +60,7 @@ class Judgement:
     """Where the study is published, for a page that says so."""
 
 
-class _NotTested(Exception):
+class NotTested(Exception):
     """What the claim compares is not among the results."""
 
 
@@ -82,7 +82,7 @@ def judge(claim: Claim, results: Iterable[Result], losses: Sources | None = None
         if claim.test.other is not None:
             return _ranks(claim, mine)
         judged = [_compared(claim, pair, mine, losses) for pair in claim.test.pairs]
-    except _NotTested as error:
+    except NotTested as error:
         return Judgement(claim, "not run", str(error))
     worst = ("contradicted", "undecided", "reproduced")
     return min(judged, key=lambda j: (worst.index(j.verdict), _room(j)))
@@ -103,9 +103,9 @@ def judge_all(claims: Iterable[Claim], results: Iterable[Result], losses: Source
 
 def _compared(claim: Claim, pair: tuple[str, str], mine: list[Result], losses: Sources | None) -> Judgement:
     """Judge a claim by one pair of labels."""
-    test, found = claim.test, _numbers(mine, claim.test)
+    test, found = claim.test, numbers_of(mine, claim.test)
     ends = zip(pair, (test.at, test.baseline_at or test.at), strict=True)
-    sides = [_at(found, label, at) for label, at in ends]
+    sides = [side_of(found, label, at) for label, at in ends]
     lengths = [side[0].test_length for side in sides]
     level = 1 - (1 - LEVEL) / len(test.pairs)
     came = compare(found, *pair, lengths[0], losses, level, baseline_length=lengths[1])
@@ -119,9 +119,9 @@ def _ranks(claim: Claim, mine: list[Result]) -> Judgement:
     """Judge a claim of correlation: the order of the schemes, from best to worst, by two metrics."""
     means, used = [], []
     for test in (claim.test, claim.test.other):
-        found = _numbers(mine, test)
+        found = numbers_of(mine, test)
         labels = dict.fromkeys(r.label for r in found)
-        sides = {label: _at(found, label, test.at) for label in labels}
+        sides = {label: side_of(found, label, test.at) for label in labels}
         sign = 1 if scale_of(test.metric) == "share" else -1
         each = {label: summarise(side) for label, side in sides.items()}
         means.append({label: sign * one.mean for label, one in each.items() if one.mean is not None})
@@ -142,8 +142,16 @@ def _ranks(claim: Claim, mine: list[Result]) -> Judgement:
     return Judgement(claim, verdict, note if verdict == "undecided" else "", ("", ""), rho, low, high, None, used)
 
 
-def _numbers(mine: list[Result], test: Other) -> list[Result]:
-    """Return the results that a test is about, or means of them where it asks for means, one a seed and length."""
+def numbers_of(mine: list[Result], test: Other) -> list[Result]:
+    """Return the results that a test is about, or means of them where it asks for means, one a seed and length.
+
+    Args:
+        mine: of one study.
+        test: which numbers.
+
+    Raises:
+        NotTested: if there are none.
+    """
     pool = mine if test.part != TOGETHER else [r for group in matrices(mine).values() for r in group]
     pool = [r for r in pool if r.part == test.part and test.task in (EVERY, r.task)]
     pool = [r for r in pool if (r.metric, r.protocol) == (test.metric, test.protocol) and r.depth is None]
@@ -151,12 +159,12 @@ def _numbers(mine: list[Result], test: Other) -> list[Result]:
         pool = [r for r in pool if r.test_length > r.train_length]
     if not pool:
         what = ", ".join(filter(None, (test.part, "" if test.task == EVERY else test.task, test.metric)))
-        raise _NotTested(f"the study has no results of {what} under {test.protocol}")
+        raise NotTested(f"the study has no results of {what} under {test.protocol}")
     tasks = dict.fromkeys(r.task for r in pool)
     try:
         kept = [r for task in tasks for r in select(_of(pool, task), test.metric, test.protocol)]
     except UserError as error:
-        raise _NotTested(str(error)) from None
+        raise NotTested(str(error)) from None
     if test.at != BEYOND and test.task != EVERY:
         return kept
     sets: dict[tuple[str, int, int], list[Result]] = {}
@@ -179,14 +187,23 @@ def _mean(results: list[Result]) -> Result:
     return replace((lost or results)[0], **facts, **value)
 
 
-def _at(found: list[Result], label: str, at: str) -> list[Result]:
-    """Return the results of a label at a multiple of its training length, one for each seed."""
+def side_of(found: list[Result], label: str, at: str) -> list[Result]:
+    """Return the results of a label at a multiple of its training length, one for each seed.
+
+    Args:
+        found: what `numbers_of` returned.
+        label: of the scheme.
+        at: such as "8x", or `BEYOND`.
+
+    Raises:
+        NotTested: if there are none.
+    """
     mine = [r for r in found if r.label == label]
     if not mine:
-        raise _NotTested(f"the study has no {label!r} in {found[0].metric} under {found[0].protocol}")
+        raise NotTested(f"the study has no {label!r} in {found[0].metric} under {found[0].protocol}")
     there = mine if at == BEYOND else [r for r in mine if math.isclose(r.length_ratio, float(at[:-1]))]
     if not there:
-        raise _NotTested(f"{label!r} was not tested at {at}")
+        raise NotTested(f"{label!r} was not tested at {at}")
     return there
 
 

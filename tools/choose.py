@@ -1,0 +1,285 @@
+"""Which scheme for which purpose, from the published studies: the tables of `docs/choose.md`, README's answer.
+
+`QUESTIONS` says where each question is answered: a study, a number, and the schemes to choose among. Which of them are
+best, their numbers and what can be told apart come from the results alone.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from pezoo.escape import in_markdown
+from pezoo.registry import Entry, entry, list_schedules
+from pezoo.report.claims import BEYOND, EVERY, Other
+from pezoo.report.comparisons import Comparison, compare, lower_is_better
+from pezoo.report.finished import Finished
+from pezoo.report.groups import WINDOWED, words
+from pezoo.report.statistics import ACCURACIES, PERPLEXITIES, Summary, summarise
+from pezoo.report.verdicts import VERDICTS, Judgement, numbers_of, side_of
+from pezoo.results import LANGUAGE_MODELLING, Result
+from pezoo.scheme import parse
+
+Studies = Mapping[str, Finished]
+"""The published studies, by the name of their folder."""
+SHOWN = 3
+"""Schemes that a table shows, beside the one that they are compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question(Other):
+    """Where a question is answered: one number of every scheme of a published study."""
+
+    study: str
+    """Its folder in `experiments/results`."""
+    beside: str = "rope"
+    """Label that the best are compared with."""
+    encoding: str = ""
+    """The schemes to choose among are built on this one; empty: on any."""
+    tuned: int | None = 0
+    """They were tuned for so many steps; None: for any number."""
+    also: str = "1x"
+    """Another length that the table shows."""
+
+
+TEXT = {"metric": "perplexity", "protocol": "non_overlapping"}
+ANSWERS = {"metric": "exact_match", "protocol": "answers"}
+
+QUESTIONS: dict[str, Question] = {
+    "from_scratch": Question(study="survey", at="8x", **TEXT),
+    "newest": Question(study="frontier", part="text", at="64x", tuned=None, **TEXT),
+    "as_it_is": Question(study="interpolation", part="text", at="8x", encoding="rope", **TEXT),
+    "tuned": Question(
+        study="interpolation", part="text", at="8x", encoding="rope", tuned=200, beside="rope, 200 steps @ 8x", **TEXT
+    ),
+    "tuned_llama": Question(
+        study="extend_pretrained", part="text", at="4x", tuned=200, beside="own, 200 steps @ 4x", **TEXT
+    ),
+    "other_encodings": Question(study="extend_everything", at="4x", encoding="sinusoidal", beside="sinusoidal", **TEXT),
+    "retrieval": Question(study="recall", part="retrieval", task=EVERY, at="8x", **ANSWERS),
+    "newest_retrieval": Question(study="frontier", part="recall", task="passkey", at="16x", tuned=None, **ANSWERS),
+    "algorithms": Question(study="length_generalization", task=EVERY, at=BEYOND, **ANSWERS),
+    "encoder": Question(study="randomized", task=EVERY, at=BEYOND, metric="token_accuracy", protocol="answers"),
+    "streaming": Question(study="composition", at="16x", **TEXT),
+    "nothing_lost": Question(
+        study="interpolation", part="text", at="1x", encoding="rope", tuned=200, also="8x", **TEXT
+    ),
+    "never_longer": Question(study="survey", at="1x", **TEXT),
+}
+"""Questions by the name of their block."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a study says to a question."""
+
+    question: Question
+    results: list[Result]
+    """The numbers that the question is about."""
+    ranked: list[str]
+    """The schemes to choose among that have a value with every seed, the best first."""
+    beside: dict[str, Comparison]
+    """The best of them, each compared with the question's other scheme."""
+    ties: list[str]
+    """Those of them that cannot be told apart from the best."""
+
+    @property
+    def best(self) -> str:
+        """The label of the best."""
+        return self.ranked[0]
+
+    def at(self, label: str, at: str) -> Summary:
+        """Return what the seeds of a scheme say at a multiple of the training length."""
+        return summarise(side_of(self.results, label, at))
+
+    def scheme(self, label: str) -> str:
+        """Return the scheme that a label stands for."""
+        return next(r.scheme for r in self.results if r.label == label)
+
+
+def answer(question: Question, studies: Studies, shown: int = SHOWN) -> Answer | None:
+    """Return what the published study says to a question; None if it is not published.
+
+    Raises:
+        NotTested: if the study has no such numbers, or none of the scheme to compare with.
+    """
+    study = studies.get(question.study)
+    if study is None:
+        return None
+    found = [r for r in numbers_of(study.results, question) if not r.label.endswith(WINDOWED)]
+    means = {}
+    for label in dict.fromkeys(r.label for r in found if _among(r, question)):
+        if (mean := summarise(side_of(found, label, question.at)).whole_mean) is not None:
+            means[label] = mean
+    ranked = sorted(means, key=lambda label: means[label], reverse=not lower_is_better(question.metric))
+    length = side_of(found, question.beside, question.at)[0].test_length
+    best = ranked[:shown]
+    beside = {label: compare(found, label, question.beside, length, study.losses) for label in best}
+    ties = [label for label in best[1:] if compare(found, label, best[0], length, study.losses).verdict == "tie"]
+    return Answer(question, found, ranked, beside, ties)
+
+
+def _among(result: Result, question: Question) -> bool:
+    return question.encoding in ("", result.encoding) and question.tuned in (None, result.finetune_steps)
+
+
+# ---- tables of docs/choose.md --------------------------------------------------------------------
+
+
+def block(name: str, studies: Studies) -> str:
+    """Return the answer to a question by its name, as `block_of` does."""
+    return block_of(QUESTIONS[name], studies)
+
+
+def block_of(question: Question, studies: Studies) -> str:
+    """Return the answer to a question in Markdown: a sentence, a table of the best, what it rests on."""
+    found = answer(question, studies)
+    if found is None:
+        return f"Not run yet. `pezoo run {question.study}` will say.\n"
+    columns = _columns(found, studies[question.study])
+    head = ["scheme", *columns, f"beside `{in_markdown(question.beside)}`", "the idea"]
+    lines = [sentence(found), "", f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 2) + "|---|"]
+    rows = list(dict.fromkeys([*found.beside, question.beside]))
+    for label in rows:
+        values = [_value(summarise(side_of(each, label, at)), question.metric) for each, at in columns.values()]
+        ratio = effect(found.beside[label]) if label in found.beside and label != question.beside else "–"
+        idea = _idea(label, found.scheme(label)) if label in found.beside else ""
+        lines.append(f"| {' | '.join([_linked(label, found.scheme(label)), *values, ratio, idea])} |")
+    return "\n".join([*lines, "", _rests_on(found, studies[question.study])]) + "\n"
+
+
+def _columns(found: Answer, study: Finished) -> dict[str, tuple[list[Result], str]]:
+    """Return the columns of a table: of several tasks one for each and their mean, else one for L and one far out."""
+    question, name = found.question, words(found.question.metric)
+    if question.task == EVERY:
+        each = {task: numbers_of(study.results, replace(question, task=task)) for task in _tasks(question, study)}
+        return {task: (results, question.at) for task, results in each.items()} | {"mean": (found.results, question.at)}
+    return {
+        f"{name} {place_of(at)}": (found.results, at)
+        for at in sorted({question.also, question.at}, key=lambda at: float(at[:-1]))
+    }
+
+
+def _tasks(question: Question, study: Finished) -> list[str]:
+    return list(dict.fromkeys(r.task for r in study.results if r.part == question.part))
+
+
+def sentence(found: Answer) -> str:
+    """Return in a sentence which scheme is best, and which cannot be told apart from it."""
+    question, best = found.question, found.best
+    one = found.beside[best]
+    mean = "mean " if question.task == EVERY else ""
+    said = f"**`{in_markdown(best)}`** is the best of {len(found.ranked)} schemes: {mean}{words(question.metric)} "
+    said += f"{_value(found.at(best, question.at), question.metric)} {place_of(question.at)}"
+    if best != question.beside:
+        said += f", {effect(one)} beside `{in_markdown(question.beside)}`"
+    return said + _tied(found) + "."
+
+
+def _tied(found: Answer) -> str:
+    if not found.ties:
+        return ""
+    names = " and ".join(f"`{in_markdown(label)}`" for label in found.ties)
+    return f"; {names} cannot be told apart from it"
+
+
+def place_of(at: str) -> str:
+    """Return in words at which lengths a number is taken."""
+    return "over the lengths beyond L" if at == BEYOND else "at L" if at == "1x" else f"at {at[:-1]}L"
+
+
+def effect(one: Comparison) -> str:
+    """Return how a scheme compares, with the 95 % interval where there is one: "×0.61 [0.59 to 0.64]"."""
+    if one.effect is None:
+        return "–"
+    if one.metric in PERPLEXITIES:
+        text, form = f"×{one.effect:.2f}", "{:.2f}"
+        ends = (one.low, one.high)
+    else:
+        text, form = f"{100 * one.effect:+.1f} points", "{:+.1f}"
+        ends = tuple(None if end is None else 100 * end for end in (one.low, one.high))
+    if None in ends:
+        return f"{text} [one seed, no interval]"
+    return f"{text} [{form.format(ends[0])} to {form.format(ends[1])}]"
+
+
+def _value(summary: Summary, metric: str) -> str:
+    return f"{summary} %" if metric in ACCURACIES and summary.mean is not None else str(summary)
+
+
+def _parts(label: str, scheme: str) -> list[Entry]:
+    """The members that set a scheme apart: its extensions if it has any; none of a mixture without a name."""
+    if label in list_schedules():
+        return [entry(label)]
+    spec = parse(scheme)
+    return [] if spec.layers or spec.heads else [entry(name) for name in spec.extensions or spec.encodings]
+
+
+def _linked(label: str, scheme: str) -> str:
+    parts, text = _parts(label, scheme), f"`{in_markdown(label)}`"
+    return f"[{text}](zoo.md#{parts[-1].name})" if parts else text
+
+
+def _idea(label: str, scheme: str) -> str:
+    """Return what sets a scheme apart, in words."""
+    return in_markdown(" ".join(part.summary for part in _parts(label, scheme))) or "A mixture of schemes."
+
+
+def _rests_on(found: Answer, study: Finished) -> str:
+    """Return what numbers stand on, with a link to the study."""
+    question, one = found.question, found.results[0]
+    link = f"[{question.study}](../experiments/results/{question.study}/table.md)"
+    on = f"{len(_tasks(question, study))} tasks" if question.task == EVERY else in_markdown(one.corpus)
+    seeds, asked = len({r.seed for r in found.results}), max(r.n_documents for r in found.results)
+    sizes = sorted({r.params for label in found.beside for r in found.results if r.label == label and r.params})
+    what = "documents" if question.task == LANGUAGE_MODELLING else "questions"
+    facts = [on, f"{question.protocol} protocol", f"L = {one.train_length}", _millions(sizes)]
+    facts += [f"{seeds} seed{'s' * (seeds > 1)}", f"{asked} {what}", _interval(found.beside.values())]
+    return f"*From {link}: {'; '.join(facts)}.*"
+
+
+def _millions(sizes: list[int]) -> str:
+    ends = dict.fromkeys(f"{n / 1e6:.2g}" for n in (sizes[0], sizes[-1]))
+    return f"{' to '.join(ends)} million parameters"
+
+
+def _interval(compared: Iterable[Comparison]) -> str:
+    """Return for what the intervals hold."""
+    with_one = [one for one in compared if one.low is not None]
+    if not with_one:
+        return "no intervals"
+    if with_one[0].metric in ACCURACIES:
+        return "95 % intervals over seeds and questions"
+    both = all(one.documents is not None for one in with_one)
+    return "95 % intervals over seeds and documents" if both else "95 % intervals over seeds alone"
+
+
+# ---- README's answer -----------------------------------------------------------------------------
+
+CASES = {
+    "from_scratch": "A decoder trained from scratch and used at eight times its length, such as 2k and 16k",
+    "as_it_is": "A trained RoPE model, used at eight times its length as it is",
+    "tuned": "The same, after a short tuning at that length",
+    "retrieval": "Finding what stood far back, which perplexity does not show",
+}
+"""Questions that README answers, each with the case that it speaks of."""
+
+
+def readme(studies: Studies, judged: Iterable[Judgement]) -> str:
+    """Return what was found in five sentences, each with a link to the table that it comes from, and on what models."""
+    lines: list[str] = []
+    used: list[Result] = []
+    for name, case in CASES.items():
+        question = QUESTIONS[name]
+        if (found := answer(question, studies)) is not None:
+            link = f"[{question.study}](experiments/results/{question.study}/table.md)"
+            lines.append(f"- **{case}:** {sentence(found).replace('**', '')[:-1]} ({link}).")
+            used += found.results
+    verdicts = [j.verdict for j in judged]
+    held, fell = (verdicts.count(verdict) for verdict in VERDICTS[:2])
+    lines.append(
+        f"- **Findings of papers:** our runs decide {held + fell} of {len(verdicts)} claims. {held} of them hold here, "
+        f"{fell} do not ([scorecard](docs/scorecard.md))."
+    )
+    *most, last = (str(n) for n in sorted({r.train_length for r in used}))
+    lengths = " and ".join(filter(None, (", ".join(most), last)))
+    models = f"These models have {_millions(sorted({r.params for r in used if r.params}))}."
+    return "\n".join([*lines, "", f"{models} Their training lengths are {lengths} tokens."]) + "\n"
