@@ -5,6 +5,7 @@ import shutil
 import statistics
 import sys
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,6 +17,7 @@ from pezoo.cli.bench import goals, measuring, models, options, sampler, seeds, s
 from pezoo.cli.bench.explain import explain
 from pezoo.cli.bench.measuring import QUICK, Spread
 from pezoo.cli.bench.sections import SECTIONS
+from pezoo.data import Tokens
 from pezoo.training.config import TrainConfig
 
 PROCESSES = {"table-memory", "start", "worker", "quickstart"}
@@ -293,7 +295,10 @@ def test_a_difference_of_losses_is_taken_within_each_seed(capsys):
 
 # ---- several seeds on one device ----------------------------------------------------------------
 
-STACKED = ("rope", "alibi", "learned", "rope+random", "alibi+random:relative=toeplitz")
+STACKED = ("rope", "alibi", "learned", "rope+random", "sinusoidal+random")
+PATTERN = Tokens((np.arange(4000) % 97 % 13).astype(np.uint8), np.array([0, 4000]), ["pattern"])
+"""A text that is learned within a few steps."""
+BRIEF = {"length": 16, "batch_size": 4, "log_every": 1}
 
 
 def models_of(scheme, **config):
@@ -303,11 +308,11 @@ def models_of(scheme, **config):
 
 @pytest.mark.parametrize("scheme", STACKED)
 def test_seeds_that_are_stacked_train_as_apart(scheme):
-    """At a learning rate and a clipping so strong that a mistake in either shows."""
-    settings = TrainConfig(steps=5, warmup_steps=2, length=16, batch_size=4, lr=1e-2, grad_clip=0.3, log_every=1)
-    apart = torch.tensor(seeds.apart(models_of(scheme), models.noise(), settings))
-    stacked = torch.tensor(seeds.stacked(models_of(scheme), models.noise(), settings))
-    assert apart.shape == (2, 5)
+    """With settings so strong that losses would tell, were they left out or applied to all seeds together."""
+    settings = TrainConfig(steps=6, warmup_steps=0, lr=3e-2, grad_clip=0.05, weight_decay=1.0, **BRIEF)
+    apart = torch.tensor(seeds.apart(models_of(scheme), PATTERN, settings))
+    stacked = torch.tensor(seeds.stacked(models_of(scheme), PATTERN, settings))
+    assert apart.shape == (2, 6)
     assert ((apart[0] - apart[1]).abs() > 1e-3).all()
     torch.testing.assert_close(stacked, apart, rtol=1e-5, atol=0)
 
@@ -321,13 +326,12 @@ def test_a_learned_bias_is_stacked_under_the_eager_back_end():
 
 
 def test_what_cannot_be_stacked_is_refused():
-    settings = TrainConfig(steps=2, warmup_steps=0, length=16, batch_size=4)
-    for scheme, config, words in (
-        ("rope+random:draw=layer", {}, "random draws anew"),
-        ("rope", {"dropout": 0.1}, "dropout"),
-    ):
+    settings = TrainConfig(steps=2, warmup_steps=0, **BRIEF)
+    mixed = {"layers": ["rope+random", "rope+random:max_length=99"]}
+    cases = [("rope+random:draw=layer", {}, "layers draw"), (mixed, {}, "heads draw")]
+    for scheme, config, words in [*cases, ("rope", {"dropout": 0.1}, "dropout")]:
         with pytest.raises(pezoo.UserError, match=words):
-            seeds.stacked(models_of(scheme, **config), models.noise(), settings)
+            seeds.stacked(models_of(scheme, **config), PATTERN, settings)
 
 
 def test_gradients_are_clipped_in_each_seed_as_pytorch_clips_them():

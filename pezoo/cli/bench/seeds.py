@@ -145,8 +145,9 @@ def stacked(
 ) -> list[list[float]]:
     """Train models that differ by their seed as one; the losses of each, every `log_every` steps.
 
-    The models themselves stay as they were. A scheme fits if PyTorch can map what it computes: no number may be read
-    from what differs between seeds.
+    Their parameters stay as they were. A scheme fits if PyTorch can map what it computes. On a CPU fused attention is
+    run seed by seed, and a learned bias has no gradient there: `backend="eager"` has. Members that ask for a parameter
+    by its name, as fire, dape and dape_v2 do, cannot be stacked.
 
     Raises:
         UserError: if layers draw positions apart, or the training has what cannot be stacked.
@@ -210,9 +211,7 @@ class Noted(Positions):
 
     def draw(self, name: str, make: Any) -> Tensor:
         """See `Positions.draw`."""
-        found = super().draw(name, make)
-        if not torch.equal(self.noted.setdefault(name, found), found):
-            raise UserError(f"{name} draws anew in each layer; such trainings cannot be stacked")
+        found = self.noted[name] = super().draw(name, make)
         return found
 
 
@@ -220,10 +219,14 @@ def draws_of(model: Transformer, positions: Positions) -> dict[str, Tensor]:
     """What a model's members draw for these positions, by name, as `Positions.draws` takes it: (R, T) each.
 
     Raises:
-        UserError: if layers draw apart.
+        UserError: if layers draw apart, for which there is no place.
     """
     noted = Noted(**vars(positions))
-    for part, layers in zip(model.scheme.plain, model.scheme.layer_counts, strict=True):
-        for layer in range(layers):
-            part.positions_at(noted, layer)
+    for part in model.scheme.plain:
+        if any(extension.draws_per_layer for extension, *_ in part.acting(positions)):
+            raise UserError(f"layers draw positions apart in {part.spec}, which cannot be stacked")
+        before = dict(noted.noted)
+        part.positions_at(noted, 0)
+        if any(not torch.equal(noted.noted[name], table) for name, table in before.items()):
+            raise UserError("layers or heads draw positions apart, which cannot be stacked")
     return noted.noted
