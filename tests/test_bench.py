@@ -2,18 +2,23 @@
 
 import json
 import shutil
+import statistics
 import sys
 
+import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import pezoo
 from pezoo import attention
 from pezoo.cli import main
-from pezoo.cli.bench import goals, measuring, models, sampler
+from pezoo.cli.bench import goals, measuring, models, options, sampler, seeds, show
 from pezoo.cli.bench.explain import explain
 from pezoo.cli.bench.measuring import QUICK, Spread
 from pezoo.cli.bench.sections import SECTIONS
+from pezoo.data import Tokens
+from pezoo.training.config import TrainConfig
 
 PROCESSES = {"table-memory", "start", "worker", "quickstart"}
 """Rows that start processes, which takes a while, as does the import of other libraries."""
@@ -32,13 +37,9 @@ def quick():
     torch.set_num_threads(threads)
 
 
-@pytest.mark.filterwarnings("ignore")  # compiling warns of its own insides
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_runs_in_its_quick_form(row, quick):
-    if row.needs == "a C++ compiler":
-        if not shutil.which("c++"):
-            pytest.skip("compiling needs a C++ compiler")
-    elif row.needs:
+    if row.needs:
         pytest.importorskip(row.needs.replace("-", "_"))
     (found,) = goals.measure([row.name], quick)
     assert found["row"] == row.name
@@ -268,3 +269,124 @@ def test_help_names_everything_that_only_takes(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert all(name in shown for name in (*SECTIONS, *(row.name for row in goals.ROWS)))
     assert "pezoo bench --only window,decoding" in shown
+
+
+# ---- options of a training ----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # compiling warns of its own insides
+def test_options_are_held_against_float32(quick, monkeypatch, capsys):
+    monkeypatch.setattr(options, "SCHEMES", ("rope",))
+    rows = SECTIONS["options"]("cpu", quick)
+    assert [row["option"] for row in rows] == [o for o in options.OPTIONS if o != "compile" or shutil.which("c++")]
+    for row in rows:
+        assert row["step"]["median"] > 0
+    for row in rows[:2]:
+        assert len(row["losses"]) == quick.losses
+        assert row["losses"] != row["losses_in_float32"]
+        assert abs(row["loss"]["mean"]) < 0.1
+        assert row["loss"]["low"] < row["loss"]["mean"] < row["loss"]["high"]
+    show.show_options(rows, Console(width=120))
+    assert "bf16-true" in capsys.readouterr().out
+
+
+def test_a_difference_of_losses_is_taken_within_each_seed(capsys):
+    found = options.difference([2.1, 3.1, 4.4], [2.0, 3.0, 4.0])
+    half = 4.302652729911275 * statistics.stdev([0.1, 0.1, 0.4]) / 3**0.5  # 4.30: Student's t, 2 degrees, 97.5 %
+    assert found == pytest.approx({"mean": 0.2, "low": 0.2 - half, "high": 0.2 + half})
+    assert options.difference([2.5], [2.0]) == {"mean": 0.5, "low": None, "high": None}
+    assert options.difference([2.5, None], [2.0, 2.0])["mean"] is None
+    step = {"median": 5.0, "least": 4.0, "most": 6.0}
+    rows = [
+        {"scheme": "rope", "option": "bf16-true", "step": step, "steps": 60, "losses": [2.1, 3.1, 4.4], "loss": found}
+    ]
+    rows += [{"scheme": "rope", "option": "compile", "step": step}]
+    show.show_options(rows, Console(width=120))
+    shown = capsys.readouterr().out
+    assert "+0.2000 (-0.2303 to +0.6303)" in shown
+    assert "after 60 steps" in shown
+
+
+# ---- several seeds on one device ----------------------------------------------------------------
+
+STACKED = ("rope", "alibi", "learned", "rope+random", "sinusoidal+random")
+PATTERN = Tokens((np.arange(4000) % 97 % 13).astype(np.uint8), np.array([0, 4000]), ["pattern"])
+"""A text that is learned within a few steps."""
+BRIEF = {"length": 16, "batch_size": 4, "log_every": 1}
+
+
+def models_of(scheme, **config):
+    """Two models that differ by their seeds, made anew with each call."""
+    return [models.build(scheme, train_length=16, d_model=16, n_layers=2, seed=seed, **config) for seed in (3, 5)]
+
+
+@pytest.mark.parametrize("scheme", STACKED)
+def test_seeds_that_are_stacked_train_as_apart(scheme):
+    """With settings so strong that losses would tell, were they left out or applied to all seeds together."""
+    settings = TrainConfig(steps=6, warmup_steps=0, lr=3e-2, grad_clip=0.05, weight_decay=1.0, **BRIEF)
+    apart = torch.tensor(seeds.apart(models_of(scheme), PATTERN, settings))
+    stacked = torch.tensor(seeds.stacked(models_of(scheme), PATTERN, settings))
+    assert apart.shape == (2, 6)
+    assert ((apart[0] - apart[1]).abs() > 1e-3).all()
+    torch.testing.assert_close(stacked, apart, rtol=1e-5, atol=0)
+
+
+def test_a_learned_bias_is_stacked_under_the_eager_back_end():
+    settings = TrainConfig(steps=2, warmup_steps=0, length=16, batch_size=4, log_every=1)
+    apart, stacked = (
+        f(models_of("t5", backend="eager"), models.noise(), settings) for f in (seeds.apart, seeds.stacked)
+    )
+    torch.testing.assert_close(torch.tensor(stacked), torch.tensor(apart), rtol=1e-5, atol=0)
+
+
+def test_what_cannot_be_stacked_is_refused():
+    settings = TrainConfig(steps=2, warmup_steps=0, **BRIEF)
+    mixed = {"layers": ["rope+random", "rope+random:max_length=99"]}
+    cases = [("rope+random:draw=layer", {}, "layers draw"), (mixed, {}, "heads draw")]
+    for scheme, config, words in [*cases, ("rope", {"dropout": 0.1}, "dropout")]:
+        with pytest.raises(pezoo.UserError, match=words):
+            seeds.stacked(models_of(scheme, **config), PATTERN, settings)
+
+
+def test_gradients_are_clipped_in_each_seed_as_pytorch_clips_them():
+    drawn = torch.Generator().manual_seed(0)
+    shapes, scales = [(3, 2), (4,)], torch.tensor([5.0, 0.01, 1.0])  # the second is short enough
+    grads = [torch.randn(3, *shape, generator=drawn) * scales.view(3, *[1] * len(shape)) for shape in shapes]
+    expected = []
+    for seed in range(3):
+        own = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+        for parameter, grad in zip(own, grads, strict=True):
+            parameter.grad = grad[seed].clone()
+        torch.nn.utils.clip_grad_norm_(own, 0.7)
+        expected.append([parameter.grad for parameter in own])
+    together = [torch.nn.Parameter(torch.zeros_like(grad)) for grad in grads]
+    for parameter, grad in zip(together, grads, strict=True):
+        parameter.grad = grad.clone()
+    seeds.clip(together, 0.7)
+    for i, parameter in enumerate(together):
+        torch.testing.assert_close(parameter.grad, torch.stack([own[i] for own in expected]))
+
+
+def test_each_way_trains_each_seed_once():
+    job = seeds.Job("rope", tuple(range(8)), 5, "cpu")
+    plans = seeds.ways(job)
+    assert [len(jobs) for jobs in plans.values()] == [1, 1, 2, 4, 8]
+    for jobs in plans.values():
+        assert sorted(seed for one in jobs for seed in one.seeds) == list(job.seeds)
+    assert [any(one.stacked for one in jobs) for jobs in plans.values()] == [False, True, False, False, False]
+
+
+@pytest.mark.slow
+def test_seeds_are_trained_in_every_way(quick, monkeypatch, capsys):
+    monkeypatch.setattr(seeds, "SCHEMES", ("rope",))
+    (row,) = SECTIONS["seeds"]("cpu", quick)
+    assert row["parameters"] == 230_528
+    apart, stacked, processes = row["ways"]
+    assert (apart["way"], stacked["way"], processes["way"]) == ("one after another", "stacked", "2 processes")
+    assert apart["over"]["median"] == 1
+    assert processes["loss_differs_by"] == 0
+    assert 0 <= stacked["loss_differs_by"] < 1e-5
+    assert all(way["seconds"]["median"] > 0 and way["cpu_seconds"]["median"] > 0 for way in row["ways"])
+    show.show_seeds([row], Console(width=120))
+    assert "2 seeds of 230,528 parameters" in capsys.readouterr().out

@@ -650,7 +650,7 @@ def test_a_cache_keeps_all_where_it_is_not_sure(scheme):
 
 
 def first_keys(scheme, **config):
-    """The first layer's keys of one token at five places, as a cache holds them: (Hkv, 5, d); of a window's the last."""
+    """The first layer's keys of one token at five places, as a cache holds them: (Hkv, 5 or fewer, d)."""
     model = build(scheme, **config)
     cache = model.cache(1, 5)
     assert isinstance(cache, Cache)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import re
 from collections.abc import Iterable
@@ -78,7 +79,7 @@ def run(device: str, extent: Extent | None = None, only: Iterable[str] | None = 
     console = Console(stderr=True)
     name = hardware() if device == "cpu" else torch.cuda.get_device_name(device)
     facts = {"device": device, "hardware": name, "threads": 1, "torch": torch.__version__, "pezoo": pezoo.__version__}
-    facts |= {"forward": extent.forward, "memory": extent.memory, "long": extent.long}
+    facts |= {"cores": os.cpu_count(), "forward": extent.forward, "memory": extent.memory, "long": extent.long}
     found: dict[str, Any] = {"facts": facts}
     try:
         with console.status("measuring ...") as status:

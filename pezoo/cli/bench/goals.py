@@ -194,12 +194,6 @@ ROWS = (
         [*_figures(rows.training_steps, {512: None}, REST), *_figures(rows.long_forwards, {8192: None}, REST)],
     ),
     Row(
-        "options",
-        "training step of rope over that in float32, not compiled",
-        [Figure(rows.options, subject, 256) for subject in ("bf16-mixed", "bf16-true", "compile")],
-        needs="a C++ compiler",
-    ),
-    Row(
         "floor",
         "nope over what it cannot be faster than",
         [

@@ -70,6 +70,10 @@ class Extent:
     """Of the study that tells what a worker's start costs."""
     study: Sequence[str] = ("train.steps=60",)
     """Changes to the quickstart, whose CPU time is told apart."""
+    losses: int = 3
+    """Seeds whose losses are compared."""
+    seeds: int = 8
+    """Seeds that are trained on one device."""
     encodings: Sequence[str] | None = None
     """None: all."""
     extensions: Sequence[str] | None = None
@@ -80,7 +84,21 @@ class Extent:
 
 
 QUICK = Extent(
-    256, 512, 1024, 512, 5, 1, 64, 128, 1, 2, ("size=test", "schemes=[rope]"), ("nope", "alibi"), ("yarn", "window")
+    forward=256,
+    memory=512,
+    long=1024,
+    curve=512,
+    steps=5,
+    repeats=1,
+    most=64,
+    batch=128,
+    processes=1,
+    workers=2,
+    study=("size=test", "schemes=[rope]"),
+    losses=2,
+    seeds=2,
+    encodings=("nope", "alibi"),
+    extensions=("yarn", "window"),
 )
 """Whether it runs, not how fast it is."""
 

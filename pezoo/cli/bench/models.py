@@ -45,9 +45,19 @@ def long_model(scheme: str, length: int, device: str = "cpu", share: int = 16, *
     return model.eval()
 
 
-def ids(rows: int, length: int, device: str = "cpu") -> Tensor:
+def ids(rows: int, length: int, device: torch.device | str = "cpu") -> Tensor:
     """Random tokens, the same each time, (B, L)."""
     return torch.randint(VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(1)).to(device)
+
+
+def noise() -> Any:
+    """A text of random bytes, the same each time, as a corpus has it."""
+    import numpy as np
+
+    from pezoo.data import Tokens
+
+    text = np.random.default_rng(0).integers(0, VOCABULARY, 1 << 18).astype(np.uint8)
+    return Tokens(text, np.array([0, len(text)]), ["noise"])
 
 
 def forward(model: Transformer, length: int, device: str = "cpu") -> Run:
@@ -71,7 +81,7 @@ def training(logits: Logits, parameters: Iterable[nn.Parameter], length: int, to
     """A training step on a batch of so many tokens: forward, loss, backward, clipping, AdamW."""
     parameters = list(parameters)
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
-    batch = ids(max(1, tokens // length), length + 1)
+    batch = ids(max(1, tokens // length), length + 1, parameters[0].device)
 
     def step() -> None:
         loss = F.cross_entropy(logits(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())

@@ -25,13 +25,11 @@ from pezoo.cli.bench.models import (
     SIZES,
     Plain,
     Run,
-    build,
     forward,
     ids,
     installed,
     llama,
     long_model,
-    of_pezoo,
     operations,
     pezoo_training,
     training,
@@ -174,21 +172,6 @@ def beside_llama(length: int, schemes: Sequence[str], extent: Extent) -> Found:
     model = llama(length)
     runs = {"": training(lambda t: model(t, use_cache=False).logits, model.parameters(), length, extent.batch)}
     runs |= {s: pezoo_training(s, length, extent.batch, **LLAMA) for s in schemes}
-    return over("", rounds(runs, extent.repeats))
-
-
-def options(length: int, subjects: Sequence[str], extent: Extent) -> Found:
-    """A training step of rope in another precision, or with compiled blocks, over that in float32, not compiled."""
-    runs = {"": pezoo_training("rope", length, extent.batch)}
-    for subject in subjects if shutil.which("c++") else [s for s in subjects if s != "compile"]:
-        model = build("rope", train_length=length, **SIZES).train()
-        if subject == "compile":
-            for block in model.blocks:
-                block.compile()
-        if subject == "bf16-true":
-            model.to(torch.bfloat16)
-        mixed = torch.autocast("cpu", torch.bfloat16, enabled=subject == "bf16-mixed")
-        runs[subject] = training(mixed(of_pezoo(model)), model.parameters(), length, extent.batch)
     return over("", rounds(runs, extent.repeats))
 
 

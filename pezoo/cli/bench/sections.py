@@ -10,8 +10,10 @@ import torch.nn.functional as F
 import pezoo
 from pezoo.attention import BACKENDS, missing, refusal
 from pezoo.cli.bench.measuring import Extent, over, rounds
-from pezoo.cli.bench.models import Run, build, forward, ids, long_model
+from pezoo.cli.bench.models import Run, build, forward, ids, long_model, noise
+from pezoo.cli.bench.options import options
 from pezoo.cli.bench.rows import fresh
+from pezoo.cli.bench.seeds import seeds
 from pezoo.contract import Undefined
 from pezoo.model.transformer import Transformer
 from pezoo.outcome import peak_memory, reset_peak_memory
@@ -23,14 +25,11 @@ def training_step(device: str, extent: Extent) -> dict[str, Any]:
 
     Each is run for so many steps and for twice as many, and the difference is told: set-up falls out.
     """
-    import numpy as np
-
-    from pezoo.data import Tokens, crops
+    from pezoo.data import crops
     from pezoo.training.config import TrainConfig
     from pezoo.training.fit import LanguageModel, fit
 
-    text = np.random.default_rng(0).integers(0, 256, 1 << 18).astype(np.uint8)
-    tokens = Tokens(text, np.array([0, len(text)]), ["noise"])
+    tokens = noise()
 
     def settings(steps: int) -> TrainConfig:
         return TrainConfig(steps=steps, warmup_steps=0, log_every=10)
@@ -199,6 +198,16 @@ def draws(device: str, extent: Extent) -> list[dict[str, Any]]:
 
 SECTIONS: dict[str, Callable[[str, Extent], Any]] = {
     section.__name__: section
-    for section in (training_step, length_curve, encodings, flex_attention, extensions, long_memory, draws)
+    for section in (
+        training_step,
+        length_curve,
+        encodings,
+        flex_attention,
+        extensions,
+        long_memory,
+        draws,
+        options,
+        seeds,
+    )
 }
 """In the order in which they are measured."""

@@ -60,6 +60,8 @@ def show(found: dict[str, Any], console: Console) -> None:
     if "draws" in found:
         drawn = ", ".join(f"{row['scheme']} {row['ms']:.1f} ms" for row in found["draws"])
         notes.append(f"Positions drawn for 256 rows of 512 tokens, with draw=layer in each of 12 layers: {drawn}.")
+    show_options(found.get("options", []), console)
+    show_seeds(found.get("seeds", []), console)
     if notes:
         console.print(" ".join(notes))
 
@@ -100,6 +102,38 @@ def show_overheads(found: dict[str, Any], console: Console) -> None:
             table.add_row(*words, spread(found[name]["ratio"]))
     if table.row_count:
         console.print(table)
+
+
+def show_options(rows: list[dict[str, Any]], console: Console) -> None:
+    """What a step takes under each option, and what becomes of the loss."""
+    if not rows:
+        return
+    table = Table("scheme", "option", "training step", "validation loss", title="Options, beside plain float32")
+    for row in rows:
+        mean, low, high = (row.get("loss", {}).get(name) for name in ("mean", "low", "high"))
+        loss = "-" if mean is None else f"{mean:+.4f}" + (f" ({low:+.4f} to {high:+.4f})" if low is not None else "")
+        table.add_row(row["scheme"], row["option"], spread(row["step"]), loss)
+    console.print(table)
+    first = rows[0]
+    console.print(
+        f"Loss: nats above float32's after {first['steps']} steps; the mean of {len(first['losses'])} seeds, in "
+        "brackets its interval of 95 %."
+    )
+
+
+def show_seeds(rows: list[dict[str, Any]], console: Console) -> None:
+    """How long several seeds take in each way."""
+    if not rows:
+        return
+    first = rows[0]
+    title = f"{first['seeds']} seeds of {first['parameters']:,} parameters on one device, {first['steps']} steps"
+    table = Table("scheme", "way", "seconds", "over the first", "CPU time over", "loss differs by", title=title)
+    for row in rows:
+        table.add_section()
+        for i, way in enumerate(row["ways"]):
+            times = spread(way["seconds"]), spread(way["over"]), spread(way["cpu_over"])
+            table.add_row("" if i else row["scheme"], way["way"], *times, f"{way['loss_differs_by']:.0e}")
+    console.print(table)
 
 
 def show_explained(scheme: str, rows: list[dict[str, Any]], console: Console) -> None:
