@@ -261,6 +261,15 @@ def fused_refusal(composition: Composition, but: Collection[str] = ()) -> str | 
     return None
 
 
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors as autocast would hand them to a product, since hooks run without it."""
+    kind = tensors[0].device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
 def typed(bias: Tensor, q: Tensor) -> Tensor:
     """A bias in the dtype that the kernels take: that of q, but on a CPU float32 for a q of less."""
     return bias.to(torch.promote_types(q.dtype, torch.float32) if q.device.type == "cpu" else q.dtype)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pezoo.attention import flex, key_bias, learned_pairs, learned_table, merged, pairwise, strided
-from pezoo.composition import Composition, fused_refusal, sharpen, typed
+from pezoo.composition import Composition, autocast, fused_refusal, sharpen, typed
 from pezoo.contract import in_float32, overrides
 from pezoo.errors import UserError, suggest
 
@@ -76,24 +76,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, composition: Composition, backend: s
     if _observer is not None:
         backend = "chunked"
     check(backend, composition)
-    if reason := missing(backend, q.device):
+    if reason := flex.missing(backend, q.device):
         raise UserError(f"back-end {backend!r} {reason}; use backend=auto")
     backend = choose(composition) if backend == "auto" else backend
     if k.shape[1] != q.shape[1] and not (backend == "flex" and flex.takes_fewer_keys(composition)):
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast(q, k, v)
     with in_float32(q.device):
         return BACKENDS[backend](q, k, composition.change_values(v), composition)
-
-
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors as autocast would hand them to a product, since hooks run without it."""
-    kind = tensors[0].device.type
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-        return tensors
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
 def logits(q: Tensor, k: Tensor, composition: Composition) -> Tensor:
@@ -104,13 +95,13 @@ def logits(q: Tensor, k: Tensor, composition: Composition) -> Tensor:
         k: keys, (B, H, Lk, d), not rotated.
         composition: what the scheme adds at this layer.
     """
-    q, k = _autocast(q, k)
+    q, k = autocast(q, k)
     with in_float32(q.device):
         return _logits(q, k, composition, _rotated(q, k, composition))[0]
 
 
 def check(backend: str, composition: Composition) -> None:
-    """Refuse a back-end that is none, or cannot run a scheme; whether the device has it, `missing` says.
+    """Refuse a back-end that is none, or cannot run a scheme; whether a device has it, `flex.missing` says.
 
     Raises:
         UserError: if it is so.
@@ -129,13 +120,6 @@ def refusal(backend: str, composition: Composition) -> str | None:
     if backend != "sdpa":
         return None  # eager defines the result; chunked falls back on it, chunk by chunk
     return fused_refusal(composition)
-
-
-def missing(backend: str, device: torch.device) -> str | None:
-    """Why a device has no such back-end, in words, or None if it has."""
-    if backend != "flex" or device.type in flex.DEVICES:
-        return None
-    return f"needs a CUDA GPU, and this is device={device.type}"
 
 
 def choose(composition: Composition) -> str:

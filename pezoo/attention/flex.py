@@ -60,6 +60,13 @@ class Seen(NamedTuple):
     blocks: Blocks
 
 
+def missing(backend: str, device: torch.device) -> str | None:
+    """Why a device has no such back-end, in words, or None if it has: all but this one run anywhere."""
+    if backend != "flex" or device.type in DEVICES:
+        return None
+    return f"needs a CUDA GPU, and this is device={device.type}"
+
+
 def refusal(composition: Composition) -> str | None:
     """Why it cannot reproduce `eager` for this scheme, or None if it can."""
     width = composition.base[0].encoding.shape.head_dim

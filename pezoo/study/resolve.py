@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from pezoo.attention import check, missing
+from pezoo.attention import check
+from pezoo.attention.flex import missing
 from pezoo.compose import build
 from pezoo.contract import Extension, Shape, Undefined
 from pezoo.data import Corpus, DataConfig, crops, load, windows

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import pezoo
-from pezoo.attention import BACKENDS, missing, refusal
+from pezoo.attention import BACKENDS, refusal
+from pezoo.attention.flex import missing
 from pezoo.cli.bench.measuring import Extent, over, rounds
 from pezoo.cli.bench.models import Run, build, forward, ids, long_model, noise
 from pezoo.cli.bench.options import options
