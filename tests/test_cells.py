@@ -19,7 +19,6 @@ from pezoo.results import read
 from pezoo.study import Study, make_plan
 from pezoo.study.cells import run_cell
 from pezoo.study.collect import Failure
-from pezoo.study.engines.local import describe_end
 from pezoo.study.plan import Cell
 from pezoo.study.reading import load_recipe
 

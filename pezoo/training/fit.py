@@ -6,6 +6,8 @@ alone, and end in the same weights, bit by bit on a CPU; also one that was stopp
 """
 
 import contextlib
+import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,6 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
@@ -26,11 +27,13 @@ from pezoo.model.devices import check_training, without_subnormals
 from pezoo.model.transformer import Transformer
 from pezoo.outcome import outcome, peak_memory, reset_peak_memory
 from pezoo.task import Example
-from pezoo.training.config import TrainConfig
+from pezoo.training.config import TrainConfig, check_shares
 from pezoo.training.curves import Curves
 from pezoo.training.lightning import ctrl_c, quiet
 from pezoo.training.loss import cross_entropy, losses_and_hits
-from pezoo.training.resume import Saver, Saving, Signals, State, StateFile
+from pezoo.training.peers import together
+from pezoo.training.resume import Saver, Saving, Signals, State, StateFile, to_nobody
+from pezoo.training.shares import divisor, environments, placed, seed_of, share
 from pezoo.training.weights import ALL, Weights, count_trained, tuned
 
 # The curve of validation perplexity: how many points at most, of how many batches each, from crops that are the same
@@ -45,7 +48,7 @@ COUNTED = ("steps", "validated_at", "seconds", "n_rows", "n_tokens", "final_loss
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training took, and how it ended."""
+    """What a training took, and how it ended; of several processes, for the first."""
 
     train_seconds: float
     """Time of the training steps alone: no set-up, no drawing of batches, no validation."""
@@ -114,17 +117,21 @@ class LanguageModel(pl.LightningModule):
         self.n_rows = self.n_tokens = 0  # of the training batches that are done
         self.final_loss = self.validation_loss = math.nan
 
-    def _hidden(self, tokens: Tensor, first_row: int, phase: str) -> Tensor:
-        """What the output layer reads, (B, L, D), of the ids (B, L): random draws are keyed by row from `first_row`."""
-        batch, length = tokens.shape
-        rows = tuple(range(first_row, first_row + batch))
-        positions = self.model.positions(batch, length, phase=phase, rows=rows)
-        return self.model.hidden(tokens, positions)
+    def _read(self, batch: Example, first_row: int, phase: str) -> tuple[Tensor, Tensor]:
+        """Of the rows that this process computes, what the output layer reads, (B, L, D), and the targets, (B, L).
+
+        Random draws are keyed by row, from `first_row` for that of the batch.
+        """
+        own = share(len(batch.tokens), self.trainer.global_rank, self.trainer.world_size)
+        tokens, rows = batch.tokens[own], tuple(range(first_row + own.start, first_row + own.stop))
+        positions = self.model.positions(*tokens.shape, phase=phase, rows=rows)
+        return self.model.hidden(tokens, positions), batch.targets[own]
 
     def training_step(self, batch: Example, batch_idx: int) -> Tensor:
-        """Mean cross-entropy, in nats, of what is asked."""
-        hidden = self._hidden(batch.tokens, self.n_rows, self.phase)
-        return cross_entropy(self.model.head, hidden, batch.targets, self.model.config.vocab_size)
+        """Mean cross-entropy, in nats, of what is asked; of several processes' shares it is the mean of theirs."""
+        hidden, targets = self._read(batch, self.n_rows, self.phase)
+        by = divisor(batch, self.trainer.world_size)
+        return cross_entropy(self.model.head, hidden, targets, self.model.config.vocab_size, by)
 
     def on_train_batch_start(self, batch: Example, batch_idx: int) -> None:
         """A step begins."""
@@ -135,15 +142,19 @@ class LanguageModel(pl.LightningModule):
         settings = self.settings
         self.steps, partial = divmod(batch_idx + 1, settings.accumulate)
         told = not partial and (self.steps % settings.log_every == 0 or self.steps == settings.steps)
-        loss = outputs["loss"].item() * settings.accumulate if told else math.nan  # waits for a GPU
+        loss = math.nan
+        if told:  # waits for a GPU, and for the other processes
+            loss = self.trainer.strategy.reduce(outputs["loss"]).item() * settings.accumulate
         self.seconds += time.perf_counter() - self.began
         self.n_rows += len(batch.tokens)
         self.n_tokens += batch.tokens.numel()
         if not told:
             return
         self.final_loss = loss
-        if not math.isfinite(loss) and not all(p.isfinite().all() for p in self.model.parameters()):
-            self.trainer.should_stop = True  # no loss will be finite after it
+        if not math.isfinite(loss):
+            finite = all(bool(p.isfinite().all()) for p in self.model.parameters())
+            if not self.trainer.strategy.reduce_boolean_decision(finite):
+                self.trainer.should_stop = True  # no loss will be finite after it
         if self.logger is not None:
             curves = {
                 "train/loss": loss,
@@ -156,18 +167,18 @@ class LanguageModel(pl.LightningModule):
 
     def validation_step(self, batch: Example, batch_idx: int) -> None:
         """Count what is asked for the mean loss and accuracy."""
-        hidden = self._hidden(batch.tokens, batch_idx * len(batch.tokens), "test")
-        vocabulary = self.model.config.vocab_size
-        for losses, hits in losses_and_hits(self.model.head, hidden, batch.targets, vocabulary):
+        hidden, targets = self._read(batch, batch_idx * len(batch.tokens), "test")
+        for losses, hits in losses_and_hits(self.model.head, hidden, targets, self.model.config.vocab_size):
             self.loss.update(losses)
             self.accuracy.update(hits)
 
     def on_validation_epoch_end(self) -> None:
         """Add a point to the curves of validation."""
-        loss = self.validation_loss = self.loss.compute().item()
+        loss = self.validation_loss = self.loss.compute().item()  # of all processes
+        curves = {"validation/loss": loss, "validation/perplexity": _perplexity(loss)}
+        curves["validation/accuracy"] = self.accuracy.compute().item()
         if self.logger is not None:
-            curves = {"validation/loss": loss, "validation/perplexity": _perplexity(loss)}
-            self.logger.log_metrics(curves | {"validation/accuracy": self.accuracy.compute()}, self.steps)
+            self.logger.log_metrics(curves, self.steps)
         self.loss.reset()
         self.accuracy.reset()
         self.validated_at = self.steps
@@ -279,7 +290,7 @@ def fit(
         weights: which of them are trained; adapters are merged into the model in the end, which is float32 then if it
             was less.
         log_dir: folder for TensorBoard's training curves; replaces those of an earlier attempt.
-        device: where to train.
+        device: where to train; of several processes the first one, and GPUs with the next numbers the others.
         progress: called every `settings.log_every` steps with (step, steps, loss).
         saving: how to save the training's state, and to go on from one that is there. Ctrl-C and SIGTERM then wait
             until it is saved.
@@ -289,36 +300,38 @@ def fit(
         `length` and a lack of memory are results.
 
     Raises:
-        UserError: if the device cannot train in that precision, or the model has no such weights.
+        UserError: if the device cannot train in that precision, the model has no such weights, or there are not so many
+            devices, or fewer rows in a batch than processes.
+        PeerFailed: if another process of the training fails.
     """
     device = torch.device(device)
     check_training(device, settings.precision)
-    gpus = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    check_shares(settings)
     training, module = model.training, LanguageModel(model, settings, phase, progress)
     state = saving.read() if saving is not None else None
     going_on, done, curves, earlier_peak = state is not None, 0, {}, None
     if going_on:
         done, curves, earlier_peak = state["counted"]["steps"], state["curves"], state["peak_memory_bytes"]
     data = TrainingData(material, validation, settings, length, seed, done)
+    note = to_nobody if saving is None else saving.note
+    silent = saving and dataclasses.replace(saving, note=to_nobody)
+    options = {"seed": seed, "length": length, "phase": phase, "weights": weights, "device": device, "saving": silent}
     status, reason = "ok", ""
     model.train()
-    reset_peak_memory(device)
     stoppable = Signals() if saving is not None else contextlib.nullcontext()
     with (
+        together(settings, device, functools.partial(_fit_beside, model, material, validation, settings, options)),
         tuned(model, weights, seed),
         checkpointed(model, settings.checkpointing),
         stoppable as signals,
         quiet(),
         ctrl_c(),
         without_subnormals(device),
-        torch.random.fork_rng(gpus),
     ):
-        torch.manual_seed(seed)
         trained_params = count_trained(model)
         trainer = pl.Trainer(
-            accelerator=device.type,
-            devices=gpus or 1,
-            plugins=[LightningEnvironment(), StateFile(state)],  # one process, also inside a cluster's job
+            **placed(settings, device),
+            plugins=[StateFile(state, note), *environments(settings)],
             callbacks=[Saver(saving, state, signals)] if saving is not None else [],
             precision=settings.precision,
             max_epochs=1,
@@ -327,16 +340,21 @@ def fit(
             val_check_interval=validated_every(settings) * settings.accumulate,
             limit_val_batches=1.0 if validation is not None else 0,
             num_sanity_val_steps=0,
-            logger=Curves(log_dir, curves) if log_dir is not None else False,
+            logger=False,
             log_every_n_steps=0,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_autolog_hparams=False,
         )
+        if log_dir is not None and trainer.is_global_zero:
+            trainer.logger = Curves(log_dir, curves)
         del state, curves  # as large as the model three times over
+        device = trainer.strategy.root_device
+        reset_peak_memory(device)
         try:
-            with curves_into(log_dir):
+            with curves_into(log_dir), torch.random.fork_rng([device.index] if device.type == "cuda" else []):
+                torch.manual_seed(seed_of(seed, trainer.global_rank))
                 trainer.fit(module, datamodule=data, ckpt_path=saving.path if going_on else None)
                 if validation is not None and module.validated_at != module.steps:
                     trainer.validate(module, datamodule=data, verbose=False)
@@ -360,6 +378,14 @@ def fit(
         reason=reason,
         trained_params=trained_params,
     )
+
+
+def _fit_beside(
+    model: Transformer, material: Batched, validation: Batched | None, settings: TrainConfig, options: dict[str, Any]
+) -> str:
+    """Do as `fit` does in the first process of a training; why this process cannot go on, or nothing."""
+    found = fit(model, material, validation, settings, **options)
+    return found.reason if found.status == "out_of_memory" else ""
 
 
 @contextlib.contextmanager

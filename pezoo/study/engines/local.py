@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import selectors
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pezoo.outcome import describe_end
 from pezoo.study.estimate import Estimate, to_try
 from pezoo.study.forks import CAN_FORK, Forked, Server
 from pezoo.study.launcher import SAVE_SECONDS, Message, environment_of, setup_of, told_of
@@ -227,21 +227,3 @@ class Pool:
 def can_fork(plan: Plan) -> bool:
     """Whether workers may be forked: not where a GPU's driver could be at work in what is forked."""
     return CAN_FORK and all(cell.inputs["device"] == "cpu" for cell in plan.cells.values())
-
-
-def describe_end(code: int | None) -> str:
-    """How a process with an exit code ended, in words; None: it had not."""
-    if code is None:
-        return "closed its output"
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        name = f" ({signal.Signals(-code).name})"
-    except ValueError:
-        name = ""
-    why = {
-        signal.SIGKILL: ", as happens when memory runs out",
-        signal.SIGSEGV: ": a crash in compiled code",
-        signal.SIGABRT: ": compiled code gave up",
-    }
-    return f"was killed by signal {-code}{name}{why.get(-code, '')}"
