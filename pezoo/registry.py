@@ -218,12 +218,6 @@ def load_plugin(path: str | Path) -> list[str]:
     return list(added)
 
 
-def plugins_loaded() -> list[str]:
-    """Files of the plug-ins that this process has loaded, for another one to load."""
-    specs = [module.__spec__ for name, module in list(sys.modules.items()) if name.startswith(PLUGIN)]
-    return [str(spec.origin) for spec in specs if spec is not None and spec.loader_state]
-
-
 def _forget(entries: dict[str, Entry], modules: set[str]) -> None:
     """Go back to these entries, and to these modules of plug-ins."""
     _entries.clear()

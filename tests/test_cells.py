@@ -15,6 +15,7 @@ from helpers import damage, values, write_words
 from pezoo.errors import UserError
 from pezoo.files import sweep
 from pezoo.model.transformer import Transformer
+from pezoo.outcome import describe_end
 from pezoo.results import read
 from pezoo.study import Study, make_plan
 from pezoo.study.cells import run_cell

@@ -247,6 +247,8 @@ def resolve_device(recipe: Recipe) -> str:
     if recipe.tune.precision is not None:
         check_training(device, recipe.tune.precision, "tune.precision")
     check_testing(device, recipe.test.precision)
+    if (strategy := recipe.train.strategy).startswith("fsdp") and device.type != "cuda":
+        raise UserError(f"train.strategy={strategy} needs CUDA GPUs, and this is device={device.type}; type ddp")
     return device.type
 
 

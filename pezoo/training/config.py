@@ -11,6 +11,12 @@ Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"]
 
 
+Strategy = Literal[
+    "auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "fsdp", "fsdp_cpu_offload"
+]
+"""Lightning's names of the ways in which processes share a training, without those that start them."""
+
+
 @dataclass
 class TrainConfig:
     """Training, and what tuning shares with it."""
@@ -52,9 +58,8 @@ class TrainConfig:
     """Processes of one training on a machine, each with a share of every batch and a GPU of its own."""
     num_nodes: int = field(default=1, metadata={"before": 1})
     """Machines of one training, each with `devices` processes; more than one: launcher=slurm."""
-    strategy: str = field(default="auto", metadata={"before": "auto"})
-    """Lightning's name of the way in which processes share a training, such as ddp or fsdp; auto: ddp if there are
-    several."""
+    strategy: Strategy = field(default="auto", metadata={"before": "auto"})
+    """Lightning's strategy, by which processes share a training; auto: ddp if there are several."""
     log_every: int = field(default=20, metadata={"hashed": False})
     """Steps between two points of the training curves."""
 
@@ -76,6 +81,7 @@ def check_shares(settings: TrainConfig, key: str = "train") -> None:
     """
     if settings.batch_size < (processes := settings.processes):
         raise UserError(
-            f"{key}.batch_size={settings.batch_size} is less than one sequence for each of the {processes} processes of "
-            f"train.devices={settings.devices} on train.num_nodes={settings.num_nodes}; type {key}.batch_size={processes}"
+            f"{key}.batch_size={settings.batch_size} is fewer than the {processes} processes of a training "
+            f"(train.devices={settings.devices}, train.num_nodes={settings.num_nodes}); "
+            f"type {key}.batch_size={processes}"
         )

@@ -26,7 +26,8 @@ import torch
 from torch import distributed
 
 from pezoo.outcome import describe_end, outcome
-from pezoo.registry import load_plugin, plugins_loaded
+from pezoo.registry import load_plugin
+from pezoo.sources import plugins_loaded
 from pezoo.training.config import TrainConfig
 
 START = "import sys; sys.path[:] = {path!r}; from pezoo.training.peers import main; main()"
@@ -60,7 +61,7 @@ def together(settings: TrainConfig, device: torch.device, call: Callable[[], str
         yield
         return
     with tempfile.TemporaryDirectory(prefix="pezoo-") as folder, contextlib.ExitStack() as stack:
-        group = {"backend": "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", "world_size": count}
+        group = {"backend": "nccl" if device.type == "cuda" else "gloo", "world_size": count}
         group |= {"init_method": f"file://{folder}/group"}
         told = {"group": group, "threads": torch.get_num_threads(), "plugins": plugins_loaded(), "call": _dump(call)}
         peers = [stack.enter_context(_Peer(rank)) for rank in range(1, count)]

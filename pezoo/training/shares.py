@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
-from pytorch_lightning.strategies import StrategyRegistry
 from torch import Tensor, distributed
 
 from pezoo.data.tokens import philox
-from pezoo.errors import UserError
+from pezoo.model.devices import check_devices
 from pezoo.task import IGNORE, Example
 from pezoo.training.config import TrainConfig
 
@@ -58,35 +57,10 @@ def placed(settings: TrainConfig, device: torch.device) -> dict[str, Any]:
     given |= {"strategy": strategy, "use_distributed_sampler": False}
     if device.type == "cuda":
         there = torch.cuda.device_count()
-        check_devices(settings, device.type, there)
+        check_devices(settings.devices, there)
         first = torch.cuda.current_device() if device.index is None else device.index
         given["devices"] = [(first + i) % there for i in range(settings.devices)]
     return given
-
-
-def check_devices(settings: TrainConfig, kind: str, there: int) -> None:
-    """Refuse more processes than there are GPUs.
-
-    Args:
-        settings: of the training.
-        kind: of the device.
-        there: how many of the kind are in a machine.
-
-    Raises:
-        UserError: if they are too few.
-    """
-    if kind != "cpu" and settings.devices > there:
-        raise UserError(
-            f"train.devices={settings.devices} needs as many GPUs in a machine, and there "
-            f"{'is' if there == 1 else 'are'} {there}; type train.devices={max(1, there)}"
-        )
-
-
-def strategies() -> list[str]:
-    """Names of Lightning's strategies for processes that have been started."""
-    starting = ("spawn", "fork", "notebook", "xla", "single")
-    names = StrategyRegistry.available_strategies()
-    return ["auto", *(name for name in names if not any(word in name for word in starting))]
 
 
 def environments(settings: TrainConfig) -> list[LightningEnvironment]:
