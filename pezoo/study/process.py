@@ -54,6 +54,7 @@ class Process:
         tell: Callable[[Message], None],
         log: Callable[[str], None],
         seconds: float,
+        kept: bool = True,
     ) -> Message:
         """Run a cell; it is in the store if it is done.
 
@@ -63,6 +64,7 @@ class Process:
             tell: gets all messages but the last.
             log: gets what is for those who look for a reason, such as a traceback.
             seconds: between two messages of progress.
+            kept: whether this process keeps the cell, as in `run_cell`.
 
         Returns:
             The last message.
@@ -81,7 +83,7 @@ class Process:
 
         try:
             _check_code(cell)
-            facts = run_cell(cell, store, self.corpora, report, note, self.save_minutes)
+            facts = run_cell(cell, store, self.corpora, report, note, self.save_minutes, kept)
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # a plug-in may raise these too
             log(f"{cell.title} ({cell.key}) failed:\n{traceback.format_exc()}")
             status, reason = outcome(error)

@@ -21,25 +21,26 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from pezoo.data.material import Batched, Batches
+from pezoo.data.material import Batched
 from pezoo.files import curves_into
 from pezoo.model.devices import check_training, without_subnormals
 from pezoo.model.transformer import Transformer
 from pezoo.outcome import outcome, peak_memory, reset_peak_memory
 from pezoo.task import Example
+from pezoo.training.batches import VALIDATION_BATCHES, TrainingData
 from pezoo.training.config import TrainConfig, check_shares
 from pezoo.training.curves import Curves
 from pezoo.training.lightning import ctrl_c, quiet
 from pezoo.training.loss import cross_entropy, losses_and_hits
 from pezoo.training.peers import together
 from pezoo.training.resume import Saver, Saving, Signals, State, StateFile, to_nobody
-from pezoo.training.shares import divisor, environments, placed, seed_of, share
+from pezoo.training.shares import check_started, divisor, environments, placed, seed_of, share
 from pezoo.training.weights import ALL, Weights, count_trained, tuned
 
-# The curve of validation perplexity: how many points at most, of how many batches each, from crops that are the same
-# whatever the training's seed. A point for at least so many training batches, which take three times as long as those
-# of a validation, is 3 % of the time; the middle and the end have one however short a training is.
-VALIDATIONS, VALIDATION_BATCHES, VALIDATION_SEED = 10, 8, 0
+# The curve of validation perplexity: how many points at most. A point for at least so many training batches, which take
+# three times as long as those of a validation, is 3 % of the time; the middle and the end have one however short a
+# training is.
+VALIDATIONS = 10
 BATCHES_PER_VALIDATION = 10 * VALIDATION_BATCHES
 
 # What a module counts while it is trained; a training that goes on counts on.
@@ -214,54 +215,6 @@ def _perplexity(loss: float) -> float:
     return math.exp(min(loss, 700))  # more is no number
 
 
-class TrainingBatches(Batches):
-    """The batches of a training, which say to Lightning that they can go on where they stopped: `first` does it."""
-
-    def state_dict(self) -> State:
-        """Nothing that `first` does not say."""
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        """See `state_dict`."""
-
-
-class TrainingData(pl.LightningDataModule):
-    """Training batches, and a fixed sample of validation batches at the training length.
-
-    Args:
-        material: what is trained on.
-        validation: what is validated on, if anything.
-        settings: of the training.
-        length: L, the longest sequences, as the material counts it.
-        seed: of the training's batches.
-        done: steps that are done.
-    """
-
-    def __init__(
-        self,
-        material: Batched,
-        validation: Batched | None,
-        settings: TrainConfig,
-        length: int,
-        seed: int,
-        done: int = 0,
-    ) -> None:
-        super().__init__()
-        count, first = settings.steps * settings.accumulate, done * settings.accumulate
-        self.training = TrainingBatches(material, settings, length, count, seed, first=first)
-        self.validation: Batches | list[Example] = []
-        if validation is not None:
-            self.validation = Batches(validation, settings, length, VALIDATION_BATCHES, VALIDATION_SEED, fixed=True)
-
-    def train_dataloader(self) -> Batches:
-        """The batches of the whole training."""
-        return self.training
-
-    def val_dataloader(self) -> Batches | list[Example]:
-        """The batches of each validation."""
-        return self.validation
-
-
 def fit(
     model: Transformer,
     material: Batched,
@@ -347,6 +300,7 @@ def fit(
             enable_model_summary=False,
             enable_autolog_hparams=False,
         )
+        check_started(settings, trainer)
         if log_dir is not None and trainer.is_global_zero:
             trainer.logger = Curves(log_dir, curves)
         del state, curves  # as large as the model three times over

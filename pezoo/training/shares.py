@@ -7,11 +7,13 @@ scaled so that this is the gradient of the mean over all that is asked in the ba
 
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor, distributed
 
 from pezoo.data.tokens import philox
+from pezoo.errors import UserError
 from pezoo.model.devices import check_devices
 from pezoo.task import IGNORE, Example
 from pezoo.training.config import TrainConfig
@@ -66,6 +68,18 @@ def placed(settings: TrainConfig, device: torch.device) -> dict[str, Any]:
 def environments(settings: TrainConfig) -> list[LightningEnvironment]:
     """What Lightning is told of the machines: it finds out about those of a cluster's job by itself."""
     return [Environment()] if settings.num_nodes == 1 else []
+
+
+def check_started(settings: TrainConfig, trainer: pl.Trainer) -> None:
+    """Refuse a training on several machines whose processes nobody has started.
+
+    Raises:
+        UserError: if this is no process of a cluster's job.
+    """
+    if settings.num_nodes > 1 and not trainer.strategy.cluster_environment.creates_processes_externally:
+        raise UserError(
+            f"train.num_nodes={settings.num_nodes}: this is no job on several machines; type launcher=slurm"
+        )
 
 
 class Environment(LightningEnvironment):
