@@ -299,6 +299,7 @@ def test_the_processes_of_a_job_on_two_machines_train_one_model(tmp_path):
         given = [setup_of(study.plan, []) | {"folder": str(study.out)}, told_of(cell), str(tmp_path / f"job{machines}")]
         job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": str(machines), "SLURM_NNODES": str(machines)}
         job |= {"SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0", "SLURM_NODELIST": "127.0.0.1"}
+        job |= {"SUBMITIT_EXECUTOR": "slurm"}
         runs = []
         for rank in range(machines):
             named = job | {"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank)}
