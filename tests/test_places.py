@@ -164,6 +164,8 @@ def test_what_cannot_be_shared_out_is_refused_with_the_key(overrides, message):
     assert message in str(error.value)
 
 
-def test_fsdp_is_refused_on_a_cpu():
+def test_fsdp_is_refused_on_a_cpu_and_with_adapters():
+    with pytest.raises(UserError, match=r"tune.weights=lora and train.strategy=fsdp do not go together"):
+        make_plan(recipe("train.strategy=fsdp", "tune.weights=lora"))
     with pytest.raises(UserError, match=r"train.strategy=fsdp needs CUDA GPUs, and this is device=cpu; type ddp"):
         make_plan(recipe("train.strategy=fsdp", "device=cpu"))

@@ -68,6 +68,11 @@ class TrainConfig:
         """Of one training, on all its machines."""
         return self.devices * self.num_nodes
 
+    @property
+    def sharded(self) -> bool:
+        """Whether each process has a part of the weights."""
+        return self.strategy.startswith("fsdp")
+
 
 def check_shares(settings: TrainConfig, key: str = "train") -> None:
     """Refuse a batch that leaves a process without a row.

@@ -6,6 +6,7 @@ alone, and end in the same weights, bit by bit on a CPU; also one that was stopp
 """
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import math
@@ -18,6 +19,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
@@ -89,6 +91,8 @@ def learning_rate(step: int, settings: TrainConfig) -> float:
 
 def validated_every(settings: TrainConfig) -> int:
     """Steps from one validation to the next; the last is at the end, wherever that falls."""
+    if settings.sharded:  # at the end alone, where a training with all of the model's parts still can
+        return settings.steps
     many = settings.steps * settings.accumulate // BATCHES_PER_VALIDATION
     return math.ceil(settings.steps / min(VALIDATIONS, max(2, many)))
 
@@ -112,6 +116,10 @@ class LanguageModel(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.settings, self.phase, self.progress = model, settings, phase, progress
+        encoding = set(model.scheme.parameters())
+        self.decayed = {name for name, p in model.named_parameters() if p.ndim > 1 and p not in encoding}
+        self.gathered: dict[str, Tensor] = {}
+        """The weights in the end, where each process has had a part of them."""
         self.loss, self.accuracy = MeanMetric(nan_strategy="disable"), MeanMetric()
         self.steps, self.validated_at = 0, 0
         self.seconds, self.began = 0.0, 0.0
@@ -166,6 +174,21 @@ class LanguageModel(pl.LightningModule):
         if self.progress is not None:
             self.progress(self.steps, settings.steps, loss)
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the norm of all gradients, also where each process has a part of them."""
+        if self.settings.sharded and gradient_clip_val:
+            self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_train_end(self) -> None:
+        """Gather weights of which each process has a part."""
+        if self.settings.sharded:
+            with FullyShardedDataParallel.summon_full_params(self.trainer.strategy.model, writeback=False):
+                self.gathered = {name: weight.to("cpu", copy=True) for name, weight in self.model.state_dict().items()}
+
     def validation_step(self, batch: Example, batch_idx: int) -> None:
         """Count what is asked for the mean loss and accuracy."""
         hidden, targets = self._read(batch, batch_idx * len(batch.tokens), "test")
@@ -197,10 +220,10 @@ class LanguageModel(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW that decays matrices alone: no norm, no bias, no parameter of the scheme."""
-        settings, encoding = self.settings, set(self.model.scheme.parameters())
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        decayed = [p for p in trained if p.ndim > 1 and p not in encoding]
-        others = [p for p in trained if p.ndim < 2 or p in encoding]
+        settings = self.settings
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        decayed = [p for name, p in trained.items() if name in self.decayed]
+        others = [p for name, p in trained.items() if name not in self.decayed]
         optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=settings.lr,
@@ -260,7 +283,7 @@ def fit(
     device = torch.device(device)
     check_training(device, settings.precision)
     check_shares(settings)
-    training, module = model.training, LanguageModel(model, settings, phase, progress)
+    training = model.training
     state = saving.read() if saving is not None else None
     going_on, done, curves, earlier_peak = state is not None, 0, {}, None
     if going_on:
@@ -282,6 +305,8 @@ def fit(
         without_subnormals(device),
     ):
         trained_params = count_trained(model)
+        # FSDP takes a model apart for good.
+        module = LanguageModel(copy.deepcopy(model) if settings.sharded else model, settings, phase, progress)
         trainer = pl.Trainer(
             **placed(settings, device),
             plugins=[StateFile(state, note), *environments(settings)],
@@ -310,7 +335,9 @@ def fit(
             with curves_into(log_dir), torch.random.fork_rng([device.index] if device.type == "cuda" else []):
                 torch.manual_seed(seed_of(seed, trainer.global_rank))
                 trainer.fit(module, datamodule=data, ckpt_path=saving.path if going_on else None)
-                if validation is not None and module.validated_at != module.steps:
+                if module.gathered:
+                    model.load_state_dict(module.gathered)
+                elif validation is not None and module.validated_at != module.steps and not settings.sharded:
                     trainer.validate(module, datamodule=data, verbose=False)
         except Exception as error:
             status, reason = outcome(error)
