@@ -1,7 +1,8 @@
-"""Memory: the peak of a stretch of work, and work in smaller pieces where there is not enough."""
+"""How work ends, in words, and the memory that it takes: its peak, and smaller pieces where there is not enough."""
 
 import contextlib
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -76,3 +77,21 @@ def outcome(error: BaseException) -> tuple[Status, str]:
     if lacks_memory(error):
         return "out_of_memory", reason or "not enough memory"
     return "failed", f"{type(error).__name__}: {reason}"
+
+
+def describe_end(code: int | None) -> str:
+    """How a process with an exit code ended, in words; None: it had not."""
+    if code is None:
+        return "closed its output"
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = f" ({signal.Signals(-code).name})"
+    except ValueError:
+        name = ""
+    why = {
+        signal.SIGKILL: ", as happens when memory runs out",
+        signal.SIGSEGV: ": a crash in compiled code",
+        signal.SIGABRT: ": compiled code gave up",
+    }
+    return f"was killed by signal {-code}{name}{why.get(-code, '')}"

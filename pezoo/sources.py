@@ -67,6 +67,12 @@ def plugin_module(path: Path) -> ModuleType:
     return sys.modules[name]
 
 
+def plugins_loaded() -> list[str]:
+    """Files of the plug-ins that this process has loaded, for another one to load."""
+    specs = [module.__spec__ for name, module in list(sys.modules.items()) if name.startswith(PLUGIN)]
+    return [str(spec.origin) for spec in specs if spec is not None and spec.loader_state]
+
+
 def _is_near(top: str, folder: str) -> bool:
     """Whether `import top` in a plug-in means what is in its folder, and not what everybody else gets by that name."""
     near = PathFinder.find_spec(top, [folder]) if _may_be_near(top) else None

@@ -15,11 +15,11 @@ from helpers import damage, values, write_words
 from pezoo.errors import UserError
 from pezoo.files import sweep
 from pezoo.model.transformer import Transformer
+from pezoo.outcome import describe_end
 from pezoo.results import read
 from pezoo.study import Study, make_plan
 from pezoo.study.cells import run_cell
 from pezoo.study.collect import Failure
-from pezoo.study.engines.local import describe_end
 from pezoo.study.plan import Cell
 from pezoo.study.reading import load_recipe
 

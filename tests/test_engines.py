@@ -16,6 +16,7 @@ from helpers import MAY_DIFFER
 from pezoo.errors import UserError
 from pezoo.results import read
 from pezoo.study import Study
+from pezoo.study.launcher import setup_of, told_of
 
 OVERRIDES = ("size=test", "schemes=[alibi, rope+pi]", "seeds=[0]", "train.steps=300")
 OFTEN = "save_minutes=0.005"
@@ -252,6 +253,70 @@ def test_what_slurm_is_asked_for(tmp_path, monkeypatch):
     wanted = {"partition": "long", "account": "us", "time": "90", "cpus-per-task": "3", "gpus-per-node": "1"}
     wanted |= {"mem": "1536M", "signal": "USR2@70", "array": "0-1%2", "job-name": "pezoo-train"}
     assert given.items() >= wanted.items()
+
+
+def test_a_training_on_several_machines_is_a_job_of_as_many(tmp_path, monkeypatch):
+    pytest.importorskip("submitit", reason="pezoo[slurm] is not installed")
+    from pezoo.study.engines.slurm import OnSlurm
+
+    asked = []
+    monkeypatch.setattr(OnSlurm, "_submit", lambda self, *given: asked.append(given[:3]))
+    monkeypatch.setattr("pezoo.study.engines.slurm.shutil.which", lambda _: "sbatch")
+    for overrides, shape in (
+        (["train.num_nodes=2", "train.devices=4"], (2, 4)),
+        (["train.devices=4"], (1, 1)),
+    ):
+        study = prepare(tmp_path / "out", "launcher=slurm", "train.batch_size=8", "tune.batch_size=8", *overrides)
+        engine = OnSlurm(study.plan, study.store, [])
+        engine.take([cell for cell in study.plan.cells.values() if cell.kind in ("train", "evaluate")])
+        assert set(asked) == {("train", *shape), ("evaluate", 1, 1)}
+        asked.clear()
+
+
+JOB = """
+import json, sys
+from pezoo.study.engines.job import Work
+if __name__ == "__main__":
+    Work(*json.loads(sys.stdin.read()))()
+"""
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_job_on_two_machines_train_one_model(tmp_path):
+    """As Slurm would start them, by its variables alone: two "machines" with a process each, both here."""
+    pytest.importorskip("submitit", reason="pezoo[slurm] is not installed")
+    found = []
+    for machines in (1, 2):
+        overrides = [
+            "launcher=slurm",
+            "device=cpu",
+            "schemes=[rope+random]",
+            "train.steps=60",
+            f"train.num_nodes={machines}",
+        ]
+        study = prepare(tmp_path / str(machines), *overrides)
+        (cell,) = [cell for cell in study.plan.cells.values() if cell.kind == "train"][:1]
+        given = [setup_of(study.plan, []) | {"folder": str(study.out)}, told_of(cell), str(tmp_path / f"job{machines}")]
+        job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_NTASKS": str(machines), "SLURM_NNODES": str(machines)}
+        job |= {"SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0", "SLURM_NODELIST": "127.0.0.1"}
+        job |= {"SUBMITIT_EXECUTOR": "slurm"}
+        runs = []
+        for rank in range(machines):
+            named = job | {"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank)}
+            runs.append(
+                subprocess.Popen([sys.executable, "-c", JOB], stdin=subprocess.PIPE, env=os.environ | named, text=True)
+            )
+        for run in runs:
+            run.stdin.write(json.dumps(given))
+            run.stdin.close()
+        assert [run.wait(300) for run in runs] == [0] * machines
+        messages = [json.loads(line) for line in (tmp_path / f"job{machines}.messages").read_text().splitlines()]
+        assert [m["event"] for m in messages if m["event"] != "progress"] == ["begun", "done"]
+        found.append(messages[-1]["fit"])
+        assert study.store.done(cell.key)
+    one, two = found
+    assert two["validation_loss"] == pytest.approx(one["validation_loss"], abs=1e-5)
+    assert two["final_loss"] == pytest.approx(one["final_loss"], abs=1e-5)
 
 
 def test_jobs_of_a_run_that_was_killed_are_ended_before_another_begins(tmp_path):

@@ -30,6 +30,7 @@ from pezoo.study.collect import collect
 from pezoo.study.plan import GROUPS, Cell, digest, make_plan
 from pezoo.study.reading import load_recipe
 from pezoo.study.store import Store
+from pezoo.training import batches
 from pezoo.training import fit as lightning
 from pezoo.training.keys import hashed
 
@@ -216,8 +217,8 @@ def larger_step(step, settings, usual=lightning.learning_rate):
 
 
 CHANGES = {
-    "validation batches": ("text", lightning, "VALIDATION_BATCHES", 9, "train"),
-    "validation seed": ("text", lightning, "VALIDATION_SEED", 1, "train"),
+    "validation batches": ("text", batches, "VALIDATION_BATCHES", 9, "train"),
+    "validation seed": ("text", batches, "VALIDATION_SEED", 1, "train"),
     "learning rate": ("body", lightning, "learning_rate", larger_step, "train"),
     "share of the questions for testing": ("task", task, "SHARE", 4, "train"),
     "questions drawn together": ("task", answers, "DRAWN", 16, "evaluate"),

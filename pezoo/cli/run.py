@@ -156,6 +156,8 @@ def _show_plan(study: "Study") -> None:
     console.print(table)
     console.print(f"{len(plan.cells)} cells; left to do: {plan.summary(estimate.todo)}")
     if estimate.todo:
+        if seats := study.seats(estimate.todo):
+            console.print(seats)
         study.try_some(estimate)
         console.print(estimate.say())
         if plan.recipe.workers > 1 and (estimate.hours() or 0) >= 1:

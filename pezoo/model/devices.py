@@ -33,6 +33,26 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def gpus() -> list[str]:
+    """Names of the CUDA GPUs that PyTorch sees."""
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
+
+
+def check_devices(wanted: int, there: int) -> None:
+    """Refuse a training with more processes in a machine than there are GPUs.
+
+    Args:
+        wanted: processes.
+        there: GPUs.
+
+    Raises:
+        UserError: if they are too few.
+    """
+    if wanted > there:
+        has = "is 1" if there == 1 else f"are {there}"
+        raise UserError(f"train.devices={wanted} needs so many GPUs here, and there {has}; type train.devices={there}")
+
+
 def check_training(device: torch.device, precision: str, key: str = "train.precision") -> None:
     """Refuse a precision that a device cannot train in.
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ def run_cell(
     report: Report,
     note: Note = lambda line: None,
     save_minutes: float = 5.0,
+    kept: bool = True,
 ) -> dict[str, Any]:
-    """Run a cell and return its facts; it is in the store when this returns.
+    """Run a cell and return its facts; it is in the store when this returns, if it is kept.
 
     Args:
         cell: what to run.
@@ -46,6 +48,7 @@ def run_cell(
         report: is told how far it is.
         note: is told that a training goes on from a saved state.
         save_minutes: between two savings of that state.
+        kept: whether this process keeps it; of those of a training on several machines the first one does.
 
     Raises:
         UserError: if its corpus is no longer the one that the study was planned with.
@@ -56,6 +59,9 @@ def run_cell(
     saving = Saving(store.state(cell.key), owner, save_minutes, lambda line: note(f"{cell.title}: {line}"))
     train = functools.partial(fit_model, saving=saving)
     work = {"choose": choose_model, "evaluate": evaluate_model}.get(cell.kind, train)
+    if not kept:
+        with tempfile.TemporaryDirectory(prefix="pezoo-") as elsewhere:
+            return work(cell, store, corpora, Path(elsewhere), report)
     with store.writing(cell) as (folder, facts):
         facts |= work(cell, store, corpora, folder, report)
     saving.path.unlink(missing_ok=True)

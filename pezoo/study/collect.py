@@ -20,6 +20,8 @@ class Failure:
     """failed or out_of_memory."""
     reason: str
     date: str = dataclasses.field(default_factory=now)
+    by: Mapping[str, Any] | None = None
+    """What has computed, as `provenance` has it; None: unknown, and taken to be as here."""
 
 
 def config_hash(recipe: Recipe) -> str:
@@ -60,7 +62,7 @@ def _failed(plan: Plan, key: str, failure: Failure, title: str) -> dict[str, Any
     lengths = [at | {"test_length": n, "seconds": None, "peak_memory_bytes": None} for n in cell.inputs["lengths"]]
     # Parameters are not counted: the model may be what does not fit into memory.
     facts = {"lengths": lengths, "scale_factors": {}, "params": None, "date": failure.date}
-    return facts | provenance(cell.inputs["device"])
+    return facts | (failure.by or provenance(cell.inputs["device"]))
 
 
 def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, Any]) -> list[Result]:

@@ -7,13 +7,14 @@ been wrong. Cells with the same scheme count first, then those with another, the
 
 import dataclasses
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pezoo.registry import entry
 from pezoo.sources import PLUGIN
 from pezoo.study import memory
+from pezoo.study.places import Place
 from pezoo.study.plan import Cell, digest
 from pezoo.training.weights import ALL
 
@@ -42,6 +43,7 @@ class Estimate:
         todo: keys of those that are not done.
         workers: how many run at a time.
         clock: seconds.
+        places: the devices of each worker, where they are known.
     """
 
     def __init__(
@@ -50,8 +52,9 @@ class Estimate:
         todo: Iterable[str],
         workers: int,
         clock: Callable[[], float] = time.monotonic,
+        places: Sequence[Place] = (),
     ) -> None:
-        self.cells, self.workers, self.clock = cells, workers, clock
+        self.cells, self.workers, self.clock, self.places = cells, workers, clock, places
         self.todo = dict.fromkeys(todo)
         self.work = {key: units(cell) * operations(cell) if units(cell) else 0 for key, cell in cells.items()}
         """By key, floating-point operations."""
@@ -130,9 +133,9 @@ class Estimate:
         return max(sum(rests.values()) / self.workers, *ends.values()) if ends else 0.0
 
     def hours(self) -> float | None:
-        """Hours of all workers together to the end, or None if that is unknown."""
+        """Hours of all workers together to the end, on each of their devices, or None if that is unknown."""
         rests = self.rests()
-        return None if rests is None else sum(rests.values()) / 3600
+        return None if rests is None else sum(rest * processes(self.cells[key]) for key, rest in rests.items()) / 3600
 
     def disk(self) -> int:
         """Bytes of the models that are still to be made, roughly; adapters and pictures are small."""
@@ -166,9 +169,14 @@ class Estimate:
         least = [bytes_ for key in self.todo if (bytes_ := memory.least(self.cells[key])) is not None]
         if peak := max([*least, self.memory or 0]):
             n = min(self.workers, max(1, len(self.todo)))
+            crowd = Counter(place for worker in self.places[:n] for place in worker) or Counter({device: n})
+            needed = {place: count * peak for place, count in crowd.items()}
             what = "memory" if device == "cpu" else "GPU memory"
-            facts.append(f"{amount(n * peak)}B of {what}" + (f" for {n} workers" if n > 1 else ""))
-            if least and (more := memory.remark(n * peak, device)):
+            if len(needed) > 1:
+                facts.append(f"{amount(max(needed.values()))}B of {what} on each of {len(needed)} GPUs")
+            else:
+                facts.append(f"{amount(max(needed.values()))}B of {what}" + (f" for {n} workers" if n > 1 else ""))
+            if self.places and (least or device != "cpu") and (more := memory.remark(needed)):
                 facts.append(more)
         if self.disk() >= 2**20:
             facts.append(f"{amount(self.disk())}B on disk")
@@ -249,6 +257,11 @@ def units(cell: Cell) -> int:
     return settings.steps * settings.accumulate * settings.batch_size
 
 
+def processes(cell: Cell) -> int:
+    """Processes that work at a cell."""
+    return cell.settings().processes if cell.kind in ("train", "tune") else 1
+
+
 def row_tokens(cell: Cell) -> int:
     """Tokens of the longest rows that a training or tuning reads."""
     length = cell.settings().length
@@ -279,6 +292,7 @@ def levels_of(cell: Cell) -> tuple[str, ...]:
     if "settings" in cell.inputs:
         settings = cell.settings()
         facts["settings"] = [settings.length, settings.batch_size, settings.precision, settings.checkpointing]
+        facts["processes"] = [settings.devices, settings.num_nodes, settings.strategy]
     work = {"kind": cell.kind} | facts
     return digest(work | {"scheme": cell.inputs.get("scheme")}), digest(work), cell.kind, ""
 

@@ -50,7 +50,7 @@ class Engine(Protocol):
 
 
 def setup_of(plan: Plan, plugins: list[str]) -> dict[str, Any]:
-    """What a process must be told before it can run cells of a study, as plain data."""
+    """What a process must be told before it can run cells of a study, as plain data; an engine may name its device."""
     facts = {name: getattr(plan.recipe, name) for name in ("threads", "device", "save_minutes")}
     texts = [dataclasses.asdict(text) for text in texts_of(plan.recipe)]
     return facts | {"texts": texts, "plugins": plugins}
@@ -147,7 +147,7 @@ class Launcher:
             case "done":
                 self._end(cell, None, message["fit"])
             case "failed":
-                self._end(cell, Failure(message["status"], message["reason"]), None)
+                self._end(cell, Failure(message["status"], message["reason"], by=message.get("by")), None)
 
     def _end_late(self) -> None:
         """End the cells that take longer than a cell may."""

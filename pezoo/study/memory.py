@@ -6,6 +6,7 @@ forward keeps. So it is the least that is needed: what PyTorch sets aside beside
 
 import contextlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -33,17 +34,17 @@ def least(cell: Cell) -> int | None:
     if cell.kind == "choose":
         return None
     settings, parameters = cell.settings(), sizes["parameters"]
-    tokens = settings.batch_size * settings.length
+    tokens = -(-settings.batch_size // settings.processes) * settings.length
     vectors = layers + KEPT if settings.checkpointing else KEPT * layers
     moved = 3 * parameters if cell.weights() == ALL else 0  # adapters and the scheme's own weights are few
     logits = loss_bytes(torch.device(cell.inputs["device"]), vocabulary, tokens)
     return NUMBER * (parameters + moved + tokens * vectors * width) + logits
 
 
-def free(device: str) -> int | None:
-    """Bytes that are free where cells are computed; None where the system does not tell."""
-    if device.startswith("cuda") and torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
+def room(device: str) -> int | None:
+    """Bytes of a GPU, or those that are free on this machine; None where the system does not tell."""
+    if device.startswith("cuda") and torch.cuda.is_available():  # what is free, only a process at work there is told
+        return torch.cuda.get_device_properties(device).total_memory
     if device == "cpu":
         with contextlib.suppress(OSError):
             if found := re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text()):
@@ -51,9 +52,11 @@ def free(device: str) -> int | None:
     return None
 
 
-def remark(needed: int, device: str) -> str:
-    """What to do where there is too little, or nothing."""
-    there = free(device)
-    if there is None or needed <= there:
-        return ""
-    return "that is more than is free now: set a smaller tune.batch_size, test.batch_tokens or workers"
+def remark(needed: Mapping[str, int]) -> str:
+    """What to do where a device has too little of what is needed there, or nothing."""
+    for device, bytes_ in needed.items():
+        there = room(device)
+        if there is not None and bytes_ > there:
+            lacks = "is free now" if device == "cpu" else f"{device} has"
+            return f"that is more than {lacks}: set smaller batches (train, tune, test.batch_tokens), or fewer workers"
+    return ""

@@ -2,7 +2,8 @@
 
 What is said are messages: plain data with an `event`. `taken`: a process has the cell, and is made ready. `begun` has
 the machine and the process, `progress` how far it is (done, total, loss), `note` a line for people. The last one is
-`done`, with what a training measured (fit), or `failed`, with a status and a reason.
+`done`, with what a training measured (fit), or `failed`, with a status and a reason, and perhaps what
+has computed (by).
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from pezoo.study.cells import run_cell
 from pezoo.study.launcher import Message
 from pezoo.study.plan import Cell
 from pezoo.study.resolve import load_corpora
-from pezoo.study.store import Store, tried_again
+from pezoo.study.store import Store, provenance, tried_again
 
 
 class Process:
@@ -53,6 +54,7 @@ class Process:
         tell: Callable[[Message], None],
         log: Callable[[str], None],
         seconds: float,
+        kept: bool = True,
     ) -> Message:
         """Run a cell; it is in the store if it is done.
 
@@ -62,6 +64,7 @@ class Process:
             tell: gets all messages but the last.
             log: gets what is for those who look for a reason, such as a traceback.
             seconds: between two messages of progress.
+            kept: whether this process keeps the cell, as in `run_cell`.
 
         Returns:
             The last message.
@@ -80,16 +83,20 @@ class Process:
 
         try:
             _check_code(cell)
-            facts = run_cell(cell, store, self.corpora, report, note, self.save_minutes)
+            facts = run_cell(cell, store, self.corpora, report, note, self.save_minutes, kept)
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # a plug-in may raise these too
             log(f"{cell.title} ({cell.key}) failed:\n{traceback.format_exc()}")
             status, reason = outcome(error)
-            status = status if status == "out_of_memory" else "failed"
-            return {"event": "failed", "status": status, "reason": reason}
+            return self._failed(cell, status if status == "out_of_memory" else "failed", reason)
         if (short := tried_again(facts)) is not None:
             log(f"{cell.title} ({cell.key}) ran out of memory {short}")
-            return {"event": "failed", "status": "out_of_memory", "reason": short}
+            return self._failed(cell, "out_of_memory", short)
         return {"event": "done", "fit": facts.get("fit")}
+
+    @staticmethod
+    def _failed(cell: Cell, status: str, reason: str) -> Message:
+        """A last message, with what has computed here."""
+        return {"event": "failed", "status": status, "reason": reason, "by": provenance(cell.inputs["device"])}
 
 
 def begun() -> Message:

@@ -14,6 +14,7 @@ from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.results import LANGUAGE_MODELLING
 from pezoo.study import bodies
 from pezoo.study.recipe import Recipe, join_trees, merge, merge_typed, require, to_recipe
+from pezoo.training.config import check_shares
 from pezoo.typed import check_plain, check_yaml, said
 
 CLAIMS = "claims.yaml"
@@ -190,7 +191,8 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 
 _AT_LEAST_ONE = """workers threads
 model.d_model model.n_layers model.n_heads model.n_kv_heads model.head_dim model.d_ff
-train.length train.min_length train.steps train.batch_size train.accumulate train.log_every
+train.length train.min_length train.steps train.batch_size train.accumulate train.devices train.num_nodes
+train.log_every
 tune.batch_size tune.accumulate test.windows test.last test.batch_tokens"""
 
 
@@ -323,11 +325,14 @@ def _check_values(recipe: Recipe) -> None:
         raise UserError(
             f"test.last={recipe.test.last} is more than the shortest test length, {min(recipe.test_lengths)}"
         )
+    _check_processes(recipe)
     steps = {n for row in recipe.rows for n in row.tune if n}
     if recipe.grid.encodings:
         steps |= {n for n in recipe.tune.steps if n}
     if steps and recipe.tune_length < length:
         raise UserError(f"tune.length={recipe.tune_length} is shorter than the training length train.length={length}")
+    if steps:
+        check_shares(recipe.tuning(1), "tune")
     for stage, n in [("train", recipe.train.steps), *(("tune", n) for n in sorted(steps))]:
         warmup = getattr(recipe, stage).warmup_steps
         if warmup >= n:
@@ -335,3 +340,19 @@ def _check_values(recipe: Recipe) -> None:
                 f"{stage}.warmup_steps={warmup} must be less than the {n} steps of {stage}.steps; "
                 f"type {stage}.warmup_steps={n // 10}"
             )
+
+
+def _check_processes(recipe: Recipe) -> None:
+    """Whether a training of several processes can be had where cells run."""
+    train = recipe.train
+    check_shares(train)
+    if train.num_nodes > 1 and (recipe.launcher != "slurm" or recipe.slurm.local):
+        raise UserError(
+            f"train.num_nodes={train.num_nodes} needs jobs on several machines: type launcher=slurm, or leave it at 1"
+        )
+    if train.devices > 1 and recipe.device == "mps":
+        raise UserError(f"train.devices={train.devices}, but device=mps is one GPU; type train.devices=1")
+    gpus = {"ray": ("ray.num_gpus", recipe.ray.num_gpus), "slurm": ("slurm.gpus", recipe.slurm.gpus)}
+    key, there = gpus.get(recipe.launcher, ("", 0))
+    if there and recipe.device != "cpu" and train.devices > max(1, there):
+        raise UserError(f"train.devices={train.devices} is more than {key}={there:g}; type {key}={train.devices}")

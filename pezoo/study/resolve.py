@@ -30,7 +30,7 @@ from pezoo.scheme import MemberSpec, Spec, offers, parse, read_members
 from pezoo.study.bodies import Foreign, find_body
 from pezoo.study.recipe import Recipe
 from pezoo.task import parse_task
-from pezoo.training.weights import parse_weights
+from pezoo.training.weights import Lora, parse_weights
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,13 @@ def resolve(recipe: Recipe, corpora: Mapping[str, Corpus]) -> list[Trial]:
 def _trial(part: str, recipe: Recipe, task: str, corpora: Mapping[str, Corpus]) -> Trial:
     device = resolve_device(recipe)
     try:
-        parse_weights(recipe.tune.weights)
+        weights = parse_weights(recipe.tune.weights)
     except UserError as error:
         raise UserError(f"tune.weights: {error}") from None
+    if recipe.train.sharded and isinstance(weights, Lora):
+        raise UserError(
+            f"tune.weights={recipe.tune.weights} and train.strategy={recipe.train.strategy} do not go together"
+        )
     test_lengths, tune_length = recipe.test_lengths, recipe.tune_length
     counts = [steps for row in recipe.rows for steps in row.tune]
     tunes = any(counts + (recipe.tune.steps if recipe.grid.encodings else []))
@@ -251,6 +255,9 @@ def resolve_device(recipe: Recipe) -> str:
     check_testing(device, recipe.test.precision)
     if reason := missing(recipe.backend, device):
         raise UserError(f"backend={recipe.backend} {reason}; type backend=auto")
+    if recipe.train.sharded and device.type != "cuda":
+        strategy = recipe.train.strategy
+        raise UserError(f"train.strategy={strategy} needs CUDA GPUs, and this is device={device.type}; type ddp")
     return device.type
 
 

@@ -23,13 +23,15 @@ from typing import Any
 from pezoo.errors import UserError, cut
 from pezoo.escape import in_terminal
 from pezoo.files import remove, sweep
+from pezoo.model.devices import check_devices, gpus
 from pezoo.registry import ENTRY_POINTS, entry, load_plugin
 from pezoo.results import Result, read, write
 from pezoo.study.collect import Failure, collect
 from pezoo.study.engines import find_engine
-from pezoo.study.estimate import Estimate
+from pezoo.study.estimate import Estimate, processes
 from pezoo.study.folder import RESULTS, claim, folder_of, plugins_of, require_plugins, write_record
 from pezoo.study.launcher import Launcher
+from pezoo.study.places import places, seated
 from pezoo.study.plan import Cell, Plan, make_plan
 from pezoo.study.progress import Progress, make_progress
 from pezoo.study.reading import find_recipe, load_recipe
@@ -128,7 +130,12 @@ class Study:
     def estimate(self) -> Estimate:
         """What is left of the study, as far as finished cells tell."""
         done = {key: self.store.done(key) for key in self.plan.cells}
-        estimate = Estimate(self.plan.cells, [key for key, whole in done.items() if not whole], self.recipe.workers)
+        estimate = Estimate(
+            self.plan.cells,
+            [key for key, whole in done.items() if not whole],
+            self.recipe.workers,
+            places=places(self.recipe),
+        )
         for key in (key for key, whole in done.items() if whole):
             estimate.recall(key, self.store.facts(key))
         return estimate
@@ -137,7 +144,20 @@ class Study:
         """Try, for about two seconds, what finished cells do not tell."""
         from pezoo.study.trials import try_some  # it imports what trains
 
-        try_some(estimate, self.plan.corpora, self.recipe.threads)
+        try_some(estimate, self.plan.corpora, self.recipe.threads, device=(places(self.recipe) or [("cpu",)])[0][0])
+
+    def seats(self, todo: Iterable[str]) -> str:
+        """How many workers sit on which GPUs, for people; nothing where they do not.
+
+        Raises:
+            UserError: if a training that is to be done needs more GPUs than there are.
+        """
+        taken = places(self.recipe)
+        if not (line := seated(taken)):
+            return ""
+        for key in todo:
+            check_devices(processes(self.plan.cells[key]), len(gpus()))
+        return line
 
     def run(
         self,
@@ -169,12 +189,15 @@ class Study:
         with holding(self.out):
             self._begin()
             estimate = self.estimate()
+            seats = self.seats(estimate.todo)
             done = [key for key in self.plan.cells if key not in estimate.todo]
             told = progress or make_progress(len(done), len(self.plan.cells), estimate=estimate)
             try:
                 with Status(self.out, self.plan, done, told, estimate) as shown:
                     if estimate.todo:
                         shown.note(f"{self.recipe.study} in {self.out}: {self.plan.summary(estimate.todo)}")
+                        if seats:
+                            shown.note(seats)
                         try_first &= self.recipe.launcher == "local"  # elsewhere it takes another time
                         try_first &= all(cell.inputs["device"] == "cpu" for cell in self.plan.cells.values())
                         if not try_first:

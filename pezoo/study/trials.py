@@ -1,5 +1,6 @@
 """A little of a study's work, tried before it begins: so it is known how long the rest takes, and how much memory."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,7 +10,7 @@ import torch
 from pezoo.data import Corpus
 from pezoo.outcome import peak_memory, reset_peak_memory
 from pezoo.study.cells import ask
-from pezoo.study.estimate import Estimate, operations, row_tokens, to_try
+from pezoo.study.estimate import Estimate, operations, processes, row_tokens, to_try
 from pezoo.study.plan import Cell
 from pezoo.training.fit import fit
 from pezoo.training.loss import loss_bytes
@@ -26,7 +27,9 @@ OPERATIONS, GPU_OPERATIONS = 2e10, 2e13
 """Most floating-point operations of one trial, about a second's; larger work is not tried."""
 
 
-def try_some(estimate: Estimate, corpora: Mapping[str, Corpus], threads: int, seconds: float = TRY_SECONDS) -> None:
+def try_some(
+    estimate: Estimate, corpora: Mapping[str, Corpus], threads: int, seconds: float = TRY_SECONDS, device: str = "cpu"
+) -> None:
     """Try a little of each kind of work that is left and unknown, for about so many seconds.
 
     In a worker's process `tried` does it.
@@ -36,12 +39,14 @@ def try_some(estimate: Estimate, corpora: Mapping[str, Corpus], threads: int, se
         corpora: the text of the study, by hash.
         threads: of a worker.
         seconds: after which nothing more is begun.
+        device: what cells call cuda, if they do.
     """
     had = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for key, *found in tried(to_try(estimate), corpora, seconds):
-            estimate.expect(key, *found)
+        with torch.cuda.device(device) if device.startswith("cuda:") else contextlib.nullcontext():
+            for key, *found in tried(to_try(estimate), corpora, seconds):
+                estimate.expect(key, *found)
     finally:
         torch.set_num_threads(had)
 
@@ -77,7 +82,8 @@ def attempt(cell: Cell, corpora: Mapping[str, Corpus]) -> tuple[float, int | Non
     if "body" in cell.inputs and "tested" not in cell.inputs:
         cell = _shorter(cell, most)
     inputs = cell.inputs
-    full = min(WINDOWS, inputs["windows"]["count"]) if testing else cell.settings().batch_size
+    several = processes(cell)  # of which one is tried
+    full = min(WINDOWS, inputs["windows"]["count"]) if testing else -(-cell.settings().batch_size // several)
     rows = min(full, int(most // (operations(cell) * (1 if testing else STEPS))))
     if not rows:
         raise ValueError("it is too large to be tried")
@@ -92,6 +98,7 @@ def attempt(cell: Cell, corpora: Mapping[str, Corpus]) -> tuple[float, int | Non
         full = max(1, min(inputs["windows"]["count"], inputs["batch_tokens"] // max(inputs["lengths"])))
     else:
         settings = dataclasses.replace(cell.settings(), steps=STEPS, batch_size=rows, accumulate=1, warmup_steps=1)
+        settings = dataclasses.replace(settings, devices=1, num_nodes=1, strategy="auto")
         fitted = fit(
             model,
             cell.material(corpora).train,
@@ -105,7 +112,7 @@ def attempt(cell: Cell, corpora: Mapping[str, Corpus]) -> tuple[float, int | Non
         )
         if fitted.status not in ("ok", "diverged"):
             raise ValueError(fitted.reason)
-        seconds = fitted.train_seconds / (STEPS * rows)
+        seconds = fitted.train_seconds / (STEPS * rows * several)
         peaks = [peak for peak in (fitted.peak_memory_bytes,) if peak is not None]
         fixed = training_bytes(fitted.trained_params or 0, settings.precision)
         if device.type != "cpu":  # where the weights had not been before

@@ -6,6 +6,9 @@ alone, and end in the same weights, bit by bit on a CPU; also one that was stopp
 """
 
 import contextlib
+import copy
+import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,28 +18,31 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from pezoo.data.material import Batched, Batches
+from pezoo.data.material import Batched
 from pezoo.files import curves_into
 from pezoo.model.devices import check_training, without_subnormals
 from pezoo.model.transformer import Transformer
 from pezoo.outcome import outcome, peak_memory, reset_peak_memory
 from pezoo.task import Example
-from pezoo.training.config import TrainConfig
+from pezoo.training.batches import VALIDATION_BATCHES, TrainingData
+from pezoo.training.config import TrainConfig, check_shares
 from pezoo.training.curves import Curves
 from pezoo.training.lightning import ctrl_c, quiet
 from pezoo.training.loss import cross_entropy, losses_and_hits
-from pezoo.training.resume import Saver, Saving, Signals, State, StateFile
+from pezoo.training.peers import together
+from pezoo.training.resume import Saver, Saving, Signals, State, StateFile, to_nobody
+from pezoo.training.shares import check_started, divisor, environments, placed, seed_of, share
 from pezoo.training.weights import ALL, Weights, count_trained, tuned
 
-# The curve of validation perplexity: how many points at most, of how many batches each, from crops that are the same
-# whatever the training's seed. A point for at least so many training batches, which take three times as long as those
-# of a validation, is 3 % of the time; the middle and the end have one however short a training is.
-VALIDATIONS, VALIDATION_BATCHES, VALIDATION_SEED = 10, 8, 0
+# The curve of validation perplexity: how many points at most. A point for at least so many training batches, which take
+# three times as long as those of a validation, is 3 % of the time; the middle and the end have one however short a
+# training is.
+VALIDATIONS = 10
 BATCHES_PER_VALIDATION = 10 * VALIDATION_BATCHES
 
 # What a module counts while it is trained; a training that goes on counts on.
@@ -45,7 +51,7 @@ COUNTED = ("steps", "validated_at", "seconds", "n_rows", "n_tokens", "final_loss
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training took, and how it ended."""
+    """What a training took, and how it ended; of several processes, for the first."""
 
     train_seconds: float
     """Time of the training steps alone: no set-up, no drawing of batches, no validation."""
@@ -85,6 +91,8 @@ def learning_rate(step: int, settings: TrainConfig) -> float:
 
 def validated_every(settings: TrainConfig) -> int:
     """Steps from one validation to the next; the last is at the end, wherever that falls."""
+    if settings.sharded:  # at the end alone, where a training with all of the model's parts still can
+        return settings.steps
     many = settings.steps * settings.accumulate // BATCHES_PER_VALIDATION
     return math.ceil(settings.steps / min(VALIDATIONS, max(2, many)))
 
@@ -108,23 +116,31 @@ class LanguageModel(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.settings, self.phase, self.progress = model, settings, phase, progress
+        encoding = set(model.scheme.parameters())
+        self.decayed = {name for name, p in model.named_parameters() if p.ndim > 1 and p not in encoding}
+        self.gathered: dict[str, Tensor] = {}
+        """The weights in the end, where each process has had a part of them."""
         self.loss, self.accuracy = MeanMetric(nan_strategy="disable"), MeanMetric()
         self.steps, self.validated_at = 0, 0
         self.seconds, self.began = 0.0, 0.0
         self.n_rows = self.n_tokens = 0  # of the training batches that are done
         self.final_loss = self.validation_loss = math.nan
 
-    def _hidden(self, tokens: Tensor, first_row: int, phase: str) -> Tensor:
-        """What the output layer reads, (B, L, D), of the ids (B, L): random draws are keyed by row from `first_row`."""
-        batch, length = tokens.shape
-        rows = tuple(range(first_row, first_row + batch))
-        positions = self.model.positions(batch, length, phase=phase, rows=rows)
-        return self.model.hidden(tokens, positions)
+    def _read(self, batch: Example, first_row: int, phase: str) -> tuple[Tensor, Tensor]:
+        """Of the rows that this process computes, what the output layer reads, (B, L, D), and the targets, (B, L).
+
+        Random draws are keyed by row, from `first_row` for that of the batch.
+        """
+        own = share(len(batch.tokens), self.trainer.global_rank, self.trainer.world_size)
+        tokens, rows = batch.tokens[own], tuple(range(first_row + own.start, first_row + own.stop))
+        positions = self.model.positions(*tokens.shape, phase=phase, rows=rows)
+        return self.model.hidden(tokens, positions), batch.targets[own]
 
     def training_step(self, batch: Example, batch_idx: int) -> Tensor:
-        """Mean cross-entropy, in nats, of what is asked."""
-        hidden = self._hidden(batch.tokens, self.n_rows, self.phase)
-        return cross_entropy(self.model.head, hidden, batch.targets, self.model.config.vocab_size)
+        """Mean cross-entropy, in nats, of what is asked; of several processes' shares it is the mean of theirs."""
+        hidden, targets = self._read(batch, self.n_rows, self.phase)
+        by = divisor(batch, self.trainer.world_size)
+        return cross_entropy(self.model.head, hidden, targets, self.model.config.vocab_size, by)
 
     def on_train_batch_start(self, batch: Example, batch_idx: int) -> None:
         """A step begins."""
@@ -135,15 +151,19 @@ class LanguageModel(pl.LightningModule):
         settings = self.settings
         self.steps, partial = divmod(batch_idx + 1, settings.accumulate)
         told = not partial and (self.steps % settings.log_every == 0 or self.steps == settings.steps)
-        loss = outputs["loss"].item() * settings.accumulate if told else math.nan  # waits for a GPU
+        loss = math.nan
+        if told:  # waits for a GPU, and for the other processes
+            loss = self.trainer.strategy.reduce(outputs["loss"]).item() * settings.accumulate
         self.seconds += time.perf_counter() - self.began
         self.n_rows += len(batch.tokens)
         self.n_tokens += batch.tokens.numel()
         if not told:
             return
         self.final_loss = loss
-        if not math.isfinite(loss) and not all(p.isfinite().all() for p in self.model.parameters()):
-            self.trainer.should_stop = True  # no loss will be finite after it
+        if not math.isfinite(loss):
+            finite = all(bool(p.isfinite().all()) for p in self.model.parameters())
+            if not self.trainer.strategy.reduce_boolean_decision(finite):
+                self.trainer.should_stop = True  # no loss will be finite after it
         if self.logger is not None:
             curves = {
                 "train/loss": loss,
@@ -154,20 +174,35 @@ class LanguageModel(pl.LightningModule):
         if self.progress is not None:
             self.progress(self.steps, settings.steps, loss)
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip by the norm of all gradients, also where each process has a part of them."""
+        if self.settings.sharded and gradient_clip_val:
+            self.trainer.strategy.model.clip_grad_norm_(gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_train_end(self) -> None:
+        """Gather weights of which each process has a part."""
+        if self.settings.sharded:
+            with FullyShardedDataParallel.summon_full_params(self.trainer.strategy.model, writeback=False):
+                self.gathered = {name: weight.to("cpu", copy=True) for name, weight in self.model.state_dict().items()}
+
     def validation_step(self, batch: Example, batch_idx: int) -> None:
         """Count what is asked for the mean loss and accuracy."""
-        hidden = self._hidden(batch.tokens, batch_idx * len(batch.tokens), "test")
-        vocabulary = self.model.config.vocab_size
-        for losses, hits in losses_and_hits(self.model.head, hidden, batch.targets, vocabulary):
+        hidden, targets = self._read(batch, batch_idx * len(batch.tokens), "test")
+        for losses, hits in losses_and_hits(self.model.head, hidden, targets, self.model.config.vocab_size):
             self.loss.update(losses)
             self.accuracy.update(hits)
 
     def on_validation_epoch_end(self) -> None:
         """Add a point to the curves of validation."""
-        loss = self.validation_loss = self.loss.compute().item()
+        loss = self.validation_loss = self.loss.compute().item()  # of all processes
+        curves = {"validation/loss": loss, "validation/perplexity": _perplexity(loss)}
+        curves["validation/accuracy"] = self.accuracy.compute().item()
         if self.logger is not None:
-            curves = {"validation/loss": loss, "validation/perplexity": _perplexity(loss)}
-            self.logger.log_metrics(curves | {"validation/accuracy": self.accuracy.compute()}, self.steps)
+            self.logger.log_metrics(curves, self.steps)
         self.loss.reset()
         self.accuracy.reset()
         self.validated_at = self.steps
@@ -185,10 +220,10 @@ class LanguageModel(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW that decays matrices alone: no norm, no bias, no parameter of the scheme."""
-        settings, encoding = self.settings, set(self.model.scheme.parameters())
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        decayed = [p for p in trained if p.ndim > 1 and p not in encoding]
-        others = [p for p in trained if p.ndim < 2 or p in encoding]
+        settings = self.settings
+        trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        decayed = [p for name, p in trained.items() if name in self.decayed]
+        others = [p for name, p in trained.items() if name not in self.decayed]
         optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=settings.lr,
@@ -201,56 +236,6 @@ class LanguageModel(pl.LightningModule):
 
 def _perplexity(loss: float) -> float:
     return math.exp(min(loss, 700))  # more is no number
-
-
-class TrainingBatches(Batches):
-    """The batches of a training, which say to Lightning that they can go on where they stopped: `first` does it."""
-
-    def state_dict(self) -> State:
-        """Nothing that `first` does not say."""
-        return {}
-
-    def load_state_dict(self, state: State) -> None:
-        """See `state_dict`."""
-
-
-class TrainingData(pl.LightningDataModule):
-    """Training batches, and a fixed sample of validation batches at the training length.
-
-    Args:
-        material: what is trained on.
-        validation: what is validated on, if anything.
-        settings: of the training.
-        length: L, the longest sequences, as the material counts it.
-        seed: of the training's batches.
-        done: steps that are done.
-        ahead: whether the next batch is drawn while one is trained on.
-    """
-
-    def __init__(
-        self,
-        material: Batched,
-        validation: Batched | None,
-        settings: TrainConfig,
-        length: int,
-        seed: int,
-        done: int = 0,
-        ahead: bool = False,
-    ) -> None:
-        super().__init__()
-        count, first = settings.steps * settings.accumulate, done * settings.accumulate
-        self.training = TrainingBatches(material, settings, length, count, seed, first=first, ahead=ahead)
-        self.validation: Batches | list[Example] = []
-        if validation is not None:
-            self.validation = Batches(validation, settings, length, VALIDATION_BATCHES, VALIDATION_SEED, fixed=True)
-
-    def train_dataloader(self) -> Batches:
-        """The batches of the whole training."""
-        return self.training
-
-    def val_dataloader(self) -> Batches | list[Example]:
-        """The batches of each validation."""
-        return self.validation
 
 
 def fit(
@@ -281,7 +266,7 @@ def fit(
         weights: which of them are trained; adapters are merged into the model in the end, which is float32 then if it
             was less.
         log_dir: folder for TensorBoard's training curves; replaces those of an earlier attempt.
-        device: where to train.
+        device: where to train; of several processes the first one, and GPUs with the next numbers the others.
         progress: called every `settings.log_every` steps with (step, steps, loss).
         saving: how to save the training's state, and to go on from one that is there. Ctrl-C and SIGTERM then wait
             until it is saved.
@@ -291,36 +276,40 @@ def fit(
         `length` and a lack of memory are results.
 
     Raises:
-        UserError: if the device cannot train in that precision, or the model has no such weights.
+        UserError: if the device cannot train in that precision, the model has no such weights, or there are not so many
+            devices, or fewer rows in a batch than processes.
+        PeerFailed: if another process of the training fails.
     """
     device = torch.device(device)
     check_training(device, settings.precision)
-    gpus = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
-    training, module = model.training, LanguageModel(model, settings, phase, progress)
+    check_shares(settings)
+    training = model.training
     state = saving.read() if saving is not None else None
     going_on, done, curves, earlier_peak = state is not None, 0, {}, None
     if going_on:
         done, curves, earlier_peak = state["counted"]["steps"], state["curves"], state["peak_memory_bytes"]
     data = TrainingData(material, validation, settings, length, seed, done, ahead=device.type == "cuda")
+    note = to_nobody if saving is None else saving.note
+    silent = saving and dataclasses.replace(saving, note=to_nobody)
+    options = {"seed": seed, "length": length, "phase": phase, "weights": weights, "device": device, "saving": silent}
     status, reason = "ok", ""
     model.train()
-    reset_peak_memory(device)
     stoppable = Signals() if saving is not None else contextlib.nullcontext()
     with (
+        together(settings, device, functools.partial(_fit_beside, model, material, validation, settings, options)),
         tuned(model, weights, seed),
         checkpointed(model, settings.checkpointing),
         stoppable as signals,
         quiet(),
         ctrl_c(),
         without_subnormals(device),
-        torch.random.fork_rng(gpus),
     ):
-        torch.manual_seed(seed)
         trained_params = count_trained(model)
+        # FSDP takes a model apart for good.
+        module = LanguageModel(copy.deepcopy(model) if settings.sharded else model, settings, phase, progress)
         trainer = pl.Trainer(
-            accelerator=device.type,
-            devices=gpus or 1,
-            plugins=[LightningEnvironment(), StateFile(state)],  # one process, also inside a cluster's job
+            **placed(settings, device),
+            plugins=[StateFile(state, note), *environments(settings)],
             callbacks=[Saver(saving, state, signals)] if saving is not None else [],
             precision=settings.precision,
             max_epochs=1,
@@ -329,18 +318,26 @@ def fit(
             val_check_interval=validated_every(settings) * settings.accumulate,
             limit_val_batches=1.0 if validation is not None else 0,
             num_sanity_val_steps=0,
-            logger=Curves(log_dir, curves) if log_dir is not None else False,
+            logger=False,
             log_every_n_steps=0,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_autolog_hparams=False,
         )
+        check_started(settings, trainer)
+        if log_dir is not None and trainer.is_global_zero:
+            trainer.logger = Curves(log_dir, curves)
         del state, curves  # as large as the model three times over
+        device = trainer.strategy.root_device
+        reset_peak_memory(device)
         try:
-            with curves_into(log_dir):
+            with curves_into(log_dir), torch.random.fork_rng([device.index] if device.type == "cuda" else []):
+                torch.manual_seed(seed_of(seed, trainer.global_rank))
                 trainer.fit(module, datamodule=data, ckpt_path=saving.path if going_on else None)
-                if validation is not None and module.validated_at != module.steps:
+                if module.gathered:
+                    model.load_state_dict(module.gathered)
+                elif validation is not None and module.validated_at != module.steps and not settings.sharded:
                     trainer.validate(module, datamodule=data, verbose=False)
         except Exception as error:
             status, reason = outcome(error)
@@ -362,6 +359,14 @@ def fit(
         reason=reason,
         trained_params=trained_params,
     )
+
+
+def _fit_beside(
+    model: Transformer, material: Batched, validation: Batched | None, settings: TrainConfig, options: dict[str, Any]
+) -> str:
+    """Do as `fit` does in the first process of a training; why this process cannot go on, or nothing."""
+    found = fit(model, material, validation, settings, **options)
+    return found.reason if found.status == "out_of_memory" else ""
 
 
 @contextlib.contextmanager

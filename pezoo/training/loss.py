@@ -37,7 +37,9 @@ def loss_bytes(device: torch.device, vocabulary: int, tokens: int) -> int:
     return 4 * COPIES * vocabulary * min(tokens, at_once(device, vocabulary))
 
 
-def cross_entropy(head: Head, hidden: Tensor, targets: Tensor, vocabulary: int) -> Tensor:
+def cross_entropy(
+    head: Head, hidden: Tensor, targets: Tensor, vocabulary: int, divisor: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy of what is asked, in nats: float32, or float64 where the model is.
 
     While gradients are kept, the logits of each chunk of tokens are computed again in the backward pass.
@@ -47,15 +49,18 @@ def cross_entropy(head: Head, hidden: Tensor, targets: Tensor, vocabulary: int) 
         hidden: what it reads, (B, L, D).
         targets: (B, L); those that are `IGNORE` are not asked.
         vocabulary: V.
+        divisor: what the sum of the losses is divided by; None: the number of targets that are asked.
     """
-    if len(pieces := _pieces(hidden, targets, vocabulary)) == 1:
+    if len(pieces := _pieces(hidden, targets, vocabulary)) == 1 and divisor is None:
         return F.cross_entropy(_exact(head(hidden)).flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
 
     def total(some: Tensor, wanted: Tensor) -> Tensor:
         return F.cross_entropy(_exact(head(some)), wanted, ignore_index=IGNORE, reduction="sum")
 
+    if len(pieces) == 1:
+        return total(hidden.flatten(0, 1), targets.flatten()) / divisor
     totals = [checkpoint(total, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
-    return torch.stack(totals).sum() / (targets != IGNORE).sum()
+    return torch.stack(totals).sum() / ((targets != IGNORE).sum() if divisor is None else divisor)
 
 
 def losses_and_hits(head: Head, hidden: Tensor, targets: Tensor, vocabulary: int) -> Iterator[tuple[Tensor, Tensor]]:

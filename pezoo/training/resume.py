@@ -20,10 +20,18 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
+from torch import distributed
 
 from pezoo.files import replacing
+from pezoo.training.shares import agreed, of_all
 
 State = dict[str, Any]
+DUE = 1
+"""That a state is due, among the numbers of signals, all of which that come here are larger."""
+
+
+def to_nobody(line: str) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Saving:
     """All that a training must share with the one that saved the state, if it is to go on there."""
     minutes: float = 5.0
     """Between two savings."""
-    note: Callable[[str], None] = lambda line: None
+    note: Callable[[str], None] = to_nobody
     """Told in a few words that the training goes on, or why it does not."""
 
     def read(self) -> State | None:
@@ -125,12 +133,16 @@ class Saver(pl.Callback):
     def __init__(self, saving: Saving, state: State | None, signals: Signals) -> None:
         self.saving, self.signals = saving, signals
         self.random = state and state["random"]
+        self.group: Any = None
+        """Processes that must do the same."""
         self.first = state["counted"]["steps"] if state else 0
         self.saved = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Take the signals back from Lightning."""
+        """Take the signals back from Lightning; several processes agree on the CPU, so that no GPU waits for it."""
         self.signals.take()
+        if trainer.world_size > 1:
+            self.group = distributed.new_group(backend="gloo")
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Between two steps is where a state is taken, and gone on from.
@@ -140,41 +152,43 @@ class Saver(pl.Callback):
         """
         device = trainer.strategy.root_device
         if self.random is not None:
-            set_random(device, self.random)
+            set_random(device, self.random[trainer.global_rank])
             self.random = None
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        asked = self.signals.asked
-        due = asked is not None or time.monotonic() - self.saved >= 60 * self.saving.minutes
-        if due and module.steps > self.first:
-            self._save(trainer)
-        if asked is not None:
+        due = time.monotonic() - self.saved >= 60 * self.saving.minutes
+        asked = agreed(self.signals.asked or (DUE if due else 0), self.group)
+        if asked and module.steps > self.first:
+            trainer.save_checkpoint(self.saving.path, weights_only=False)
+            self.saved = time.monotonic()
+        if asked > DUE:
             raise SystemExit(128 + asked)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: State) -> None:
         """Add what Lightning does not know of."""
         checkpoint["owner"] = self.saving.whose()
-        checkpoint["random"] = get_random(trainer.strategy.root_device)
+        checkpoint["random"] = of_all(get_random(trainer.strategy.root_device), trainer.world_size)
         checkpoint["curves"] = trainer.logger.written() if trainer.logger is not None else {}
-
-    def _save(self, trainer: pl.Trainer) -> None:
-        try:
-            trainer.save_checkpoint(self.saving.path, weights_only=False)
-        except OSError as error:  # such as a full disk: no reason to end a training
-            self.saving.note(f"cannot save its state to {self.saving.path}: {error.strerror or error}")
-        self.saved = time.monotonic()
 
 
 class StateFile(CheckpointIO):
-    """Writes states whole or not at all, and hands Lightning the one that was read."""
+    """Writes states whole or not at all, and hands Lightning the one that was read.
 
-    def __init__(self, state: State | None) -> None:
-        self.state = state
+    Args:
+        state: that was read, if any.
+        note: is told when a state cannot be written.
+    """
+
+    def __init__(self, state: State | None, note: Callable[[str], None] = to_nobody) -> None:
+        self.state, self.note = state, note
 
     def save_checkpoint(self, checkpoint: State, path: str | Path, storage_options: Any = None) -> None:
-        """Write a state."""
-        with replacing(path) as file:
-            torch.save(checkpoint, file)
+        """Write a state; a full disk, say, is no reason to end a training."""
+        try:
+            with replacing(path) as file:
+                torch.save(checkpoint, file)
+        except OSError as error:
+            self.note(f"cannot save its state to {path}: {error.strerror or error}")
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> State:
         """The state that was read, once."""

@@ -1,4 +1,7 @@
-"""What a job of Slurm does, which submitit starts: a cell."""
+"""What a job of Slurm does, which submitit starts: a cell.
+
+On several machines all processes of the job train; the first one keeps the cell, and speaks.
+"""
 
 import contextlib
 import json
@@ -9,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from submitit import JobEnvironment
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
 from pezoo.errors import UserError
@@ -38,6 +42,11 @@ class Work:
 
     def __init__(self, study: dict[str, Any], told: dict[str, Any], files: str) -> None:
         self.study, self.told, self.files = study, told, files
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the first process of its job."""
+        return JobEnvironment().global_rank == 0
 
     def __call__(self) -> None:
         """Run the cell; told to go, save the state of a training, and have the job queued again."""
@@ -73,7 +82,12 @@ class Work:
             return {"event": "failed", "status": "failed", "reason": reason}
         store = Store(Path(self.study["folder"]))
         return process.run(
-            Cell(**self.told), store, self._tell, lambda line: print(line, file=sys.stderr), PROGRESS_SECONDS
+            Cell(**self.told),
+            store,
+            self._tell,
+            lambda line: print(line, file=sys.stderr),
+            PROGRESS_SECONDS,
+            self.first,
         )
 
     def _unwanted(self) -> bool:
@@ -81,5 +95,6 @@ class Work:
         return Path(f"{self.files}.stop").exists()
 
     def _tell(self, message: Message) -> None:
-        with Path(f"{self.files}.messages").open("a") as file:
-            file.write(json.dumps(message) + "\n")
+        if self.first:
+            with Path(f"{self.files}.messages").open("a") as file:
+                file.write(json.dumps(message) + "\n")

@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import selectors
-import signal
 import subprocess
 import sys
 import time
@@ -14,9 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from pezoo.outcome import describe_end
 from pezoo.study.estimate import Estimate, to_try
 from pezoo.study.forks import CAN_FORK, Forked, Server
 from pezoo.study.launcher import SAVE_SECONDS, Message, environment_of, setup_of, told_of
+from pezoo.study.places import Place, places
 from pezoo.study.plan import Cell, Plan
 from pezoo.study.store import Store
 
@@ -30,7 +31,9 @@ START = "import sys; sys.path[:] = {path!r}; from pezoo.study.worker import main
 class Worker:
     """One worker process and the cell it is at."""
 
-    def __init__(self, plan: Plan, study: Path, plugins: list[str], number: int, server: Server | None = None) -> None:
+    def __init__(
+        self, plan: Plan, study: Path, plugins: list[str], number: int, place: Place, server: Server | None = None
+    ) -> None:
         self.number = number
         self.log = study / "logs" / f"worker{number}.log"
         self.log.parent.mkdir(exist_ok=True)
@@ -48,7 +51,7 @@ class Worker:
                 start_new_session=True,
             )
         self.unread = b""
-        self._send(setup_of(plan, plugins))
+        self._send(setup_of(plan, plugins) | {"device": place[0]})
 
     def start(self, cell: Cell) -> None:
         """Give it a cell."""
@@ -103,6 +106,7 @@ class Pool:
     def __init__(self, plan: Plan, store: Store, plugins: list[str], estimate: Estimate | None = None) -> None:
         self.plan, self.study, self.plugins, self.estimate = plan, store.study, plugins, estimate
         self.workers: list[Worker] = []
+        self.places = places(plan.recipe)
         self.server: Server | None = None
         self.news: list[tuple[Cell | None, Message]] = []
 
@@ -200,9 +204,9 @@ class Pool:
                 worker.process.wait(max(0.0, deadline - time.monotonic()))
 
     def _start(self) -> Worker:
-        """Start one more worker."""
+        """Start one more worker, in the first place that nobody has."""
         number = min(set(range(len(self.workers) + 1)) - {worker.number for worker in self.workers})
-        self.workers.append(Worker(self.plan, self.study, self.plugins, number, self.server))
+        self.workers.append(Worker(self.plan, self.study, self.plugins, number, self.places[number], self.server))
         return self.workers[-1]
 
     def _bury(self, worker: Worker) -> Iterator[tuple[Cell | None, Message]]:
@@ -227,21 +231,3 @@ class Pool:
 def can_fork(plan: Plan) -> bool:
     """Whether workers may be forked: not where a GPU's driver could be at work in what is forked."""
     return CAN_FORK and all(cell.inputs["device"] == "cpu" for cell in plan.cells.values())
-
-
-def describe_end(code: int | None) -> str:
-    """How a process with an exit code ended, in words; None: it had not."""
-    if code is None:
-        return "closed its output"
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        name = f" ({signal.Signals(-code).name})"
-    except ValueError:
-        name = ""
-    why = {
-        signal.SIGKILL: ", as happens when memory runs out",
-        signal.SIGSEGV: ": a crash in compiled code",
-        signal.SIGABRT: ": compiled code gave up",
-    }
-    return f"was killed by signal {-code}{name}{why.get(-code, '')}"

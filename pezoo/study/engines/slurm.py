@@ -127,10 +127,10 @@ class OnSlurm:
             if time.monotonic() - self.waiting_since < GATHER_SECONDS:
                 return taken
         self.waiting_since = 0.0
-        for kind, cells in groupby(rest, key=lambda cell: cell.kind):
+        for (kind, *shape), cells in groupby(rest, key=_shape):
             array = list(cells)
             for first in range(0, len(array), LARGEST):
-                self._submit(kind, array[first : first + LARGEST])
+                self._submit(kind, *shape, array[first : first + LARGEST])
         return taken + rest
 
     def hear(self, seconds: float) -> Iterator[tuple[Cell | None, Message]]:
@@ -201,9 +201,9 @@ class OnSlurm:
             return {"event": "failed", "status": "failed", "reason": outcome(error)[1]}
         return {"event": "done", "fit": facts["fit"]}
 
-    def _submit(self, kind: str, cells: Sequence[Cell]) -> None:
+    def _submit(self, kind: str, machines: int, tasks: int, cells: Sequence[Cell]) -> None:
         if not self.asked.local:
-            self.executor.update_parameters(job_name=f"pezoo-{kind}")
+            self.executor.update_parameters(job_name=f"pezoo-{kind}", nodes=machines, ntasks_per_node=tasks)
         works = []
         for cell in cells:
             works.append(Work(self.study, told_of(cell), str(self.folder / cell.key)))
@@ -250,6 +250,17 @@ class OnSlurm:
                     os.kill(number, signal.SIGKILL)
             while not job.job.done():
                 time.sleep(0.01)
+
+
+def _shape(cell: Cell) -> tuple[str, int, int]:
+    """Kind of a cell, machines of its job, and processes that Slurm starts on each.
+
+    On one machine a training starts its other processes itself.
+    """
+    settings = cell.settings() if cell.kind in ("train", "tune") else None
+    if settings is None or settings.num_nodes == 1:
+        return cell.kind, 1, 1
+    return cell.kind, settings.num_nodes, settings.devices
 
 
 class _Running:
