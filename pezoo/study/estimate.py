@@ -7,7 +7,7 @@ been wrong. Cells with the same scheme count first, then those with another, the
 
 import dataclasses
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -53,9 +53,12 @@ class Estimate:
     ) -> None:
         self.cells, self.workers, self.clock = cells, workers, clock
         self.todo = dict.fromkeys(todo)
-        self.work = {key: units(cell) * operations(cell) if units(cell) else 0 for key, cell in cells.items()}
-        """By key, floating-point operations."""
         self.levels = {key: levels_of(cell) for key, cell in cells.items()}
+        self.units = {key: units(cell) for key, cell in cells.items()}
+        alike = {self.levels[key][1]: cell for key, cell in cells.items() if self.units[key]}
+        each = {level: operations(cell) for level, cell in alike.items()}
+        self.work = {key: n and n * each[self.levels[key][1]] for key, n in self.units.items()}
+        """By key, floating-point operations."""
         self.tried: dict[str, float] = {}
         """Seconds of an operation by the first level of a cell, where it was tried."""
         self.took: dict[str, tuple[float, float]] = {}
@@ -67,8 +70,12 @@ class Estimate:
     @property
     def tokens(self) -> int:
         """Tokens that are left to train on."""
-        fits = [self.cells[key] for key in self.todo if self.cells[key].kind in ("train", "tune")]
-        return sum(units(cell) * row_tokens(cell) for cell in fits)
+        fits = [key for key in self.todo if self.cells[key].kind in ("train", "tune")]
+        rows: Counter[str] = Counter()
+        for key in fits:
+            rows[self.levels[key][1]] += self.units[key]
+        alike = {self.levels[key][1]: self.cells[key] for key in fits}
+        return sum(n * row_tokens(alike[level]) for level, n in rows.items())
 
     def recall(self, key: str, facts: Mapping[str, Any]) -> None:
         """Learn from what a finished cell wrote down."""
@@ -158,8 +165,8 @@ class Estimate:
     def say(self) -> str:
         """What is left, for people."""
         facts = [duration(self.left())]
-        if self.tokens:
-            facts.append(f"{amount(self.tokens)} tokens to train on")
+        if tokens := self.tokens:
+            facts.append(f"{amount(tokens)} tokens to train on")
         device = next((self.cells[key].inputs["device"] for key in self.todo), "cpu")
         if (hours := self.hours()) is not None and hours >= 1:
             facts.append(f"{hours:.3g} {'CPU' if device == 'cpu' else 'GPU'} hours in all")
@@ -170,8 +177,8 @@ class Estimate:
             facts.append(f"{amount(n * peak)}B of {what}" + (f" for {n} workers" if n > 1 else ""))
             if least and (more := memory.remark(n * peak, device)):
                 facts.append(more)
-        if self.disk() >= 2**20:
-            facts.append(f"{amount(self.disk())}B on disk")
+        if (disk := self.disk()) >= 2**20:
+            facts.append(f"{amount(disk)}B on disk")
         return "; ".join(facts)
 
 
@@ -280,7 +287,8 @@ def levels_of(cell: Cell) -> tuple[str, ...]:
         settings = cell.settings()
         facts["settings"] = [settings.length, settings.batch_size, settings.precision, settings.checkpointing]
     work = {"kind": cell.kind} | facts
-    return digest(work | {"scheme": cell.inputs.get("scheme")}), digest(work), cell.kind, ""
+    alike = digest(work)
+    return f"{alike} {cell.inputs.get('scheme')}", alike, cell.kind, ""
 
 
 # ---- for people ---------------------------------------------------------------------------------
