@@ -33,6 +33,15 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def is_here(kind: str) -> bool:
+    """Whether this machine has a device of a kind: cpu, cuda or mps."""
+    try:
+        find_device(kind)
+    except UserError:
+        return False
+    return True
+
+
 def check_training(device: torch.device, precision: str, key: str = "train.precision") -> None:
     """Refuse a precision that a device cannot train in.
 

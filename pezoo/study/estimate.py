@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from pezoo.model.devices import is_here
 from pezoo.registry import entry
 from pezoo.sources import PLUGIN
 from pezoo.study import memory
@@ -42,6 +43,8 @@ class Estimate:
         todo: keys of those that are not done.
         workers: how many run at a time.
         clock: seconds.
+        share: GPUs that a cell has, or its threads on a CPU.
+        here: whether cells run on this machine.
     """
 
     def __init__(
@@ -50,8 +53,10 @@ class Estimate:
         todo: Iterable[str],
         workers: int,
         clock: Callable[[], float] = time.monotonic,
+        share: float = 1.0,
+        here: bool = True,
     ) -> None:
-        self.cells, self.workers, self.clock = cells, workers, clock
+        self.cells, self.workers, self.clock, self.share, self.here = cells, workers, clock, share, here
         self.todo = dict.fromkeys(todo)
         self.levels = {key: levels_of(cell) for key, cell in cells.items()}
         self.units = {key: units(cell) for key, cell in cells.items()}
@@ -66,6 +71,8 @@ class Estimate:
         self.running: dict[str, Running] = {}
         self.memory: int | None = None
         """Bytes of one process at its peak."""
+        self.elsewhere = not all(map(is_here, {cell.inputs["device"] for cell in cells.values()}))
+        """Whether this machine lacks the GPU that cells want; they are tried on its CPU."""
 
     @property
     def tokens(self) -> int:
@@ -137,9 +144,9 @@ class Estimate:
         return max(sum(rests.values()) / self.workers, *ends.values()) if ends else 0.0
 
     def hours(self) -> float | None:
-        """Hours of all workers together to the end, or None if that is unknown."""
+        """Hours of all GPUs, or threads on CPUs, together to the end, or None if that is unknown."""
         rests = self.rests()
-        return None if rests is None else sum(rests.values()) / 3600
+        return None if rests is None else self.share * sum(rests.values()) / 3600
 
     def disk(self) -> int:
         """Bytes of the models that are still to be made, roughly; adapters and pictures are small."""
@@ -169,17 +176,35 @@ class Estimate:
             facts.append(f"{amount(tokens)} tokens to train on")
         device = next((self.cells[key].inputs["device"] for key in self.todo), "cpu")
         if (hours := self.hours()) is not None and hours >= 1:
-            facts.append(f"{hours:.3g} {'CPU' if device == 'cpu' else 'GPU'} hours in all")
+            shown = f"{hours:.3g}" if hours < 100 else f"{hours:,.0f}"
+            facts.append(f"{shown} {'CPU' if device == 'cpu' else 'GPU'} hours in all")
         least = [bytes_ for key in self.todo if (bytes_ := memory.least(self.cells[key])) is not None]
         if peak := max([*least, self.memory or 0]):
             n = min(self.workers, max(1, len(self.todo)))
             what = "memory" if device == "cpu" else "GPU memory"
             facts.append(f"{amount(n * peak)}B of {what}" + (f" for {n} workers" if n > 1 else ""))
-            if least and (more := memory.remark(n * peak, device)):
+            if self.here and least and (more := memory.remark(n * peak, device)):
                 facts.append(more)
         if (disk := self.disk()) >= 2**20:
             facts.append(f"{amount(disk)}B on disk")
         return "; ".join(facts)
+
+    def basis(self) -> str:
+        """Where the time comes from, for people."""
+        if self.left() is None:
+            work = sum(self.work[key] for key in self.todo)
+            return (
+                "the time is known once some cells are done, one scheme, say: this is too large to be tried here, or a "
+                f"plug-in's. It is {amount(work)} operations; at 10 T a second, {work / 1e13 / 3600:,.0f} hours in all"
+            )
+        sources = []
+        if n := sum(key not in self.todo for key in self.took):
+            sources.append(f"{n:,} finished cell{'s' * (n > 1)}")
+        if n := len(self.tried):
+            where = "'s CPU, for want of a GPU" if self.elsewhere else ""
+            sources.append(f"{n:,} kind{'s' * (n > 1)} of cells, of which a little was tried on this machine{where}")
+        more = "; once a few cells are done on one, they count" if self.tried and self.elsewhere else ""
+        return f"the time comes from {', and from '.join(sources)}{more}" if sources else ""
 
 
 def to_try(estimate: Estimate) -> Iterator[Cell]:
@@ -311,13 +336,13 @@ def duration(seconds: float | None) -> str:
 
 
 def amount(number: float) -> str:
-    """A number with two or three digits and k, M, G or T.
+    """A number with two or three digits and k, M, G, T, P or E.
 
     >>> [amount(n) for n in (950, 14_745_600, 1.4e9)]
     ['950', '14.7 M', '1.4 G']
     """
-    for unit in ("", " k", " M", " G", " T"):
-        if number < 1000 or unit == " T":
+    for unit in ("", " k", " M", " G", " T", " P", " E"):
+        if number < 1000 or unit == " E":
             return f"{number:.3g}{unit}"
         number /= 1000
     raise AssertionError

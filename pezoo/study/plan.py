@@ -231,11 +231,6 @@ def digest(data: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def count_parameters(model: Transformer) -> int:
-    """Parameters of a model, each once."""
-    return sum(p.numel() for p in model.parameters())
-
-
 def make_plan(recipe: Recipe) -> Plan:
     """Plan a study; its text is tokenised, if it has not been.
 
@@ -265,8 +260,8 @@ class _Planner:
     def __init__(self, plan: Plan, trial: Trial, logs: dict[str, list[str]], source: Callable[[str], str]) -> None:
         self.plan, self.trial, self.recipe = plan, trial, trial.recipe
         self.logs, self.source = logs, source
-        self.candidates, self.scheme = functools.cache(self._candidates), functools.cache(self._scheme)
         """By key of a training or tuning, what tells its training curves from others: part, task, row."""
+        self.candidates, self.scheme = functools.cache(self._candidates), functools.cache(self._scheme)
         body = {} if trial.body is None else {"body": dataclasses.asdict(trial.body.source)}
         model = self.recipe.model
         model = ModelConfig(**{key.name: getattr(model, key.name) for key in dataclasses.fields(ModelConfig)})
@@ -307,12 +302,11 @@ class _Planner:
 
     def _tune(self, name: str, label: str, spec: Spec, steps: int, seed: int, trained: str | None) -> str:
         """The tuning cell; refused where its model has no such weights."""
-        weights, settings = parse_weights(self.recipe.tune.weights), self.recipe.tuning(steps)
-        if weights == ALL:
-            return self._fit("tune", name, label, spec, to_stored(settings), seed, parent=trained)
-        inputs = {"parent": trained, "weights": stored_weights(weights)}
-        key = self._fit("tune", name, label, spec, to_stored(settings), seed, **inputs)
-        check_weights(weights, self.plan.cells[key].outline())
+        weights, settings = parse_weights(self.recipe.tune.weights), to_stored(self.recipe.tuning(steps))
+        some = {} if weights == ALL else {"weights": stored_weights(weights)}
+        key = self._fit("tune", name, label, spec, settings, seed, parent=trained, **some)
+        if some:
+            check_weights(weights, self.plan.cells[key].outline())
         return key
 
     def _train(self, name: str, spec: Spec, seed: int) -> str | None:
