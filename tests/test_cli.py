@@ -1,9 +1,12 @@
 """The command line, as a user types it."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -233,18 +236,32 @@ def test_run_writes_report_and_tensorboard(finished):
     assert (out / "recipe.yaml").is_file()
 
 
-def test_dry_run_shows_what_is_done_and_what_is_left(finished, capsys):
+def test_sigterm_ends_a_command_as_ctrl_c_does(monkeypatch, capsys):
+    """Also where no cells run, such as while a report is written."""
+    usual = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(COMMANDS, "status", ("", lambda _: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(5) or 0))
+    assert main(["status", "runs/mine"]) == 143
+    assert capsys.readouterr().err == "stopped; to go on: pezoo status runs/mine\n"
+    assert signal.getsignal(signal.SIGTERM) == usual
+
+
+def test_dry_run_shows_what_is_done_and_what_is_left(finished, capsys, monkeypatch):
     out, _, argv = finished
     before = sorted(out.rglob("*"))
     shown = lines(capsys, *argv, "--dry-run")
     assert shown[-1] == "16 cells; left to do: nothing"
     more = [a.replace("[nope,", "[nope,alibi,") for a in argv]
     shown = lines(capsys, *more, "--dry-run")
-    assert shown[-2] == "20 cells; left to do: 2 to train, 2 to evaluate"
+    assert shown[-3] == "20 cells; left to do: 2 to train, 2 to evaluate"
     assert re.fullmatch(
-        r"(less than a minute|about \d+ min); 768 tokens to train on; .* of memory for 2 workers", shown[-1]
+        r"(less than a minute|about \d+ min); 768 tokens to train on; .* of memory for 2 workers", shown[-2]
     )
-    assert sum("done" in line for line in shown) == 16
+    assert shown[-1].startswith("the time comes from 16 finished cells")
+    assert sum(line.split()[-2:] == ["done", "│"] for line in shown) == 16
+    monkeypatch.setattr("pezoo.cli.run.LISTED", 5)
+    few = lines(capsys, *more, "--dry-run")
+    assert few[-4] == "... and 15 more"
+    assert [line.split()[-3] for line in few if "│" in line] == ["to", "to", "to", "to", "│"]
     assert sorted(out.rglob("*")) == before
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from pezoo.registry import _entries, load_plugin
 from pezoo.study import trials
 from pezoo.study.collect import Failure
-from pezoo.study.estimate import Estimate, levels_of, operations, units
+from pezoo.study.estimate import Estimate, amount, levels_of, operations, units
 from pezoo.study.plan import make_plan
 from pezoo.study.progress import make_progress
 from pezoo.study.reading import load_recipe
@@ -150,6 +150,41 @@ def test_hours_of_all_workers_and_room_on_the_disk_are_told(plan, clock):
     for key in plan.cells:
         estimate.finish(key, 1.0)
     assert (estimate.hours(), estimate.disk()) == (0, 0)
+
+
+def test_gpu_hours_are_those_of_the_gpus_that_cells_share(plan):
+    whole, quarter = (Estimate(plan.cells, plan.cells, 2, share=share) for share in (1.0, 0.25))
+    for estimate in (whole, quarter):
+        for key in plan.cells:
+            estimate.expect(key, 36.0)
+    assert quarter.hours() == pytest.approx(whole.hours() / 4)
+    assert quarter.left() == whole.left()
+
+
+def test_it_is_said_where_the_time_comes_from(plan, estimate):
+    work = sum(units(cell) * operations(cell) for cell in plan.cells.values() if units(cell))
+    assert f"too large to be tried here, or a plug-in's. It is {amount(work)} operations" in estimate.basis()
+    for key in plan.cells:
+        estimate.expect(key, 0.01)
+    kinds = len({levels[0] for levels in estimate.levels.values()})
+    tried = f"{kinds} kinds of cells, of which a little was tried on this machine"
+    assert estimate.basis() == f"the time comes from {tried}"
+    estimate.finish(named(plan, "train rope, seed 0"), 5.0)
+    assert estimate.basis() == f"the time comes from 1 finished cell, and from {tried}"
+
+
+def test_what_wants_a_gpu_is_tried_on_the_cpu_where_there_is_none(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    made = make_plan(load_recipe(RECIPE, ["launcher=slurm", "slurm.gpus=1"]))
+    assert {cell.inputs["device"] for cell in made.cells.values()} == {"cuda"}
+    estimate = Estimate(made.cells, made.cells, 2)
+    try_some(estimate, made.corpora, threads=1, seconds=30.0)
+    assert estimate.left() > 0
+    assert "was tried on this machine's CPU, for want of a GPU; once a few cells are done on one" in estimate.basis()
+    weights = max(sum(p.numel() for p in cell.outline().parameters()) for cell in made.cells.values() if units(cell))
+    assert estimate.memory >= 4 * 4 * weights, "weights, gradients and two moments"
+    assert estimate.memory < 10**8, "nothing of what this process has beside them"
+    assert "GPU memory for 2 workers" in estimate.say()
 
 
 def test_a_long_chain_of_cells_is_not_shared_among_workers(plan):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pezoo.study.schedule import expected, simulate
+from pezoo.study.schedule import ends, expected, simulate
 
 
 @dataclass
@@ -54,6 +54,14 @@ def test_failures_cost_what_was_not_saved():
     assert all(1000 <= k <= 1000 + 40 for k in kept)  # at most a second a failure
     # Starting anew until a run without failure: (e^(T/m) - 1) m on average.
     assert sum(lost) / 200 == pytest.approx((2.718281828 ** (1000 / 300) - 1) * 300, rel=0.2)
+
+
+def test_each_cell_is_done_at_its_time():
+    cells, seconds = grid(4)
+    assert ends(cells, seconds, 2) == {
+        **{"train0": 10, "train1": 10, "test0": 11, "test1": 11},
+        **{"train2": 21, "train3": 21, "test2": 22, "test3": 22},
+    }
 
 
 def test_the_expected_end_grows_with_failures_and_is_the_same_each_time():

@@ -4,12 +4,14 @@ Exit codes: 0 all went well (a scheme that is undefined or diverges is a result)
 2 the user's mistake, said in one message; 130 stopped with Ctrl-C, 143 with SIGTERM.
 """
 
+import contextlib
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from pezoo.cli.check import check, new
 from pezoo.cli.clean import clean
@@ -62,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     use_plain_streams()
     try:
-        return _dispatch(argv)
+        with _sigterm_like_ctrl_c():
+            return _dispatch(argv)
     except NeedsPlugins as error:
         named = [part for file in error.files for part in ("--plugin", file)]
         _complain(UserError(f"{error.why}; type: {shlex.join(['pezoo', *argv, *named])}"))
@@ -79,6 +82,23 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(in_terminal(f"stopped; to go on: {shlex.join(['pezoo', *argv])}"), file=sys.stderr)
         return 128 + (error.args or (signal.SIGINT,))[0]
+
+
+@contextlib.contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM is an exception too, wherever it strikes: what a command has begun is ended, and it says how to go on."""
+
+    def stop(number: int, _: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread hears of signals
+        return
+    usual = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
 
 
 def _complain(error: UserError) -> None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pezoo.results import Result
     from pezoo.study import Plan, Study
 
+LISTED = 100
+"""Cells that a dry run lists at most; in a larger study those come first that are left to do."""
+
 
 def run(
     recipe: str | Path | Mapping[str, Any],
@@ -150,18 +153,23 @@ def _show_plan(study: "Study") -> None:
         title_justify="left",
     )
     estimate = study.estimate()
-    for key, cell in plan.cells.items():
-        done = key not in estimate.todo
-        table.add_row(key, escape(shown(cell.title)), "done" if done else f"to {cell.kind}")
+    done = [key for key in plan.cells if key not in estimate.todo]
+    for key in plan.cells if len(plan.cells) <= LISTED else [*estimate.todo, *done][:LISTED]:
+        cell = plan.cells[key]
+        table.add_row(key, escape(shown(cell.title)), f"to {cell.kind}" if key in estimate.todo else "done")
     console.print(table)
-    console.print(f"{len(plan.cells)} cells; left to do: {plan.summary(estimate.todo)}")
+    if len(plan.cells) > LISTED:
+        console.print(f"... and {len(plan.cells) - LISTED:,} more")
+    said = [f"{len(plan.cells):,} cells; left to do: {plan.summary(estimate.todo)}"]
     if estimate.todo:
         if seats := study.seats(estimate.todo):
             console.print(seats)
         study.try_some(estimate)
-        console.print(estimate.say())
+        said += [estimate.say(), estimate.basis()]
         if plan.recipe.workers > 1 and (estimate.hours() or 0) >= 1:
-            console.print(_scheduled(plan, estimate.rests() or {}))
+            said.append(_scheduled(plan, estimate.rests() or {}))
+    for line in filter(None, said):
+        console.print(line, soft_wrap=True)
 
 
 def _scheduled(plan: "Plan", seconds: Mapping[str, float]) -> str:
@@ -169,8 +177,10 @@ def _scheduled(plan: "Plan", seconds: Mapping[str, float]) -> str:
     from pezoo.study.estimate import duration
     from pezoo.study.schedule import expected, simulate
 
-    workers = plan.recipe.workers
-    smooth, rough = simulate(plan.cells, seconds, workers), expected(plan.cells, seconds, workers, 24 * 3600)
+    workers, runs = plan.recipe.workers, 20 if len(seconds) < 1000 else 3  # the failures of many cells even out
+    save = 60 * min(plan.recipe.save_minutes, 1e9)  # .inf: only when it is stopped
+    smooth = simulate(plan.cells, seconds, workers)
+    rough = expected(plan.cells, seconds, workers, 24 * 3600, runs, save_seconds=save)
     return f"schedule of {workers} workers: {duration(smooth)}; {duration(rough)} if each of them fails once a day"
 
 

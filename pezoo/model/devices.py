@@ -33,6 +33,15 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def is_here(kind: str) -> bool:
+    """Whether this machine has a device of a kind: cpu, cuda or mps."""
+    try:
+        find_device(kind)
+    except UserError:
+        return False
+    return True
+
+
 def gpus() -> list[str]:
     """Names of the CUDA GPUs that PyTorch sees."""
     return [f"cuda:{i}" for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]

@@ -18,7 +18,7 @@ from pezoo.evaluation.answers import evaluate_answers
 from pezoo.evaluation.result import with_bits_per_byte
 from pezoo.model.transformer import Transformer
 from pezoo.results.losses import Losses, write_losses
-from pezoo.study.plan import Cell, count_parameters
+from pezoo.study.plan import Cell
 from pezoo.study.store import Store, versions
 from pezoo.training.fit import fit
 from pezoo.training.resume import Saving
@@ -147,7 +147,7 @@ def evaluate_model(
     return facts | {
         "lengths": [dataclasses.asdict(dataclasses.replace(at, bins=None)) for at in found],
         "scale_factors": {str(n): model.scheme.scale_factor(tested.n_tokens(n)) for n in lengths},
-        "params": count_parameters(model),
+        "params": sum(p.numel() for p in model.parameters()),
     }
 
 

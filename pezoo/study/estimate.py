@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from pezoo.model.devices import is_here
 from pezoo.registry import entry
 from pezoo.sources import PLUGIN
 from pezoo.study import memory
@@ -44,6 +45,8 @@ class Estimate:
         workers: how many run at a time.
         clock: seconds.
         places: the devices of each worker, where they are known.
+        share: GPUs that a cell has, or its threads on a CPU.
+        here: whether cells run on this machine.
     """
 
     def __init__(
@@ -53,12 +56,18 @@ class Estimate:
         workers: int,
         clock: Callable[[], float] = time.monotonic,
         places: Sequence[Place] = (),
+        share: float = 1.0,
+        here: bool = True,
     ) -> None:
-        self.cells, self.workers, self.clock, self.places = cells, workers, clock, places
+        self.cells, self.workers, self.clock = cells, workers, clock
+        self.places, self.share, self.here = places, share, here
         self.todo = dict.fromkeys(todo)
-        self.work = {key: units(cell) * operations(cell) if units(cell) else 0 for key, cell in cells.items()}
-        """By key, floating-point operations."""
         self.levels = {key: levels_of(cell) for key, cell in cells.items()}
+        self.units = {key: units(cell) for key, cell in cells.items()}
+        alike = {self.levels[key][1]: cell for key, cell in cells.items() if self.units[key]}
+        each = {level: operations(cell) for level, cell in alike.items()}
+        self.work = {key: n and n * each[self.levels[key][1]] for key, n in self.units.items()}
+        """By key, floating-point operations."""
         self.tried: dict[str, float] = {}
         """Seconds of an operation by the first level of a cell, where it was tried."""
         self.took: dict[str, tuple[float, float]] = {}
@@ -66,12 +75,18 @@ class Estimate:
         self.running: dict[str, Running] = {}
         self.memory: int | None = None
         """Bytes of one process at its peak."""
+        self.elsewhere = not all(map(is_here, {cell.inputs["device"] for cell in cells.values()}))
+        """Whether this machine lacks the GPU that cells want; they are tried on its CPU."""
 
     @property
     def tokens(self) -> int:
         """Tokens that are left to train on."""
-        fits = [self.cells[key] for key in self.todo if self.cells[key].kind in ("train", "tune")]
-        return sum(units(cell) * row_tokens(cell) for cell in fits)
+        fits = [key for key in self.todo if self.cells[key].kind in ("train", "tune")]
+        rows: Counter[str] = Counter()
+        for key in fits:
+            rows[self.levels[key][1]] += self.units[key]
+        alike = {self.levels[key][1]: self.cells[key] for key in fits}
+        return sum(n * row_tokens(alike[level]) for level, n in rows.items())
 
     def recall(self, key: str, facts: Mapping[str, Any]) -> None:
         """Learn from what a finished cell wrote down."""
@@ -133,9 +148,11 @@ class Estimate:
         return max(sum(rests.values()) / self.workers, *ends.values()) if ends else 0.0
 
     def hours(self) -> float | None:
-        """Hours of all workers together to the end, on each of their devices, or None if that is unknown."""
+        """Hours of all GPUs, or threads on CPUs, together to the end, or None if that is unknown."""
         rests = self.rests()
-        return None if rests is None else sum(rest * processes(self.cells[key]) for key, rest in rests.items()) / 3600
+        if rests is None:
+            return None
+        return self.share * sum(rest * processes(self.cells[key]) for key, rest in rests.items()) / 3600
 
     def disk(self) -> int:
         """Bytes of the models that are still to be made, roughly; adapters and pictures are small."""
@@ -161,11 +178,12 @@ class Estimate:
     def say(self) -> str:
         """What is left, for people."""
         facts = [duration(self.left())]
-        if self.tokens:
-            facts.append(f"{amount(self.tokens)} tokens to train on")
+        if tokens := self.tokens:
+            facts.append(f"{amount(tokens)} tokens to train on")
         device = next((self.cells[key].inputs["device"] for key in self.todo), "cpu")
         if (hours := self.hours()) is not None and hours >= 1:
-            facts.append(f"{hours:.3g} {'CPU' if device == 'cpu' else 'GPU'} hours in all")
+            shown = f"{hours:.3g}" if hours < 100 else f"{hours:,.0f}"
+            facts.append(f"{shown} {'CPU' if device == 'cpu' else 'GPU'} hours in all")
         least = [bytes_ for key in self.todo if (bytes_ := memory.least(self.cells[key])) is not None]
         if peak := max([*least, self.memory or 0]):
             n = min(self.workers, max(1, len(self.todo)))
@@ -176,11 +194,28 @@ class Estimate:
                 facts.append(f"{amount(max(needed.values()))}B of {what} on each of {len(needed)} GPUs")
             else:
                 facts.append(f"{amount(max(needed.values()))}B of {what}" + (f" for {n} workers" if n > 1 else ""))
-            if self.places and (least or device != "cpu") and (more := memory.remark(needed)):
+            if self.here and (least or device != "cpu") and (more := memory.remark(needed)):
                 facts.append(more)
-        if self.disk() >= 2**20:
-            facts.append(f"{amount(self.disk())}B on disk")
+        if (disk := self.disk()) >= 2**20:
+            facts.append(f"{amount(disk)}B on disk")
         return "; ".join(facts)
+
+    def basis(self) -> str:
+        """Where the time comes from, for people."""
+        if self.left() is None:
+            work = sum(self.work[key] for key in self.todo)
+            return (
+                "the time is known once some cells are done, one scheme, say: this is too large to be tried here, or a "
+                f"plug-in's. It is {amount(work)} operations; at 10 T a second, {work / 1e13 / 3600:,.0f} hours in all"
+            )
+        sources = []
+        if n := sum(key not in self.todo for key in self.took):
+            sources.append(f"{n:,} finished cell{'s' * (n > 1)}")
+        if n := len(self.tried):
+            where = "'s CPU, for want of a GPU" if self.elsewhere else ""
+            sources.append(f"{n:,} kind{'s' * (n > 1)} of cells, of which a little was tried on this machine{where}")
+        more = "; once a few cells are done on one, they count" if self.tried and self.elsewhere else ""
+        return f"the time comes from {', and from '.join(sources)}{more}" if sources else ""
 
 
 def to_try(estimate: Estimate) -> Iterator[Cell]:
@@ -294,7 +329,8 @@ def levels_of(cell: Cell) -> tuple[str, ...]:
         facts["settings"] = [settings.length, settings.batch_size, settings.precision, settings.checkpointing]
         facts["processes"] = [settings.devices, settings.num_nodes, settings.strategy]
     work = {"kind": cell.kind} | facts
-    return digest(work | {"scheme": cell.inputs.get("scheme")}), digest(work), cell.kind, ""
+    alike = digest(work)
+    return f"{alike} {cell.inputs.get('scheme')}", alike, cell.kind, ""
 
 
 # ---- for people ---------------------------------------------------------------------------------
@@ -317,13 +353,13 @@ def duration(seconds: float | None) -> str:
 
 
 def amount(number: float) -> str:
-    """A number with two or three digits and k, M, G or T.
+    """A number with two or three digits and k, M, G, T, P or E.
 
     >>> [amount(n) for n in (950, 14_745_600, 1.4e9)]
     ['950', '14.7 M', '1.4 G']
     """
-    for unit in ("", " k", " M", " G", " T"):
-        if number < 1000 or unit == " T":
+    for unit in ("", " k", " M", " G", " T", " P", " E"):
+        if number < 1000 or unit == " E":
             return f"{number:.3g}{unit}"
         number /= 1000
     raise AssertionError

@@ -231,11 +231,6 @@ def digest(data: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def count_parameters(model: Transformer) -> int:
-    """Parameters of a model, each once."""
-    return sum(p.numel() for p in model.parameters())
-
-
 def make_plan(recipe: Recipe) -> Plan:
     """Plan a study; its text is tokenised, if it has not been.
 
@@ -266,6 +261,7 @@ class _Planner:
         self.plan, self.trial, self.recipe = plan, trial, trial.recipe
         self.logs, self.source = logs, source
         """By key of a training or tuning, what tells its training curves from others: part, task, row."""
+        self.candidates, self.scheme = functools.cache(self._candidates), functools.cache(self._scheme)
         body = {} if trial.body is None else {"body": dataclasses.asdict(trial.body.source)}
         model = self.recipe.model
         model = ModelConfig(**{key.name: getattr(model, key.name) for key in dataclasses.fields(ModelConfig)})
@@ -306,12 +302,11 @@ class _Planner:
 
     def _tune(self, name: str, label: str, spec: Spec, steps: int, seed: int, trained: str | None) -> str:
         """The tuning cell; refused where its model has no such weights."""
-        weights, settings = parse_weights(self.recipe.tune.weights), self.recipe.tuning(steps)
-        if weights == ALL:
-            return self._fit("tune", name, label, spec, settings, seed, parent=trained)
-        inputs = {"parent": trained, "weights": stored_weights(weights)}
-        key = self._fit("tune", name, label, spec, settings, seed, **inputs)
-        check_weights(weights, self.plan.cells[key].outline())
+        weights, settings = parse_weights(self.recipe.tune.weights), to_stored(self.recipe.tuning(steps))
+        some = {} if weights == ALL else {"weights": stored_weights(weights)}
+        key = self._fit("tune", name, label, spec, settings, seed, parent=trained, **some)
+        if some:
+            check_weights(weights, self.plan.cells[key].outline())
         return key
 
     def _train(self, name: str, spec: Spec, seed: int) -> str | None:
@@ -321,21 +316,24 @@ class _Planner:
             if body.trained:
                 return None
             name, spec = OWN, body.look.own  # by transformers' own code, whatever is attached later
-        settings = dataclasses.replace(self.recipe.train, lrs=[])
         if not self.recipe.train.lrs:
-            return self._fit("train", name, name, spec, settings, seed)
-        candidates = {}
+            return self._fit("train", name, name, spec, to_stored(self.recipe.train), seed)
+        return self._add("choose", name, acting(spec, "train"), candidates=self.candidates(name, spec), seed=seed)
+
+    def _candidates(self, name: str, spec: Spec) -> dict[str, list[str]]:
+        """The trainings of a scheme at each learning rate, for all seeds; each choice is among the same ones."""
+        found = {}
         for lr in self.recipe.train.lrs:
-            label, at_lr = f"{name}, lr {lr}", dataclasses.replace(settings, lr=lr)
-            candidates[str(lr)] = [self._fit("train", name, label, spec, at_lr, s) for s in self.recipe.seeds]
-        return self._add("choose", name, acting(spec, "train"), candidates=candidates, seed=seed)
+            label, settings = f"{name}, lr {lr}", to_stored(dataclasses.replace(self.recipe.train, lr=lr, lrs=[]))
+            found[str(lr)] = [self._fit("train", name, label, spec, settings, seed) for seed in self.recipe.seeds]
+        return found
 
     def _fit(
-        self, kind: str, name: str, label: str, spec: Spec, settings: TrainConfig, seed: int, **inputs: Any
+        self, kind: str, name: str, label: str, spec: Spec, settings: dict[str, Any], seed: int, **inputs: Any
     ) -> str:
         reduced = acting(spec, kind)
         shown = label if reduced == spec else label.replace(name, str(reduced), 1)
-        key = self._add(kind, shown, reduced, settings=to_stored(settings), seed=seed, **inputs)
+        key = self._add(kind, shown, reduced, settings=settings, seed=seed, **inputs)
         self.logs.setdefault(key, [*self.place, shown])
         return key
 
@@ -366,13 +364,16 @@ class _Planner:
         return Spec((*spec.members, window))
 
     def _add(self, kind: str, name: str, spec: Spec, **inputs: Any) -> str:
-        sources = {member.name: self.source(member.name) for member in spec.all_members()}
-        scheme = {"scheme": str(spec), "scheme_settings": spec.data, "sources": sources}
         title = " ".join([kind, name, *([f"on {', '.join(self.place)}"] if self.place else [])])
-        all_inputs = {"kind": kind, "version": VERSIONS[kind]} | scheme | self.common | inputs
+        all_inputs = {"kind": kind, "version": VERSIONS[kind]} | self.scheme(spec) | self.common | inputs
         cell = Cell(f"{title}, seed {inputs['seed']}", all_inputs)
         self.plan.cells.setdefault(key := cell.key, cell)
         return key
+
+    def _scheme(self, spec: Spec) -> dict[str, Any]:
+        """What a cell's inputs say of its scheme."""
+        sources = {member.name: self.source(member.name) for member in spec.all_members()}
+        return {"scheme": str(spec), "scheme_settings": spec.data, "sources": sources}
 
 
 def _check_baseline(plan: Plan) -> None:

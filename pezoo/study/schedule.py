@@ -9,22 +9,23 @@ import heapq
 import random
 from collections.abc import Mapping
 from statistics import fmean
+from typing import Any
 
 from pezoo.study.launcher import ORDER
 from pezoo.study.plan import Cell
 
 
-def simulate(
+def ends(
     cells: Mapping[str, Cell],
     seconds: Mapping[str, float],
     workers: int,
     *,
     failure_seconds: float | None = None,
-    save_seconds: float = 600.0,
+    save_seconds: float = 300.0,
     back_seconds: float = 60.0,
     seed: int = 0,
-) -> float:
-    """Seconds to the end of one simulated run.
+) -> dict[str, float]:
+    """When each cell is done in one simulated run, in seconds since its beginning.
 
     Args:
         cells: of the plan by key, parents before children.
@@ -45,6 +46,7 @@ def simulate(
     ready = [(ORDER[cells[key].kind], place[key], key) for key, parents in waits.items() if not parents]
     heapq.heapify(ready)
     rest, busy, now, idle = dict(seconds), list[tuple[float, int, str, bool]](), 0.0, workers
+    done: dict[str, float] = {}
     while ready or busy:
         while ready and idle:
             _, at, key = heapq.heappop(ready)
@@ -62,11 +64,24 @@ def simulate(
                 heapq.heappush(ready, (ORDER[cells[child].kind], place[child], child))
         if failed:
             heapq.heappush(ready, (ORDER[cells[key].kind], at, key))
-    return now
+        else:
+            done[key] = now
+    return done
+
+
+def simulate(cells: Mapping[str, Cell], seconds: Mapping[str, float], workers: int, **failures: Any) -> float:
+    """Seconds to the end of one simulated run; see `ends`."""
+    return max(ends(cells, seconds, workers, **failures).values(), default=0.0)
 
 
 def expected(
-    cells: Mapping[str, Cell], seconds: Mapping[str, float], workers: int, failure_seconds: float, runs: int = 20
+    cells: Mapping[str, Cell],
+    seconds: Mapping[str, float],
+    workers: int,
+    failure_seconds: float,
+    runs: int = 20,
+    **failures: Any,
 ) -> float:
-    """The mean of several simulated runs with failures, in seconds; see `simulate`."""
-    return fmean(simulate(cells, seconds, workers, failure_seconds=failure_seconds, seed=seed) for seed in range(runs))
+    """The mean of several simulated runs with failures, in seconds; see `ends`."""
+    failures["failure_seconds"] = failure_seconds
+    return fmean(simulate(cells, seconds, workers, seed=seed, **failures) for seed in range(runs))

@@ -130,12 +130,12 @@ class Study:
     def estimate(self) -> Estimate:
         """What is left of the study, as far as finished cells tell."""
         done = {key: self.store.done(key) for key in self.plan.cells}
-        estimate = Estimate(
-            self.plan.cells,
-            [key for key, whole in done.items() if not whole],
-            self.recipe.workers,
-            places=places(self.recipe),
-        )
+        recipe, todo = self.recipe, [key for key, whole in done.items() if not whole]
+        share = {"local": 1.0, "ray": recipe.ray.num_gpus, "slurm": recipe.slurm.gpus}[recipe.launcher]
+        if all(cell.inputs["device"] == "cpu" for cell in self.plan.cells.values()):
+            share = recipe.threads
+        here = recipe.launcher == "local"
+        estimate = Estimate(self.plan.cells, todo, recipe.workers, places=places(recipe), share=share, here=here)
         for key in (key for key, whole in done.items() if whole):
             estimate.recall(key, self.store.facts(key))
         return estimate

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 
 from pezoo.data import Corpus
+from pezoo.model.devices import is_here
 from pezoo.outcome import peak_memory, reset_peak_memory
 from pezoo.study.cells import ask
 from pezoo.study.estimate import Estimate, operations, processes, row_tokens, to_try
@@ -67,7 +68,7 @@ def tried(
 
 
 def attempt(cell: Cell, corpora: Mapping[str, Corpus]) -> tuple[float, int | None]:
-    """Do a little of a cell's work.
+    """Do a little of a cell's work, on its device, or on the CPU where that is not here.
 
     Returns:
         Seconds of a unit, and the bytes that a process takes at its peak.
@@ -76,7 +77,9 @@ def attempt(cell: Cell, corpora: Mapping[str, Corpus]) -> tuple[float, int | Non
         ValueError: if even that would take long.
         Exception: whatever goes wrong.
     """
-    device = torch.device(cell.inputs["device"])
+    wanted = torch.device(cell.inputs["device"])
+    device = wanted if is_here(wanted.type) else torch.device("cpu")
+    cell = dataclasses.replace(cell, inputs=cell.inputs | {"device": device.type})
     most = OPERATIONS if device.type == "cpu" else GPU_OPERATIONS
     testing, whole = cell.kind == "evaluate", cell
     if "body" in cell.inputs and "tested" not in cell.inputs:
@@ -118,13 +121,15 @@ def attempt(cell: Cell, corpora: Mapping[str, Corpus]) -> tuple[float, int | Non
         if device.type != "cpu":  # where the weights had not been before
             fixed += sum(p.nbytes for p in model.parameters())
         vocabulary, tokens = inputs["data"]["vocab_size"], row_tokens(cell)
-        loss = [loss_bytes(device, vocabulary, n * tokens) for n in (rows, full)]
+        loss = [loss_bytes(on, vocabulary, n * tokens) for on, n in ((device, rows), (wanted, full))]
     if cell is not whole:  # of a row so short the time is known, and the memory is not
         return seconds * operations(whole) / operations(cell), None
     if before is None or not peaks:
         return seconds, None
-    growing = max(0, max(peaks) - before - fixed - loss[0])  # with the rows
-    return seconds, int(before + fixed + loss[1] + growing * max(1.0, full / rows))
+    growing = max(0, max(peaks) - before - fixed - loss[0]) * max(1.0, full / rows)  # with the rows
+    if device != wanted:  # of a GPU that is not here: nothing of this process is there
+        before = sum(p.nbytes for p in model.parameters())
+    return seconds, int(before + fixed + loss[1] + growing)
 
 
 def training_bytes(trained: int, precision: str) -> int:

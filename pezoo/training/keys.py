@@ -23,8 +23,8 @@ def from_stored(cls: type, stored: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a group by their names of today. What was stored may be older than some of them."""
     found = {}
     for key in dataclasses.fields(cls):
-        if _stored(key) in stored:
-            found[key.name] = stored[_stored(key)]
+        if (name := _stored(key)) in stored:
+            found[key.name] = stored[name]
         elif "before" in key.metadata:
             found[key.name] = key.metadata["before"]
     return found
@@ -32,13 +32,12 @@ def from_stored(cls: type, stored: Mapping[str, Any]) -> dict[str, Any]:
 
 def hashed(cls: type, stored: Mapping[str, Any]) -> dict[str, Any]:
     """What of a stored group names a cell."""
-    unnamed = {_stored(key) for key in dataclasses.fields(cls) if not key.metadata.get("hashed", True)}
-    before = {_stored(key): key.metadata["before"] for key in dataclasses.fields(cls) if "before" in key.metadata}
-    return {
-        name: value
-        for name, value in stored.items()
-        if name not in unnamed and not (name in before and value == before[name])
-    }
+    named = dict(stored)
+    for key in (key for key in dataclasses.fields(cls) if key.metadata):
+        name, facts = _stored(key), key.metadata
+        if not facts.get("hashed", True) or ("before" in facts and named.get(name) == facts["before"]):
+            named.pop(name, None)
+    return named
 
 
 def _stored(key: dataclasses.Field[Any]) -> str:

@@ -26,7 +26,7 @@ import typed_wrongly  # noqa: F401
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from studies import FAULTS, MAY_DIFFER, Fault, Place, Skipped, Wrong
+from studies import FAULTS, LAUNCHERS, MAY_DIFFER, Fault, Place, Skipped, Wrong
 
 import pezoo
 
@@ -35,6 +35,7 @@ examples:
   python tools/faults                               all of it: about an hour on two cores
   python tools/faults --short                       a few of each: two minutes
   python tools/faults --only SIGKILL --seed 1       the faults of this name, at other moments
+  python tools/faults --launcher ray                kills and damage, where cells are tasks of Ray
   python tools/faults --save docs/faults.md         write the table down
 """
 
@@ -50,11 +51,15 @@ Of a line of the results, {names} may differ.
 |---|---:|---:|---|
 {lines}
 
+With the launchers `ray` and `slurm` the faults happen where cells are tasks of a Ray that is started for the run, and
+jobs of submitit's local executor; the study that nothing happened to is run by `local`.
+
 Made by `python tools/faults --seed {seed} --save docs/faults.md` with {versions},
 on {where}. Most runs are forked from a process that has imported everything, since there are
 many; some of the kills, and whatever changes their surroundings, are programs of their own (`--real`: all). Moments and
-bits are drawn by the seed. `python tools/faults --only NAME` repeats one fault and renews its row here; the
-rows are from several such runs. A short form of the worst is part of `make ci`.
+bits are drawn by the seed. `python tools/faults --only NAME` repeats one fault, `--launcher NAME` those of a
+launcher, and `--save` renews their rows here; the rows are from several such runs. A short form of the worst is part of
+`make ci`.
 """
 
 
@@ -63,6 +68,7 @@ class Row:
     """What came of a fault."""
 
     fault: Fault
+    launcher: str = "local"
     times: int = 0
     wrong: list[str] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -70,6 +76,11 @@ class Row:
     seconds: float = 0.0
     stopped: bool = False
     """Whether Ctrl-C came before its end."""
+
+    @property
+    def name(self) -> str:
+        """The fault's, with the launcher if it is another than local."""
+        return _name(self.fault.name, self.launcher)
 
     @property
     def right(self) -> int:
@@ -83,9 +94,13 @@ class Row:
         return "; ".join([self.fault.outcome, *notes, *skipped])
 
 
+def _name(fault: str, launcher: str) -> str:
+    return fault if launcher == "local" else f"{fault}, {launcher}"
+
+
 def run(fault: Fault, place: Place, short: bool, seed: int, jobs: int, console: Console) -> Row:
     """Make a fault as often as it wants; each time has a generator of its own."""
-    row, began = Row(fault), time.monotonic()
+    row, began = Row(fault, place.launcher), time.monotonic()
 
     def one(numbered: tuple[int, object]) -> None:
         number, case = numbered
@@ -95,14 +110,14 @@ def run(fault: Fault, place: Place, short: bool, seed: int, jobs: int, console: 
             row.skipped[str(why)] += 1
             return
         except Wrong as why:
-            row.wrong.append(f"{fault.name}, number {number}: {why}")
+            row.wrong.append(f"{row.name}, number {number}: {why}")
             console.print(f"[red]WRONG[/red] {escape(row.wrong[-1])}", soft_wrap=True)
         else:
             if note:
                 row.notes.append(note)
         row.times += 1
         if row.times % 10 == 0:
-            console.print(escape(f"{fault.name}: {row.times} so far"), soft_wrap=True)
+            console.print(escape(f"{row.name}: {row.times} so far"), soft_wrap=True)
 
     with ThreadPoolExecutor(jobs) as pool:
         try:
@@ -120,7 +135,7 @@ def table(rows: list[Row]) -> Table:
     for row in rows:
         colour = "red" if row.wrong else "green" if row.times else "yellow"
         counts = f"[{colour}]{row.right}[/{colour}]"
-        shown.add_row(escape(row.fault.name), str(row.times), counts, escape(row.said()))
+        shown.add_row(escape(row.name), str(row.times), counts, escape(row.said()))
     return shown
 
 
@@ -129,10 +144,11 @@ def markdown(rows: list[Row], seed: int, earlier: str = "") -> str:
     lines = {line[2:].split(" | ")[0]: line for line in earlier.splitlines() if line.startswith("| ")}
     for row in rows:
         said = row.said().replace("|", "/")
-        lines[row.fault.name] = f"| {row.fault.name} | {row.times} | {row.right} | {said} |"
+        lines[row.name] = f"| {row.name} | {row.times} | {row.right} | {said} |"
+    names = [_name(name, launcher) for launcher in LAUNCHERS for name in FAULTS]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return PAGE.format(
-        lines="\n".join(lines[name] for name in FAULTS if name in lines),
+        lines="\n".join(lines[name] for name in names if name in lines),
         names=", ".join(f"`{name}`" for name in MAY_DIFFER),
         seed=seed,
         versions=f"pezoo {pezoo.__version__}, Python {platform.python_version()}, PyTorch {version('torch')}",
@@ -153,10 +169,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="draws moments and bits; default: 0")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="faults at a time; default: 1")
     parser.add_argument("--real", action="store_true", help="fork no run from another: several times as slow")
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="local", help="where cells run; default: local")
     parser.add_argument("--save", type=Path, metavar="FILE.md", help="write the table down, or renew its rows")
     parser.add_argument("--list", action="store_true", help="name the faults, and do nothing")
     args = parser.parse_args(argv)
     chosen = [one for one in FAULTS.values() if not args.only or any(text in one.name for text in args.only)]
+    chosen = [one for one in chosen if args.launcher == "local" or one.everywhere]
     if not chosen:
         parser.error(f"no fault is called so; there are: {'; '.join(FAULTS)}")
     console = Console(highlight=False)
@@ -166,18 +184,18 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     rows = []
     with tempfile.TemporaryDirectory(prefix="pezoo-faults-") as scratch:
-        place = Place(Path(scratch), args.real)
+        place = Place(Path(scratch), args.real, args.launcher)
         for one in chosen:
             rows.append(run(one, place, args.short, args.seed, args.jobs, console))
             told = f"{rows[-1].right} of {rows[-1].times} as it should, {rows[-1].seconds:.0f} s"
-            console.print(escape(f"{one.name}: {told}"), soft_wrap=True)
+            console.print(escape(f"{rows[-1].name}: {told}"), soft_wrap=True)
+            made = [row for row in rows if row.times or row.skipped]
+            if args.save is not None:  # each time, since all of it takes long
+                earlier = args.save.read_text() if args.save.exists() else ""
+                args.save.write_text(markdown(made, args.seed, earlier))
             if rows[-1].stopped:
                 break
-    made = [row for row in rows if row.times or row.skipped]
     console.print(table(made))
-    if args.save is not None:
-        earlier = args.save.read_text() if args.save.exists() else ""
-        args.save.write_text(markdown(made, args.seed, earlier))
     return int(any(row.wrong or row.stopped for row in rows))
 
 

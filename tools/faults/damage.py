@@ -30,13 +30,17 @@ def damaged(path: Path, way: str, rng: random.Random) -> bool:
     return True
 
 
-@fault("a file of a finished study damaged", "the next run makes it anew; the same results, exit code 0")
+@fault(
+    "a file of a finished study damaged",
+    "the next run makes it anew; the same results, exit code 0",
+    everywhere=True,
+)
 def damaged_study(place: Place, short: bool) -> Iterator[Case]:
     """Each file, in each way."""
     whole = place.whole("everything")
     paths = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
     paths = [path for path in paths if path.parts[0] != "logs"]  # what workers had to say is of no more use
-    if short:  # one of each kind
+    if short or place.launcher != "local":  # one of each kind
         cells = {path.name: path for path in paths if path.parts[0] == "cells"}
         picked = [*cells.values(), Path("results.jsonl"), Path("recipe.yaml")]
         for i, path in enumerate(picked):
@@ -57,14 +61,14 @@ def _damaged_study(place: Place, path: Path, way: str, rng: random.Random) -> No
     shutil.rmtree(out.parent)
 
 
-@fault("a file of the corpus cache damaged", "the text is read anew; the same results, exit code 0")
+@fault("a file of the corpus cache damaged", "the text is read anew; the same results, exit code 0", everywhere=True)
 def damaged_cache(place: Place, short: bool) -> Iterator[Case]:
     """Each file, in each way, with a test that reads it again."""
     place.whole("small")
     paths = sorted(path.relative_to(place.cache) for path in place.cache.rglob("*") if path.is_file())
     for i, path in enumerate(paths):
         for j, way in enumerate(WAYS):
-            if not short or (i == j and i < 2):
+            if (i == j and i < 2) or not (short or place.launcher != "local"):
                 yield functools.partial(_damaged_cache, place, path, way)
 
 

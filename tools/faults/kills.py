@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import random
+import re
 import shutil
 import signal
 import time
@@ -15,33 +16,32 @@ LATE_SECONDS = 5
 """That a saving may be late on a busy machine."""
 
 
-@fault("SIGKILL at any moment of a study", "the next run goes on; the same results and weights")
+@fault("SIGKILL at any moment of a study", "the next run goes on; the same results and weights", everywhere=True)
 def killed(place: Place, short: bool) -> Iterator[Case]:
     """Of the study's own process, of a worker, or of all at once."""
-    for i in range(3 if short else 54):
+    for i in range(place.times(short, 3, 54)):
         yield functools.partial(_struck, place, signal.SIGKILL, ("all", "study", "worker")[i % 3], not i % 9)
 
 
-@fault("SIGTERM at any moment of a study", "it says so and ends; the next run goes on")
+@fault("SIGTERM at any moment of a study", "it says so and ends; the next run goes on", everywhere=True)
 def terminated(place: Place, short: bool) -> Iterator[Case]:
     """Of the study's own process, or of a worker."""
-    for i in range(1 if short else 6):
+    for i in range(place.times(short, 1, 6)):
         yield functools.partial(_struck, place, signal.SIGTERM, ("study", "worker")[i % 2], i % 6 == 5)
 
 
-@fault("Ctrl-C at any moment of a study", "it says so and ends; the next run goes on")
+@fault("Ctrl-C at any moment of a study", "it says so and ends; the next run goes on", everywhere=True)
 def interrupted(place: Place, short: bool) -> Iterator[Case]:
     """As a terminal does it: workers have sessions of their own."""
-    for i in range(1 if short else 6):
+    for i in range(place.times(short, 1, 6)):
         yield functools.partial(_struck, place, signal.SIGINT, "study", i % 6 == 5)
 
 
 def _struck(place: Place, sign: int, whom: str, real: bool, rng: random.Random) -> None:
     """Run a study that is struck once, or twice, and then run to its end."""
-    name, out = "everything", place.fresh() / "out"
-    place.whole(name)
     _needs_proc()
-    seconds = place.seconds[name] + 10 * real  # to import
+    name, out = "everything" if place.launcher == "local" else TRAININGS[0], place.fresh() / "out"
+    seconds = place.usual(name) + 10 * real  # to import
     for _ in range(rng.choice([1, 1, 2])):
         run = place.start(name, out, real=real)
         if not _waited(run, rng.random() * seconds, whom):
@@ -49,9 +49,9 @@ def _struck(place: Place, sign: int, whom: str, real: bool, rng: random.Random) 
             break  # it was faster than the moment that was drawn; nothing is left to strike
         begun = (out / "recipe.yaml").exists()
         run.kill(sign, whom)
-        done = run.finish()
+        done = run.finish(jobs_stay=place.launcher == "slurm" and whom == "study" and sign == signal.SIGKILL)
         if whom == "worker":  # in a cell, or while it still began
-            done.expect(0, 1)
+            done.expect(0, *([] if _goes_on(place, sign) else [1]))
         elif sign == signal.SIGKILL:
             expect(done.code in (0, -sign), f"exit code {done.code}")
         elif begun:
@@ -62,33 +62,48 @@ def _struck(place: Place, sign: int, whom: str, real: bool, rng: random.Random) 
     shutil.rmtree(out.parent)
 
 
+def _goes_on(place: Place, sign: int) -> bool:
+    """Whether a worker that is struck has its cell begun again in the same run."""
+    return place.launcher == "ray" or (place.launcher == "slurm" and sign == signal.SIGTERM)
+
+
 def _waited(run: Running, seconds: float, whom: str) -> bool:
     """Wait some seconds, and for somebody to strike; return whether there is."""
     until = time.monotonic() + seconds
     return run.wait_for(lambda: time.monotonic() >= until and (whom != "worker" or run.workers())) and not run.ended
 
 
-@fault("SIGKILL in a training that saved its state three times", "it repeats one interval at most; the same weights")
+@fault(
+    "SIGKILL in a training that saved its state three times",
+    "it repeats one interval at most; the same weights",
+    everywhere=True,
+)
 def killed_in_training(place: Place, short: bool) -> Iterator[Case]:
     """With dropout, random positions, lengths that are drawn, and in a tuning."""
-    for i in range(1 if short else 32):
-        whom = ("all", "study", "worker")[i % 3]
-        yield functools.partial(_stopped_in_training, place, TRAININGS[i % 4], signal.SIGKILL, whom)
+    for i in range(place.times(short, 1, 32)):
+        whom = ("all", "study" if place.launcher != "slurm" else "worker", "worker")[i % 3]  # jobs go on without it
+        yield functools.partial(_stopped_in_training, place, _training(place, i), signal.SIGKILL, whom)
 
 
-@fault("SIGTERM or Ctrl-C in a training", "it saves its state and repeats nothing; the same weights")
+@fault("SIGTERM or Ctrl-C in a training", "it saves its state and repeats nothing; the same weights", everywhere=True)
 def stopped_in_training(place: Place, short: bool) -> Iterator[Case]:
     """Of the study's own process, or of a worker."""
     signals = [(signal.SIGTERM, "study"), (signal.SIGINT, "study"), (signal.SIGTERM, "worker")]
-    for i in range(1 if short else 6):
-        yield functools.partial(_stopped_in_training, place, TRAININGS[i % 4], *signals[i % 3])
+    for i in range(place.times(short, 1, 6)):
+        yield functools.partial(_stopped_in_training, place, _training(place, i), *signals[i % 3])
 
 
-@fault("a saved state damaged", "the training starts anew, and a line says so; the same weights")
+@fault("a saved state damaged", "the training starts anew, and a line says so; the same weights", everywhere=True)
 def damaged_state(place: Place, short: bool) -> Iterator[Case]:
     """A state that a kill left is emptied, halved, or has a bit flipped."""
-    for way in () if short else ("emptied", "halved", "a bit flipped"):
+    ways = ("a bit flipped", "emptied", "halved")
+    for way in ways[: place.times(short, 0 if place.launcher == "local" else 1, 3)]:
         yield functools.partial(_stopped_in_training, place, "dropout", signal.SIGKILL, "all", damage=way)
+
+
+def _training(place: Place, i: int) -> str:
+    """The recipe of a case; with another launcher, which takes longer, always the same."""
+    return TRAININGS[i % 4 if place.launcher == "local" else 0]
 
 
 def _stopped_in_training(
@@ -113,7 +128,13 @@ def _stopped_in_training(
         if run.wait_for(saved) and _waited(run, rng.random() * 2 * SAVE_SECONDS, whom):
             run.kill(sign, whom)
             struck = time.time()
-            done = run.finish()
+            done = run.finish(jobs_stay=place.launcher == "slurm" and whom == "study" and sign == signal.SIGKILL)
+            if whom == "worker" and _goes_on(place, sign):
+                steps = re.findall(r"goes on at step ([\d,]+)", done.expect(0).errors)
+                expect(any(step != "0" for step in steps), f"it does not go on: {done.errors[-300:]}")
+                place.compare(name, out)
+                shutil.rmtree(out.parent)
+                return ""
             states = list(out.glob("cells/*.state.pt"))
             if states:
                 break

@@ -31,6 +31,12 @@ HANG_SECONDS = 600
 """A run that takes longer hangs; on two quiet cores each takes less than a minute."""
 SAVE_SECONDS = 0.3
 """Between two savings of a training's state."""
+STUDY = "PEZOO_FAULTS_STUDY"
+"""Variable that names the study's folder to all processes of a run, those of Ray and of jobs too."""
+LAUNCHERS = {"local": [], "ray": ["--launcher", "ray"], "slurm": ["--launcher", "slurm", "slurm.local=true"]}
+"""What is typed for each launcher."""
+AT_WORK = {"ray": b"ray::_work", "slurm": b"submitit.core._submit"}
+"""What the command line of a process holds that is at a cell."""
 
 
 class Wrong(Exception):
@@ -54,16 +60,18 @@ class Fault:
     """What should happen."""
     cases: Callable[["Place", bool], Iterator[Case]]
     """Given the place and whether the form is short."""
+    everywhere: bool = False
+    """Whether it can be made with each launcher."""
 
 
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(name: str, outcome: str) -> Callable[..., Any]:
+def fault(name: str, outcome: str, *, everywhere: bool = False) -> Callable[..., Any]:
     """Register a generator of cases under a name, with what should happen."""
 
     def register(cases: Callable[["Place", bool], Iterator[Case]]) -> Callable[["Place", bool], Iterator[Case]]:
-        FAULTS[name] = Fault(name, outcome, cases)
+        FAULTS[name] = Fault(name, outcome, cases, everywhere)
         return cases
 
     return register
@@ -93,8 +101,10 @@ class Done:
 class Running:
     """A run that has begun, in a session of its own."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], folder: Path, real: bool) -> None:
-        self.folder = folder
+    def __init__(
+        self, command: list[str], environment: dict[str, str], folder: Path, real: bool, launcher: str = "local"
+    ) -> None:
+        self.folder, self.launcher = folder, launcher
         self.files = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115, a pipe could be full
         output, errors = self.files
         if real:
@@ -111,6 +121,8 @@ class Running:
 
     def workers(self) -> list[int]:
         """Ids of its worker processes, which may be forked from a server of theirs."""
+        if self.launcher != "local":
+            return [number for number in processes(self.folder) if AT_WORK[self.launcher] in _command(number)]
         found = []
         for child in children(self.process.pid):
             found += children(child) if _is_server(child) else [child]
@@ -130,13 +142,14 @@ class Running:
         """Send a signal to the run's own process (study), to one of its workers (worker), or to all at once (all)."""
         workers = self.workers()
         every = [self.process.pid, *children(self.process.pid), *workers]
+        every += processes(self.folder) if self.launcher != "local" else []
         targets = {"study": every[:1], "worker": workers[:1], "all": list(dict.fromkeys(every))}[whom]
         for number in targets:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(number, sign)
 
-    def finish(self) -> Done:
-        """Wait for its end, and for that of its workers."""
+    def finish(self, jobs_stay: bool = False) -> Done:
+        """Wait for its end, and for that of its workers; jobs of Slurm may stay when their study is killed."""
         try:
             code = self.process.wait(HANG_SECONDS)
         except subprocess.TimeoutExpired:
@@ -144,7 +157,8 @@ class Running:
             self.process.wait()
             raise Wrong(f"no end after {HANG_SECONDS} s") from None
         began = time.monotonic()
-        while left := processes(self.folder):  # those that still import hear of their parent's end after that
+        # Those that still import hear of their parent's end after that.
+        while left := [] if jobs_stay else processes(self.folder):
             if time.monotonic() - began > 120:
                 for number in left:
                     with contextlib.suppress(ProcessLookupError):
@@ -168,20 +182,24 @@ def children(number: int) -> list[int]:
 
 
 def _is_server(number: int) -> bool:
-    try:
-        return b"pezoo.study.forks" in Path(f"/proc/{number}/cmdline").read_bytes()
-    except OSError:
-        return False
+    return b"pezoo.study.forks" in _command(number)
+
+
+def _command(number: int) -> bytes:
+    """The command line of a process; nothing if it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{number}/cmdline").read_bytes()
+    return b""
 
 
 def processes(folder: Path) -> list[int]:
     """Ids of the processes that were told of a folder."""
-    found = forked.workers(folder)
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    found, told = forked.workers(folder), f"{STUDY}={folder}\0".encode()
+    for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if str(folder).encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-    return found
+            if str(folder).encode() in _command(int(path.name)) or told in (path / "environ").read_bytes():
+                found.append(int(path.name))
+    return list(dict.fromkeys(found))
 
 
 class Place:
@@ -190,10 +208,11 @@ class Place:
     Args:
         scratch: an empty folder.
         real: whether each run is a new program, as a command is; else most are forked, see `forked`.
+        launcher: where the cells of what is broken run; an unbroken study's run in processes of this machine.
     """
 
-    def __init__(self, scratch: Path, real: bool = False) -> None:
-        self.scratch, self.cache, self.real = scratch, scratch / "cache", real
+    def __init__(self, scratch: Path, real: bool = False, launcher: str = "local") -> None:
+        self.scratch, self.cache, self.real, self.launcher = scratch, scratch / "cache", real, launcher
         text, draw = scratch / "text", random.Random(0)
         text.mkdir()
         words = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
@@ -202,8 +221,8 @@ class Place:
         data = {"corpus": "text", "path": str(text)}
         for name, keys in RECIPES.items():
             self.recipe(name).write_text(yaml.safe_dump(COMMON | {"data": data} | keys))
-        self.seconds: dict[str, float] = {}
-        """How long the unbroken run of a recipe took."""
+        self.seconds: dict[tuple[str, str], float] = {}
+        """How long an unbroken run takes, by recipe and launcher."""
         self._wholes: dict[str, Path] = {}
         self._lock = threading.RLock()  # faults may be made at the same time
 
@@ -215,15 +234,29 @@ class Place:
         """A new folder."""
         return Path(tempfile.mkdtemp(dir=self.scratch))
 
+    def times(self, short: bool, few: int, many: int) -> int:
+        """How often a fault is made: few times in the short form, three times as often with another launcher."""
+        return few if short else many if self.launcher == "local" else 3 * few
+
     def whole(self, name: str) -> Path:
-        """The folder of an unbroken run of a recipe."""
+        """The folder of an unbroken run of a recipe, in processes of this machine."""
         with self._lock:
             if name not in self._wholes:
                 began, out = time.monotonic(), self.fresh() / "out"
-                self.run(name, out).expect(0)
-                self.seconds[name] = time.monotonic() - began
+                self.start(name, out, launcher="local").finish().expect(0)
+                self.seconds[name, "local"] = time.monotonic() - began
                 self._wholes[name] = out
             return self._wholes[name]
+
+    def usual(self, name: str) -> float:
+        """Seconds of an unbroken run of a recipe; it ends like one in processes of this machine."""
+        self.whole(name)
+        with self._lock:
+            if (name, self.launcher) not in self.seconds:
+                began = time.monotonic()
+                self.heals(name, self.fresh() / "out")
+                self.seconds[name, self.launcher] = time.monotonic() - began
+            return self.seconds[name, self.launcher]
 
     def copy(self, name: str) -> Path:
         """A finished study somewhere else."""
@@ -239,6 +272,7 @@ class Place:
         shell: str = "",
         environment: dict[str, str | None] | None = None,
         real: bool = False,
+        launcher: str | None = None,
     ) -> Running:
         """Begin to run a recipe.
 
@@ -249,15 +283,18 @@ class Place:
             shell: what a shell does before and after it, with `"$@"` for the command.
             environment: variables to change, or with None to unset.
             real: whether it is a new program, as a command is; else it is forked from one that has imported all.
+            launcher: where cells run; default: the place's.
         """
+        launcher = launcher or self.launcher
+        more = (*more, *LAUNCHERS[launcher])
         command = [sys.executable, "-m", "pezoo", "run", str(self.recipe(name)), *more, "--out", str(out)]
         if shell:
             command = ["sh", "-c", shell, "sh", *command]
         wanted = {"PYTHONPATH": str(ROOT), "PEZOO_CACHE": str(self.cache), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
-        wanted |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "120", **(environment or {})}
+        wanted |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "120", STUDY: str(out), **(environment or {})}
         variables = {key: value for key, value in (os.environ | wanted).items() if value is not None}
         real = real or self.real or bool(shell) or bool({*(environment or ())} - {"PEZOO_CACHE"})
-        return Running(command, variables, out, real)
+        return Running(command, variables, out, real, launcher)
 
     def run(self, name: str, out: Path, *more: str, **options: Any) -> Done:
         """Run a recipe to its end; see `start`."""
