@@ -364,6 +364,23 @@ def _cell(cell: Pair, reasons: list[str]) -> str:
     return cell.sign + (f"<sup>{reasons.index(cell.reason) + 1}</sup>" if cell.reason else "")
 
 
+def read_grid(page: str) -> dict[str, dict[str, Pair]]:
+    """What `grid` wrote, as it was given."""
+    table, _, rest = page.partition("## Reasons")
+    reasons = ["", *re.findall(r"^\d+\. (.*)$", rest, re.MULTILINE)]
+    columns: dict[str, dict[str, Pair]] = {}
+    names: list[str] = []
+    for line in table.splitlines():
+        first, *cells = (cell.strip().strip("`") for cell in line.strip("|").split("|"))
+        if line.startswith("| |"):
+            names = cells
+        elif line.startswith("| `+"):
+            for name, cell in zip(names, cells, strict=True):
+                sign, number = re.fullmatch(r"(.)(?:<sup>(\d+)</sup>)?", cell).groups()
+                columns.setdefault(name, {})[first.removeprefix("+")] = Pair(sign, reasons[int(number or 0)])
+    return columns
+
+
 # ---- all of it ----------------------------------------------------------------------------------
 
 
@@ -441,16 +458,22 @@ def published() -> dict[Path, str]:
     }
 
 
-def scorecard_page() -> str:
-    """What became of all claims in the published studies, in Markdown; one that two studies test stands there twice."""
-    judged: list[Judgement] = []
+def judged() -> list[Judgement]:
+    """What became of all claims in the published studies; one that two studies test stands there twice."""
+    found: list[Judgement] = []
     for claim in read_claims():
         ran = {folder: study for folder, study in finished().items() if study.results[0].study == claim.recipe}
         for folder, study in ran.items():
             one = judge(claim, study.results, study.losses)
-            judged.append(dataclasses.replace(one, link=f"../experiments/results/{folder.name}/table.md"))
-        judged += [] if ran else [judge(claim, [])]
-    return "\n".join([_SCORECARD, *scorecard.counts(judged), *scorecard.sections(judged)]) + "\n"
+            found.append(dataclasses.replace(one, link=f"../experiments/results/{folder.name}/table.md"))
+        found += [] if ran else [judge(claim, [])]
+    return found
+
+
+def scorecard_page() -> str:
+    """The same in Markdown."""
+    found = judged()
+    return "\n".join([_SCORECARD, *scorecard.counts(found), *scorecard.sections(found)]) + "\n"
 
 
 _SCORECARD = """# Scorecard
