@@ -48,7 +48,7 @@ docs: $(VENV)/.installed
 	@$(BIN)/python -m tools.docs
 
 site: $(VENV)/.installed-test
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open build/site/index.html; to search too: $(BIN)/python -m http.server --directory build/site"
 
 ci:
