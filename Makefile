@@ -18,8 +18,8 @@ help:
 	@echo "make lint      ruff, and mypy on the core and the members"
 	@echo "make audit     whether a pinned dependency has a known weakness; needs a network"
 	@echo "make docs      renew what is generated: tables of README and docs/, the zoo, the grid, the scorecard"
-	@echo "make site      the documentation as a site, in build/site; a warning is an error"
 	@echo "make ci        what CI runs: lint, the default suite, a slice of the slow tests"
+	@echo "make site      the documentation as a site, in build/site; a warning is an error"
 	@echo "make gpu       what there is to see on a GPU, into runs/gpu; one stage: make gpu STAGE=tests, bench or recipes"
 	@echo "make clean     remove .venv and what builds and tests leave; runs/ stays"
 

@@ -458,6 +458,7 @@ def published() -> dict[Path, str]:
     }
 
 
+@cache
 def judged() -> list[Judgement]:
     """What became of all claims in the published studies; one that two studies test stands there twice."""
     found: list[Judgement] = []
