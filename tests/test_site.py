@@ -20,7 +20,7 @@ from pezoo.report.verdicts import judge_all
 from tools import docs
 from tools.website import api, gallery, results
 from tools.website.links import as_github_reads, moved, place
-from tools.website.mathml import GREEK, equation
+from tools.website.mathml import GREEK, equation, with_equations
 
 MEMBERS = docs.members(*docs.DRAWN)
 EQUATIONS = {e.name: e.equation for e in MEMBERS if e.equation}
@@ -82,6 +82,17 @@ def test_statements_have_a_line_each():
 def test_a_bracket_without_a_partner_is_refused(text):
     with pytest.raises(ValueError, match=r"lacks a|did not open"):
         equation(text)
+
+
+def test_latex_of_documents_is_set_as_mathematics():
+    pytest.importorskip("latex2mathml")
+    text = "Key $j$ costs $5, and `$i$`:\n\n$$\\frac{a}{b}$$\n\n```\n$a$\n```\nfor `$OUT` and $L$."
+    before, block, after = re.fullmatch(
+        r"(.*)<div class=\"equation\"><p>(.*)</p></div>(.*)", with_equations(text), re.DOTALL
+    ).groups()
+    assert re.sub(r"<math.*?</math>", "@", before) == "Key @ costs $5, and `$i$`:\n\n"
+    assert "<mfrac><mrow><mi>a</mi></mrow><mrow><mi>b</mi></mrow></mfrac>" in block
+    assert re.sub(r"<math.*?</math>", "@", after) == "\n\n```\n$a$\n```\nfor `$OUT` and @."
 
 
 # Links

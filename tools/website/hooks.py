@@ -13,6 +13,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 from tools import docs
 from tools.website import api, gallery
 from tools.website.links import TEXTS, as_github_reads, moved, place
+from tools.website.mathml import with_equations
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -65,7 +66,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.remove(zoo)
     for page, (source, text) in pages.items():
         head = "---\nhide: [navigation]\n---\n\n" if page == "index.md" else ""
-        _put(files, page, head + as_github_reads(moved(text, source, page, find)), config)
+        _put(files, page, head + with_equations(as_github_reads(moved(text, source, page, find))), config)
     for name, text in api.pages().items():
         _put(files, f"api/{name}.md", text, config)
     for there, path in shown.items():

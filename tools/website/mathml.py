@@ -1,4 +1,4 @@
-"""Equations of members as MathML: a line of plain text set as mathematics.
+"""Equations as MathML: those of members, a line of plain text each, and those of documents, in LaTeX.
 
     l_ij = q_i.k_j / sqrt(d) - m_h |i - j|,  m_h = 2^(-8h/H)
 
@@ -10,7 +10,6 @@ is letters, as in `l_ij`. Words stay words.
 import re
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 GREEK = {"alpha": "α", "beta": "β", "lambda": "λ", "delta": "δ", "sigma": "σ", "psi": "ψ", "pi": "π"}
 BIG = {"sum": "∑", "prod": "∏", "int": "∫"}
@@ -25,6 +24,11 @@ SIGNS = {
 LONG = 80
 """A statement with more characters begins a new line after each comma that follows a word."""
 PAIRS = {"(": ")", "[": "]", "{": "}", "|": "|"}
+_DOLLARS = re.compile(
+    r"^(?P<fence>`{3,}).*?^(?P=fence)`*$|(?P<tick>`+).+?(?<!`)(?P=tick)(?!`)"
+    r"|\$\$(?P<block>.+?)\$\$|(?<![\w$])\$(?P<line>(?! )[^$`\n]+?(?<! ))\$(?![\w$])",
+    re.DOTALL | re.MULTILINE,
+)
 _TOKEN = re.compile(
     r"(?P<number>\d+(?:\.\d+)?)|(?P<word>[a-z]+'s\b|p-RoPE|and/or|[A-Za-z]+\d*)|(?P<sign>->|<=|>=|\.\.\.|\.\.|\S)"
 )
@@ -69,9 +73,23 @@ def equation(text: str) -> str:
     )
 
 
-def fence(source: str, language: str, css_class: str, options: Any, md: Any, **rest: Any) -> str:
-    """Return a block of code of the language `equation` as mathematics, for pymdownx.superfences."""
-    return equation(" ".join(source.split("\n")))
+def with_equations(text: str) -> str:
+    """Return a document with its equations in LaTeX, `$w_i$` and `$$w_i$$` as GitHub shows them, as MathML.
+
+    Args:
+        text: in Markdown.
+    """
+    from latex2mathml.converter import convert
+
+    def made(match: re.Match[str]) -> str:
+        if match["line"]:
+            return convert(match["line"])
+        if match["block"]:
+            shown = convert(match["block"].strip(), display="block").replace('display="block"', 'displaystyle="true"')
+            return f'<div class="equation"><p>{shown}</p></div>'
+        return match[0]
+
+    return _DOLLARS.sub(made, text)
 
 
 class _Parser:
