@@ -42,24 +42,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add pages, those of `docs/` with their links moved, and every file of the repository that they lead to."""
     texts = {f"docs/{file.src_uri}": file.content_string for file in files.documentation_pages()}
     texts |= {path.name: path.read_text(encoding="utf-8") for path in docs.ROOT.glob("*.md")}
-    for folder in sorted(docs.PUBLISHED.iterdir()):
-        for path in (*folder.glob("table.md"), *folder.glob("*.png")):
-            name = path.relative_to(docs.ROOT).as_posix()
-            if path.suffix == ".md":
-                texts[name] = path.read_text(encoding="utf-8")
-            else:
-                files.append(_copied(name, config))
+    for table in sorted(docs.PUBLISHED.glob("*/table.md")):
+        pictures = sorted(table.parent.glob("*.png"))
+        shown = "".join(f"![{picture.stem}]({picture.name})\n\n" for picture in pictures)
+        text = table.read_text(encoding="utf-8")
+        texts[table.relative_to(docs.ROOT).as_posix()] = text.replace("\n## ", f"\n{shown}## ", 1)
+        for picture in pictures:
+            files.append(_copied(picture.relative_to(docs.ROOT).as_posix(), config))
     members = {e.name for e in docs.members(*docs.DRAWN)}
     pages = {place(name): (name, text) for name, text in texts.items() if name != "docs/zoo.md"}
     pages |= {f"gallery/{name}.md": ("docs/zoo.md", text) for name, text in gallery.pages().items()}
-    shown: dict[str, str] = {}
+    others: dict[str, str] = {}
 
     def find(path: str, anchor: str) -> str:
         there = place(path, members, anchor)
         if there not in pages and not files.get_file_from_path(there):
             if not (docs.ROOT / path).is_file():
                 raise PluginError(f"a page leads to {path}, which is no file")
-            shown[there] = path
+            others[there] = path
         return there
 
     if zoo := files.get_file_from_path("zoo.md"):
@@ -69,7 +69,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         _put(files, page, head + with_equations(as_github_reads(moved(text, source, page, find))), config)
     for name, text in api.pages().items():
         _put(files, f"api/{name}.md", text, config)
-    for there, path in shown.items():
+    for there, path in others.items():
         if there.endswith(".md"):
             _put(files, there, _listing(path), config, InclusionLevel.NOT_IN_NAV)
         else:
