@@ -130,7 +130,8 @@ def commands(e: Entry) -> list[str]:
     """
     scheme = host(e.name) + f"+{e.name}" if e.kind == "extension" else e.name
     beside = "nope" if e.name == "rope" else host(e.name) if e.kind == "extension" else "rope"
-    return [f"pezoo show {e.name}", f"pezoo run quickstart 'schemes=[{beside}, {scheme}]' --out runs/{e.name}"]
+    layers = f" model.n_layers={len(docs.parse(e.name).layers)}" if e.kind == "schedule" else ""
+    return [f"pezoo show {e.name}", f"pezoo run quickstart 'schemes=[{beside}, {scheme}]'{layers} --out runs/{e.name}"]
 
 
 def host(extension: str) -> str:
