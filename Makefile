@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test test-ci test-all lint audit docs ci gpu clean
+.PHONY: help demo test test-ci test-all lint audit docs site ci gpu clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make audit     whether a pinned dependency has a known weakness; needs a network"
 	@echo "make docs      renew what is generated: README's answer, tables and figures of docs/, the zoo, the grid, the scorecard"
 	@echo "make ci        what CI runs: lint, the default suite, a slice of the slow tests"
+	@echo "make site      the documentation as a site, in build/site; a warning is an error"
 	@echo "make gpu       what there is to see on a GPU, into runs/gpu; one stage: make gpu STAGE=tests, bench or recipes"
 	@echo "make clean     remove .venv and what builds and tests leave; runs/ stays"
 
@@ -45,6 +46,10 @@ audit: $(VENV)/.created
 
 docs: $(VENV)/.installed
 	@$(BIN)/python -m tools.docs
+
+site: $(VENV)/.installed-test
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "open build/site/index.html; to search too: $(BIN)/python -m http.server --directory build/site"
 
 ci:
 	@$(MAKE) --no-print-directory lint
@@ -75,5 +80,5 @@ $(VENV)/.installed: $(VENV)/.created setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(INSTALL) --no-build-isolation --editable '.[test]'
+	$(INSTALL) --no-build-isolation --editable '.[site,test]'
 	@touch $@

@@ -238,25 +238,8 @@ def test_every_member_has_a_small_picture_and_none_is_left_over():
     assert not any("<dc:date>" in page(path) for path in files.values())
 
 
-def read_grid(page: str) -> dict[str, dict[str, docs.Pair]]:
-    """What `docs.grid` wrote, as it was given."""
-    table, _, rest = page.partition("## Reasons")
-    reasons = ["", *re.findall(r"^\d+\. (.*)$", rest, re.MULTILINE)]
-    columns: dict[str, dict[str, docs.Pair]] = {}
-    names: list[str] = []
-    for line in table.splitlines():
-        first, *cells = (cell.strip().strip("`") for cell in line.strip("|").split("|"))
-        if line.startswith("| |"):
-            names = cells
-        elif line.startswith("| `+"):
-            for name, cell in zip(names, cells, strict=True):
-                sign, number = re.fullmatch(r"(.)(?:<sup>(\d+)</sup>)?", cell).groups()
-                columns.setdefault(name, {})[first.removeprefix("+")] = docs.Pair(sign, reasons[int(number or 0)])
-    return columns
-
-
 def test_grid_is_whole_and_reads_back():
-    columns = read_grid(page(docs.GRID))
+    columns = docs.read_grid(page(docs.GRID))
     assert docs.grid(columns) == page(docs.GRID), RENEW
     assert list(columns) == NAMES, RENEW
     extensions = [e.name for e in docs.members("extension")]
@@ -270,7 +253,7 @@ slow = (pytest.mark.slow, pytest.mark.ci(one_in=3))
 @pytest.mark.ci
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else slow) for name in NAMES])
 def test_grid_is_what_running_the_pairs_gives(name):
-    assert docs.column(name) == read_grid(page(docs.GRID))[name], RENEW
+    assert docs.column(name) == docs.read_grid(page(docs.GRID))[name], RENEW
 
 
 @pytest.mark.slow

@@ -398,6 +398,23 @@ def _cell(cell: Pair, reasons: list[str]) -> str:
     return cell.sign + (f"<sup>{reasons.index(cell.reason) + 1}</sup>" if cell.reason else "")
 
 
+def read_grid(page: str) -> dict[str, dict[str, Pair]]:
+    """What `grid` wrote, as it was given."""
+    table, _, rest = page.partition("## Reasons")
+    reasons = ["", *re.findall(r"^\d+\. (.*)$", rest, re.MULTILINE)]
+    columns: dict[str, dict[str, Pair]] = {}
+    names: list[str] = []
+    for line in table.splitlines():
+        first, *cells = (cell.strip().strip("`") for cell in line.strip("|").split("|"))
+        if line.startswith("| |"):
+            names = cells
+        elif line.startswith("| `+"):
+            for name, cell in zip(names, cells, strict=True):
+                sign, number = re.fullmatch(r"(.)(?:<sup>(\d+)</sup>)?", cell).groups()
+                columns.setdefault(name, {})[first.removeprefix("+")] = Pair(sign, reasons[int(number or 0)])
+    return columns
+
+
 # ---- all of it ----------------------------------------------------------------------------------
 
 

@@ -44,6 +44,21 @@ def written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def allowed(facts: Mapping[str, Any]) -> str:
+    """What a setting can be, in words."""
+    from pezoo.contract import PHASES
+
+    kind, limits = facts["type"], facts["range"]
+    if kind == "phases":
+        return f"some of {', '.join(PHASES)}"
+    if facts["choices"]:
+        return " or ".join(map(written, facts["choices"]))
+    words = {"bool": "true or false", "int": "whole number", "float": "number", "str": "text"}
+    what = "numbers" if "list" in kind else next((words[word] for word in words if word in kind), kind)
+    bounds = " and ".join(f"{limit.replace('_', ' ')} {value:g}" for limit, value in limits.items())
+    return f"{what} {bounds}".strip()
+
+
 def needs_of(entry: "Entry") -> list[str]:
     """What a member needs of training, in words."""
     if entry.traits is None:

@@ -2,13 +2,13 @@
 
 import re
 import sys
-from collections.abc import Mapping
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pezoo.cli.shared import (
     add_json,
     add_plugin,
+    allowed,
     as_named,
     escape,
     load_plugins,
@@ -144,23 +144,8 @@ def _settings(entry: "Entry") -> "Table":
     table.add_column("can be")
     table.add_column("", overflow="fold")
     for name, facts in entry.parameters.items():
-        table.add_row(*map(escape, (f":{name}", written(facts["default"]), _allowed(facts), facts["help"])))
+        table.add_row(*map(escape, (f":{name}", written(facts["default"]), allowed(facts), facts["help"])))
     return table
-
-
-def _allowed(facts: Mapping[str, Any]) -> str:
-    """What a setting can be, in words."""
-    from pezoo.contract import PHASES
-
-    kind, limits = facts["type"], facts["range"]
-    if kind == "phases":
-        return f"some of {', '.join(PHASES)}"
-    if facts["choices"]:
-        return " or ".join(map(written, facts["choices"]))
-    words = {"bool": "true or false", "int": "whole number", "float": "number", "str": "text"}
-    what = "numbers" if "list" in kind else next((words[word] for word in words if word in kind), kind)
-    bounds = " and ".join(f"{limit.replace('_', ' ')} {value:g}" for limit, value in limits.items())
-    return f"{what} {bounds}".strip()
 
 
 def _example(name: str) -> str:

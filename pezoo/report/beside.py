@@ -59,9 +59,10 @@ def against(
     last, rows = names[lengths[-1]], {}
     for one in found:
         row = rows.setdefault(one.label, dict.fromkeys(names.values(), "–"))
-        row[names[one.test_length]] = _effect(one)
+        row[names[one.test_length]] = effect_words(one)
         if tests and one.test_length == lengths[-1]:
-            row |= {f"interval at {last}": _interval(one), "p": "–" if one.p_corrected is None else _p(one.p_corrected)}
+            p = "–" if one.p_corrected is None else _p(one.p_corrected)
+            row |= {f"interval at {last}": interval_words(one), "p": p}
     frame = pandas.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("scheme")
     notes = _meaning(found)
     if tests:
@@ -127,7 +128,7 @@ def add_comparison(
     if all(one.effect is None for one in found.values()):
         return []
     frame[BESIDE] = [
-        "baseline" if label == beside else _effect(found[label]) if label in found else "" for label in frame.index
+        "baseline" if label == beside else effect_words(found[label]) if label in found else "" for label in frame.index
     ]
     of = "ratio to" if scale_of(kept[0].metric) == "log" else "difference from"
     at = what or f"at {length_words(last, kept)}"
@@ -165,7 +166,7 @@ def _meaning(found: list[Comparison]) -> list[str]:
     return [f"= is a tie: the 95% interval includes no difference. Intervals allow for {what}"]
 
 
-def _effect(one: Comparison) -> str:
+def effect_words(one: Comparison) -> str:
     """Return an effect with its verdict, such as "×1.12 worse" or "×1.01 ="."""
     if one.effect is None:
         return "–"
@@ -173,7 +174,8 @@ def _effect(one: Comparison) -> str:
     return f"{_size(one, one.effect)}{mark}"
 
 
-def _interval(one: Comparison) -> str:
+def interval_words(one: Comparison) -> str:
+    """Return where the interval of an effect begins and ends, such as "[1.05, 1.20]"."""
     return "–" if one.low is None else f"[{_size(one, one.low)}, {_size(one, one.high)}]".replace("×", "")
 
 
