@@ -190,9 +190,9 @@ def main(argv: list[str] | None = None) -> int:
             told = f"{rows[-1].right} of {rows[-1].times} as it should, {rows[-1].seconds:.0f} s"
             console.print(escape(f"{rows[-1].name}: {told}"), soft_wrap=True)
             made = [row for row in rows if row.times or row.skipped]
-            if args.save is not None:  # each time, since all of it takes long
+            if args.save is not None:  # each row when it is known, since all of it takes long
                 earlier = args.save.read_text() if args.save.exists() else ""
-                args.save.write_text(markdown(made, args.seed, earlier))
+                args.save.write_text(markdown([row for row in rows[-1:] if row in made], args.seed, earlier))
             if rows[-1].stopped:
                 break
     console.print(table(made))
