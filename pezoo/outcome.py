@@ -89,7 +89,7 @@ def describe_end(code: int | None) -> str:
         name = f" ({signal.Signals(-code).name})"
     except ValueError:
         name = ""
-    why = {
+    why: dict[int, str] = {
         signal.SIGKILL: ", as happens when memory runs out",
         signal.SIGSEGV: ": a crash in compiled code",
         signal.SIGABRT: ": compiled code gave up",
