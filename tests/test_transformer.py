@@ -639,7 +639,8 @@ def test_a_cache_keeps_what_a_window_can_still_see(scheme, prompt):
 
 
 @pytest.mark.parametrize(
-    "scheme", ["rope+sinks", "fox+window:size=8", "shaw+window:size=8", "rope+rerope+window:size=8"]
+    "scheme",
+    ["rope+sinks", *(f"{s}+window:size=8" for s in ("fox", "shaw", "rope+rerope", "xpos", "rope+pi", "floater"))],
 )
 def test_a_cache_keeps_all_where_it_is_not_sure(scheme):
     model = build(scheme)

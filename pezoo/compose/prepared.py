@@ -237,11 +237,12 @@ class Prepared:
 
 
 def _may_miss_keys(composition: Composition) -> bool:
-    """Whether keys that are out of reach may be missing: no member looks at them."""
+    """Whether keys that are out of reach may be missing: no member looks at them, or changes keys or values anew."""
     known = composition.found.get("may_miss_keys")
     if known is None:
         alone = composition.positions.key_document is None and composition.states_reach
-        alone = alone and fused_refusal(composition) is None and not composition.uses("read")
+        alone = alone and fused_refusal(composition) is None and (composition.turned or not composition.uses("rotate"))
+        alone = alone and not any(map(composition.uses, ("read", "change_values")))
         known = alone and (not composition.uses("bias") or composition.distance_table() is not None)
         composition.found["may_miss_keys"] = known
     return bool(known)
