@@ -52,6 +52,20 @@ def test_every_block_has_its_place():
     assert sorted(found) == sorted(docs.BLOCKS)
 
 
+def test_the_command_renews_every_page_and_figure(monkeypatch, tmp_path):
+    drawn, before = [], {path: page(path) for path in PAGES}
+    monkeypatch.setattr(docs, "GRID", tmp_path / "grid.md")
+    monkeypatch.setattr(docs, "grid", lambda columns: "")
+    monkeypatch.setattr(docs, "column", lambda name: {})
+    monkeypatch.setattr(docs, "published", dict)
+    monkeypatch.setattr(docs, "draw", lambda names: drawn.extend(names))
+    monkeypatch.setattr(docs.why, "draw", lambda folder, studies: drawn.append(len(studies)))
+    assert docs.main() == 0
+    assert {path: page(path) for path in PAGES} == before
+    assert drawn[-1] > 10
+    assert "rope" in drawn
+
+
 def test_zoo_is_current():
     assert docs.zoo() == page(docs.ZOO), RENEW
 

@@ -534,12 +534,12 @@ training length.
 """
 
 
-def main(studies: Iterable[str] = ()) -> int:
+def main(folders: Iterable[str] = ()) -> int:
     """Publish studies, then renew README.md, docs/ and published tables in place."""
     torch.set_num_threads(1)
     try:
-        for study in studies:
-            print(f"published {publish(Path(study))}")
+        for folder in folders:
+            print(f"published {publish(Path(folder))}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
