@@ -161,7 +161,7 @@ def commands():
     shipped = own_recipes()
     for path in PAGES:
         for line in re.findall(r"pezoo run [^`\n]+", page(path)):
-            recipe, *rest = shlex.split(line, comments=True)[2:]
+            recipe, *rest = shlex.split(line.replace("--launcher ", "launcher="), comments=True)[2:]
             if recipe in shipped:
                 yield pytest.param(recipe, [x for x in rest if re.match(r"[\w.]+=", x)], id=f"{path.stem}: {line}")
 

@@ -18,7 +18,8 @@ from pezoo.results import read
 from pezoo.study import Study
 from pezoo.study.launcher import setup_of, told_of
 
-OVERRIDES = ("size=test", "schemes=[alibi, rope+pi]", "seeds=[0]", "train.steps=300")
+# Trainings are long enough for a machine to be killed meanwhile.
+OVERRIDES = ("size=test", "schemes=[alibi, rope+pi]", "seeds=[0]", "train.steps=1000")
 OFTEN = "save_minutes=0.005"
 """A state every 0.3 seconds."""
 SECONDS = 240
