@@ -244,7 +244,7 @@ def test_the_commands_of_a_page_are_about_its_member(e):
 
 
 @pytest.mark.slow
-@pytest.mark.ci(one_in=4)
+@pytest.mark.ci(one_in=10)
 @pytest.mark.parametrize("e", MEMBERS, ids=lambda e: e.name)
 def test_the_commands_of_a_page_can_be_run(e, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
