@@ -198,13 +198,14 @@ def test_the_last_validation_is_at_the_end_wherever_the_steps_fall(steps, text, 
     assert found == sorted({math.ceil(steps / 2), steps})
 
 
-def test_validation_perplexity_is_of_the_whole_sample(text, tmp_path):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+def test_validation_perplexity_is_of_the_whole_sample(precision, text, tmp_path):
     model = make()
-    fit(model, text, text, SETTINGS, seed=3, length=LENGTH, log_dir=tmp_path)
+    fit(model, text, text, with_settings(precision=precision), seed=3, length=LENGTH, log_dir=tmp_path)
     model.eval()
     ids = torch.cat([crops(text, LENGTH, 4, i, 0) for i in range(8)])
     with torch.no_grad():
-        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+        loss = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1).float(), ids[:, 1:].flatten())
     assert curves(tmp_path)["validation/perplexity"][-1][1] == pytest.approx(loss.exp().item(), rel=1e-4)
 
 

@@ -189,6 +189,11 @@ class LanguageModel(pl.LightningModule):
             with FullyShardedDataParallel.summon_full_params(self.trainer.strategy.model, writeback=False):
                 self.gathered = {name: weight.to("cpu", copy=True) for name, weight in self.model.state_dict().items()}
 
+    def on_validation_start(self) -> None:
+        """Means are float32 at least, although Lightning casts all that a module holds to the training's precision."""
+        for mean in (self.loss, self.accuracy):
+            mean.set_dtype(torch.promote_types(mean.weight.dtype, torch.float32))
+
     def validation_step(self, batch: Example, batch_idx: int) -> None:
         """Count what is asked for the mean loss and accuracy."""
         hidden, targets = self._read(batch, batch_idx * len(batch.tokens), "test")
