@@ -78,6 +78,13 @@ def test_what_is_lost_is_named():
     assert "At 2L = 128, no scheme has a value with every seed." in said([r for r in gone if r.label != "learned"])
 
 
+def test_a_study_without_a_value_says_so_and_why():
+    made = [replace(r, value=None, status="failed", reason="out of memory") for r in study({"rope": (5.0, 5.0)})]
+    assert findings.findings(made) == [
+        "There is nothing to compare: no scheme has a value. The first is rope (failed): out of memory."
+    ]
+
+
 def test_highlights_hold_the_best_and_the_worst():
     values = {f"x{i}": (5.0 + 0.1 * i, 5.0 + i) for i in range(12)}
     kept = findings.headline_results(study(values))

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -277,6 +278,20 @@ def test_the_package_is_found_in_the_folder_that_holds_the_checkout(tmp_path, ho
     assert many == "True"
 
 
-def test_the_citation_names_this_version():
+def test_citation_and_changelog_name_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == pezoo.__version__
+    newest = re.search(
+        r"^## (\S+) \((unreleased|\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert newest[1] == pezoo.__version__
+
+
+def test_source_distribution_holds_the_checkout(wheel):
+    """Whoever packages pezoo can run its suite and build its documentation."""
+    (source,) = wheel.parent.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    ours = {str(path.relative_to(ROOT)) for path in files()}
+    hidden = {name for name in ours if name.startswith(".")}
+    assert ours - hidden <= inside
