@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tools import release
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -144,3 +146,26 @@ def test_a_few_of_each_fault_end_as_they_should(names, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
     assert "| SIGKILL at any moment of a study | 3 | 3 |" in (tmp_path / "page.md").read_text()
+
+
+def test_the_lowest_versions_are_those_of_setup_cfg():
+    constraints = release.lowest().split()
+    assert "numpy==2.2" in constraints
+    assert all(line.count("==") == 1 and line.partition("==")[2] for line in constraints)
+
+
+def test_an_environment_that_is_tried_again_takes_the_place_of_its_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(release, "TRIED", tmp_path / "release.json")
+    suite = {"what": "default", "passed": 1200, "skipped": 3, "failed": ["a.b"]}
+    row = {
+        "python": "3.12.1",
+        "versions": {"torch": "2.13.0"},
+        "dependencies": "newest",
+        "system": "Linux",
+        "machine": "x86_64",
+    }
+    for python, more in (("3.12.1", {}), ("3.14.0", {}), ("3.12.9", {"suite": suite})):
+        release.keep(row | {"python": python} | more)
+    assert [line.split(" | ")[0] for line in release.table().splitlines()[2:]] == ["| 3.12.9", "| 3.14.0"]
+    assert "1,200 passed, 3 skipped, 1 failed |" in release.table()
+    assert "not run |" in release.table()

@@ -9,7 +9,7 @@ an encoding and an extension work, each of them tried; `docs/scorecard.md`, what
 pages that people write, the blocks between `<!-- name -->` and `<!-- /name -->`: tables of members, recipes, tasks and
 keys, and whatever a page says of published results: README's answer (`tools/choose.py`), the table that `docs/start.md`
 explains (`tools/reading.py`), the schemes of `docs/choose.md`, the figures of `docs/why.md` (`tools/why.py`),
-and what a release was tried with (`tools/release.py`).
+what a release was tried with (`tools/release.py`), and what all costs (`tools/speed.py`).
 """
 
 import ast
@@ -50,7 +50,7 @@ from pezoo.task import make_task
 from pezoo.testing import known_deviations
 from pezoo.testing import properties as checks
 from pezoo.testing.properties import LENGTH, CheckFailed, Subject
-from tools import choose, reading, release, survey, why
+from tools import choose, reading, release, speed, survey, why
 
 ROOT = Path(__file__).resolve().parent.parent
 README, ZOO, GRID = ROOT / "README.md", ROOT / "docs" / "zoo.md", ROOT / "docs" / "grid.md"
@@ -225,6 +225,9 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "cite": cite,
     "papers": papers_table,
     "platforms": release.table,
+    "speed_schemes": speed.schemes,
+    "speed_goals": speed.goals,
+    "speed_options": speed.options,
     "answer": lambda: choose.readme(studies(), judged()),
     "reading": lambda: reading.block(studies()["quickstart"]),
     **{f"choose_{name}": partial(lambda name: choose.block(name, studies()), name) for name in choose.QUESTIONS},
