@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pezoo.contract import Branch, Encoding, Extension, Positions, overrides
@@ -108,6 +109,12 @@ class Composition:
                 both = [(max(a, c), min(b, d)) for a, b in found for c, d in sorted(ranges)]
                 found = _joined([(a, b) for a, b in both if a < b])
         return found
+
+    def width(self, n_keys: int) -> int:
+        """How many keys the last query can see, from the first to the last of them."""
+        last = self.positions.offset + self.positions.query.shape[1] - 1
+        ranges = self.reach(last, last, n_keys)
+        return min(n_keys, ranges[-1][1] - max(0, ranges[0][0]))
 
     @property
     def states_reach(self) -> bool:
@@ -268,6 +275,12 @@ def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     dtype = torch.get_autocast_dtype(kind)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def widened(v: Tensor, q: Tensor, composition: Composition) -> Tensor:
+    """Values with zeros up to the width of a wider q, where the CPU's fused kernel takes but one width for both."""
+    more = q.shape[-1] - v.shape[-1]
+    return F.pad(v, (0, more)) if more > 0 and v.device.type == "cpu" and not composition.uses("mix") else v
 
 
 def typed(bias: Tensor, q: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pezoo.attention import flex, key_bias, learned_pairs, learned_table, merged, pairwise, strided
-from pezoo.composition import Composition, autocast, fused_refusal, sharpen, typed
+from pezoo.composition import Composition, autocast, fused_refusal, sharpen, typed, widened
 from pezoo.contract import in_float32, overrides
 from pezoo.errors import UserError, suggest
 
@@ -269,7 +269,7 @@ def _beside(logits: Tensor, sink: Tensor) -> Tensor:
 def sdpa(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor:
     """PyTorch's scaled-dot-product attention, with bias and masks as one dense (R, H, Lq, Lk) tensor."""
     rotated_q, rotated_k = composition.rotate(q, k)
-    return _sdpa(rotated_q, rotated_k, v, composition)
+    return _sdpa(rotated_q, rotated_k, widened(v, rotated_q, composition), composition)[..., : v.shape[-1]]
 
 
 def _sdpa(
@@ -324,6 +324,10 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
     being learned has a backward pass of its own (`learned_table`, `learned_pairs`).
     """
     rotated = _rotated(q, k, composition)
+    return _chunked(q, k, widened(v, rotated[0][0], composition), composition, rotated)[..., : v.shape[-1]]
+
+
+def _chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition, rotated: list[tuple[Tensor, Tensor]]) -> Tensor:
     if _observer is None and merged.fits(rotated[0][0], v, composition):
         return merged.attend(v, composition, rotated)
     if _observer is None and (bias := key_bias.find(rotated[0][0], v, composition)) is not None:
@@ -335,7 +339,7 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
     single = composition.positions.key_document is None
     n_queries, n_keys, offset = q.shape[-2], k.shape[-2], composition.positions.offset
     narrow = fused and _narrows(composition, table)
-    width = _width(composition, n_keys) if narrow else n_keys
+    width = composition.width(n_keys) if narrow else n_keys
     size = CHUNK if table is not None else max(1, min(CHUNK, PAIRS // (width * len(q))))
     if fused and content:
         size = min(size, learned_pairs.BLOCK)  # keys ahead of all of them are left out
@@ -381,13 +385,6 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition) -> Tensor
     for start in starts:
         out[..., start : start + size, :] = chunk(start)
     return out
-
-
-def _width(composition: Composition, n_keys: int) -> int:
-    """How many keys the last query can see, from the first to the last of them."""
-    last = composition.positions.offset + composition.positions.query.shape[1] - 1
-    ranges = composition.reach(last, last, n_keys)
-    return min(n_keys, ranges[-1][1] - max(0, ranges[0][0]))
 
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, Composition], Tensor]] = {

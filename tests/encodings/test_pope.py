@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.autograd import grad
 
 import pezoo
 from helpers import member, vectors
@@ -109,3 +111,25 @@ def test_what_changes_frequencies_changes_all_of_them(text):
     assert frequencies[-1] == pytest.approx(10000 ** (-(D - 1) / D) / 3, rel=1e-5)
     expected = by_pairs(q, k, member(scheme, "pope").phase[:, 0].tolist(), frequencies.tolist())
     torch.testing.assert_close(scheme.logits(q, k, phase="test").double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [64, 600])
+def test_the_fused_kernel_gets_values_as_wide_as_keys(length, monkeypatch):
+    """PyTorch's kernel for a CPU takes one width; of two it makes all pairs, in gigabytes at 8,192 tokens."""
+    widths, inner = [], F.scaled_dot_product_attention
+
+    def seen(q, k, v, *more, **names):
+        widths.append((q.shape[-1], v.shape[-1]))
+        return inner(q, k, v, *more, **names)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", seen)
+    scheme = pezoo.create("pope", d_model=32, n_heads=4, n_layers=1, train_length=64)
+    q, k, v = torch.randn(3, 2, 4, length, 8).requires_grad_().unbind()
+    out = pezoo.attend(scheme, q, k, v, layer=0, phase="train", rows=range(2))
+    assert widths
+    assert set(widths) == {(16, 16)}
+    exact = pezoo.attend(scheme, q, k, v, layer=0, phase="train", rows=range(2), backend="eager")
+    torch.testing.assert_close(out, exact, rtol=1e-5, atol=1e-5)
+    given = (q, k, v)
+    for found, wanted in zip(grad(out.sum(), given), grad(exact.sum(), given), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
