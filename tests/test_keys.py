@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from pezoo.model.config import ModelConfig, TransformerConfig
+from pezoo.model.transformer import Transformer
 from pezoo.study import Study
 from pezoo.study.cells import run_cell
 from pezoo.study.plan import Cell, digest, make_plan
 from pezoo.study.reading import load_recipe
-from pezoo.training.checkpoint import load
+from pezoo.training.checkpoint import load, save
 from pezoo.training.config import TrainConfig
 from pezoo.training.keys import from_stored, hashed, to_stored
 
@@ -115,6 +116,14 @@ def test_a_checkpoint_of_0_1_0_is_read():
     assert torch.allclose(model(extra["tokens"]), extra["logits"], atol=1e-6)
     for weight, was in zip(model.state_dict().values(), stored["weights"].values(), strict=True):
         assert torch.equal(weight, was)
+
+
+def test_a_model_of_the_gpu_s_back_end_runs_where_it_is_read(tmp_path):
+    sizes = {"vocab_size": 8, "d_model": 8, "n_layers": 1, "n_heads": 2, "train_length": 4}
+    save(tmp_path / "model.pt", Transformer(sizes | {"backend": "flex"}), {})
+    model, _ = load(tmp_path / "model.pt")
+    assert model.config.backend == "auto"
+    model(torch.tensor([[1, 2, 3]]))
 
 
 def test_how_often_curves_get_a_point_names_no_cell():

@@ -39,7 +39,10 @@ def load(path: str | Path) -> tuple[Transformer, dict[str, Any]]:
         config, weights, extra = state["config"], state["weights"], state["extra"]
     except (OSError, EOFError, RuntimeError, LookupError, TypeError, pickle.PickleError) as error:
         raise UserError(f"cannot read a checkpoint from {path}: {error}") from error
-    model = Transformer(TransformerConfig(**from_stored(TransformerConfig, config)))
+    stored = from_stored(TransformerConfig, config)
+    if stored.get("backend") == "flex":  # of the GPU that it was trained on
+        stored["backend"] = "auto"
+    model = Transformer(TransformerConfig(**stored))
     weights = {_today(name, model): weight for name, weight in weights.items()}
     model.to(weights["head.weight"].dtype).load_state_dict(weights)
     return model.eval(), extra
