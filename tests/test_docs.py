@@ -233,8 +233,10 @@ def test_a_finished_study_can_be_published(tmp_path, monkeypatch):
     assert published.results == survey.results
     (kept,) = losses_of(published.losses, [cell])[cell]
     assert kept.documents == losses.documents
-    np.testing.assert_allclose(kept.loss_sum, losses.loss_sum, rtol=2**-12)
-    np.testing.assert_array_equal(kept.tokens, losses.tokens)
+    np.testing.assert_allclose(kept.document_loss, [3.5, 3.1], rtol=1e-6)
+    np.testing.assert_allclose(kept.position_loss, [1.1, 5.5], rtol=1e-6)
+    np.testing.assert_array_equal(kept.document_tokens, [3, 3])
+    np.testing.assert_array_equal(kept.position_tokens, [1, 5])
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     assert {p.name: p.read_bytes() for p in docs.publish(finished).iterdir()} == before
     with pytest.raises(UserError, match=r"cells is no finished study: it lacks recipe\.yaml, results\.jsonl"):

@@ -191,7 +191,7 @@ def test_losses_are_found_at_the_longest_length_of_each_label(tmp_path):
 
 def test_loss_by_position_is_the_mean_over_seeds():
     facts = {"edges": [0, 1, 3], "documents": ["a"], "test_length": 3, "protocol": "prefix"}
-    seeds = [Losses(loss_sum=[[s, 4 * s]], tokens=[[1, 2]], **facts) for s in (1.0, 3.0)]
+    seeds = [Losses(loss_sum=[[s, 4 * s]], tokens=[[1, 2]], **facts).marginals() for s in (1.0, 3.0)]
     assert intervals.mean_by_position(seeds) == {1.0: 2.0, 2.5: 4.0}
 
 

@@ -283,7 +283,7 @@ def test_losses_survive(tmp_path):
 
 
 def test_loss_by_position_weighs_tokens_and_leaves_out_empty_bins():
-    position, loss = LOSSES.by_position()
+    position, loss = LOSSES.marginals().by_position()
     assert position.tolist() == [1.0, 3.5]  # the first token; the middle of the 2nd to the 5th
     assert loss.tolist() == [3.0, 2.0]
 

@@ -14,7 +14,7 @@ from pezoo.report.intervals import exp
 from pezoo.report.paired import Part, Prior, documents_part, fit_prior, half_width, p_value, seeds_part
 from pezoo.report.statistics import PERPLEXITIES, scale_of, summarise
 from pezoo.results import Result
-from pezoo.results.losses import Losses, Sources, losses_of
+from pezoo.results.losses import Marginals, Sources, losses_of
 
 Verdict = Literal["better", "worse", "tie", "unknown"]
 BY_DOCUMENT = ("perplexity", "loss")
@@ -283,7 +283,7 @@ class _Study:
         return fit_prior(np.array([[self._value(r) for r in row] for row in whole]))
 
     @cached_property
-    def losses(self) -> dict[str, list[Losses]]:
+    def losses(self) -> dict[str, list[Marginals]]:
         if self.source is None or self.metric not in BY_DOCUMENT:
             return {}
         return losses_of(self.source, dict.fromkeys(r.cell for r in self.results))
@@ -294,23 +294,23 @@ class _Study:
         every = [losses for each in found for losses in each]
         if any(losses is None for losses in every):
             return None
-        tokens = every[0].tokens.sum(axis=1)
+        tokens = every[0].document_tokens
         alike = all(
-            losses.documents == every[0].documents and np.array_equal(losses.tokens.sum(axis=1), tokens)
+            losses.documents == every[0].documents and np.array_equal(losses.document_tokens, tokens)
             for losses in every
         )
         kept = tokens > 0
         if not alike or kept.sum() < 2:
             return None
         tokens = tokens[kept]
-        sums = [np.array([losses.loss_sum.sum(axis=1)[kept] for losses in each]) for each in found]
+        sums = [np.array([losses.document_loss[kept] for losses in each], dtype=np.float64) for each in found]
         return (sums[0] - sums[1]) / tokens, tokens
 
-    def _losses(self, result: Result) -> Losses | None:
+    def _losses(self, result: Result) -> Marginals | None:
         """Return the losses that the value of a result was made of."""
         for losses in self.losses.get(result.cell, ()):
             if (losses.test_length, losses.protocol) == (result.test_length, result.protocol):
-                mean = losses.loss_sum.sum() / max(losses.tokens.sum(), 1)
+                mean = losses.document_loss.sum() / max(losses.document_tokens.sum(), 1)
                 return losses if math.isclose(mean, self._value(result), rel_tol=1e-4, abs_tol=1e-4) else None
         return None
 

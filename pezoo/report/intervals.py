@@ -8,7 +8,7 @@ import numpy as np
 from scipy import special
 
 from pezoo.results import Result
-from pezoo.results.losses import Losses, Sources, losses_of
+from pezoo.results.losses import Marginals, Sources, losses_of
 
 
 def interval(values: Sequence[float], level: float = 0.95, log: bool = False) -> tuple[float, float] | None:
@@ -31,7 +31,7 @@ def interval(values: Sequence[float], level: float = 0.95, log: bool = False) ->
     return (exp(low), exp(high)) if log else (low, high)
 
 
-def losses_by_label(results: Iterable[Result], source: Sources, protocol: str) -> dict[str, list[Losses]]:
+def losses_by_label(results: Iterable[Result], source: Sources, protocol: str) -> dict[str, list[Marginals]]:
     """Read the losses that belong to results, at the longest test length of each label.
 
     Args:
@@ -47,7 +47,7 @@ def losses_by_label(results: Iterable[Result], source: Sources, protocol: str) -
     """
     names = dict.fromkeys((r.label, r.cell) for r in results if r.protocol == protocol)
     losses = losses_of(source, (cell for _, cell in names))
-    found: dict[str, list[Losses]] = {}
+    found: dict[str, list[Marginals]] = {}
     for label, cell in names:
         for one in losses.get(cell, []):
             if one.protocol == protocol:
@@ -56,7 +56,7 @@ def losses_by_label(results: Iterable[Result], source: Sources, protocol: str) -
     return {label: [one for one in each if one.test_length == longest[label]] for label, each in found.items()}
 
 
-def _by_position(seeds: Sequence[Losses]) -> dict[float, list[float]]:
+def _by_position(seeds: Sequence[Marginals]) -> dict[float, list[float]]:
     """Position, ascending -> the loss of each seed there."""
     found: dict[float, list[float]] = {}
     for losses in seeds:
@@ -65,7 +65,7 @@ def _by_position(seeds: Sequence[Losses]) -> dict[float, list[float]]:
     return {position: found[position] for position in sorted(found)}
 
 
-def ends_by_position(seeds: Sequence[Losses]) -> Mapping[float, tuple[float, float]]:
+def ends_by_position(seeds: Sequence[Marginals]) -> Mapping[float, tuple[float, float]]:
     """Return what figures show around the loss by position: from three seeds on its interval, else the spread.
 
     Args:
@@ -79,7 +79,7 @@ def _ends(losses: list[float]) -> tuple[float, float]:
     return (interval(losses) if len(losses) > 2 else None) or (mean - spread, mean + spread)
 
 
-def mean_by_position(seeds: Sequence[Losses]) -> Mapping[float, float]:
+def mean_by_position(seeds: Sequence[Marginals]) -> Mapping[float, float]:
     """Return the loss by position, averaged over seeds.
 
     Args:

@@ -1,7 +1,7 @@
 """The losses of evaluations, summed per document and position bin.
 
-Curves of the loss by position and intervals over documents are made from them. Each evaluation of a study keeps its
-own, an npz file beside the cell's facts. A published study holds those of all its cells in one file.
+Each evaluation of a study keeps its own, an npz file beside the cell's facts. Reports need less: sums by document, for
+intervals, and sums by position, for curves. A published study holds these of all its cells in one file.
 """
 
 import zipfile
@@ -9,15 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pezoo.errors import UserError
 from pezoo.files import replacing
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -57,6 +53,41 @@ class Losses:
         if np.any(np.diff(self.edges) < 1):
             raise ValueError("edges must ascend")
 
+    def marginals(self) -> "Marginals":
+        """Return the sums by document and by position."""
+        return Marginals(
+            document_loss=self.loss_sum.sum(axis=1),
+            document_tokens=self.tokens.sum(axis=1),
+            position_loss=self.loss_sum.sum(axis=0),
+            position_tokens=self.tokens.sum(axis=0),
+            edges=self.edges,
+            documents=tuple(self.documents),
+            test_length=self.test_length,
+            protocol=self.protocol,
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Marginals:
+    """The losses of one evaluation, summed by document and by position bin."""
+
+    document_loss: np.ndarray
+    """(documents,): summed loss in nats."""
+    document_tokens: np.ndarray
+    """(documents,): scored tokens."""
+    position_loss: np.ndarray
+    """(bins,): summed loss in nats."""
+    position_tokens: np.ndarray
+    """(bins,): scored tokens."""
+    edges: np.ndarray
+    """(bins + 1,): bin i covers the positions edges[i] <= p < edges[i + 1], from 0."""
+    documents: tuple[str, ...]
+    """Their names."""
+    test_length: int
+    """T, in tokens."""
+    protocol: str
+    """How it was tested."""
+
     def by_position(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean loss by position.
 
@@ -64,10 +95,9 @@ class Losses:
             Positions counted from 1, each the middle of its bin, and the mean loss in nats there;
             both (bins,), leaving out bins in which nothing was scored.
         """
-        tokens = self.tokens.sum(axis=0)
-        kept = tokens > 0
+        kept = self.position_tokens > 0
         middle = (self.edges[:-1] + 1 + self.edges[1:]) / 2
-        return middle[kept], self.loss_sum.sum(axis=0)[kept] / tokens[kept]
+        return middle[kept], self.position_loss[kept] / self.position_tokens[kept]
 
 
 _LOSSES = tuple(field.name for field in fields(Losses))
@@ -112,10 +142,10 @@ def read_losses(path: str | Path) -> Losses:
         ) from error
 
 
-def pack_losses(path: str | Path, losses: Mapping[str, Sequence[Losses]]) -> None:
-    """Write the losses of many cells as one npz file; the same losses always give the same bytes.
+def pack_losses(path: str | Path, losses: Mapping[str, Sequence[Marginals]]) -> None:
+    """Write the sums of many cells as one npz file; the same sums always give the same bytes.
 
-    Sums are kept to 12 bits, one part in 8,000: the mean over all documents and positions is then exact to 5 digits.
+    Losses are kept in float32, so their means are exact to 7 digits.
 
     Args:
         path: the file to replace or to make.
@@ -128,21 +158,22 @@ def pack_losses(path: str | Path, losses: Mapping[str, Sequence[Losses]]) -> Non
         "cells": [cell for cell, _ in found],
         "protocols": [one.protocol for _, one in found],
         "test_lengths": np.array([one.test_length for _, one in found], dtype=np.int64),
-        "shapes": np.array([one.loss_sum.shape for _, one in found], dtype=np.int64).reshape(-1, 2),
+        "shapes": np.array([(len(one.documents), len(one.edges) - 1) for _, one in found], np.int64).reshape(-1, 2),
         "names": names,
         "documents": np.array([place[name] for _, one in found for name in one.documents], dtype=np.int32),
         "edges": _flat([one.edges for _, one in found], np.int32),
-        "tokens": _flat([one.tokens for _, one in found], np.int32),
-        "loss_sum": _rounded(_flat([one.loss_sum for _, one in found], np.float32)),
+        **{name: _flat([getattr(one, name) for _, one in found], kind) for name, kind in _SUMS.items()},
     }
     with replacing(path) as file:
         np.savez_compressed(file, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
 
 
-def _rounded(values: np.ndarray) -> np.ndarray:
-    """Round float32 to 12 bits, so that they compress to half."""
-    bits = values.view(np.uint32)
-    return ((bits + np.uint32(0x400)) & np.uint32(0xFFFFF800)).view(np.float32)
+_SUMS = {
+    "document_loss": np.float32,
+    "document_tokens": np.int32,
+    "position_loss": np.float32,
+    "position_tokens": np.int32,
+}
 
 
 def _flat(arrays: Sequence[np.ndarray], kind: type) -> np.ndarray:
@@ -153,8 +184,8 @@ Sources = str | Path | tuple["str | Path", ...]
 """Where losses are: the folder `cells/` of a study, a file of `pack_losses`, or several of these."""
 
 
-def losses_of(source: Sources, cells: Iterable[str]) -> dict[str, list[Losses]]:
-    """The losses of some cells, by cell; a cell that has none is left out.
+def losses_of(source: Sources, cells: Iterable[str]) -> dict[str, list[Marginals]]:
+    """The losses of some cells, summed, by cell; a cell that has none is left out.
 
     Args:
         source: the folder `cells/` of a study, with `losses_*.npz` in a folder per cell, or a file of `pack_losses`; of
@@ -176,32 +207,31 @@ def losses_of(source: Sources, cells: Iterable[str]) -> dict[str, list[Losses]]:
 
 
 @lru_cache(maxsize=2000)
-def _read(path: Path, changed: int) -> Losses:
-    """What `write_losses` wrote; a report asks for the same file a dozen times."""
-    return read_losses(path)
+def _read(path: Path, changed: int) -> Marginals:
+    """The sums of what `write_losses` wrote; a report asks for the same file a dozen times."""
+    return read_losses(path).marginals()
 
 
 @lru_cache(maxsize=1)
-def _unpack(path: Path, changed: int) -> dict[str, list[Losses]]:
+def _unpack(path: Path, changed: int) -> dict[str, list[Marginals]]:
     """What `pack_losses` wrote; read once for each time that the file has changed."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
-        losses: dict[str, list[Losses]] = {}
-        document = edge = sums = 0
+        losses: dict[str, list[Marginals]] = {}
+        document = place = 0
         facts = (found[name].tolist() for name in ("cells", "protocols", "test_lengths", "shapes"))
-        for cell, protocol, test_length, (rows, bins) in zip(*facts, strict=True):
-            size = slice(sums, sums + rows * bins)
-            one = Losses(
-                loss_sum=found["loss_sum"][size].reshape(rows, bins),
-                tokens=found["tokens"][size].reshape(rows, bins),
-                edges=found["edges"][edge : edge + bins + 1],
-                documents=found["names"][found["documents"][document : document + rows]].tolist(),
+        for number, (cell, protocol, test_length, (rows, bins)) in enumerate(zip(*facts, strict=True)):
+            sizes = {"document": slice(document, document + rows), "position": slice(place, place + bins)}
+            one = Marginals(
+                **{name: found[name][sizes[name.partition("_")[0]]] for name in _SUMS},
+                edges=found["edges"][place + number : place + number + bins + 1],
+                documents=tuple(found["names"][found["documents"][sizes["document"]]].tolist()),
                 test_length=test_length,
                 protocol=protocol,
             )
             losses.setdefault(cell, []).append(one)
-            document, edge, sums = document + rows, edge + bins + 1, size.stop
+            document, place = document + rows, place + bins
         return losses
     except (OSError, EOFError, LookupError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read the losses of a published study from {path}: {error}") from error
