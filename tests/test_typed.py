@@ -117,7 +117,8 @@ def test_a_recipe_in_a_file_is_read_as_carefully(tmp_path):
     assert "no text in UTF-8" in refused(load_recipe, {"schemes": ["\ud800"]})
     path.write_text("schemes: &all [rope]\nparts: {a: {schemes: *all}}")
     assert load_recipe(path).split()[0][1].schemes == ["rope"], "a recipe may have aliases"
-    assert "File name too long" in refused(load_recipe, "a" * 5000)
+    told = refused(load_recipe, "a" * 5000)
+    assert "File name too long" in told or "no recipe" in told  # from Python 3.14 on such a file is just not there
 
 
 def test_a_key_that_is_a_list_and_a_group_is_refused():

@@ -72,7 +72,9 @@ class PoPE(Encoding):
         by_q = turns(positions.angles(positions.query))
         by_k = by_q if positions.key is positions.query else turns(positions.angles(positions.key))
         if self.phase is not None:
-            phase = self.phase.float().clamp(-2 * math.pi, 0)
+            phase = self.phase.float()
+            ended = phase.detach().clamp(-2 * math.pi, 0)
+            phase = torch.where(phase == ended, phase, ended)  # clamp has no gradient at its ends in newer PyTorch
             by_k = by_k * torch.polar(torch.ones_like(phase), phase)
         return by_q, by_k
 

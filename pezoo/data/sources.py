@@ -1,6 +1,7 @@
 """Where documents come from: each source reads its splits."""
 
 import contextlib
+import csv
 import hashlib
 import os
 import sysconfig
@@ -74,11 +75,19 @@ def _package(config: DataConfig) -> Source:
             f"{name}=={version}`, or leave out data.version."
         )
     found = {
-        file.as_posix(): Path(file.locate())
-        for file in package.files or ()
+        file.as_posix(): Path(str(package.locate_file(file)))
+        for file in _listed(package)
         if file.suffix == ".py" and len(file.parts) > 1 and not {"..", *_NOT_READ} & set(file.parts)
     }
     return _sources(f"{name} {package.version}", found, f"the installed package {name}, by its list of files,")
+
+
+def _listed(package: metadata.Distribution) -> list[PurePosixPath]:
+    """The files that a package was installed with. From Python 3.12 on `package.files` leaves out what is gone."""
+    record = package.read_text("RECORD")
+    if record:
+        return [PurePosixPath(row[0]) for row in csv.reader(record.splitlines())]
+    return [PurePosixPath(file.as_posix()) for file in package.files or ()]
 
 
 def _sources(corpus: str, found: dict[str, Path], where: str) -> Source:
