@@ -53,7 +53,7 @@ def test_conformance(conformance):
 
 
 @pytest.mark.slow
-@pytest.mark.ci(one_in=12)
+@pytest.mark.ci(one_in=14)
 @testing.parametrize(checks=LONG)
 def test_long_conformance(conformance):
     conformance()

@@ -167,7 +167,7 @@ def test_in_an_encoder_too(scheme, plainly):
 
 
 @pytest.mark.slow
-@pytest.mark.ci(one_in=5)
+@pytest.mark.ci(one_in=7)
 @pytest.mark.parametrize("member", [*pezoo.list_encodings(), *pezoo.list_extensions()])
 def test_every_member_is_the_definition_or_refused(member, plainly):
     for subject in testing.subjects(member):
