@@ -75,5 +75,5 @@ def machine(facts: dict[str, Any]) -> str:
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]], told: str) -> str:
     """A Markdown table, with what is said of it below."""
-    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join([*lines, "", f"*{told}*"]) + "\n"
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), "", f"*{told}*"]) + "\n"
