@@ -81,7 +81,7 @@ def test_what_is_lost_is_named():
 def test_a_study_without_a_value_says_so_and_why():
     made = [replace(r, value=None, status="failed", reason="out of memory") for r in study({"rope": (5.0, 5.0)})]
     assert findings.findings(made) == [
-        "There is nothing to compare: no scheme has a value. The first is rope (failed): out of memory."
+        "No scheme has a value, so nothing can be compared. rope has none because of this: out of memory."
     ]
 
 

@@ -159,6 +159,9 @@ def main() -> int:
     parser.add_argument("--suite", default="default", help="default, none, or tests by comma (default: default)")
     parser.add_argument("--save", action="store_true", help="keep what came of it")
     args = parser.parse_args()
+    for python in (environment.partition(":")[0] for environment in args.environments):
+        if shutil.which(python) is None:
+            parser.error(f"there is no interpreter {python}; give its name or path, such as python3.12")
     ended_well = True
     with tempfile.TemporaryDirectory(prefix="pezoo-release-") as folder:
         source, wheel = build(Path(folder))

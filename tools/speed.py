@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pezoo.attention import BACKENDS
-from pezoo.cli.bench.show import number, said, spread
+from pezoo.cli.bench.show import count, number, said, spread, wanted
 
 BENCH = Path(__file__).resolve().parent.parent / "experiments" / "results" / "bench"
 
@@ -41,16 +41,13 @@ def goals() -> str:
     """Each goal beside its figure."""
     found = {row["row"]: (machine(facts), row) for facts, rows in measured("goals") for row in rows}
     machines = list(dict.fromkeys(name for name, _ in found.values()))
-    judged = [row for _, row in found.values() if any(f["goal"] is not None for f in row["figures"])]
     cells = []
     for name, row in found.values():
         on = "abcd"[machines.index(name)]
         cells.append((f"**{row['what']}**", "", "", said(row["holds"]), on))
         for figure in row["figures"]:
-            least = "at least " if row["row"] == "quickstart" else ""
-            goal = "" if figure["goal"] is None else f"{least}{figure['goal']:g} {row['unit']}".strip()
-            cells.append((figure["figure"], spread(figure), goal, said(figure["holds"]), ""))
-    head = f"{sum(row['holds'] is True for row in judged)} of {len(judged)} rows hold: each figure of theirs does.\n\n"
+            cells.append((figure["figure"], spread(figure), wanted(row, figure), said(figure["holds"]), ""))
+    head = f"{count(row for _, row in found.values())} A goal holds where each of its figures does.\n\n"
     told = "; ".join(f"{letter}: {name}" for letter, name in zip("abcd", machines, strict=False))
     return head + _table(("what", "measured", "should be", "holds", "on"), cells, told + ".")
 

@@ -32,12 +32,13 @@ def findings(results: Iterable[Result], losses: Sources | None = None) -> list[s
     """
     results = list(results)
     found = groups(results)
+    if results and all(r.value is None for r in results):
+        one = results[0]
+        return [
+            f"No scheme has a value, so nothing can be compared. {one.label} has none because of this: {one.reason}."
+        ]
     name, group = next(iter(found.items()))
     kept = headline_results(group)
-    if all(r.value is None for r in results):
-        one = results[0]
-        why = f"{one.label} ({one.status.replace('_', ' ')}): {one.reason}"
-        return [f"There is nothing to compare: no scheme has a value. The first is {why}."]
     said = [*_over_tasks(found), *_untrained(kept), *_best(kept, losses), *_cheapest(kept), *_broken(kept)]
     said.append(_sure(kept, losses is not None and bool(losses_of(losses, (r.cell for r in kept)))))
     where = f"Of {len(found)} parts of this study, these sentences speak of {name}." if len(found) > 1 and name else ""

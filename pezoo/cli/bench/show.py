@@ -1,5 +1,6 @@
 """Prints what `pezoo bench` measured, as tables."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -73,16 +74,25 @@ def show_goals(rows: list[dict[str, Any]], console: Console) -> None:
         table.add_section()
         table.add_row(escape(f"{row['row']}: {row['what']}"), "", "", said(row["holds"]), style="bold")
         for figure in row["figures"]:
-            least = "at least " if row["row"] == "quickstart" else ""
-            goal = "" if figure["goal"] is None else f"{least}{figure['goal']:g} {row['unit']}".strip()
             measured = spread(figure)
             if figure["median"] is None and row["missing"]:
                 measured = f"needs {row['missing']}"
-            table.add_row("  " + escape(figure["figure"]), measured, goal, said(figure["holds"]))
+            table.add_row("  " + escape(figure["figure"]), measured, wanted(row, figure), said(figure["holds"]))
     console.print(table)
+    if counted := count(rows):
+        console.print(counted)
+
+
+def wanted(row: dict[str, Any], figure: dict[str, Any]) -> str:
+    """The goal of a figure in words, or nothing."""
+    least = "at least " if row["row"] == "quickstart" else ""
+    return "" if figure["goal"] is None else f"{least}{figure['goal']:g} {row['unit']}".strip()
+
+
+def count(rows: Iterable[dict[str, Any]]) -> str:
+    """How many rows hold, in a sentence; nothing if none has a goal."""
     judged = [row for row in rows if any(figure["goal"] is not None for figure in row["figures"])]
-    if judged:
-        console.print(f"{sum(row['holds'] is True for row in judged)} of {len(judged)} goals hold.")
+    return f"{sum(row['holds'] is True for row in judged)} of {len(judged)} goals hold." if judged else ""
 
 
 def said(holds: bool | None) -> str:
