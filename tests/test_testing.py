@@ -241,6 +241,16 @@ class StaleCache(Sound):
         return -self.kept.view(-1, *(1,) * distance.ndim) * torch.log1p(distance.abs())
 
 
+@fails("every_parameter_learns")
+class BeginsAtAnEnd(Sound):
+    """Its slopes begin at the end of their range, where some clamps have no gradient: they never leave it."""
+
+    def distance_bias(self, distance):
+        begun = 1 / torch.arange(1.0, self.shape.n_heads + 1, device=self.slopes.device)
+        slopes = torch.where(self.slopes == begun, begun, self.slopes).float()
+        return -slopes.view(-1, *(1,) * distance.ndim) * torch.log1p(distance.abs())
+
+
 class Rotary(RoPE):
     """A rotation without settings, made anew in each layer: for what follows."""
 

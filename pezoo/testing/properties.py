@@ -1106,13 +1106,33 @@ def _largest(model: Transformer, length: int, phase: str) -> tuple[int, tuple[in
 
 @check(schedules=True)
 def every_parameter_learns(s: Subject) -> None:
-    """Every gradient is finite, and every parameter has one, and changes the logits, at some length."""
+    """Every gradient is finite. Every parameter has one, leaves the value it begins with, and changes the logits."""
     gradients = _gradients(s, 1, (1, 3))
     still = [name for name, total in gradients.items() if not total.any()]
     if still:
         raise CheckFailed("a gradient for every parameter", f"none for {', '.join(still)}")
+    if stuck := _stuck(s, list(gradients)):
+        raise CheckFailed("that training moves every parameter from where it begins", f"{', '.join(stuck)} stays there")
     if ignored := _ignored(s, list(gradients)):
         raise CheckFailed("logits that each parameter changes", f"the same, whatever {', '.join(ignored)}")
+
+
+def _stuck(s: Subject, names: list[str]) -> list[str]:
+    """Parameters that a few steps of training leave at their initial values, such as one at the end of a clamp."""
+    for phase in dict.fromkeys(("train", *s.phases)):
+        for length in (LENGTH, 3 * LENGTH):
+            model = s.model(randomise=False)
+            if not names or model.scheme.undefined(length, phase) is not None:
+                continue
+            parameters = dict(model.scheme.named_parameters())
+            begun = {name: parameters[name].detach().clone() for name in names}
+            for _ in range(3):  # what lies behind a layer of zeros has no gradient in the first
+                model.zero_grad()
+                logits_and_gradients(model, tokens(length), phase)
+                for parameter in parameters.values():
+                    parameter.data -= 0 if parameter.grad is None else 0.01 * parameter.grad.sign()
+            names = [name for name in names if torch.equal(parameters[name], begun[name])]
+    return names
 
 
 def _ignored(s: Subject, names: list[str]) -> list[str]:
