@@ -10,9 +10,11 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tensorboard.summary.writer import event_file_writer
 
 from helpers import assert_same_weights, curves, rising_text, write_words
 from pezoo.data.material import Questions
@@ -140,6 +142,20 @@ def test_a_killed_training_ends_as_if_nothing_had_happened(case, text, tmp_path,
     assert all(0 < a < b for a, b in itertools.pairwise(steps))
     assert measured(result) == expected
     assert_same_weights(cut, whole)
+    assert curves(tmp_path / "cut") == points
+
+
+def test_curves_go_on_in_order_whatever_the_clock_says(text, tmp_path, kill, saved_every, uncut, monkeypatch):
+    """Event files are named by the clock, and read in the order of their names. Here it goes backwards."""
+    *_, points = uncut({"scheme": "rope+random"}, {})
+    saving = Saving(tmp_path / "state.pt", OWNER, saved_every(0))
+    times = itertools.count(2e9, -1)
+    monkeypatch.setattr(event_file_writer, "time", SimpleNamespace(time=lambda: next(times)))
+    for batch in (12, 6):
+        kill(batch)
+        with pytest.raises(Killed):
+            train(make("rope+random"), text, saving=saving, log_dir=tmp_path / "cut")
+    train(make("rope+random"), text, saving=saving, log_dir=tmp_path / "cut")
     assert curves(tmp_path / "cut") == points
 
 

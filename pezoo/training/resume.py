@@ -16,7 +16,6 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
@@ -213,17 +212,3 @@ def set_random(device: torch.device, states: Mapping[str, torch.Tensor]) -> None
     torch.set_rng_state(states["cpu"])
     if device.type != "cpu":
         torch.get_device_module(device).set_rng_state(states[device.type])
-
-
-def read_files(folder: Path, pattern: str) -> dict[str, torch.Tensor]:
-    """The bytes of files, by name."""
-    return {path.name: torch.from_numpy(np.fromfile(path, np.uint8)) for path in sorted(folder.glob(pattern))}
-
-
-def write_files(folder: Path, pattern: str, files: Mapping[str, torch.Tensor]) -> None:
-    """Make files what `read_files` found, with no others that match the pattern."""
-    for stale in folder.glob(pattern):
-        stale.unlink()
-    for name, content in files.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        content.numpy().tofile(folder / Path(name).name)
