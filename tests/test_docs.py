@@ -22,7 +22,7 @@ from pezoo.study import Study
 from pezoo.study.reading import _parse_override, load_recipe, own_recipes
 from pezoo.study.recipe import Recipe, typed_name
 from pezoo.task import make_task
-from pezoo.testing.properties import CheckFailed
+from pezoo.testing.subject import CheckFailed
 from tools import docs, survey, why
 
 FAST = ("alibi", "nope")

@@ -17,8 +17,8 @@ from pezoo.composition import Composition
 from pezoo.contract import in_float32
 from pezoo.data import Tokens
 from pezoo.positions import Positions
-from pezoo.testing.properties import _default as default
-from pezoo.testing.properties import read
+from pezoo.testing.properties.precision import default_dtype as default
+from pezoo.testing.subject import read
 from pezoo.training.config import TrainConfig
 from pezoo.training.fit import fit
 

@@ -11,8 +11,6 @@ ROOT = Path(__file__).parents[1]
 MOST_MODULES = 15
 """At the top of `pezoo/`; the door and the way in by `python -m` are none."""
 MOST_LINES = 400
-LONG = {"pezoo.testing.properties"}
-"""The kit's list of properties is as long as the list is."""
 CORE = ("attention", "compose")
 """Folders of the core."""
 MEMBERS = ("pezoo.encodings", "pezoo.data.tasks")
@@ -88,6 +86,5 @@ def test_few_doors_and_short_files():
     top = [path.stem for path in ROOT.glob("pezoo/*.py") if path.stem not in ("__init__", "__main__")]
     assert len(top) <= MOST_MODULES, sorted(top)
     for path in [*ROOT.glob("pezoo/**/*.py"), *ROOT.glob("encodings/**/*.py")]:
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         lines = len(path.read_text().splitlines())
-        assert lines <= MOST_LINES or name in LONG, f"{path.relative_to(ROOT)} has {lines} lines"
+        assert lines <= MOST_LINES, f"{path.relative_to(ROOT)} has {lines} lines"

@@ -7,7 +7,7 @@ from pezoo import testing
 from pezoo.errors import UserError
 from pezoo.registry import _entries, register
 from pezoo.task import IGNORE, Pairs, Task
-from pezoo.testing.properties import CheckFailed
+from pezoo.testing.subject import CheckFailed
 from pezoo.testing.tasks import TASK_CHECKS
 
 BROKEN: dict[str, tuple[type, set[str]]] = {}

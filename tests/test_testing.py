@@ -23,7 +23,8 @@ from pezoo.encodings.relative.rope import RoPE
 from pezoo.errors import UserError
 from pezoo.philox import whole
 from pezoo.registry import _entries, register, setting
-from pezoo.testing.properties import CHECKS, CheckFailed
+from pezoo.testing.properties import CHECKS
+from pezoo.testing.subject import CheckFailed
 
 ROOT = Path(__file__).parents[1]
 PATH = {"PYTHONPATH": str(ROOT)}

@@ -15,7 +15,7 @@ from pezoo.model.cache import SPARE, Cache
 from pezoo.model.transformer import Transformer, TransformerConfig
 from pezoo.registry import entry
 from pezoo.scheme import fits
-from pezoo.testing.properties import positions_of, read
+from pezoo.testing.subject import positions_of, read
 
 TRAIN, LONG = 8, 27
 SIZES = {"vocab_size": 11, "d_model": 16, "n_heads": 2, "n_layers": 2, "train_length": TRAIN}

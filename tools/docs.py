@@ -48,8 +48,8 @@ from pezoo.study.reading import own_recipes
 from pezoo.study.recipe import Recipe, typed_name
 from pezoo.task import make_task
 from pezoo.testing import known_deviations
-from pezoo.testing import properties as checks
-from pezoo.testing.properties import LENGTH, CheckFailed, Subject
+from pezoo.testing.properties.seen import causal, decodes_like_the_full_pass
+from pezoo.testing.subject import LENGTH, CheckFailed, Subject, acts, finite, logits_and_gradients, tokens
 from tools import choose, reading, release, speed, survey, why
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -345,15 +345,15 @@ def pair(encoding: str, extension: str, settings: str = "") -> Pair:
     far = 2 * LENGTH + 1
     try:
         for phase, length in subject.cases(LENGTH, far):
-            for name, tensor in checks.logits_and_gradients(subject.model(), checks.tokens(length), phase).items():
-                checks.finite(tensor, name)
+            for name, tensor in logits_and_gradients(subject.model(), tokens(length), phase).items():
+                finite(tensor, name)
         with torch.no_grad():
-            checks.causal(subject)
-            checks.decodes_like_the_full_pass(subject)
+            causal(subject)
+            decodes_like_the_full_pass(subject)
             if scheme.undefined(far):
                 return Pair(SHORT)
             carried = subject.model(subject.host).scheme.undefined(far) is not None
-            idle = not carried and checks.acts(subject) is False
+            idle = not carried and acts(subject) is False
             return Pair(IDLE if idle else WORKS)
     except CheckFailed as failed:
         raise CheckFailed(f"of {subject.spec} {failed.expected}", failed.came) from None

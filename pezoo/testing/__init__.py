@@ -28,7 +28,8 @@ from pezoo.registry import Entry, entries, entry, list_encodings, list_extension
 from pezoo.scheme import fits, parse
 from pezoo.sources import PLUGIN
 from pezoo.task import make_task, parse_task
-from pezoo.testing.properties import CHECKS, HOOKS, Check, CheckFailed, NotApplicable, Subject, acts
+from pezoo.testing.properties import CHECKS
+from pezoo.testing.subject import HOOKS, Check, CheckFailed, NotApplicable, Subject, acts
 from pezoo.testing.tasks import TASK_CHECKS
 
 if TYPE_CHECKING:

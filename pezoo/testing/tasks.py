@@ -15,7 +15,7 @@ from torch import Tensor
 from pezoo.errors import UserError
 from pezoo.registry import Entry
 from pezoo.task import IGNORE, SHARE, Pairs, Task, draw, make_task
-from pezoo.testing.properties import Check, CheckFailed, NotApplicable
+from pezoo.testing.subject import Check, CheckFailed, NotApplicable
 
 FARTHEST = 40
 """How far beyond the least length most checks look."""

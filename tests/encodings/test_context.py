@@ -12,7 +12,7 @@ from pezoo import attention
 from pezoo.contract import Positions
 from pezoo.model.transformer import Transformer, TransformerConfig
 from pezoo.registry import entries
-from pezoo.testing.properties import positions_of, read
+from pezoo.testing.subject import positions_of, read
 
 
 def model(scheme, train_length=16, **facts):

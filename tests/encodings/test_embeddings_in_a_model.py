@@ -7,7 +7,7 @@ import pezoo
 import pezoo.attention
 from pezoo import UserError
 from pezoo.model.transformer import Transformer, TransformerConfig
-from pezoo.testing.properties import positions_of, read
+from pezoo.testing.subject import positions_of, read
 
 LENGTH, TRAIN_LENGTH = 40, 16
 SCHEMES = (
