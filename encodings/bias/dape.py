@@ -86,10 +86,17 @@ class DAPE(Extension):
         name = encoding.name
         return f"{name} has no bias for the network to read beside q.k; add the setting reads=sum, which needs none"
 
+    @property
+    def offsets(self) -> Tensor:
+        """What the first layer adds to each hidden unit, (width,)."""
+        bias = self.first.bias
+        assert bias is not None
+        return bias
+
     def correction(self, inputs: list[Tensor], positions: Positions) -> Tensor:
         """What the network makes of tensors (B or R, H, Lq, Lk) side by side, (B, H, Lq, Lk)."""
         weights = self.first.weight.float().split(self.shape.n_heads, dim=1)
-        hidden = F.linear(inputs[0].movedim(1, -1), weights[0], self.first.get_parameter("bias").float())
+        hidden = F.linear(inputs[0].movedim(1, -1), weights[0], self.offsets.float())
         for tensor, weight in zip(inputs[1:], weights[1:], strict=True):
             hidden = hidden + F.linear(tensor.movedim(1, -1), weight)  # (B, Lq, Lk, width)
         hidden = F.leaky_relu(hidden, inplace=True)
@@ -133,7 +140,7 @@ class DAPE(Extension):
     def parts(self, product: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Some keys of a block, what the network reads of them and its hidden units, a column and a row per pair."""
         dtype = product.dtype
-        first = torch.cat([self.first.weight, self.first.get_parameter("bias")[:, None]], dim=1).to(dtype)
+        first = torch.cat([self.first.weight, self.offsets[:, None]], dim=1).to(dtype)
         size = max(1, TILE // product.shape[1])
         ones = product.new_ones(1, product.shape[1], size)
         for start in range(0, product.shape[-1], size):

@@ -72,7 +72,7 @@ class DAPEV2(DAPE):
         """What the convolutions make of tensors (B or R, H, Lq, Lk) side by side, (B, H, Lq, Lk)."""
         reach, seen = self.config.kernel // 2, positions.visible()[:, None]
         weights = self.first.weight.float().split(self.shape.n_heads, dim=1)
-        biases = [self.first.get_parameter("bias").float(), *[None] * (len(weights) - 1)]
+        biases = [self.offsets.float(), *[None] * (len(weights) - 1)]
         shown = (F.pad(torch.where(seen, tensor, 0.0), (2 * reach, 2 * reach)) for tensor in inputs)
         hidden = reduce(torch.add, map(F.conv2d, shown, weights, biases))
         hidden = F.leaky_relu(hidden)  # (B, width, Lq, Lk + 2 reach): keys -reach ... Lk + reach - 1

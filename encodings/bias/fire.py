@@ -94,7 +94,7 @@ class FIRE(Encoding):
     def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Weight and bias of both layers, float32."""
         first, _, last = self.network
-        a, b, c, d = (layer.get_parameter(name).float() for layer in (first, last) for name in ("weight", "bias"))
+        a, b, c, d = (getattr(layer, name).float() for layer in (first, last) for name in ("weight", "bias"))
         return a, b, c, d
 
     def _in_pieces(self, reach: Tensor, positions: Positions) -> Tensor:

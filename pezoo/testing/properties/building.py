@@ -24,6 +24,7 @@ from pezoo.testing.subject import (
     equal,
     finite,
     logits_and_gradients,
+    positions_of,
     read,
     tokens,
 )
@@ -183,3 +184,15 @@ def saves_and_loads(s: Subject) -> None:
     fresh.config = model.config  # the seed of random positions is not a weight
     for copied in (fresh, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         equal(read(model, ids), read(copied, ids), "logits of the copy", 0.0)
+
+
+@check(schedules=True)
+def takes_parameters_from_outside(s: Subject) -> None:
+    """With its parameters handed in by torch.func, a model without them gives the logits of one that has them."""
+    model, ids = s.model(), tokens(LENGTH)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    empty = copy.deepcopy(model)
+    for parameter in empty.parameters():
+        parameter.data.fill_(torch.nan)
+    came = torch.func.functional_call(empty, parameters, (ids, positions_of(empty, *ids.shape)))
+    equal(read(model, ids), came, "logits with parameters handed in", 0.0)
