@@ -69,7 +69,7 @@ def _notes(study: Finished, frame: pandas.DataFrame, rows: list[str], first: str
         if tie
         else ""
     )
-    guessed = f" Who guesses a byte has {BYTES}." if one.tokenizer == "bytes" else ""
+    guessed = f" A pure guess has {BYTES}." if one.tokenizer == "bytes" else ""
     share, longest = f"{100 * TOLERANCE:g} %", max(r.test_length for r in kept)
     return [
         "**The answer**, in sentences made from the numbers. Every report begins with it. Read this first.",
