@@ -4,6 +4,7 @@ Whether they are current is tested in test_docs.py, which has read the published
 """
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from pezoo.report.claims import read_claims
 from pezoo.report.finished import load
 from pezoo.report.verdicts import judge
+from pezoo.study.reading import own_recipes
 from tools import docs, why
 
 FOLDER = docs.PICTURES / "why"
@@ -43,6 +45,15 @@ def test_wavelengths_are_those_of_the_papers():
     np.testing.assert_allclose(found["rope+yarn"][slow], why.LONGER * rope[slow], rtol=1e-5)
     np.testing.assert_allclose(found["rope+yarn"][rope < why.TRAINED / 32], rope[rope < why.TRAINED / 32], rtol=1e-5)
     assert f"{slow.sum()} of 32 pairs" in why.say_wavelengths(why.wavelengths(None), None)
+
+
+def test_bounds_on_the_base_are_those_of_the_recipe():
+    """test_recipes.py holds them against the rule of Xu et al. 2024."""
+    path = own_recipes()["base_bound"]
+    told = re.findall(r"^#   (\w+) +d = (\d+) +L = (\d+) +([\d,]+)", path.read_text().split("at gpu:")[0], re.MULTILINE)
+    bounds = {(int(width), int(length)): int(bound.replace(",", "")) for _, width, length, bound in told}
+    assert {place: why.least_base(*place) for place in bounds} == bounds
+    assert {name: int(width) for name, width, length, _ in told if length == "128"} == why.HEADS
 
 
 def test_a_window_s_ratio_is_that_of_the_scorecard():

@@ -7,6 +7,7 @@ that quotes them. A picture holds a digest of its numbers, so that a test can sa
 """
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
@@ -41,6 +43,9 @@ HEAD, TRAINED, LONGER = 64, 2048, 8
 CUT_OFF = "rope+rerope"
 """RoPE that cuts distances off inside L."""
 WINDOW = "rope+window"
+HEADS = {"narrow_long": 8, "wide_long": 32}
+"""Channels of a head in the parts of `base_bound` that are trained on 128 tokens."""
+BASE = "rope:base="
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Kept:
     results: Sequence[Result]
     """What `select` returned."""
     losses: Sources | None
+    others: Sequence[Result] = ()
+    """All results of the study."""
 
     @property
     def trained(self) -> int:
@@ -120,6 +127,35 @@ def windows(kept: Kept) -> Numbers:
     return {label: {"all": means[label], "window": means[label + WINDOWED]} for label in plain}
 
 
+def by_base(kept: Kept) -> Numbers:
+    """Return the exact match at L by RoPE's base, for heads of two widths."""
+    found = {}
+    for part, width in HEADS.items():
+        means = curves(_passkeys(kept, part))
+        line = {label.removeprefix(BASE): curve[kept.trained].mean for label, curve in means.items()}
+        found[f"heads of {width} channels"] = line
+    return found
+
+
+def _passkeys(kept: Kept, part: str) -> list[Result]:
+    return select([r for r in kept.others if r.part == part], "exact_match", "answers")
+
+
+def least_base(width: int, length: int) -> int:
+    """Return the bound on RoPE's base: the smallest for which sum_k cos(m base^(-2k/d)) >= 0 at all m up to a length.
+
+    Source: Xu et al., 2024 (arXiv 2405.14591).
+    """
+    distance, pair = np.arange(length + 1), np.arange(0, width, 2) / width
+    for first in itertools.count(2, 1000):
+        bases = np.arange(first, first + 1000.0)
+        turned = distance[:, None, None] * bases[:, None] ** -pair
+        holds = (np.cos(turned).sum(-1) >= 0).all(0)
+        if holds.any():
+            return first + int(holds.argmax())
+    raise AssertionError
+
+
 # ---- pictures ------------------------------------------------------------------------------------
 
 
@@ -168,6 +204,24 @@ def draw_windows(numbers: Numbers, kept: Kept) -> Figure:
     axes.set_yticks(range(len(numbers)), list(reversed(numbers)))
     axes.set_xlabel(f"perplexity at {kept.far}")
     axes.legend(title="each token sees", frameon=False, fontsize=8, title_fontsize=8)
+    return figure
+
+
+def draw_bases(numbers: Numbers, kept: Kept) -> Figure:
+    """Draw passkeys found over the base, each seed's too, with the bound of each width."""
+    figure, axes = _lines(numbers, "RoPE's base", f"passkeys found at L = {kept.trained}")
+    for i, (part, width) in enumerate(HEADS.items()):
+        seeds, color = _passkeys(kept, part), PALETTE[i + 1]
+        at = [(float(r.label.removeprefix(BASE)), r.value) for r in seeds if r.test_length == kept.trained]
+        axes.plot(*zip(*at, strict=True), "o", color=color, ms=4, alpha=0.6)
+        axes.axvline(least_base(width, kept.trained), color=color, lw=1, ls=":")
+        axes.annotate(
+            "bound", (least_base(width, kept.trained), 1), xycoords=axes.get_xaxis_transform(),
+            xytext=(0, 2), textcoords="offset points", ha="center", va="bottom", color=color, fontsize=8,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.03)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     return figure
 
 
@@ -245,6 +299,23 @@ def say_sinks(numbers: Numbers, kept: Kept) -> str:
     )
 
 
+def say_bases(numbers: Numbers, kept: Kept) -> str:
+    """Return what a base below the bound costs: passkeys, and in perplexity."""
+    said = []
+    for (line, found), (part, width) in zip(numbers.items(), HEADS.items(), strict=True):
+        low, high = min(found, key=float), max(found, key=float)
+        text = select([r for r in kept.others if r.part == part], "perplexity", "prefix")
+        points, ratio = (
+            effect(compare(results, BASE + low, BASE + high, kept.trained, kept.losses))
+            for results in (_passkeys(kept, part), text)
+        )
+        said.append(
+            f"{line.capitalize()}, bound {least_base(width, kept.trained):,}: a base of {int(low):,} finds "
+            f"{found[low]:.0%}, one of {int(high):,} {found[high]:.0%}: {points}. Perplexity: {ratio}."
+        )
+    return f"{kept.source}: passkeys found at L = {kept.trained}; a dot is a seed. {' '.join(said)}"
+
+
 # ---- the page ------------------------------------------------------------------------------------
 
 
@@ -269,12 +340,17 @@ class Shown:
             return None
         study = studies[self.study]
         mine = [r for r in study.results if r.part == self.part]
-        return Kept(self.study, select(mine, self.metric, self.protocol), study.losses)
+        return Kept(self.study, select(mine, self.metric, self.protocol), study.losses, study.results)
 
 
 FIGURES = {
     "wavelengths": Shown(
         "Tokens for one turn of each pair of channels", wavelengths, draw_wavelengths, say_wavelengths
+    ),
+    "bases": Shown(
+        "Passkeys found by RoPE's base",
+        *(by_base, draw_bases, say_bases),
+        *("base_bound", "exact_match", "answers", next(iter(HEADS))),
     ),
     "coordinates": Shown(
         "Loss by position in the text", loss_by_position, draw_positions, say_positions, "survey", "loss"
