@@ -10,8 +10,9 @@ from statistics import fmean
 
 import pytest
 
+from pezoo.report.claims import read_claims
 from pezoo.report.finished import Finished, load
-from pezoo.report.verdicts import NotTested
+from pezoo.report.verdicts import Judgement, NotTested, judge
 from pezoo.results import Result
 from tools import choose, docs, reading
 
@@ -112,6 +113,16 @@ def test_each_scheme_leads_to_what_sets_it_apart(label, scheme, link, idea):
 
 def test_a_study_that_is_not_published_says_what_to_type():
     assert choose.block_of(QUESTION, {}) == "Not run yet. `pezoo run mine` will say.\n"
+
+
+def test_claims_are_quoted_with_what_came_of_them():
+    mine = [claim for claim in read_claims() if claim.key.startswith("ranking_carries_over_")]
+    judged = [Judgement(claim, "undecided", effect=0.5, low=-0.25, high=0.75, link="there.md") for claim in mine]
+    lines = choose.claimed("ranking_carries_over_", judged).splitlines()
+    assert len(lines) == len(mine) > 1
+    assert lines[0] == f"- {mine[0].claim} Undecided: 0.50 [-0.25 to 0.75] ([other_models](there.md))."
+    not_run = [*judged[1:], judge(mine[0], [])]
+    assert choose.claimed("ranking_carries_over_", not_run) == "Not run yet. `pezoo run other_models` will say.\n"
 
 
 def test_a_scheme_to_compare_with_that_is_not_there_is_an_error():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from pezoo.escape import in_markdown
 from pezoo.registry import Entry, entry, list_schedules
+from pezoo.report import scorecard
 from pezoo.report.claims import BEYOND, EVERY, Other
 from pezoo.report.comparisons import Comparison, compare, lower_is_better
 from pezoo.report.finished import Finished
@@ -160,6 +161,18 @@ def _columns(found: Answer, study: Finished) -> dict[str, tuple[list[Result], st
 
 def _tasks(question: Question, study: Finished) -> list[str]:
     return list(dict.fromkeys(r.task for r in study.results if r.part == question.part))
+
+
+def claimed(beginning: str, judged: Iterable[Judgement]) -> str:
+    """Return what became of the claims whose keys begin alike, in Markdown: a line for each."""
+    mine = [j for j in judged if j.claim.key.startswith(beginning)]
+    if not_run := {j.claim.recipe for j in mine if j.verdict == "not run"}:
+        return f"Not run yet. `pezoo run {not_run.pop()}` will say.\n"
+    said = (
+        f"- {j.claim.claim} {j.verdict.capitalize()}: {scorecard.effect(j)} ([{j.claim.recipe}]({j.link}))."
+        for j in mine
+    )
+    return "\n".join(said) + "\n"
 
 
 def sentence(found: Answer) -> str:
