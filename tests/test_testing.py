@@ -226,6 +226,14 @@ class KeepsWhatItRounded(Encoding):
         return -self.slopes.float().view(1, -1, 1, 1) * torch.log1p(positions.distance().abs())[:, None]
 
 
+@fails("takes_parameters_from_outside")
+class AsksForAParameter(Sound):
+    """Reads its slopes in a way that refuses plain tensors."""
+
+    def distance_bias(self, distance):
+        return -self.get_parameter("slopes").float().view(-1, *(1,) * distance.ndim) * torch.log1p(distance.abs())
+
+
 @fails("every_parameter_learns")
 class StaleCache(Sound):
     """Keeps what it computed from parameters that have changed since."""
