@@ -68,6 +68,20 @@ def test_models_that_have_learned_nothing_do_not_look_good():
     assert "has learned much" not in said(made)
 
 
+def test_tasks_that_no_scheme_has_learned_are_named_with_what_guessing_gets():
+    """Whatever schemes do beyond L; halfway from guessing to all is enough."""
+
+    def answers(task, at_l):
+        made = study({"rope": (at_l, 0.0), "alibi": (at_l / 2, 0.9)})
+        return [replace(r, task=task, metric="exact_match", protocol="answers", n_documents=128) for r in made]
+
+    warning = "Hardly learned, even at L: copy (2% at best), parity (70% at best, guessing 50%). What schemes do there "
+    text = said([*answers("copy", 0.02), *answers("sorting", 0.6), *answers("parity", 0.7)])
+    assert warning + "beyond L says little." in text
+    assert "Hardly learned" not in said([*answers("copy", 0.6), *answers("parity", 0.8)])
+    assert "Hardly learned" not in said(study({"rope": (5.0, 9.0), "alibi": (5.5, 5.5)}))
+
+
 def test_what_is_lost_is_named():
     made = study({"rope": (5.0, 5.0), "alibi": (5.5, 5.5)})
     for seed in (0, 1, 2):

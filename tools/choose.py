@@ -12,6 +12,7 @@ from pezoo.registry import Entry, entry, list_schedules
 from pezoo.report import scorecard
 from pezoo.report.claims import BEYOND, EVERY, Other
 from pezoo.report.comparisons import Comparison, compare, lower_is_better
+from pezoo.report.findings import hardly_learned
 from pezoo.report.finished import Finished
 from pezoo.report.groups import WINDOWED, words
 from pezoo.report.statistics import ACCURACIES, PERPLEXITIES, Summary, summarise
@@ -144,6 +145,9 @@ def block_of(question: Question, studies: Studies) -> str:
         ratio = effect(found.beside[label]) if label in found.beside and label != question.beside else "–"
         idea = _idea(label, found.scheme(label)) if label in found.beside else ""
         lines.append(f"| {' | '.join([_linked(label, found.scheme(label)), *values, ratio, idea])} |")
+    tasks = _each_task(replace(question, at="1x"), studies[question.study]) if question.task == EVERY else {}
+    if warning := hardly_learned(tasks):
+        lines += ["", f"**Beware.** {warning}"]
     return "\n".join([*lines, "", _rests_on(found, studies[question.study])]) + "\n"
 
 
@@ -151,16 +155,18 @@ def _columns(found: Answer, study: Finished) -> dict[str, tuple[list[Result], st
     """Return the columns of a table: of several tasks one for each and their mean, else one for L and one far out."""
     question, name = found.question, words(found.question.metric)
     if question.task == EVERY:
-        each = {task: numbers_of(study.results, replace(question, task=task)) for task in _tasks(question, study)}
-        return {task: (results, question.at) for task, results in each.items()} | {"mean": (found.results, question.at)}
+        each = {task: (results, question.at) for task, results in _each_task(question, study).items()}
+        return each | {"mean": (found.results, question.at)}
     return {
         f"{name} {place_of(at)}": (found.results, at)
         for at in sorted({question.also, question.at}, key=lambda at: float(at[:-1]))
     }
 
 
-def _tasks(question: Question, study: Finished) -> list[str]:
-    return list(dict.fromkeys(r.task for r in study.results if r.part == question.part))
+def _each_task(question: Question, study: Finished) -> dict[str, list[Result]]:
+    """Return the numbers that a question over several tasks is about, by task."""
+    tasks = dict.fromkeys(r.task for r in study.results if r.part == question.part)
+    return {task: numbers_of(study.results, replace(question, task=task)) for task in tasks}
 
 
 def claimed(beginning: str, judged: Iterable[Judgement]) -> str:
@@ -240,7 +246,7 @@ def _rests_on(found: Answer, study: Finished) -> str:
     """Return what numbers stand on, with a link to the study."""
     question, one = found.question, found.results[0]
     link = f"[{question.study}](../experiments/results/{question.study}/table.md)"
-    on = f"{len(_tasks(question, study))} tasks" if question.task == EVERY else in_markdown(one.corpus)
+    on = f"{len(_each_task(question, study))} tasks" if question.task == EVERY else in_markdown(one.corpus)
     seeds, asked = len({r.seed for r in found.results}), max(r.n_documents for r in found.results)
     sizes = sorted({r.params for label in found.beside for r in found.results if r.label == label and r.params})
     what = "documents" if question.task == LANGUAGE_MODELLING else "questions"

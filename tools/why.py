@@ -152,8 +152,8 @@ def least_base(width: int, length: int) -> int:
         turned = distance[:, None, None] * bases[:, None] ** -pair
         holds = (np.cos(turned).sum(-1) >= 0).all(0)
         if holds.any():
-            return first + int(holds.argmax())
-    raise AssertionError
+            break
+    return first + int(holds.argmax())
 
 
 # ---- pictures ------------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ def say_bases(numbers: Numbers, kept: Kept) -> str:
         )
         said.append(
             f"{line.capitalize()}, bound {least_base(width, kept.trained):,}: a base of {int(low):,} finds "
-            f"{found[low]:.0%}, one of {int(high):,} {found[high]:.0%}: {points}. Perplexity: {ratio}."
+            f"{found[low]:.0%}, one of {int(high):,} {found[high]:.0%} ({points}). Perplexity: {ratio}."
         )
     return f"{kept.source}: passkeys found at L = {kept.trained}; a dot is a seed. {' '.join(said)}"
 

@@ -1,11 +1,11 @@
 """What a study says, in a few sentences made from its statistics."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pezoo.report.comparisons import Comparison, compare_all, in_range, lower_is_better
 from pezoo.report.costs import costs
-from pezoo.report.groups import WINDOWED, groups, headline, metrics, select, words
+from pezoo.report.groups import WINDOWED, chance, groups, headline, metrics, select, words
 from pezoo.report.printed import best_cells
 from pezoo.report.statistics import ACCURACIES, PERPLEXITIES, TOLERANCE, Curve, curves, length_name
 from pezoo.report.table import by_task, score_groups, scores
@@ -39,7 +39,14 @@ def findings(results: Iterable[Result], losses: Sources | None = None) -> list[s
         ]
     name, group = next(iter(found.items()))
     kept = headline_results(group)
-    said = [*_over_tasks(found), *_untrained(kept), *_best(kept, losses), *_cheapest(kept), *_broken(kept)]
+    said = [
+        *_over_tasks(found),
+        hardly_learned(_answered(found)),
+        *_untrained(kept),
+        *_best(kept, losses),
+        *_cheapest(kept),
+        *_broken(kept),
+    ]
     said.append(_sure(kept, losses is not None and bool(losses_of(losses, (r.cell for r in kept)))))
     where = f"Of {len(found)} parts of this study, these sentences speak of {name}." if len(found) > 1 and name else ""
     return [sentence for sentence in [*said, where] if sentence]
@@ -86,6 +93,29 @@ def _untrained(kept: list[Result]) -> list[str]:
     if best is None or best < BYTES / 2:
         return []
     return [f"No scheme has learned much: guessing a byte has perplexity {BYTES}, and the best here has {best:.0f}."]
+
+
+def _answered(found: dict[str, list[Result]]) -> dict[str, list[Result]]:
+    """Return the foremost results of the groups whose answers are scored."""
+    every = {name: headline_results(group) for name, group in found.items()}
+    return {name: kept for name, kept in every.items() if kept[0].metric in ACCURACIES}
+
+
+def hardly_learned(tasks: Mapping[str, Sequence[Result]]) -> str:
+    """Return a warning that names tasks where, even at L, no scheme gets halfway from guessing to all; or nothing.
+
+    Args:
+        tasks: name -> the accuracies that `select` returned.
+    """
+    named = []
+    for name, kept in tasks.items():
+        length, guessed = in_range(kept), chance(kept[0])
+        best = next((_mean_at(kept, label, length) for label in _best_at(kept, length)), None)
+        if best is not None and best < (1 + (guessed or 0)) / 2:
+            named.append(f"{name} ({best:.0%} at best" + (f", guessing {guessed:.0%})" if guessed else ")"))
+    if not named:
+        return ""
+    return f"Hardly learned, even at L: {', '.join(named)}. What schemes do there beyond L says little."
 
 
 def _best(kept: list[Result], losses: Sources | None) -> list[str]:
