@@ -10,7 +10,7 @@ from statistics import fmean
 
 import pytest
 
-from pezoo.report.claims import read_claims
+from pezoo.report.claims import EVERY, read_claims
 from pezoo.report.finished import Finished, load
 from pezoo.report.verdicts import Judgement, NotTested, judge
 from pezoo.results import Result
@@ -84,9 +84,34 @@ def test_what_cannot_be_told_apart_is_said():
     said = choose.block_of(
         QUESTION, study(results("rope", 5.0, 20.0), results("alibi", 6.0, 5.99, encoding="alibi"), kerple)
     )
-    assert said.startswith("**`alibi`** is the best of 3 schemes: perplexity 6.00 ")
-    assert "`kerple` cannot be told apart from it." in said
-    assert "cannot be told apart" not in choose.block_of(QUESTION, SOME)
+    first = "**`alibi`** and `kerple` are the best of 3 schemes, and cannot be told apart: `alibi` has perplexity 6.00 "
+    assert said.startswith(first)
+    apart = choose.block_of(QUESTION, SOME)
+    assert apart.startswith("**`alibi`** is the best of 4 schemes (1 more has no value at 8L): perplexity 6.01 ")
+    assert "cannot be told apart" not in apart
+
+
+def test_where_nothing_was_learned_there_is_no_answer():
+    facts = {"metric": "exact_match", "protocol": "answers"}
+    asked = replace(QUESTION, task=EVERY, **facts)
+
+    def said(**values):
+        each = [results("rope", value, value / 2, task=task, **facts) for task, value in values.items()]
+        return choose.block_of(asked, study(*each)).splitlines()[:3]
+
+    assert said(copy=0.2, reverse=0.1)[0].startswith("**No answer yet.** Hardly learned, even at L: copy (20% at best)")
+    best, _, beware = said(copy=0.9, reverse=0.1)
+    assert best.startswith("**`rope`** is the best of 1 schemes: mean exact match of 2 tasks 25.0 ")
+    assert beware.startswith("**Beware.** Hardly learned, even at L: reverse (10% at best).")
+
+
+def test_an_idea_that_rows_share_is_told_once():
+    said = choose.block_of(
+        QUESTION,
+        study(results("rope", 5.0), *(results(f"{name}+pi", 4.0, encoding=name) for name in ("rope", "sinusoidal"))),
+    )
+    assert said.count("Coordinates divided") == 1
+    assert said.count("| the same |") == 1
 
 
 def test_one_seed_has_no_interval():
@@ -120,7 +145,10 @@ def test_claims_are_quoted_with_what_came_of_them():
     judged = [Judgement(claim, "undecided", effect=0.5, low=-0.25, high=0.75, link="there.md") for claim in mine]
     lines = choose.claimed("ranking_carries_over_", judged).splitlines()
     assert len(lines) == len(mine) > 1
-    assert lines[0] == f"- {mine[0].claim} Undecided: 0.50 [-0.25 to 0.75] ([other_models](there.md))."
+    assert (
+        lines[0]
+        == f"- {mine[0].claim} Undecided, with a rank correlation of 0.50 [-0.25 to 0.75] ([other_models](there.md))."
+    )
     not_run = [*judged[1:], judge(mine[0], [])]
     assert choose.claimed("ranking_carries_over_", not_run) == "Not run yet. `pezoo run other_models` will say.\n"
 
@@ -153,7 +181,7 @@ def test_the_page_names_the_best_of_what_is_stored(name):
             (lost.add(r["label"]) if r["value"] is None else values[r["label"]].append(math.log(r["value"])))
     means = {label: math.exp(fmean(each)) for label, each in values.items() if label not in lost}
     best = min(means, key=means.get)
-    said = re.match(r"\*\*`(.*?)`\*\* is the best of (\d+) schemes: perplexity ([\d.]+)", block)
+    said = re.match(r"\*\*`(.*?)`\*\*.* the best of (\d+) schemes.* perplexity ([\d.]+)", block)
     assert (said[1], int(said[2])) == (best, len(means))
     assert float(said[3]) == pytest.approx(means[best], rel=0.006)
 
@@ -162,7 +190,7 @@ def test_readme_answers_in_five_sentences_with_a_link_each():
     block = docs.README.read_text(encoding="utf-8").partition("<!-- answer -->\n")[2].partition("\n\n")[0]
     points = block.splitlines()
     assert len(points) == 5
-    assert all(re.search(r"\(\[\w+\]\(\S+\.md\)\)\.$", line) for line in points)
+    assert all(re.search(r"\((L = \d+; )?\[\w+\]\(\S+\.md\)\)\.$", line) for line in points)
 
 
 def test_the_table_that_is_explained_is_that_of_the_quickstart():

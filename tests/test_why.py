@@ -5,12 +5,14 @@ Whether they are current is tested in test_docs.py, which has read the published
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from test_choose import results
 
 from pezoo.report.claims import read_claims
-from pezoo.report.finished import load
+from pezoo.report.finished import Finished, load
 from pezoo.report.verdicts import judge
 from pezoo.study.reading import own_recipes
 from tools import docs, why
@@ -63,3 +65,23 @@ def test_a_window_s_ratio_is_that_of_the_scorecard():
     claim = next(claim for claim in read_claims() if claim.test.baseline == "alibi | windowed")
     judged = judge(claim, studies["kerple"].results)
     assert numbers["alibi"]["all"] / numbers["alibi"]["window"] == pytest.approx(judged.effect, abs=0.01)
+
+
+def test_what_far_text_is_worth_is_said_of_schemes_that_long_texts_do_not_break():
+    """The page of choices names those whose perplexity holds at the longest length, and which of them gain."""
+    values = {
+        "rope": (5.0, 20.0, 6.0),
+        "alibi": (6.0, 6.0, 6.0),
+        "fox": (6.0, 5.0, 6.0),
+    }  # at L, far out, and there with a window
+    made = []
+    for label, (near, far, window) in values.items():
+        for name, ratio, value in ((label, 1, near), (label, 8, far), (f"{label} | windowed", 8, window)):
+            made += [one for one in results(name, value, scheme=label) if one.length_ratio == ratio]
+    kept = [replace(one, protocol="non_overlapping", study="kerple") for one in made]
+    said = why.far_text({"kerple": Finished((), kept)}).splitlines()
+    assert said[:2] == [
+        "- `alibi` with all of the text: ×1.00 [1.00 to 1.00] beside the last L tokens alone",
+        "- `fox` with all of the text: ×0.83 [0.83 to 0.83] beside the last L tokens alone",
+    ]
+    assert said[3].startswith("Far text helps `fox`. *From [kerple]")

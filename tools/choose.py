@@ -6,13 +6,14 @@ best, their numbers and what can be told apart come from the results alone.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pezoo.escape import in_markdown
 from pezoo.registry import Entry, entry, list_schedules
 from pezoo.report import scorecard
 from pezoo.report.claims import BEYOND, EVERY, Other
 from pezoo.report.comparisons import Comparison, compare, lower_is_better
-from pezoo.report.findings import hardly_learned
+from pezoo.report.findings import hardly_learned, in_a_row, unlearned
 from pezoo.report.finished import Finished
 from pezoo.report.groups import WINDOWED, words
 from pezoo.report.statistics import ACCURACIES, PERPLEXITIES, Summary, summarise
@@ -38,8 +39,8 @@ class Question(Other):
     """The schemes to choose among are built on this one; empty: on any."""
     tuned: int | None = 0
     """They were tuned for so many steps; None: for any number."""
-    also: str = "1x"
-    """Another length that the table shows."""
+    also: tuple[str, ...] = ("1x",)
+    """Other lengths that the table shows."""
 
 
 TEXT = {"metric": "perplexity", "protocol": "non_overlapping"}
@@ -50,7 +51,14 @@ QUESTIONS: dict[str, Question] = {
     "newest": Question(study="frontier", part="text", at="64x", tuned=None, **TEXT),
     "as_it_is": Question(study="interpolation", part="text", at="8x", encoding="rope", **TEXT),
     "tuned": Question(
-        study="interpolation", part="text", at="8x", encoding="rope", tuned=200, beside="rope, 200 steps @ 8x", **TEXT
+        study="interpolation",
+        part="text",
+        at="8x",
+        encoding="rope",
+        tuned=200,
+        beside="rope, 200 steps @ 8x",
+        also=("1x", "16x"),
+        **TEXT,
     ),
     "tuned_llama": Question(
         study="extend_pretrained", part="text", at="4x", tuned=200, beside="own, 200 steps @ 4x", **TEXT
@@ -62,7 +70,7 @@ QUESTIONS: dict[str, Question] = {
     "encoder": Question(study="randomized", task=EVERY, at=BEYOND, metric="token_accuracy", protocol="answers"),
     "streaming": Question(study="composition", at="16x", **TEXT),
     "nothing_lost": Question(
-        study="interpolation", part="text", at="1x", encoding="rope", tuned=200, also="8x", **TEXT
+        study="interpolation", part="text", at="1x", encoding="rope", tuned=200, also=("8x",), **TEXT
     ),
     "never_longer": Question(study="survey", at="1x", **TEXT),
 }
@@ -76,8 +84,12 @@ class Answer:
     question: Question
     results: list[Result]
     """The numbers that the question is about."""
+    tasks: dict[str, list[Result]]
+    """The same for each task."""
     ranked: list[str]
     """The schemes to choose among that have a value with every seed, the best first."""
+    lost: int
+    """How many others lack a value, since they are undefined there or diverged."""
     beside: dict[str, Comparison]
     """The best of them, each compared with the question's other scheme."""
     ties: list[str]
@@ -107,16 +119,16 @@ def answer(question: Question, studies: Studies, shown: int = SHOWN) -> Answer |
     if study is None:
         return None
     found = [r for r in numbers_of(study.results, question) if not r.label.endswith(WINDOWED)]
-    means = {}
-    for label in dict.fromkeys(r.label for r in found if _among(r, question)):
+    labels, means = dict.fromkeys(r.label for r in found if _among(r, question)), {}
+    for label in labels:
         if (mean := summarise(side_of(found, label, question.at)).whole_mean) is not None:
             means[label] = mean
     ranked = sorted(means, key=lambda label: means[label], reverse=not lower_is_better(question.metric))
     length = side_of(found, question.beside, question.at)[0].test_length
     best = ranked[:shown]
     beside = {label: compare(found, label, question.beside, length, study.losses) for label in best}
-    ties = [label for label in best[1:] if compare(found, label, best[0], length, study.losses).verdict == "tie"]
-    return Answer(question, found, ranked, beside, ties)
+    ties = [label for label in ranked[1:] if compare(found, label, best[0], length, study.losses).verdict == "tie"]
+    return Answer(question, found, _each_task(question, study), ranked, len(labels) - len(ranked), beside, ties)
 
 
 def _among(result: Result, question: Question) -> bool:
@@ -136,30 +148,33 @@ def block_of(question: Question, studies: Studies) -> str:
     found = answer(question, studies)
     if found is None:
         return f"Not run yet. `pezoo run {question.study}` will say.\n"
-    columns = _columns(found, studies[question.study])
+    columns = _columns(found)
     head = ["scheme", *columns, f"beside `{in_markdown(question.beside)}`", "the idea"]
     lines = [sentence(found), "", f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 2) + "|---|"]
-    rows = list(dict.fromkeys([*found.beside, question.beside]))
-    for label in rows:
-        values = [_value(summarise(side_of(each, label, at)), question.metric) for each, at in columns.values()]
-        ratio = effect(found.beside[label]) if label in found.beside and label != question.beside else "–"
-        idea = _idea(label, found.scheme(label)) if label in found.beside else ""
-        lines.append(f"| {' | '.join([_linked(label, found.scheme(label)), *values, ratio, idea])} |")
     tasks = _each_task(replace(question, at="1x"), studies[question.study]) if question.task == EVERY else {}
     if warning := hardly_learned(tasks):
-        lines += ["", f"**Beware.** {warning}"]
-    return "\n".join([*lines, "", _rests_on(found, studies[question.study])]) + "\n"
+        none = len(unlearned(tasks)) == len(tasks)
+        lines[:1] = [f"**No answer yet.** {warning}"] if none else [lines[0], "", f"**Beware.** {warning}"]
+    said: set[str] = set()
+    for label in dict.fromkeys([*found.beside, question.beside]):
+        values = [_value(summarise(side_of(each, label, at)), question.metric) for each, at in columns.values()]
+        ratio = effect(found.beside[label]) if label in found.beside and label != question.beside else "–"
+        idea = _idea(label, found.scheme(label))
+        shown = "the same" if idea in said else idea
+        lines.append(f"| {' | '.join([_linked(label, found.scheme(label)), *values, ratio, shown])} |")
+        said.add(idea)
+    return "\n".join([*lines, "", _rests_on(found)]) + "\n"
 
 
-def _columns(found: Answer, study: Finished) -> dict[str, tuple[list[Result], str]]:
+def _columns(found: Answer) -> dict[str, tuple[list[Result], str]]:
     """Return the columns of a table: of several tasks one for each and their mean, else one for L and one far out."""
     question, name = found.question, words(found.question.metric)
     if question.task == EVERY:
-        each = {task: (results, question.at) for task, results in _each_task(question, study).items()}
+        each = {task: (results, question.at) for task, results in found.tasks.items()}
         return each | {"mean": (found.results, question.at)}
     return {
         f"{name} {place_of(at)}": (found.results, at)
-        for at in sorted({question.also, question.at}, key=lambda at: float(at[:-1]))
+        for at in sorted({*question.also, question.at}, key=lambda at: float(at[:-1]))
     }
 
 
@@ -175,29 +190,42 @@ def claimed(beginning: str, judged: Iterable[Judgement]) -> str:
     if not_run := {j.claim.recipe for j in mine if j.verdict == "not run"}:
         return f"Not run yet. `pezoo run {not_run.pop()}` will say.\n"
     said = (
-        f"- {j.claim.claim} {j.verdict.capitalize()}: {scorecard.effect(j)} ([{j.claim.recipe}]({j.link}))."
+        f"- {j.claim.claim} {j.verdict.capitalize()}, with {_measure(j)} of {scorecard.effect(j)} "
+        f"([{j.claim.recipe}]({j.link}))."
         for j in mine
     )
     return "\n".join(said) + "\n"
 
 
+def _measure(judged: Judgement) -> str:
+    """Return what a claim's effect is: of two numbers over schemes, how alike they rank."""
+    return "a rank correlation" if judged.claim.test.other is not None else "an effect"
+
+
 def sentence(found: Answer) -> str:
     """Return in a sentence which scheme is best, and which cannot be told apart from it."""
     question, best = found.question, found.best
-    one = found.beside[best]
-    mean = "mean " if question.task == EVERY else ""
-    said = f"**`{in_markdown(best)}`** is the best of {len(found.ranked)} schemes: {mean}{words(question.metric)} "
-    said += f"{_value(found.at(best, question.at), question.metric)} {place_of(question.at)}"
+    name, at = f"`{in_markdown(best)}`", place_of(question.at)
+    value = _value(found.at(best, question.at), question.metric)
+    have = "has" if found.lost == 1 else "have"
+    others = f" ({found.lost} more {have} no value {at})" if found.lost else ""
+    among = f"the best of {len(found.ranked)} schemes{others}"
+    if found.ties:
+        names = in_a_row([f"`{in_markdown(label)}`" for label in (best, *found.ties)])
+        said = f"{names.replace(name, f'**{name}**', 1)} are {among}, and cannot be told apart: "
+        said += f"{name} has {_measured(found)} "
+    else:
+        said = f"**{name}** is {among}: {_measured(found)} "
+    said += f"{value} {at}"
     if best != question.beside:
-        said += f", {effect(one)} beside `{in_markdown(question.beside)}`"
-    return said + _tied(found) + "."
+        said += f", {effect(found.beside[best])} beside `{in_markdown(question.beside)}`"
+    return f"{said}."
 
 
-def _tied(found: Answer) -> str:
-    if not found.ties:
-        return ""
-    names = " and ".join(f"`{in_markdown(label)}`" for label in found.ties)
-    return f"; {names} cannot be told apart from it"
+def _measured(found: Answer) -> str:
+    """Return what was measured, in words."""
+    metric = words(found.question.metric)
+    return f"mean {metric} of {len(found.tasks)} tasks" if found.question.task == EVERY else metric
 
 
 def place_of(at: str) -> str:
@@ -242,21 +270,31 @@ def _idea(label: str, scheme: str) -> str:
     return in_markdown(" ".join(part.summary for part in _parts(label, scheme))) or "A mixture of schemes."
 
 
-def _rests_on(found: Answer, study: Finished) -> str:
+def _rests_on(found: Answer) -> str:
     """Return what numbers stand on, with a link to the study."""
     question, one = found.question, found.results[0]
     link = f"[{question.study}](../experiments/results/{question.study}/table.md)"
-    on = f"{len(_each_task(question, study))} tasks" if question.task == EVERY else in_markdown(one.corpus)
+    on = f"{len(found.tasks)} tasks" if question.task == EVERY else in_markdown(one.corpus)
     seeds, asked = len({r.seed for r in found.results}), max(r.n_documents for r in found.results)
-    sizes = sorted({r.params for label in found.beside for r in found.results if r.label == label and r.params})
+    sizes = [r.params for r in found.results if r.label in found.beside and r.params]
     what = "documents" if question.task == LANGUAGE_MODELLING else "questions"
-    facts = [on, f"{question.protocol} protocol", f"L = {one.train_length}", _millions(sizes)]
+    steps = " to ".join(f"{n:,}" for n in _ends(r.steps for r in found.results))
+    facts = [on, f"{question.protocol} protocol", f"L = {one.train_length}", f"{steps} steps", _millions(sizes)]
     facts += [f"{seeds} seed{'s' * (seeds > 1)}", f"{asked} {what}", _interval(found.beside.values())]
+    facts += [
+        f"made with pezoo {version}" for version in _ends(r.versions.get("pezoo", "") for r in found.results) if version
+    ]
     return f"*From {link}: {'; '.join(facts)}.*"
 
 
-def _millions(sizes: list[int]) -> str:
-    ends = dict.fromkeys(f"{n / 1e6:.2g}" for n in (sizes[0], sizes[-1]))
+def _ends(values: Iterable[Any]) -> list[Any]:
+    """Return the least and the greatest; one where they are the same."""
+    values = sorted(set(values))
+    return values if len(values) < 2 else [values[0], values[-1]]
+
+
+def _millions(sizes: Iterable[int]) -> str:
+    ends = dict.fromkeys(f"{n / 1e6:.2g}" for n in _ends(sizes))
     return f"{' to '.join(ends)} million parameters"
 
 
@@ -274,7 +312,7 @@ def _interval(compared: Iterable[Comparison]) -> str:
 # ---- README's answer -----------------------------------------------------------------------------
 
 CASES = {
-    "from_scratch": "A decoder trained from scratch and used at eight times its length, such as 2k and 16k",
+    "from_scratch": "A decoder trained from scratch and used at eight times its training length, as from 2k to 16k",
     "as_it_is": "A trained RoPE model, used at eight times its length as it is",
     "tuned": "The same, after a short tuning at that length",
     "retrieval": "Finding what stood far back, which perplexity does not show",
@@ -290,15 +328,20 @@ def readme(studies: Studies, judged: Iterable[Judgement]) -> str:
         question = QUESTIONS[name]
         if (found := answer(question, studies)) is not None:
             link = f"[{question.study}](experiments/results/{question.study}/table.md)"
-            lines.append(f"- **{case}:** {sentence(found).replace('**', '')[:-1]} ({link}).")
+            trained = f"L = {found.results[0].train_length}"
+            lines.append(f"- **{case}:** {sentence(found).replace('**', '')[:-1]} ({trained}; {link}).")
             used += found.results
-    verdicts = [j.verdict for j in judged]
-    held, fell = (verdicts.count(verdict) for verdict in VERDICTS[:2])
-    lines.append(
-        f"- **Findings of papers:** our runs decide {held + fell} of {len(verdicts)} claims. {held} of them hold here, "
-        f"{fell} do not ([scorecard](docs/scorecard.md))."
+    lines.append(f"- **Findings of papers:** {_decided(list(judged))} ([scorecard](docs/scorecard.md)).")
+    models = f"These models have {_millions(r.params for r in used if r.params)}."
+    return "\n".join([*lines, "", models]) + "\n"
+
+
+def _decided(judged: list[Judgement]) -> str:
+    """Return in two sentences how many claims are decided, how, and how many were written before the run."""
+    decided = [j for j in judged if j.verdict in VERDICTS[:2]]
+    held = sum(j.verdict == VERDICTS[0] for j in decided)
+    before = sum(not j.claim.after_the_fact for j in decided)
+    return (
+        f"our runs decide {len(decided)} of {len(judged)} claims, {before} of them written down before the run. "
+        f"{held} hold here, {len(decided) - held} do not"
     )
-    *most, last = (str(n) for n in sorted({r.train_length for r in used}))
-    lengths = " and ".join(filter(None, (", ".join(most), last)))
-    models = f"These models have {_millions(sorted({r.params for r in used if r.params}))}."
-    return "\n".join([*lines, "", f"{models} Their training lengths are {lengths} tokens."]) + "\n"

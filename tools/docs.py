@@ -231,6 +231,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "answer": lambda: choose.readme(studies(), judged()),
     "reading": lambda: reading.block(studies()["quickstart"]),
     **{f"choose_{name}": partial(lambda name: choose.block(name, studies()), name) for name in choose.QUESTIONS},
+    "choose_far_text": lambda: why.far_text(studies()),
     "choose_other_models": lambda: choose.claimed("ranking_carries_over_", judged()),
     **{f"why_{name}": partial(lambda name: why.block(name, studies()), name) for name in why.FIGURES},
 }

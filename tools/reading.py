@@ -70,6 +70,7 @@ def _notes(study: Finished, frame: pandas.DataFrame, rows: list[str], first: str
         else ""
     )
     guessed = f" A pure guess has {BYTES}." if one.tokenizer == "bytes" else ""
+    side = "below" if verdict == "better" else "above"
     share, longest = f"{100 * TOLERANCE:g} %", max(r.test_length for r in kept)
     return [
         "**The answer**, in sentences made from the numbers. Every report begins with it. Read this first.",
@@ -81,7 +82,7 @@ def _notes(study: Finished, frame: pandas.DataFrame, rows: list[str], first: str
         f"**{last} is {last.removesuffix('L')} times the training length**, {longest:,} tokens. `{top}` goes from "
         f"{value} at L to {far.partition(' ± ')[0]} there.",
         f"**Against the baseline.** `{clear}` has {ratio.removeprefix('×')} times the perplexity of `{baseline}` at "
-        f"{last}. *{verdict.capitalize()}* says that the 95 % interval of this ratio lies on one side of 1.{ties} The "
+        f"{last}. *{verdict.capitalize()}* says that the whole 95 % interval of this ratio lies {side} 1.{ties} The "
         "intervals stand further down in the report.",
         f"**Good to** is how far a scheme stays within {share} of the *best* scheme's value at L. A dash says: not "
         "even at L.",

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -27,11 +27,12 @@ from pezoo.drawing.axes import GREY, mark
 from pezoo.drawing.view import View
 from pezoo.files import replacing
 from pezoo.report.axes import bare
-from pezoo.report.comparisons import compare
+from pezoo.report.comparisons import Comparison, compare
 from pezoo.report.figure import PALETTE, SAVING
+from pezoo.report.findings import in_a_row
 from pezoo.report.groups import WINDOWED, select
 from pezoo.report.lines import lines_by_length, lines_by_position
-from pezoo.report.statistics import curves, length_name
+from pezoo.report.statistics import TOLERANCE, curves, length_name
 from pezoo.results import Result
 from pezoo.results.losses import Sources
 from tools.choose import Studies, effect
@@ -81,7 +82,11 @@ class Kept:
 
     def beside(self, label: str, other: str) -> str:
         """Return how two schemes compare at the longest length."""
-        return effect(compare(self.results, label, other, self.longest, self.losses))
+        return effect(self.compared(label, other))
+
+    def compared(self, label: str, other: str) -> Comparison:
+        """Return the same as numbers."""
+        return compare(self.results, label, other, self.longest, self.losses)
 
 
 # ---- numbers -------------------------------------------------------------------------------------
@@ -287,7 +292,8 @@ def say_windows(numbers: Numbers, kept: Kept) -> str:
     ratios = [f"`{label}` {kept.beside(label, label + WINDOWED)}" for label in numbers]
     return (
         f"{kept.source}: perplexity at {kept.far} of a model that sees all of the text, beside that of the "
-        f"same model with a window of L: {'; '.join(ratios)}. Above 1 the far text does harm. At 1 it is of no use."
+        f"same model with a window of L: {'; '.join(ratios)}. Above 1 the far text does harm. At 1 it neither helps "
+        "nor harms on average."
     )
 
 
@@ -373,6 +379,26 @@ def block(name: str, studies: Studies) -> str:
     shown = FIGURES[name]
     kept = shown.kept(studies)
     return f"![{shown.alt}](pictures/why/{name}.svg)\n\n*{shown.say(shown.numbers(kept), kept)}*\n"
+
+
+def far_text(studies: Studies) -> str:
+    """Return in Markdown what text farther back than L is worth to the schemes that long texts do not break."""
+    shown = FIGURES["recency"]
+    kept = shown.kept(studies)
+    means = {label: {length: s.mean for length, s in curve.items()} for label, curve in curves(kept.results).items()}
+    stable = [label for label in shown.numbers(kept) if _rise(means[label], kept) <= 1 + TOLERANCE]
+    whole = {label: kept.compared(label, label + WINDOWED) for label in stable}
+    ratios = [
+        f"- `{label}` with all of the text: {effect(one)} beside the last L tokens alone"
+        for label, one in whole.items()
+    ]
+    gain = [f"`{label}`" for label, one in whole.items() if one.verdict == "better"]
+    helped = f"Far text helps {in_a_row(gain)}." if gain else "Far text helps none of them."
+    return "\n".join([*ratios, "", f"{helped} *{kept.source}, perplexity at {kept.far}.*"]) + "\n"
+
+
+def _rise(means: Mapping[int, float], kept: Kept) -> float:
+    return means[kept.longest] / means[kept.trained]
 
 
 def digest(numbers: Numbers) -> str:

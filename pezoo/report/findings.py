@@ -101,21 +101,27 @@ def _answered(found: dict[str, list[Result]]) -> dict[str, list[Result]]:
     return {name: kept for name, kept in every.items() if kept[0].metric in ACCURACIES}
 
 
-def hardly_learned(tasks: Mapping[str, Sequence[Result]]) -> str:
-    """Return a warning that names tasks where, even at L, no scheme gets halfway from guessing to all; or nothing.
+def unlearned(tasks: Mapping[str, Sequence[Result]]) -> dict[str, str]:
+    """Return for each task where, even at L, no scheme gets halfway from guessing to all, how far the best one gets.
 
     Args:
         tasks: name -> the accuracies that `select` returned.
     """
-    named = []
+    found = {}
     for name, kept in tasks.items():
         length, guessed = in_range(kept), chance(kept[0])
         best = next((_mean_at(kept, label, length) for label in _best_at(kept, length)), None)
         if best is not None and best < (1 + (guessed or 0)) / 2:
-            named.append(f"{name} ({best:.0%} at best" + (f", guessing {guessed:.0%})" if guessed else ")"))
-    if not named:
+            found[name] = f"{best:.0%} at best" + (f", guessing {guessed:.0%}" if guessed else "")
+    return found
+
+
+def hardly_learned(tasks: Mapping[str, Sequence[Result]]) -> str:
+    """Return a warning that names the tasks of `unlearned`; or nothing."""
+    if not (found := unlearned(tasks)):
         return ""
-    return f"Hardly learned, even at L: {', '.join(named)}. What schemes do there beyond L says little."
+    named = ", ".join(f"{name} ({best})" for name, best in found.items())
+    return f"Hardly learned, even at L: {named}. What schemes do there beyond L says little."
 
 
 def _best(kept: list[Result], losses: Sources | None) -> list[str]:
@@ -144,7 +150,7 @@ def _ties(pairs: Sequence[Comparison]) -> str:
         return ""
     if not ties:
         return "; every other scheme is worse, by the paired 95 % interval"
-    return f"; {_names(ties)} cannot be told apart from it, by the paired 95 % interval"
+    return f"; {in_a_row(ties)} cannot be told apart from it, by the paired 95 % interval"
 
 
 def _cheapest(kept: list[Result]) -> list[str]:
@@ -182,13 +188,13 @@ def _broken(kept: list[Result]) -> list[str]:
                 first.setdefault(length, []).append(label)
                 break
     broken = sum(map(len, first.values()))
-    parts = [f"at {_at(length, kept)} {_names(first[length])}" for length in sorted(first)]
+    parts = [f"at {_at(length, kept)} {in_a_row(first[length])}" for length in sorted(first)]
     said = []
     if parts:
         said.append(
             f"{broken} of {len(found)} schemes rise more than 10 % above their own value at L: {'; '.join(parts)}"
         )
-    said += [f"{_names(labels)} {'is' if len(labels) == 1 else 'are'} {what}" for what, labels in lost.items()]
+    said += [f"{in_a_row(labels)} {'is' if len(labels) == 1 else 'are'} {what}" for what, labels in lost.items()]
     if not said:
         longest = _at(max(r.test_length for r in kept), kept)
         return [f"Up to {longest}, no scheme rises more than 10 % above its own value at L."]
@@ -257,7 +263,8 @@ def _at(length: int, kept: Sequence[Result]) -> str:
     return length_name(length, trained.pop())
 
 
-def _names(labels: Sequence[str]) -> str:
+def in_a_row(labels: Sequence[str]) -> str:
+    """Return labels as a list in a sentence, of which a long one ends with how many more there are."""
     if len(labels) > NAMED:
         return f"{', '.join(labels[: NAMED - 1])} and {len(labels) - NAMED + 1} more"
     return " and ".join(filter(None, (", ".join(labels[:-1]), labels[-1])))
