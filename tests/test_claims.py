@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -165,7 +166,7 @@ def test_the_mean_over_lengths_beyond_and_over_tasks():
         ("sort", 4): 0.1,
     }
     results = [
-        result(label, 0.3 + (label == "alibi") * gain + NOISE[seed], ratio, seed, task=task, **facts)
+        result(label, 0.55 + (label == "alibi") * gain + NOISE[seed], ratio, seed, task=task, **facts)
         for (task, ratio), gain in shares.items()
         for label in ("alibi", "rope")
         for seed in SEEDS
@@ -176,6 +177,12 @@ def test_the_mean_over_lengths_beyond_and_over_tasks():
     assert {r.n_documents for r in judged.results} == {4 * 400}
     assert judge(claim(**test | {"by": 0.4}), results).verdict == "contradicted"
     assert judge(claim(**test | {"task": "sort"}), results).effect == pytest.approx(0.2)
+    # What no scheme learned at L says nothing further out: such a task does not count, and alone decides nothing.
+    failed = [replace(r, task="reverse", value=0.1) for r in results if r.task == "copy"]
+    assert judge(claim(**test), results + failed).effect == pytest.approx(0.25)
+    alone = judge(claim(**test), failed)
+    assert (alone.verdict, alone.effect) == ("undecided", None)
+    assert alone.note.startswith("no scheme learned the task even at L: reverse (10% at best")
     # A seed that lacks a task is left out, one that has no value leaves the claim open.
     few = [r for r in results if (r.task, r.seed) != ("sort", 2)]
     assert len({r.seed for r in judge(claim(**test), few).results}) == 2
@@ -268,7 +275,7 @@ def test_fewer_test_documents_than_it_takes_are_named():
     test = {"says": "higher", "metric": "exact_match", "protocol": "answers"}
     judged = judge(claim(**test), accuracies({"alibi": 0.65, "rope": 0.5}, **facts))
     assert judged.verdict == "undecided"
-    assert "more test documents" in judged.note
+    assert "more questions" in judged.note
 
 
 # ---- the file -----------------------------------------------------------------------------------
@@ -392,7 +399,8 @@ def _asks(one, test):
     tasks = {task if task == LANGUAGE_MODELLING else str(parse_task(task)) for task in one.tasks}
     known = PROTOCOLS if test.task == LANGUAGE_MODELLING else ANSWER_PROTOCOLS
     default = ["prefix"] if test.task == LANGUAGE_MODELLING else ["answers"]
-    if test.task not in (EVERY, *tasks) or test.protocol not in (one.test.protocols or default):
+    asked = [protocol.partition(":")[0] for protocol in one.test.protocols or default]
+    if test.task not in (EVERY, *tasks) or test.protocol not in asked:
         return False
     name = parse_protocol(test.protocol).name if known is PROTOCOLS else test.protocol
     return test.metric in (known[name].METRICS if known is PROTOCOLS else known[name])

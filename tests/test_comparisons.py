@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pezoo.errors import UserError
-from pezoo.report.comparisons import Comparison, best_in_range, compare, compare_all
+from pezoo.report.comparisons import Comparison, best_in_range, compare, compare_all, ties
 from pezoo.report.paired import NOTHING, Part, Prior, documents_part, fit_prior, half_width, p_value, seeds_part
+from pezoo.report.shares import questions_of
 from pezoo.results import Result
 from pezoo.results.losses import Losses, write_losses
 
@@ -272,9 +273,12 @@ def test_accuracies_differ_by_shares_and_more_is_better():
 def test_seeds_that_agree_to_the_question_do_not_make_a_share_certain():
     found = compare(accuracies({"a": [0.52, 0.52, 0.52], "b": [0.5, 0.5, 0.5]}), "a", "b", 64)
     assert found.verdict == "tie"
-    half = stats.t.ppf(0.975, 99) * math.sqrt((0.52 * 0.48 + 0.25) / 100)
+    shares = (52 + 2) / 104, (50 + 2) / 104  # two right and two wrong ones added
+    half = stats.t.ppf(0.975, 99) * math.sqrt(sum(p * (1 - p) for p in shares) / 100)
     assert (found.low, found.high) == pytest.approx((0.02 - half, 0.02 + half))
-    assert compare(accuracies({"a": [1.0, 1.0], "b": [1.0, 1.0]}), "a", "b", 64).verdict == "tie"
+    whole = compare(accuracies({"a": [1.0, 1.0], "b": [1.0, 1.0]}), "a", "b", 64)
+    assert whole.verdict == "tie"
+    assert whole.high == -whole.low > 0.03  # of 100 questions all were right: of others some may not be
     assert compare(accuracies({"a": [1.0, 1.0], "b": [0.0, 0.0]}), "a", "b", 64).verdict == "better"
 
 
@@ -348,3 +352,29 @@ def test_one_model_beside_itself_borrows_from_no_other_model():
     assert other.verdict == "tie", "as two models that were trained apart would be"
     unknown = [replace(r, train_seconds=None) for r in (*made, *twin)]
     assert compare(unknown, "twin", "rope", 256).high == pytest.approx(other.high)
+
+
+def test_what_cannot_be_told_apart_from_the_best_is_corrected_for_the_number_of_schemes(tmp_path):
+    made, _, _ = study(tmp_path, effects={f"s{i}": i * 0.02 for i in range(12)}, seeds=3)
+    ranked = sorted({r.label for r in made}, key=lambda label: np.mean([r.value for r in made if r.label == label]))
+    pairs = {one.label: one for one in compare_all(made, ranked[0], tmp_path, lengths=[64])}
+    tied = ties(made, ranked, 64, tmp_path)
+    assert tied == [label for label in ranked[1:] if pairs[label].p_corrected > 0.05]
+    assert any(pairs[label].verdict == "worse" for label in tied)  # by itself
+    assert ranked[-1] not in tied
+    assert ties([r for r in made if r.seed == 0], ranked, 64) == ranked[1:]  # one seed: no interval
+
+
+def test_one_comparison_is_of_one_metric():
+    mixed = [result(), result("alibi"), result("alibi", metric="loss")]
+    with pytest.raises(UserError, match=r"one comparison cannot mix loss \(prefix\), perplexity \(prefix\); select"):
+        compare(mixed, "alibi", "rope", 64)
+
+
+def test_a_mean_of_shares_varies_as_one_of_fewer_questions():
+    """The variance of a mean of shares, from its definition; a share of few questions has its say."""
+    few, many = (result(value=v, metric="exact_match", n_documents=n) for v, n in ((0.5, 10), (0.5, 1000)))
+    exact = sum(p * (1 - p) / n for p, n in ((7 / 14, 10), (502 / 1004, 1000))) / 4
+    assert 0.25 / questions_of([few, many]) == pytest.approx(exact, rel=0.03)
+    assert questions_of([many, many]) == 2000
+    assert questions_of([result(n_documents=3), result(n_documents=4)]) == 7  # no shares

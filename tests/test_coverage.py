@@ -92,6 +92,21 @@ def test_intervals_cover_in_studies_of_all_sizes(schemes):
         assert 0.925 <= np.mean(covered["as chosen"]) <= 0.985, seeds
 
 
+def one_is_called_worse(schemes, studies, seeds=3):
+    """How often at least one of several equal schemes is called worse than the best: pair by pair, and corrected."""
+    p = simulate(seeds, studies, seed=3, best=True, schemes=schemes)[2].reshape(studies, schemes - 1).min(axis=1)
+    return [np.mean(p < 0.05), np.mean(p * (schemes - 1) < 0.05)]  # Holm's smallest p-value is Bonferroni's
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schemes", [4, 27])
+def test_the_best_of_many_equal_schemes_is_seldom_called_better_than_another(schemes):
+    """`comparisons.ties`, which sentences on the best scheme rest on."""
+    pairs, corrected = one_is_called_worse(schemes, studies=300)
+    assert corrected < 0.15
+    assert corrected < pairs / 2
+
+
 if __name__ == "__main__":
     studies = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     print(f"| seeds | {' | '.join(METHODS)} | p < 0.05 | noisy pairs |\n| ---: |{' ---: |' * (len(METHODS) + 2)}")
@@ -102,6 +117,9 @@ if __name__ == "__main__":
         print(f"| {n} | {' | '.join(cells)} |")
     lucky = [100 * np.mean(simulate(n, studies, seed=2, best=True)[2] < 0.05) for n in SEEDS]
     print(f"against the best: p < 0.05 in {', '.join(f'{share:.1f}%' for share in lucky)}")
+    for schemes in (4, 10, 27):
+        pairs, corrected = (f"{100 * share:.0f}%" for share in one_is_called_worse(schemes, studies))
+        print(f"one of {schemes} equal schemes is called worse than the best: {pairs}; corrected: {corrected}")
     for schemes in (2, 4, 30):
         shares = [100 * np.mean(simulate(n, 4000 // schemes, seed=1, schemes=schemes)[1]["as chosen"]) for n in SEEDS]
         print(f"{schemes} schemes: {', '.join(f'{share:.1f}%' for share in shares)}")

@@ -12,11 +12,12 @@ from pezoo.escape import in_markdown
 from pezoo.registry import Entry, entry, list_schedules
 from pezoo.report import scorecard
 from pezoo.report.claims import BEYOND, EVERY, Other
-from pezoo.report.comparisons import Comparison, compare, lower_is_better
+from pezoo.report.comparisons import Comparison, compare, lower_is_better, ties
 from pezoo.report.findings import hardly_learned, in_a_row, unlearned
 from pezoo.report.finished import Finished
 from pezoo.report.groups import WINDOWED, words
-from pezoo.report.statistics import ACCURACIES, PERPLEXITIES, Summary, summarise
+from pezoo.report.shares import ACCURACIES
+from pezoo.report.statistics import PERPLEXITIES, Summary, summarise
 from pezoo.report.verdicts import VERDICTS, Judgement, numbers_of, side_of
 from pezoo.results import LANGUAGE_MODELLING, Result
 from pezoo.scheme import parse
@@ -37,6 +38,8 @@ class Question(Other):
     """Label that the best are compared with."""
     encoding: str = ""
     """The schemes to choose among are built on this one; empty: on any."""
+    extensions: tuple[str, ...] = ()
+    """They have one of these extensions; empty: any or none."""
     tuned: int | None = 0
     """They were tuned for so many steps; None: for any number."""
     also: tuple[str, ...] = ("1x",)
@@ -48,6 +51,7 @@ ANSWERS = {"metric": "exact_match", "protocol": "answers"}
 
 QUESTIONS: dict[str, Question] = {
     "from_scratch": Question(study="survey", at="8x", **TEXT),
+    "best_rates": Question(study="kerple", at="16x", **TEXT),
     "newest": Question(study="frontier", part="text", at="64x", tuned=None, **TEXT),
     "as_it_is": Question(study="interpolation", part="text", at="8x", encoding="rope", **TEXT),
     "tuned": Question(
@@ -68,7 +72,7 @@ QUESTIONS: dict[str, Question] = {
     "newest_retrieval": Question(study="frontier", part="recall", task="passkey", at="16x", tuned=None, **ANSWERS),
     "algorithms": Question(study="length_generalization", task=EVERY, at=BEYOND, **ANSWERS),
     "encoder": Question(study="randomized", task=EVERY, at=BEYOND, metric="token_accuracy", protocol="answers"),
-    "streaming": Question(study="composition", at="16x", **TEXT),
+    "streaming": Question(study="composition", at="16x", extensions=("window", "sinks", "lm_infinite"), **TEXT),
     "nothing_lost": Question(
         study="interpolation", part="text", at="1x", encoding="rope", tuned=200, also=("8x",), **TEXT
     ),
@@ -86,6 +90,8 @@ class Answer:
     """The numbers that the question is about."""
     tasks: dict[str, list[Result]]
     """The same for each task."""
+    missed: dict[str, list[Result]]
+    """Values at L of the tasks that no scheme learned; those count only if there are no others."""
     ranked: list[str]
     """The schemes to choose among that have a value with every seed, the best first."""
     lost: int
@@ -93,7 +99,7 @@ class Answer:
     beside: dict[str, Comparison]
     """The best of them, each compared with the question's other scheme."""
     ties: list[str]
-    """Those of them that cannot be told apart from the best."""
+    """Those of them that cannot be told apart from the best, corrected for their number."""
 
     @property
     def best(self) -> str:
@@ -119,20 +125,35 @@ def answer(question: Question, studies: Studies, shown: int = SHOWN) -> Answer |
     if study is None:
         return None
     found = [r for r in numbers_of(study.results, question) if not r.label.endswith(WINDOWED)]
-    labels, means = dict.fromkeys(r.label for r in found if _among(r, question)), {}
-    for label in labels:
-        if (mean := summarise(side_of(found, label, question.at)).whole_mean) is not None:
-            means[label] = mean
+    labels = _different([r for r in found if _among(r, question)], question.at)
+    summaries = {label: summarise(side_of(found, label, question.at)) for label in labels}
+    means = {label: one.whole_mean for label, one in summaries.items() if one.whole_mean is not None}
     ranked = sorted(means, key=lambda label: means[label], reverse=not lower_is_better(question.metric))
     length = side_of(found, question.beside, question.at)[0].test_length
-    best = ranked[:shown]
-    beside = {label: compare(found, label, question.beside, length, study.losses) for label in best}
-    ties = [label for label in ranked[1:] if compare(found, label, best[0], length, study.losses).verdict == "tie"]
-    return Answer(question, found, _each_task(question, study), ranked, len(labels) - len(ranked), beside, ties)
+    beside = {label: compare(found, label, question.beside, length, study.losses) for label in ranked[:shown]}
+    tied = ties(found, ranked, length, study.losses)
+    tasks, missed = _each_task(question, study), {}
+    if question.task == EVERY:
+        in_range = _each_task(replace(question, at="1x"), study)
+        missed = {task: in_range[task] for task in unlearned(in_range)}
+    counted = {task: each for task, each in tasks.items() if task not in missed} or tasks
+    return Answer(question, found, counted, missed, ranked, len(labels) - len(ranked), beside, tied)
 
 
 def _among(result: Result, question: Question) -> bool:
-    return question.encoding in ("", result.encoding) and question.tuned in (None, result.finetune_steps)
+    """Return whether the scheme of a result is one to choose."""
+    wanted = not question.extensions or bool(set(question.extensions) & set(result.extensions))
+    return wanted and question.encoding in ("", result.encoding) and question.tuned in (None, result.finetune_steps)
+
+
+def _different(results: list[Result], at: str) -> list[str]:
+    """Return the labels, but of those that are one and the same model there only the plainest."""
+    values: dict[tuple[tuple[int, float | None], ...], list[str]] = {}
+    for label in dict.fromkeys(r.label for r in results):
+        mine = tuple((r.seed, r.value) for r in side_of(results, label, at))
+        alike = values.setdefault(mine if all(v is not None for _, v in mine) else ((0, None), label), [])
+        alike.append(label)
+    return [min(alike, key=len) for alike in values.values()]
 
 
 # ---- tables of docs/choose.md --------------------------------------------------------------------
@@ -151,10 +172,10 @@ def block_of(question: Question, studies: Studies) -> str:
     columns = _columns(found)
     head = ["scheme", *columns, f"beside `{in_markdown(question.beside)}`", "the idea"]
     lines = [sentence(found), "", f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 2) + "|---|"]
-    tasks = _each_task(replace(question, at="1x"), studies[question.study]) if question.task == EVERY else {}
-    if warning := hardly_learned(tasks):
-        none = len(unlearned(tasks)) == len(tasks)
-        lines[:1] = [f"**No answer yet.** {warning}"] if none else [lines[0], "", f"**Beware.** {warning}"]
+    if warning := hardly_learned(found.missed):
+        none = found.missed.keys() >= found.tasks.keys()
+        beware = f"**Beware.** {warning} So they are not counted."
+        lines[:1] = [f"**No answer yet.** {warning}"] if none else [lines[0], "", beware]
     said: set[str] = set()
     for label in dict.fromkeys([*found.beside, question.beside]):
         values = [_value(summarise(side_of(each, label, at)), question.metric) for each, at in columns.values()]
@@ -224,13 +245,15 @@ def sentence(found: Answer) -> str:
 
 def _measured(found: Answer) -> str:
     """Return what was measured, in words."""
-    metric = words(found.question.metric)
-    return f"mean {metric} of {len(found.tasks)} tasks" if found.question.task == EVERY else metric
+    metric, tasks = words(found.question.metric), list(found.tasks)
+    if found.question.task != EVERY:
+        return metric
+    return f"mean {metric} of {len(tasks)} tasks" if len(tasks) > 1 else f"{metric} of {tasks[0]}"
 
 
 def place_of(at: str) -> str:
     """Return in words at which lengths a number is taken."""
-    return "over the lengths beyond L" if at == BEYOND else "at L" if at == "1x" else f"at {at[:-1]}L"
+    return "over the tested lengths beyond L" if at == BEYOND else "at L" if at == "1x" else f"at {at[:-1]}L"
 
 
 def effect(one: Comparison) -> str:
@@ -275,16 +298,22 @@ def _rests_on(found: Answer) -> str:
     question, one = found.question, found.results[0]
     link = f"[{question.study}](../experiments/results/{question.study}/table.md)"
     on = f"{len(found.tasks)} tasks" if question.task == EVERY else in_markdown(one.corpus)
-    seeds, asked = len({r.seed for r in found.results}), max(r.n_documents for r in found.results)
+    seeds = len({r.seed for r in found.results})
+    asked = sum(max(r.n_documents for r in results) for results in found.tasks.values())
     sizes = [r.params for r in found.results if r.label in found.beside and r.params]
     what = "documents" if question.task == LANGUAGE_MODELLING else "questions"
-    steps = " to ".join(f"{n:,}" for n in _ends(r.steps for r in found.results))
-    facts = [on, f"{question.protocol} protocol", f"L = {one.train_length}", f"{steps} steps", _millions(sizes)]
+    facts = [on, f"{question.protocol} protocol", f"L = {one.train_length}", _steps(found), _millions(sizes)]
     facts += [f"{seeds} seed{'s' * (seeds > 1)}", f"{asked} {what}", _interval(found.beside.values())]
     facts += [
         f"made with pezoo {version}" for version in _ends(r.versions.get("pezoo", "") for r in found.results) if version
     ]
     return f"*From {link}: {'; '.join(facts)}.*"
+
+
+def _steps(found: Answer) -> str:
+    """Return how long the schemes were trained."""
+    steps = " to ".join(f"{n:,}" for n in _ends(r.steps for r in found.results))
+    return f"{steps} steps"
 
 
 def _ends(values: Iterable[Any]) -> list[Any]:
@@ -328,8 +357,9 @@ def readme(studies: Studies, judged: Iterable[Judgement]) -> str:
         question = QUESTIONS[name]
         if (found := answer(question, studies)) is not None:
             link = f"[{question.study}](experiments/results/{question.study}/table.md)"
-            trained = f"L = {found.results[0].train_length}"
-            lines.append(f"- **{case}:** {sentence(found).replace('**', '')[:-1]} ({trained}; {link}).")
+            facts = [f"L = {found.results[0].train_length}", _steps(found)]
+            facts += ["intervals over seeds alone"] * ("seeds alone" in _interval(found.beside.values()))
+            lines.append(f"- **{case}:** {sentence(found).replace('**', '')[:-1]} ({'; '.join([*facts, link])}).")
             used += found.results
     lines.append(f"- **Findings of papers:** {_decided(list(judged))} ([scorecard](docs/scorecard.md)).")
     models = f"These models have {_millions(r.params for r in used if r.params)}."

@@ -535,6 +535,10 @@ for another draw of seeds and, where losses by document were kept, of test docum
 must be better than the next; the more there are, the wider are their intervals. A claim that was written when the
 results that decide it had been published is marked *after the fact*, and counted apart.
 
+Each interval is one of 95 % for its claim alone: among so many claims, a few are decided by chance. Some claims ask one
+thing in several kinds of model; they are one finding in several settings. Of tasks only those count that some scheme
+learned at L; where none was, the claim is undecided.
+
 Which tokens are scored can turn a verdict. So each claim names the protocol of its source, and is judged under the one
 of ours that is nearest to it; [protocols.md](protocols.md) says what these are. × is a ratio of perplexities, L the
 training length.

@@ -8,7 +8,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pezoo.report.figure import GREY
 from pezoo.report.groups import chance, words
-from pezoo.report.statistics import ACCURACIES, PERPLEXITIES, length_name
+from pezoo.report.shares import ACCURACIES
+from pezoo.report.statistics import PERPLEXITIES, length_name
 from pezoo.results import LANGUAGE_MODELLING, Result
 
 NOTE = {"color": GREY, "fontsize": 9}

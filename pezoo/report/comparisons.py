@@ -12,6 +12,7 @@ from pezoo.errors import UserError, cut, suggest
 from pezoo.report.groups import NOTHING, WINDOWED
 from pezoo.report.intervals import exp
 from pezoo.report.paired import Part, Prior, documents_part, fit_prior, half_width, p_value, seeds_part
+from pezoo.report.shares import variance_of_share
 from pezoo.report.statistics import PERPLEXITIES, scale_of, summarise
 from pezoo.results import Result
 from pezoo.results.losses import Marginals, Sources, losses_of
@@ -96,6 +97,30 @@ def compare(
     for one in (label, baseline):
         study.check(one)
     return study.compare(label, baseline, test_length, baseline_length or test_length)
+
+
+def ties(
+    results: Iterable[Result],
+    ranked: Sequence[str],
+    test_length: int,
+    losses: Sources | None = None,
+    level: float = 0.95,
+) -> list[str]:
+    """Return which of several schemes cannot be told apart from the best of them.
+
+    The best is known only once all were looked at, so the comparisons with it are corrected for their number (Holm
+    1979). Where there is no interval, as with one seed, nothing can be told apart.
+
+    Args:
+        results: what `select` returned.
+        ranked: labels, the best first.
+        test_length: where to compare.
+        losses: as in `compare`.
+        level: as in `compare`.
+    """
+    found = compare_all(results, ranked[0], losses, level, [test_length], ranked)
+    p = {one.label: one.p_corrected for one in found}
+    return [label for label in ranked[1:] if p.get(label) is None or p[label] > 1 - level]
 
 
 def compare_all(
@@ -197,6 +222,10 @@ class _Study:
             raise UserError(NOTHING)
         self.results, self.source, self.level = results, losses, level
         self.metric, self.protocol = results[0].metric, results[0].protocol
+        if len(mixed := sorted({f"{r.metric} ({r.protocol})" for r in results})) > 1:
+            raise UserError(
+                f"one comparison cannot mix {cut(', '.join(mixed))}; select() of pezoo.report.groups takes one"
+            )
         self.trained = {r.label: r.train_length for r in results}
         self.labels = list(self.trained)
         self.at: dict[int, dict[str, dict[int, Result]]] = {}
@@ -316,13 +345,13 @@ class _Study:
 
 
 def _questions(one: list[Result], other: list[Result]) -> Part:
-    """Return the variance of a difference of accuracies that comes from the questions, which is no more than this.
+    """Return the variance of a difference of accuracies that comes from the questions.
 
-    Answers by question are not kept. But a share p of n questions has a variance of at most p (1 - p) / n, and two
-    shares of the same questions differ by no more than both together, unless one is right where the other is wrong.
+    Answers by question are not kept. But a share p of n questions has a variance of p (1 - p) / n, and two shares of
+    the same questions differ by no more than both together, unless one is right where the other is wrong.
     """
     n = min(r.n_documents for r in (*one, *other))
     if n < 2:
         return Part(0.0, 1.0)
-    shares = (float(np.mean([r.value for r in each])) for each in (one, other))
-    return Part(sum(p * (1 - p) for p in shares) / n, n - 1.0)
+    means = (float(np.mean([r.value for r in each])) for each in (one, other))
+    return Part(sum(variance_of_share(share, n) for share in means), n - 1.0)

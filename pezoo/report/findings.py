@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from pezoo.report.comparisons import Comparison, compare_all, in_range, lower_is_better
+from pezoo.report.comparisons import in_range, lower_is_better, ties
 from pezoo.report.costs import costs
 from pezoo.report.groups import WINDOWED, chance, groups, headline, metrics, select, words
 from pezoo.report.printed import best_cells
-from pezoo.report.statistics import ACCURACIES, PERPLEXITIES, TOLERANCE, Curve, curves, length_name
+from pezoo.report.shares import ACCURACIES
+from pezoo.report.statistics import PERPLEXITIES, TOLERANCE, Curve, curves, length_name
 from pezoo.report.table import by_task, score_groups, scores
 from pezoo.results import Result
 from pezoo.results.losses import Sources, losses_of
@@ -16,6 +17,7 @@ BYTES = 256
 """Perplexity of guessing a byte."""
 NAMED = 3
 """Names that a sentence lists; of more it gives the number."""
+CORRECTED = "by paired tests that are corrected for their number"
 
 
 def findings(results: Iterable[Result], losses: Sources | None = None) -> list[str]:
@@ -139,18 +141,19 @@ def _best(kept: list[Result], losses: Sources | None) -> list[str]:
         if len(ranked) > 1 and len({at[label][length].mean for label in ranked}) == 1:
             said.append(f"{where}, all {len(ranked)} schemes have the same {metric}, {best}{unit}.")
             continue
-        pairs = [one for one in compare_all(kept, ranked[0], losses, lengths=[length]) if one.effect is not None]
-        said.append(f"{where}, {ranked[0]} has the best {metric}, {best}{unit}{_ties(pairs)}.")
+        told = "" if len({r.seed for r in kept}) == 1 else _told_apart(kept, ranked, ties(kept, ranked, length, losses))
+        said.append(f"{where}, {ranked[0]} has the best {metric}, {best}{unit}{told}.")
     return said
 
 
-def _ties(pairs: Sequence[Comparison]) -> str:
-    ties = [one.label for one in pairs if one.verdict == "tie"]
-    if all(one.verdict == "unknown" for one in pairs):
+def _told_apart(kept: Sequence[Result], ranked: Sequence[str], tied: Sequence[str]) -> str:
+    """Return the end of a sentence that names the best scheme: which others may be as good."""
+    if len(ranked) == 1:
         return ""
-    if not ties:
-        return "; every other scheme is worse, by the paired 95 % interval"
-    return f"; {in_a_row(ties)} cannot be told apart from it, by the paired 95 % interval"
+    if tied:
+        return f"; {in_a_row(tied)} cannot be told apart from it, {CORRECTED}"
+    lost = {r.label for r in kept} - set(ranked)
+    return f"; every other scheme{' that has a value with every seed' if lost else ''} is worse, {CORRECTED}"
 
 
 def _cheapest(kept: list[Result]) -> list[str]:

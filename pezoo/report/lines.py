@@ -11,7 +11,8 @@ from pezoo.report.curves import draw_by_position, draw_curves, said_of_ends
 from pezoo.report.figure import Style, folded, heading, styles
 from pezoo.report.groups import WINDOWED, words
 from pezoo.report.intervals import ends_by_position, losses_by_label, mean_by_position
-from pezoo.report.statistics import ACCURACIES, PERPLEXITIES, curves, scale_of
+from pezoo.report.shares import ACCURACIES
+from pezoo.report.statistics import PERPLEXITIES, curves, scale_of
 from pezoo.results import Result
 from pezoo.results.losses import Sources
 

@@ -9,7 +9,8 @@ from scipy import stats
 
 from pezoo.report.figure import folded, heading
 from pezoo.report.groups import words
-from pezoo.report.statistics import ACCURACIES, score_frame
+from pezoo.report.shares import ACCURACIES
+from pezoo.report.statistics import score_frame
 from pezoo.results import Result
 
 FEWEST = 8

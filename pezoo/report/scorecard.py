@@ -10,6 +10,7 @@ from pezoo.escape import in_markdown
 from pezoo.files import replacing
 from pezoo.report.claims import BEYOND, EVERY, Claim, Decision, Source, read_claims
 from pezoo.report.printed import Table
+from pezoo.report.shares import ACCURACIES
 from pezoo.report.statistics import scale_of
 from pezoo.report.verdicts import VERDICTS, Judgement, judge_all
 from pezoo.results import LANGUAGE_MODELLING, Result
@@ -80,7 +81,8 @@ def sections(judged: Sequence[Judgement]) -> list[str]:
             lines += ["", f"## {verdict.capitalize()}", "", f"{MEANING[verdict].capitalize()}.", ""]
             lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
             for j in found:
-                cells = [_claim(j.claim), needed(j.claim.test), effect(j), *[j.note] * bool(last)]
+                smaller = f"; {j.note}" * (verdict == "contradicted" and bool(j.note))
+                cells = [_claim(j.claim), needed(j.claim.test), effect(j) + smaller, *[j.note] * bool(last)]
                 lines.append(f"| {' | '.join([*cells, _tested(j), _source(j.claim)])} |")
     return lines
 
@@ -129,7 +131,7 @@ def _tested(judged: Judgement) -> str:
     """Return what was compared, in which study, and how large that was."""
     claim, test = judged.claim, judged.claim.test
     study = f"[{claim.recipe}]({judged.link})" if judged.link else f"`{claim.recipe}`"
-    task = "all tasks" if test.task == EVERY else "" if test.task == LANGUAGE_MODELLING else test.task
+    task = "all tasks that were learned" if test.task == EVERY else "" if test.task == LANGUAGE_MODELLING else test.task
     facts = [study, test.part, task, f"{test.metric.replace('_', ' ')} ({test.protocol})", compared(test)]
     return "; ".join(filter(None, [*facts, *size(judged)]))
 
@@ -142,7 +144,8 @@ def compared(test: Decision) -> str:
     """
     if test.other is not None:
         other = f"{test.other.metric.replace('_', ' ')} on {test.other.task} at {_place(test.other.at)}"
-        return f"schemes at {_place(test.at)} with their {other}"
+        where = f" of {test.other.part}" * (test.other.part != test.part)
+        return f"schemes at {_place(test.at)} with their {other}{where}"
     if len(test.label) > 1:
         return f"{', '.join(f'`{label}`' for label in test.label)} at {_place(test.at)}"
     (label, baseline), at = test.pairs[0], _place(test.at)
@@ -163,5 +166,14 @@ def size(judged: Judgement) -> list[str]:
     params = max((r.params or 0 for r in results), default=0)
     asked = max(r.n_documents for r in results)
     what = "documents" if all(r.task == LANGUAGE_MODELLING for r in results) else "questions"
-    alone = "" if judged.documents is not None or judged.low is None else ", interval over seeds alone"
-    return [f"{seeds} seed{'s' * (seeds > 1)}{alone}", f"{asked} {what}", f"{params / 1e6:.2f} M parameters"]
+    over = f", interval over {_over(judged)}" if judged.low is not None else ""
+    return [f"{seeds} seed{'s' * (seeds > 1)}{over}", f"{asked} {what}", f"{params / 1e6:.2f} M parameters"]
+
+
+def _over(judged: Judgement) -> str:
+    """Return for another draw of what an interval is."""
+    if judged.claim.test.other is not None:
+        return "schemes"
+    if judged.claim.test.metric in ACCURACIES:
+        return "seeds and questions"
+    return "seeds alone" if judged.documents is None else "seeds and documents"

@@ -13,10 +13,9 @@ import pandas
 
 from pezoo.report.groups import WINDOWED, chance
 from pezoo.report.intervals import exp, interval
+from pezoo.report.shares import ACCURACIES, questions_of
 from pezoo.results import Result
 
-ACCURACIES = ("exact_match", "token_accuracy")
-"""Metrics from 0 to 1, shown in percent, of which more is better."""
 PERPLEXITIES = ("perplexity", "last_perplexity")
 """Metrics on a logarithmic axis, of which less is better: exponentials of a loss, averaged as the loss is."""
 TOLERANCE = 0.1
@@ -370,7 +369,7 @@ def _mean(results: Sequence[Result]) -> Result:
     lost = [r for r in results if r.value is None]
     if lost:
         return lost[0]
-    return replace(results[0], value=summarise(results).mean, n_documents=sum(r.n_documents for r in results))
+    return replace(results[0], value=summarise(results).mean, n_documents=questions_of(results))
 
 
 def _with_settings(result: Result) -> tuple[str, str]:

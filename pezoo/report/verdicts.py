@@ -10,7 +10,7 @@ perplexities of at most 1 / 1.02. The verdict rests on the 95 % interval of the 
 
 A chain of labels holds if each of its pairs does, and falls if one of them does; with k pairs each interval has a level
 of 1 - 0.05 / k. A correlation is Spearman's, over schemes, with the interval of Bonett and Wright (2000, doi
-10.1007/BF02294183). More schemes narrow it, not more seeds.
+10.1007/BF02294183), where the same order counts as half a swap less than 1. More schemes narrow it, not more seeds.
 """
 
 import math
@@ -24,8 +24,10 @@ import pandas
 from pezoo.errors import UserError
 from pezoo.report.claims import BEYOND, EVERY, Claim, Other
 from pezoo.report.comparisons import Comparison, compare
-from pezoo.report.groups import TOGETHER, matrices, select
+from pezoo.report.findings import unlearned
+from pezoo.report.groups import TOGETHER, WINDOWED, matrices, select
 from pezoo.report.paired import Part, half_width
+from pezoo.report.shares import ACCURACIES, questions_of
 from pezoo.report.statistics import PERPLEXITIES, scale_of, summarise
 from pezoo.results import Result
 from pezoo.results.losses import Sources
@@ -81,6 +83,8 @@ def judge(claim: Claim, results: Iterable[Result], losses: Sources | None = None
     try:
         if claim.test.other is not None:
             return _ranks(claim, mine)
+        if missed := _nothing_learned(mine, claim.test):
+            return Judgement(claim, "undecided", f"no scheme learned the task even at L: {missed}", results=mine)
         judged = [_compared(claim, pair, mine, losses) for pair in claim.test.pairs]
     except NotTested as error:
         return Judgement(claim, "not run", str(error))
@@ -111,6 +115,8 @@ def _compared(claim: Claim, pair: tuple[str, str], mine: list[Result], losses: S
     came = compare(found, *pair, lengths[0], losses, level, baseline_length=lengths[1])
     verdict = _verdict(test.region, came.low, came.high)
     note = _advice(came, test.region, level) if verdict == "undecided" else ""
+    if verdict == "contradicted" and _smaller(came, test.region):
+        note = "in that direction, but smaller"
     shown = came.effect, came.low, came.high, came.documents
     return Judgement(claim, verdict, note, pair, *shown, [*sides[0], *sides[1]])
 
@@ -120,11 +126,11 @@ def _ranks(claim: Claim, mine: list[Result]) -> Judgement:
     means, used = [], []
     for test in (claim.test, claim.test.other):
         found = numbers_of(mine, test)
-        labels = dict.fromkeys(r.label for r in found)
+        labels = dict.fromkeys(r.label for r in found if not r.label.endswith(WINDOWED))
         sides = {label: side_of(found, label, test.at) for label in labels}
         sign = 1 if scale_of(test.metric) == "share" else -1
         each = {label: summarise(side) for label, side in sides.items()}
-        means.append({label: sign * one.mean for label, one in each.items() if one.mean is not None})
+        means.append({label: sign * one.whole_mean for label, one in each.items() if one.whole_mean is not None})
         used += [r for side in sides.values() for r in side]
     both = [label for label in means[0] if label in means[1]]
     if len(both) < 4:
@@ -134,9 +140,10 @@ def _ranks(claim: Claim, mine: list[Result]) -> Judgement:
     rho = float(pandas.DataFrame(means)[both].T.corr("spearman").iloc[0, 1])
     if math.isnan(rho):
         return Judgement(claim, "undecided", "all schemes have the same number", results=used)
-    z = math.atanh(max(-0.9999, min(0.9999, rho)))
+    most = 1 - 6 / (len(both) * (len(both) ** 2 - 1))  # between the same order and one that differs by one swap
+    z = math.atanh(max(-most, min(most, rho)))
     half = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt((1 + rho**2 / 2) / (len(both) - 3))
-    low, high = math.tanh(z - half), math.tanh(z + half)
+    low, high = math.tanh(z - half), max(rho, math.tanh(z + half))
     verdict = _verdict(claim.test.region, low, high)
     note = f"the interval is over {len(both)} schemes; more schemes would narrow it, more seeds would not"
     return Judgement(claim, verdict, note if verdict == "undecided" else "", ("", ""), rho, low, high, None, used)
@@ -145,6 +152,8 @@ def _ranks(claim: Claim, mine: list[Result]) -> Judgement:
 def numbers_of(mine: list[Result], test: Other) -> list[Result]:
     """Return the results that a test is about, or means of them where it asks for means, one a seed and length.
 
+    A mean over all tasks is over those that some scheme learned, if there are any.
+
     Args:
         mine: of one study.
         test: which numbers.
@@ -152,9 +161,10 @@ def numbers_of(mine: list[Result], test: Other) -> list[Result]:
     Raises:
         NotTested: if there are none.
     """
-    pool = mine if test.part != TOGETHER else [r for group in matrices(mine).values() for r in group]
-    pool = [r for r in pool if r.part == test.part and test.task in (EVERY, r.task)]
-    pool = [r for r in pool if (r.metric, r.protocol) == (test.metric, test.protocol) and r.depth is None]
+    pool = _pool(mine, test)
+    if test.task == EVERY:
+        missed = hardly_learned(pool)
+        pool = [r for r in pool if r.task not in missed] or pool
     if test.at == BEYOND:
         pool = [r for r in pool if r.test_length > r.train_length]
     if not pool:
@@ -174,6 +184,30 @@ def numbers_of(mine: list[Result], test: Other) -> list[Result]:
     return [_mean(each) for each in sets.values() if len(each) == whole]
 
 
+def _pool(mine: list[Result], test: Other) -> list[Result]:
+    """Return the results of the test's part, task, metric and protocol, at all lengths."""
+    pool = mine if test.part != TOGETHER else [r for group in matrices(mine).values() for r in group]
+    pool = [r for r in pool if r.part == test.part and test.task in (EVERY, r.task)]
+    return [r for r in pool if (r.metric, r.protocol) == (test.metric, test.protocol) and r.depth is None]
+
+
+def hardly_learned(pool: list[Result]) -> dict[str, str]:
+    """Return the tasks that no scheme learned even at L, each with how far the best one got; of accuracies alone."""
+    tasks = dict.fromkeys(r.task for r in pool if r.metric in ACCURACIES)
+    return unlearned({task: _of(pool, task) for task in tasks})
+
+
+def _nothing_learned(mine: list[Result], test: Other) -> str:
+    """Return the tasks of a test if no scheme learned one of them: then nothing is there to be carried further."""
+    pool = _pool(mine, test)
+    missed = hardly_learned(pool)
+    return (
+        ", ".join(f"{task} ({best})" for task, best in missed.items())
+        if len(missed) == len({r.task for r in pool})
+        else ""
+    )
+
+
 def _of(results: list[Result], task: str) -> list[Result]:
     return [r for r in results if r.task == task]
 
@@ -183,7 +217,7 @@ def _mean(results: list[Result]) -> Result:
     lost = [r for r in results if r.value is None]
     longest = max(results, key=lambda r: r.test_length)
     facts = {"test_length": longest.test_length, "length_ratio": longest.length_ratio}
-    value = {} if lost else {"value": summarise(results).mean, "n_documents": sum(r.n_documents for r in results)}
+    value = {} if lost else {"value": summarise(results).mean, "n_documents": questions_of(results)}
     return replace((lost or results)[0], **facts, **value)
 
 
@@ -215,6 +249,11 @@ def _verdict(region: tuple[float, float], low: float | None, high: float | None)
     return "contradicted" if high < region[0] or low > region[1] else "undecided"
 
 
+def _smaller(came: Comparison, region: tuple[float, float]) -> bool:
+    """Return whether the effect is surely one that the claim says, but less of it."""
+    return came.no_effect < came.low < region[0] or region[1] < came.high < came.no_effect
+
+
 def _room(judged: Judgement) -> float:
     """How far the effect is inside the region, or outside where that is negative."""
     low, high = judged.claim.test.region
@@ -236,5 +275,6 @@ def _advice(came: Comparison, region: tuple[float, float], level: float) -> str:
         if half_width(more, documents, level) < distance:
             return f"about {n} seeds would decide"
     if half_width(Part(0.0, 1.0), documents, level) >= distance:
-        return "more seeds would not decide: it takes more test documents"
+        asked = "questions" if came.metric in ACCURACIES else "test documents"
+        return f"more seeds would not decide: it takes more {asked}"
     return "more seeds would hardly decide: the effect is about as large as the smallest one that matters"

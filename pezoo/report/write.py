@@ -18,7 +18,8 @@ from pezoo.report.lines import draw_beside_best, draw_lengths, draw_positions
 from pezoo.report.page import About, Section, render
 from pezoo.report.printed import Table
 from pezoo.report.ranks import draw_ranks
-from pezoo.report.statistics import ACCURACIES, grids, length_name
+from pezoo.report.shares import ACCURACIES
+from pezoo.report.statistics import grids, length_name
 from pezoo.report.tradeoff import draw_cost
 from pezoo.results import Result, to_csv
 from pezoo.results.losses import Sources

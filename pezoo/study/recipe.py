@@ -96,7 +96,7 @@ class BodyConfig(ModelConfig):
     from_: Any = field(default=None, metadata={"before": None})
     """A trained decoder of transformers: its folder, or its name on the hub. Or a config as data, such as
     `{model_type: llama, hidden_size: 128}`, of which a model is made that transformers' own code trains first. Then no
-    other key of `model` is read, `rope` in a scheme is the model's own rotation, and the scheme `own` its own."""
+    other key of `model` may be set, `rope` in a scheme is the model's own rotation, and the scheme `own` its own."""
 
 
 @dataclass

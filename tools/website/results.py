@@ -13,7 +13,8 @@ from pezoo.report.captions import length_words
 from pezoo.report.comparisons import best_in_range, compare_all, in_range
 from pezoo.report.finished import Finished
 from pezoo.report.groups import WINDOWED, groups, headline, matrices, metrics, select, words
-from pezoo.report.statistics import ACCURACIES, curves, mean_over_tasks
+from pezoo.report.shares import ACCURACIES
+from pezoo.report.statistics import curves, mean_over_tasks
 from pezoo.report.table import by_task, score_groups
 from pezoo.report.verdicts import Judgement
 from pezoo.results import Result
