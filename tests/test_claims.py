@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -18,7 +19,7 @@ from pezoo.registry import entries
 from pezoo.report import scorecard
 from pezoo.report.claims import BEYOND, EVERY, Decision, parse_claims, read_claims
 from pezoo.report.groups import TOGETHER, WINDOWED
-from pezoo.report.verdicts import VERDICTS, judge, judge_all
+from pezoo.report.verdicts import VERDICTS, judge, judge_all, judge_elsewhere
 from pezoo.report.write import write_report
 from pezoo.results import LANGUAGE_MODELLING, Result, write
 from pezoo.scheme import parse
@@ -99,6 +100,14 @@ def test_each_verdict_follows_the_data(says, verdicts):
     for points, verdict in zip((-0.3, -0.1, 0.0, 0.1, 0.3), verdicts, strict=True):
         test = {"says": says, "metric": "exact_match", "protocol": "answers"}
         assert judge(claim(**test), accuracies({"alibi": 0.5 + points, "rope": 0.5})).verdict == verdict, points
+
+
+@pytest.mark.parametrize(("says", "ratio"), [("lower", 0.95), ("higher", 1.05)])
+def test_an_effect_in_that_direction_that_is_too_small_is_told_from_none(says, ratio):
+    judged = judge(claim(says=says), perplexities({"alibi": 10 * ratio, "rope": 10.0}, noise=0.1))
+    assert (judged.verdict, judged.note) == ("contradicted", "in that direction, but smaller")
+    assert "; in that direction, but smaller |" in "\n".join(scorecard.sections([judged]))
+    assert not judge(claim(says=says), perplexities({"alibi": 10 / ratio, "rope": 10.0}, noise=0.1)).note
 
 
 def test_the_interval_is_that_of_the_paired_logarithms():
@@ -276,6 +285,32 @@ def test_fewer_test_documents_than_it_takes_are_named():
     judged = judge(claim(**test), accuracies({"alibi": 0.65, "rope": 0.5}, **facts))
     assert judged.verdict == "undecided"
     assert "more questions" in judged.note
+
+
+def test_other_studies_with_the_same_comparison_are_asked_too():
+    mine, one = perplexities({"alibi": 5.0, "rope": 10.0}), claim()
+    turned = perplexities({"alibi": 10.0, "rope": 5.0}, study="kerple", part="long", train_length=128, steps=1000)
+    lacking = perplexities({"alibi": 1.0, "nope": 9.0}, study="shift")
+    open_ = perplexities({"alibi": 9.05, "rope": 10.0}, study="shift", part="even")
+    other_protocol = perplexities({"alibi": 5.0, "rope": 10.0}, study="shift", part="blocks", protocol="last")
+    found = judge_elsewhere(one, [*mine, *turned, *lacking, *open_, *other_protocol])
+    assert [(j.claim.recipe, j.claim.test.part, j.verdict) for j in found] == [("kerple", "long", "contradicted")]
+    lines = scorecard.disagreements([judge(one, mine)], {"one": found})
+    assert "Of the decided claims 1 are" in lines[3]
+    assert lines[5] == "For 0 of them all studies say the same."
+    row = (
+        r"\| A sentence\. \| reproduced in survey \(L = 64, 9 steps\): ×0\.500 \[.*\] \| contradicted in kerple, long "
+    )
+    assert re.match(row + r"\(L = 128, 1,000 steps\): ×2\.000 \[.*\] \|$", lines[-1])
+    same = judge_elsewhere(one, [replace(r, part="again") for r in mine])
+    assert len(scorecard.disagreements([judge(one, mine)], {"one": same})) == 6  # no table
+
+
+def test_at_the_training_length_two_protocols_read_the_same():
+    blocks = perplexities({"alibi": 5.0, "rope": 10.0}, ratio=1, study="kerple", protocol="non_overlapping")
+    assert [j.verdict for j in judge_elsewhere(claim(protocol="prefix", at="1x"), blocks)] == ["reproduced"]
+    assert not judge_elsewhere(claim(protocol="sliding", at="1x"), blocks)
+    assert not judge_elsewhere(claim(protocol="prefix", at="8x"), blocks)
 
 
 # ---- the file -----------------------------------------------------------------------------------

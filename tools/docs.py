@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from inspect import getfile
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from pezoo.registry import FAMILIES, Entry, entries, entry, make_config
 from pezoo.report import scorecard
 from pezoo.report.claims import read_claims
 from pezoo.report.finished import LOSSES, Finished, about, load
-from pezoo.report.verdicts import Judgement, judge
+from pezoo.report.verdicts import Judgement, judge, judge_elsewhere
 from pezoo.report.write import markdown
 from pezoo.results import find_results, write
 from pezoo.results.losses import losses_of, pack_losses
@@ -518,9 +518,16 @@ def judged() -> list[Judgement]:
 
 
 def scorecard_page() -> str:
-    """The same in Markdown."""
+    """The same in Markdown, and what other studies say to the same claims."""
     found = judged()
-    return "\n".join([_SCORECARD, *scorecard.counts(found), *scorecard.sections(found)]) + "\n"
+    elsewhere: dict[str, list[Judgement]] = {}
+    for claim in read_claims():
+        for folder, study in finished().items():
+            link = f"../experiments/results/{folder.name}/table.md"
+            mine = judge_elsewhere(claim, study.results, study.losses)
+            elsewhere.setdefault(claim.key, []).extend(dataclasses.replace(one, link=link) for one in mine)
+    parts = scorecard.counts(found), scorecard.sections(found), scorecard.disagreements(found, elsewhere)
+    return "\n".join([_SCORECARD, *chain.from_iterable(parts)]) + "\n"
 
 
 _SCORECARD = """# Scorecard

@@ -1,7 +1,7 @@
 """Shows what claims came to: a table for a terminal, and pages in Markdown."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas
@@ -85,6 +85,43 @@ def sections(judged: Sequence[Judgement]) -> list[str]:
                 cells = [_claim(j.claim), needed(j.claim.test), effect(j) + smaller, *[j.note] * bool(last)]
                 lines.append(f"| {' | '.join([*cells, _tested(j), _source(j.claim)])} |")
     return lines
+
+
+def disagreements(judged: Sequence[Judgement], elsewhere: Mapping[str, Sequence[Judgement]]) -> list[str]:
+    """Return a section in Markdown on claims that other studies decide as well, and on those where they disagree.
+
+    Args:
+        judged: what claims came to in their own studies.
+        elsewhere: by key of a claim, what `judge_elsewhere` returned for all other studies.
+    """
+    asked = [j for j in judged if j.verdict in VERDICTS[:2] and elsewhere.get(j.claim.key)]
+    turned = [j for j in asked if any(one.verdict != j.verdict for one in elsewhere[j.claim.key])]
+    lines = ["", "## In other studies", ""]
+    lines += [
+        f"Of the decided claims {len(asked)} are decided by other published studies as well, which have the same",
+        "comparison with other steps, lengths, learning rates or texts.",
+        f"For {len(asked) - len(turned)} of them all studies say the same.",
+    ]
+    if not turned:
+        return lines
+    lines += [
+        "Of these claims it depends on the study:",
+        "",
+        "| claim | in its own study | in others |",
+        "|---|---|---|",
+    ]
+    for j in turned:
+        others = "; ".join(_said(one) for one in elsewhere[j.claim.key])
+        lines.append(f"| {_claim(j.claim)} | {_said(j)} | {others} |")
+    return lines
+
+
+def _said(judged: Judgement) -> str:
+    """Return a verdict with its study, how long that trained, and the effect."""
+    study = f"[{judged.claim.recipe}]({judged.link})" if judged.link else judged.claim.recipe
+    steps, length = judged.results[0].steps, judged.results[0].train_length
+    part = f", {judged.claim.test.part}" if judged.claim.test.part else ""
+    return f"{judged.verdict} in {study}{part} (L = {length}, {steps:,} steps): {effect(judged)}"
 
 
 def needed(test: Decision) -> str:

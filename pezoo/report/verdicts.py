@@ -29,12 +29,14 @@ from pezoo.report.groups import TOGETHER, WINDOWED, matrices, select
 from pezoo.report.paired import Part, half_width
 from pezoo.report.shares import ACCURACIES, questions_of
 from pezoo.report.statistics import PERPLEXITIES, scale_of, summarise
-from pezoo.results import Result
+from pezoo.results import LANGUAGE_MODELLING, Result
 from pezoo.results.losses import Sources
 
 Verdict = Literal["reproduced", "contradicted", "undecided", "not run"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 LEVEL = 0.95
+AT_L = {"prefix", "non_overlapping"}
+"""Protocols that read the same at the training length: windows of L tokens, of which each is scored."""
 MOST_SEEDS = 100
 """A claim that needs more is not called decidable by seeds."""
 
@@ -103,6 +105,35 @@ def judge_all(claims: Iterable[Claim], results: Iterable[Result], losses: Source
     results = list(results)
     studies = {r.study for r in results}
     return [judge(claim, results, losses) for claim in claims if claim.recipe in studies]
+
+
+def judge_elsewhere(claim: Claim, results: Iterable[Result], losses: Sources | None = None) -> list[Judgement]:
+    """Say what a claim comes to in the parts of a study that hold its comparison, though it is not theirs.
+
+    Args:
+        claim: of perplexities of a text; others are of the tasks and sizes that their own study has.
+        results: of one study.
+        losses: as in `judge`.
+
+    Returns:
+        The judgements that decide, each with the study and the part that it comes from.
+    """
+    test = claim.test
+    if test.other is not None or test.task != LANGUAGE_MODELLING or test.metric not in PERPLEXITIES:
+        return []
+    at_l = {test.at, test.baseline_at or test.at} == {"1x"}
+    protocols = AT_L if at_l and test.protocol in AT_L else {test.protocol}
+    parts: dict[tuple[str, str, str], list[Result]] = {}
+    for r in results:
+        if (r.task, r.metric) == (test.task, test.metric) and r.protocol in protocols:
+            parts.setdefault((r.study, r.part, r.protocol), []).append(r)
+    needed = {label for pair in test.pairs for label in pair}
+    found = []
+    for (study, part, protocol), mine in parts.items():
+        if (study, part) != (claim.recipe, test.part) and needed <= {r.label for r in mine}:
+            here = replace(claim, recipe=study, test=replace(test, part=part, protocol=protocol))
+            found.append(judge(here, mine, losses))
+    return [one for one in found if one.verdict in VERDICTS[:2]]
 
 
 def _compared(claim: Claim, pair: tuple[str, str], mine: list[Result], losses: Sources | None) -> Judgement:
