@@ -111,6 +111,9 @@ def test_one_model_under_several_labels_is_one_scheme():
     alike = [results(label, 5.0, 20.0) for label in ("rope+pi", "rope", "rope+ntk")]
     found = choose.answer(replace(QUESTION, at="1x"), study(*alike, results("alibi", 6.0, encoding="alibi")))
     assert found.ranked == ["rope", "alibi"]
+    facts = {"metric": "exact_match", "protocol": "answers", "task": "copy"}
+    right = study(*(results(label, 0.9, **facts) for label in ("rope", "alibi")))
+    assert choose.answer(replace(QUESTION, at="1x", **facts), right).ranked == ["rope", "alibi"]
 
 
 def test_schemes_can_be_those_with_an_extension():

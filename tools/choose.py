@@ -147,12 +147,15 @@ def _among(result: Result, question: Question) -> bool:
 
 
 def _different(results: list[Result], at: str) -> list[str]:
-    """Return the labels, but of those that are one and the same model there only the plainest."""
-    values: dict[tuple[tuple[int, float | None], ...], list[str]] = {}
+    """Return the labels, but of those that are one and the same model there only the plainest.
+
+    Such labels have one perplexity to the last digit. Accuracies may be alike by chance, as where all are right.
+    """
+    values: dict[object, list[str]] = {}
     for label in dict.fromkeys(r.label for r in results):
-        mine = tuple((r.seed, r.value) for r in side_of(results, label, at))
-        alike = values.setdefault(mine if all(v is not None for _, v in mine) else ((0, None), label), [])
-        alike.append(label)
+        mine = [(r.seed, r.value) for r in side_of(results, label, at)]
+        told = results[0].metric in PERPLEXITIES and all(value is not None for _, value in mine)
+        values.setdefault(tuple(mine) if told else label, []).append(label)
     return [min(alike, key=len) for alike in values.values()]
 
 
