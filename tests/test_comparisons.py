@@ -378,3 +378,8 @@ def test_a_mean_of_shares_varies_as_one_of_fewer_questions():
     assert 0.25 / questions_of([few, many]) == pytest.approx(exact, rel=0.03)
     assert questions_of([many, many]) == 2000
     assert questions_of([result(n_documents=3), result(n_documents=4)]) == 7  # no shares
+
+
+def test_two_shares_differ_by_no_more_than_one():
+    found = compare(accuracies({"a": [1.0, 0.3, 0.9], "b": [0.0, 0.0, 0.02]}), "a", "b", 64)
+    assert found.effect + (found.effect - found.low) > 1 == found.high

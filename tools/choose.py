@@ -51,8 +51,7 @@ ANSWERS = {"metric": "exact_match", "protocol": "answers"}
 
 QUESTIONS: dict[str, Question] = {
     "from_scratch": Question(study="survey", at="8x", **TEXT),
-    "best_rates": Question(study="kerple", at="16x", **TEXT),
-    "newest": Question(study="frontier", part="text", at="64x", tuned=None, **TEXT),
+    "newest": Question(study="frontier", part="text", at="16x", tuned=None, also=("1x", "64x"), **TEXT),
     "as_it_is": Question(study="interpolation", part="text", at="8x", encoding="rope", **TEXT),
     "tuned": Question(
         study="interpolation",
@@ -344,7 +343,7 @@ def _interval(compared: Iterable[Comparison]) -> str:
 # ---- README's answer -----------------------------------------------------------------------------
 
 CASES = {
-    "from_scratch": "A decoder trained from scratch and used at eight times its training length, as from 2k to 16k",
+    "newest": "A decoder trained from scratch and used far beyond its training length, as from 2k to 16k",
     "as_it_is": "A trained RoPE model, used at eight times its length as it is",
     "tuned": "The same, after a short tuning at that length",
     "retrieval": "Finding what stood far back, which perplexity does not show",

@@ -268,7 +268,7 @@ class _Study:
         from_seeds = seeds_part(values, self.prior(length, seeds, pool))
         half = half_width(from_seeds, rest, self.level)
         p = p_value(effect, from_seeds, rest)
-        low, high = self._shown(effect - half), self._shown(effect + half)
+        low, high = (self._shown(self._possible(end)) for end in (effect - half, effect + half))
         return replace(made, low=low, high=high, p=p, p_corrected=p, documents=documents, parts=(from_seeds, rest))
 
     def _seeds(self, label: str, length: int) -> dict[int, Result]:
@@ -283,6 +283,10 @@ class _Study:
 
     def _shown(self, effect: float) -> float:
         return exp(effect) if self.scale == "log" else effect
+
+    def _possible(self, effect: float) -> float:
+        """Return the end of an interval, no further than a difference can be: two shares differ by no more than one."""
+        return max(-1.0, min(1.0, effect)) if self.scale == "share" else effect
 
     def _pool(self, label: str, baseline: str, length: int, baseline_length: int) -> frozenset[str]:
         """Return the labels that say how much seeds differ in such a comparison.
