@@ -117,6 +117,7 @@ def draw_families(
     n_columns = min(3, len(panels))
     n_rows = math.ceil(len(panels) / n_columns)
     figure = Figure(figsize=(4.1 * n_columns, 2.9 * n_rows), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1)  # in inches: names at the ends of lines keep off the next panel
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True)
     for k, (axes, (title, labels)) in enumerate(zip(grid.flat, panels.items(), strict=False)):
         _panel(axes, lines, looks, labels, panel=f"-{k}th")
