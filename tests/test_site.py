@@ -90,9 +90,16 @@ def test_latex_of_documents_is_set_as_mathematics():
     before, block, after = re.fullmatch(
         r"(.*)<div class=\"equation\"><p>(.*)</p></div>(.*)", with_equations(text), re.DOTALL
     ).groups()
-    assert re.sub(r"<math.*?</math>", "@", before) == "Key @ costs $5, and `$i$`:\n\n"
+    assert re.sub(r"<span><math.*?</math></span>", "@", before) == "Key @ costs $5, and `$i$`:\n\n"
     assert "<mfrac><mrow><mi>a</mi></mrow><mrow><mi>b</mi></mrow></mfrac>" in block
-    assert re.sub(r"<math.*?</math>", "@", after) == "\n\n```\n$a$\n```\nfor `$OUT` and @."
+    assert re.sub(r"<span><math.*?</math></span>", "@", after) == "\n\n```\n$a$\n```\nfor `$OUT` and @."
+
+
+def test_an_equation_that_begins_a_line_stays_in_its_sentence():
+    pytest.importorskip("latex2mathml")
+    markdown = pytest.importorskip("markdown")
+    shown = markdown.markdown(with_equations("A score depends on the distance\n$i - j$ alone."))
+    assert re.sub(r"<span>.*</span>", "@", shown) == "<p>A score depends on the distance\n@ alone.</p>"
 
 
 # Links

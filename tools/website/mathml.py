@@ -83,7 +83,7 @@ def with_equations(text: str) -> str:
 
     def made(match: re.Match[str]) -> str:
         if match["line"]:
-            return convert(match["line"])
+            return f"<span>{convert(match['line'])}</span>"  # Markdown takes <math> at the start of a line for a block
         if match["block"]:
             shown = convert(match["block"].strip(), display="block").replace('display="block"', 'displaystyle="true"')
             return f'<div class="equation"><p>{shown}</p></div>'
