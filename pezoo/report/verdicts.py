@@ -194,7 +194,7 @@ def numbers_of(mine: list[Result], test: Other) -> list[Result]:
     """
     pool = _pool(mine, test)
     if test.task == EVERY:
-        missed = hardly_learned(pool)
+        missed = _missed(pool)
         pool = [r for r in pool if r.task not in missed] or pool
     if test.at == BEYOND:
         pool = [r for r in pool if r.test_length > r.train_length]
@@ -222,7 +222,7 @@ def _pool(mine: list[Result], test: Other) -> list[Result]:
     return [r for r in pool if (r.metric, r.protocol) == (test.metric, test.protocol) and r.depth is None]
 
 
-def hardly_learned(pool: list[Result]) -> dict[str, str]:
+def _missed(pool: list[Result]) -> dict[str, str]:
     """Return the tasks that no scheme learned even at L, each with how far the best one got; of accuracies alone."""
     tasks = dict.fromkeys(r.task for r in pool if r.metric in ACCURACIES)
     return unlearned({task: _of(pool, task) for task in tasks})
@@ -231,7 +231,7 @@ def hardly_learned(pool: list[Result]) -> dict[str, str]:
 def _nothing_learned(mine: list[Result], test: Other) -> str:
     """Return the tasks of a test if no scheme learned one of them: then nothing is there to be carried further."""
     pool = _pool(mine, test)
-    missed = hardly_learned(pool)
+    missed = _missed(pool)
     return (
         ", ".join(f"{task} ({best})" for task, best in missed.items())
         if len(missed) == len({r.task for r in pool})
