@@ -16,9 +16,9 @@ import pezoo
 from helpers import write_words
 from pezoo.cli import main
 from pezoo.study.models import find_model
-from tools import docs
+from tools.paths import DOCS
 
-PAGE = docs.ROOT / "docs" / "carry.md"
+PAGE = DOCS / "carry.md"
 
 
 def lines():

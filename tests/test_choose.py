@@ -14,7 +14,8 @@ from pezoo.report.claims import EVERY, read_claims
 from pezoo.report.finished import Finished, load
 from pezoo.report.verdicts import Judgement, NotTested, judge
 from pezoo.results import Result
-from tools import choose, docs, reading
+from tools import choose, reading
+from tools.paths import DOCS, PUBLISHED, README
 
 NOISE = (0.01, -0.01, 0.004)
 QUESTION = choose.Question(study="mine", at="8x", metric="perplexity", protocol="sliding")
@@ -182,17 +183,17 @@ def test_a_scheme_to_compare_with_that_is_not_there_is_an_error():
 
 def raw(name):
     """Lines of a published study, as they are stored."""
-    path = docs.PUBLISHED / name / "results.jsonl.gz"
+    path = PUBLISHED / name / "results.jsonl.gz"
     return [json.loads(line) for line in gzip.open(path, "rt", encoding="utf-8")]
 
 
 @pytest.mark.parametrize("name", [n for n, q in choose.QUESTIONS.items() if q.metric == "perplexity"])
 def test_the_page_names_the_best_of_what_is_stored(name):
     question = choose.QUESTIONS[name]
-    page = docs.ZOO.with_name("choose.md").read_text(encoding="utf-8")
+    page = (DOCS / "choose.md").read_text(encoding="utf-8")
     block = page.partition(f"<!-- choose_{name} -->\n")[2].partition("<!-- /")[0]
     if block.startswith("Not run yet"):
-        assert not (docs.PUBLISHED / question.study).exists()
+        assert not (PUBLISHED / question.study).exists()
         return
     values, lost = defaultdict(list), set()
     for r in raw(question.study):
@@ -211,14 +212,14 @@ def test_the_page_names_the_best_of_what_is_stored(name):
 
 
 def test_readme_answers_in_five_sentences_with_a_link_each():
-    block = docs.README.read_text(encoding="utf-8").partition("<!-- answer -->\n")[2].partition("\n\n")[0]
+    block = README.read_text(encoding="utf-8").partition("<!-- answer -->\n")[2].partition("\n\n")[0]
     points = block.splitlines()
     assert len(points) == 5
     assert all(re.search(r"\((L = \d+; .*)?\[\w+\]\(\S+\.md\)\)\.$", line) for line in points)
 
 
 def test_the_table_that_is_explained_is_that_of_the_quickstart():
-    folder = docs.PUBLISHED / "quickstart"
+    folder = PUBLISHED / "quickstart"
     block, table = reading.block(load(folder)), (folder / "table.md").read_text(encoding="utf-8")
     rows = [line for line in block.splitlines() if line.startswith("| `")]
     assert len(rows) > 3

@@ -23,11 +23,12 @@ from pezoo.study.reading import _parse_override, load_recipe, own_recipes
 from pezoo.study.recipe import Recipe, typed_name
 from pezoo.task import make_task
 from pezoo.testing.subject import CheckFailed
-from tools import docs, survey, why
+from tools import catalogue, docs, grid, published, survey, why
+from tools.paths import DOCS, PICTURES, ROOT
 
 FAST = ("alibi", "nope")
-PAGES = sorted([*docs.ROOT.glob("*.md"), *docs.ZOO.parent.glob("*.md")])
-NAMES = [e.name for e in docs.members("encoding")]
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
+NAMES = [e.name for e in catalogue.members("encoding")]
 RENEW = "run: python -m tools.docs"
 
 
@@ -43,8 +44,8 @@ def test_blocks_are_current(path):
 @pytest.mark.parametrize("name", why.FIGURES)
 def test_figures_of_published_numbers_are_current(name):
     shown = why.FIGURES[name]
-    numbers = shown.numbers(shown.kept(docs.studies()))
-    assert why.drawn_from(docs.PICTURES / "why" / f"{name}.svg") == why.digest(numbers), RENEW
+    numbers = shown.numbers(shown.kept(published.studies()))
+    assert why.drawn_from(PICTURES / "why" / f"{name}.svg") == why.digest(numbers), RENEW
 
 
 def test_every_block_has_its_place():
@@ -52,14 +53,13 @@ def test_every_block_has_its_place():
     assert sorted(found) == sorted(docs.BLOCKS)
 
 
-def test_the_command_renews_every_page_and_figure(monkeypatch, tmp_path):
+def test_the_command_renews_every_page_and_figure(monkeypatch):
     drawn, before = [], {path: page(path) for path in PAGES}
-    monkeypatch.setattr(docs, "GRID", tmp_path / "grid.md")
-    monkeypatch.setattr(docs, "grid", lambda columns: "")
-    monkeypatch.setattr(docs, "column", lambda name: {})
-    monkeypatch.setattr(docs, "published", dict)
+    monkeypatch.setattr(grid, "page", lambda columns: before[DOCS / "grid.md"])
+    monkeypatch.setattr(grid, "column", lambda name: {})
+    monkeypatch.setattr(published, "tables", dict)
     monkeypatch.setattr(docs, "draw", lambda names: drawn.extend(names))
-    monkeypatch.setattr(docs.why, "draw", lambda folder, studies: drawn.append(len(studies)))
+    monkeypatch.setattr(why, "draw", lambda folder, studies: drawn.append(len(studies)))
     assert docs.main() == 0
     assert {path: page(path) for path in PAGES} == before
     assert drawn[-1] > 10
@@ -67,11 +67,11 @@ def test_the_command_renews_every_page_and_figure(monkeypatch, tmp_path):
 
 
 def test_zoo_is_current():
-    assert docs.zoo() == page(docs.ZOO), RENEW
+    assert catalogue.zoo() == page(DOCS / "zoo.md"), RENEW
 
 
 def test_the_survey_is_current():
-    assert survey.page() == page(docs.SURVEY), RENEW
+    assert survey.page() == page(DOCS / "survey.md"), RENEW
 
 
 TABLE_1 = [row for groups in survey.TABLE_1.values() for rows in groups.values() for row in rows]
@@ -131,11 +131,11 @@ def test_every_link_leads_somewhere(path):
 
 def test_every_task_is_in_the_tables():
     tasks = [name for name in list_tasks() if entry(name).cls.__module__.startswith("pezoo.")]
-    assert tasks == sorted(re.findall(r"^\| \[`(\w+)`\]", page(docs.TASKS), re.MULTILINE), key=tasks.index)
+    assert tasks == sorted(re.findall(r"^\| \[`(\w+)`\]", page(DOCS / "tasks.md"), re.MULTILINE), key=tasks.index)
 
 
 def test_protocols_are_told_with_their_metrics_and_settings():
-    text = page(docs.PROTOCOLS)
+    text = page(DOCS / "protocols.md")
     assert set(re.findall(r"^### (\w+)$", text, re.MULTILINE)) == {*PROTOCOLS, *ANSWER_PROTOCOLS}
     named = set(re.findall(r"`([\w:]+)(?:=\w+)?`", text))
     for name, protocol in PROTOCOLS.items():
@@ -145,7 +145,7 @@ def test_protocols_are_told_with_their_metrics_and_settings():
 
 
 def test_every_key_is_in_the_tables():
-    keys = set(re.findall(r"^\| `([\w.]+)` \|", page(docs.RECIPES), re.MULTILINE))
+    keys = set(re.findall(r"^\| `([\w.]+)` \|", page(DOCS / "recipes.md"), re.MULTILINE))
     every = {".".join(map(typed_name, path)) for path in paths(dataclasses.asdict(Recipe()))}
     assert keys == every
 
@@ -185,7 +185,7 @@ def test_commands_do_what_they_say(name, overrides):
 @pytest.mark.slow
 @pytest.mark.ci
 def test_the_recipe_of_ones_own_runs(tmp_path):
-    blocks = (re.findall(rf"```{kind}\n(.*?)```", page(docs.RECIPES), re.DOTALL) for kind in ("yaml", "python"))
+    blocks = (re.findall(rf"```{kind}\n(.*?)```", page(DOCS / "recipes.md"), re.DOTALL) for kind in ("yaml", "python"))
     (recipe,), (task,) = blocks
     (tmp_path / "my_study.yaml").write_text(recipe)
     (tmp_path / "majority.py").write_text(task)
@@ -202,19 +202,19 @@ def test_the_recipe_of_ones_own_runs(tmp_path):
 @pytest.mark.slow
 @pytest.mark.ci
 def test_published_tables_are_what_their_results_give():
-    found = docs.published()
+    found = published.tables()
     assert {path.parent.name for path in found} >= {"quickstart", "interpolation"}
     assert [path.parent.name for path, text in found.items() if text != page(path)] == [], RENEW
 
 
 def test_the_scorecard_is_what_published_results_give():
-    assert docs.scorecard_page() == page(docs.SCORECARD), RENEW
+    assert published.scorecard_page() == page(DOCS / "scorecard.md"), RENEW
 
 
 def test_a_finished_study_can_be_published(tmp_path, monkeypatch):
-    monkeypatch.setattr(docs, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr(published, "PUBLISHED", tmp_path / "published")
     finished = tmp_path / "mine-gpu"
-    survey = load(docs.ROOT / "experiments" / "results" / "quickstart")
+    survey = load(ROOT / "experiments" / "results" / "quickstart")
     cell = survey.results[0].cell
     facts = {"edges": [0, 2, 4], "documents": ["a", "b"], "test_length": 64, "protocol": "prefix"}
     losses = Losses(loss_sum=[[1.0, 2.5], [0.1, 3.0]], tokens=[[1, 2], [0, 3]], **facts)
@@ -226,26 +226,26 @@ def test_a_finished_study_can_be_published(tmp_path, monkeypatch):
         Image.new("RGB", (8, 8), "white").save(finished / "report" / name)
     (tmp_path / "published" / "mine-gpu").mkdir(parents=True)
     (tmp_path / "published" / "mine-gpu" / "of_old.png").touch()
-    folder = docs.publish(finished)
+    folder = published.publish(finished)
     assert folder == tmp_path / "published" / "mine-gpu"
     assert {p.name for p in folder.iterdir()} == {"recipe.yaml", "results.jsonl.gz", "losses.npz", "curves.png"}
-    published = load(folder)
-    assert published.results == survey.results
-    (kept,) = losses_of(published.losses, [cell])[cell]
+    kept = load(folder)
+    assert kept.results == survey.results
+    (kept,) = losses_of(kept.losses, [cell])[cell]
     assert kept.documents == losses.documents
     np.testing.assert_allclose(kept.document_loss, [3.5, 3.1], rtol=1e-6)
     np.testing.assert_allclose(kept.position_loss, [1.1, 5.5], rtol=1e-6)
     np.testing.assert_array_equal(kept.document_tokens, [3, 3])
     np.testing.assert_array_equal(kept.position_tokens, [1, 5])
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    assert {p.name: p.read_bytes() for p in docs.publish(finished).iterdir()} == before
+    assert {p.name: p.read_bytes() for p in published.publish(finished).iterdir()} == before
     with pytest.raises(UserError, match=r"cells is no finished study: it lacks recipe\.yaml, results\.jsonl"):
-        docs.publish(finished / "cells")
+        published.publish(finished / "cells")
 
 
 def test_every_member_has_a_small_picture_and_none_is_left_over():
-    files = {path.stem: path for path in docs.PICTURES.glob("*.*")}
-    assert set(files) == {e.name for e in docs.members(*docs.DRAWN)}, RENEW
+    files = {path.stem: path for path in PICTURES.glob("*.*")}
+    assert set(files) == {e.name for e in catalogue.members(*catalogue.DRAWN)}, RENEW
     sizes = {name: path.stat().st_size for name, path in files.items()}
     schedules = set(list_schedules())  # they show the panels of several schemes
     assert max(size for name, size in sizes.items() if name not in schedules) < 45_000
@@ -255,10 +255,10 @@ def test_every_member_has_a_small_picture_and_none_is_left_over():
 
 
 def test_grid_is_whole_and_reads_back():
-    columns = docs.read_grid(page(docs.GRID))
-    assert docs.grid(columns) == page(docs.GRID), RENEW
+    columns = grid.read(page(DOCS / "grid.md"))
+    assert grid.page(columns) == page(DOCS / "grid.md"), RENEW
     assert list(columns) == NAMES, RENEW
-    extensions = [e.name for e in docs.members("extension")]
+    extensions = [e.name for e in catalogue.members("extension")]
     assert all(list(column) == extensions for column in columns.values()), RENEW
 
 
@@ -269,22 +269,22 @@ slow = (pytest.mark.slow, pytest.mark.ci(one_in=5))
 @pytest.mark.ci
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FAST else slow) for name in NAMES])
 def test_grid_is_what_running_the_pairs_gives(name):
-    assert docs.column(name) == docs.read_grid(page(docs.GRID))[name], RENEW
+    assert grid.column(name) == grid.read(page(DOCS / "grid.md"))[name], RENEW
 
 
 @pytest.mark.slow
 @pytest.mark.ci
 def test_a_refusal_that_names_a_setting_is_tried_with_it():
-    came = docs.pair("sinusoidal", "clex")
-    assert came.sign == docs.WORKS
+    came = grid.pair("sinusoidal", "clex")
+    assert came.sign == grid.WORKS
     assert "type clex:n_frequencies=12" in came.reason
 
 
 def test_signs():
-    assert docs.pair("alibi", "ntk") == docs.Pair(docs.REFUSED, "needs frequencies")
-    assert docs.pair("learned", "window") == docs.Pair(docs.SHORT)
-    assert docs.pair("learned", "pi") == docs.Pair(docs.WORKS)
-    assert docs.pair("alibi", "shift") == docs.Pair(docs.IDLE)
+    assert grid.pair("alibi", "ntk") == grid.Pair(grid.REFUSED, "needs frequencies")
+    assert grid.pair("learned", "window") == grid.Pair(grid.SHORT)
+    assert grid.pair("learned", "pi") == grid.Pair(grid.WORKS)
+    assert grid.pair("alibi", "shift") == grid.Pair(grid.IDLE)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_signs():
 def test_a_pair_that_fails_is_no_sign_but_an_error(extension, hook, broken, what, monkeypatch):
     monkeypatch.setattr(entry(extension).cls, hook, broken)
     with pytest.raises(CheckFailed, match=rf"rope\+{extension} .*{what}"):
-        docs.pair("rope", extension)
+        grid.pair("rope", extension)
 
 
 def test_pictures_of_members_that_are_gone_are_removed(tmp_path, monkeypatch):

@@ -14,10 +14,10 @@ import torch
 import pezoo
 from pezoo import cli, registry, testing
 from pezoo.study.reading import own_recipes
-from tools import docs
+from tools.paths import DOCS, ROOT
 
-PAGES = sorted([*docs.ROOT.glob("*.md"), *docs.ZOO.parent.glob("*.md")])
-START, OWN = docs.ZOO.with_name("start.md"), docs.ZOO.with_name("own.md")
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md")])
+START, OWN = DOCS / "start.md", DOCS / "own.md"
 SHIPPED = set(own_recipes())
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -69,7 +69,7 @@ def test_every_block_of_python_is_looked_at():
 
 
 def test_the_page_on_models_of_transformers_imports_weights():
-    _, code = blocks(docs.ZOO.with_name("attach.md"), "python")
+    _, code = blocks(DOCS / "attach.md", "python")
     names = run(code)
     with torch.no_grad():
         assert torch.allclose(names["same"], names["theirs"](names["tokens"]).logits, atol=1e-4)
@@ -78,7 +78,7 @@ def test_the_page_on_models_of_transformers_imports_weights():
 
 
 def test_the_page_on_models_of_transformers_attaches_and_detaches():
-    code, _ = blocks(docs.ZOO.with_name("attach.md"), "python")
+    code, _ = blocks(DOCS / "attach.md", "python")
     names = run(code)
     assert torch.allclose(names["same"], names["before"], atol=1e-5)
     assert not torch.allclose(names["longer"], names["before"], atol=1e-5)
@@ -88,21 +88,21 @@ def test_the_page_on_models_of_transformers_attaches_and_detaches():
 
 def test_the_page_on_export_saves_a_model(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    names = run(blocks(docs.ZOO.with_name("export.md"), "python")[0])
+    names = run(blocks(DOCS / "export.md", "python")[0])
     assert torch.allclose(names["same"], names["longer"], atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_the_page_on_export_attends_by_other_means(monkeypatch):
     monkeypatch.setattr("torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    names = run(blocks(docs.ZOO.with_name("export.md"), "python")[1])
+    names = run(blocks(DOCS / "export.md", "python")[1])
     q, k, v = (names[name] for name in "qkv")
     assert torch.allclose(names["out"], pezoo.attend(names["scheme"], q, k, v, phase="test"), atol=1e-5)
 
 
 def test_the_page_on_reports_looks_at_a_study_in_a_notebook(monkeypatch):
-    monkeypatch.chdir(docs.ROOT)
-    [code] = blocks(docs.ZOO.with_name("reports.md"), "python")
+    monkeypatch.chdir(ROOT)
+    [code] = blocks(DOCS / "reports.md", "python")
     names = run(code)
     assert "rope+pi" in set(names["study"].compare("rope+pi", "rope")["label"])
 
@@ -176,7 +176,7 @@ def test_an_encoding_of_ones_own_halves_its_odds():
 
 
 def test_answers_of_tasks_are_those_of_the_page():
-    (code,) = blocks(docs.ROOT / "docs" / "tasks.md", "python")
+    (code,) = blocks(DOCS / "tasks.md", "python")
     run(code)
 
 
@@ -242,7 +242,7 @@ def test_every_other_command_that_is_shown_runs(page, line, in_a_folder, capsys)
     given = ["mine" if command == "new" and word == "NAME" else NAMES.get(word, word) for word in given]
     if command == "check":
         Path("my_bias.py").write_text(blocks(OWN, "python")[0])
-        Path("majority.py").write_text(blocks(docs.RECIPES, "python")[0])
+        Path("majority.py").write_text(blocks(DOCS / "recipes.md", "python")[0])
     if "config.json" in given:
         sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "max_position_embeddings": 32}
         Path("config.json").write_text(json.dumps({"model_type": "llama", "rope_theta": 10000.0} | sizes))

@@ -11,7 +11,7 @@ from pezoo.cli import main
 from pezoo.drawing import picture, save
 from pezoo.drawing.panels import SEEN, UNSEEN
 from pezoo.registry import load_plugin
-from tools.docs import DRAWN, members
+from tools.catalogue import DRAWN, members
 
 L = 64
 PLUGIN = """

@@ -16,13 +16,18 @@ from browser import chromium
 import pezoo
 from pezoo import cli
 from pezoo.registry import entry
+from pezoo.report.claims import read_claims
+from pezoo.report.finished import load
 from pezoo.report.verdicts import judge_all
-from tools import docs
+from pezoo.scheme import parse
+from tools import catalogue, grid
+from tools import published as studies
+from tools.paths import PUBLISHED, ROOT
 from tools.website import api, gallery, results
 from tools.website.links import as_github_reads, moved, place
 from tools.website.mathml import GREEK, equation, with_equations
 
-MEMBERS = docs.members(*docs.DRAWN)
+MEMBERS = catalogue.members(*catalogue.DRAWN)
 EQUATIONS = {e.name: e.equation for e in MEMBERS if e.equation}
 
 
@@ -154,9 +159,9 @@ def published(monkeypatch):
     """Make one study all that is published: all of them take long to read."""
 
     def alone(name):
-        study = docs.load(docs.PUBLISHED / name)
-        monkeypatch.setattr(docs, "finished", lambda: {docs.PUBLISHED / name: study})
-        monkeypatch.setattr(docs, "judged", lambda: judge_all(docs.read_claims(), study.results, study.losses))
+        study = load(PUBLISHED / name)
+        monkeypatch.setattr(studies, "finished", lambda: {PUBLISHED / name: study})
+        monkeypatch.setattr(studies, "judged", lambda: judge_all(read_claims(), study.results, study.losses))
         forget()
         return study
 
@@ -223,10 +228,10 @@ def test_results_are_those_of_the_study(published):
 
 def test_claims_stand_at_the_members_that_they_speak_of(published):
     published("shift")
-    judged = [one for one in docs.judged() if one.claim.test.label]
+    judged = [one for one in studies.judged() if one.claim.test.label]
     assert judged
     for one in judged:
-        for name in docs.parse(one.claim.test.label[0]).encodings:
+        for name in parse(one.claim.test.label[0]).encodings:
             assert one.claim.claim in gallery.page(entry(name))
 
 
@@ -236,7 +241,7 @@ def test_what_fits_is_what_the_grid_says(published):
     fits = page.partition("## What fits")[2].partition("## Results")[0]
     works, _, refused = fits.partition("- **Refused:**")
     for name, column in gallery.grid().items():
-        assert f"[`{name}`](zoo.md#{name})" in (refused if column["yarn"].sign == docs.REFUSED else works)
+        assert f"[`{name}`](zoo.md#{name})" in (refused if column["yarn"].sign == grid.REFUSED else works)
 
 
 @pytest.mark.parametrize("e", MEMBERS, ids=lambda e: e.name)
@@ -244,7 +249,7 @@ def test_the_commands_of_a_page_are_about_its_member(e):
     show, run = gallery.commands(e)
     assert show == f"pezoo show {e.name}"
     schemes = re.search(r"'schemes=\[(.*), (.*)\]'", run)
-    first, second = map(docs.parse, schemes.groups())
+    first, second = map(parse, schemes.groups())
     assert first != second
     assert e.kind == "schedule" or e.name in (*second.encodings, *second.extensions)
     assert ("n_layers" in run) == (e.kind == "schedule")
@@ -305,7 +310,7 @@ def site(tmp_path_factory):
     pytest.importorskip("mkdocstrings")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
-    made = subprocess.run(command, cwd=docs.ROOT, capture_output=True, text=True)
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     return folder
 

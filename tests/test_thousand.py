@@ -8,9 +8,9 @@ import yaml
 from pezoo.study import Study
 from pezoo.study.estimate import duration
 from pezoo.study.schedule import ends
-from tools import docs
+from tools.paths import DOCS
 
-PAGE = docs.ZOO.with_name("thousand.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "thousand.md").read_text(encoding="utf-8")
 RECIPE = yaml.safe_load(PAGE.split("```yaml\n")[1].split("```")[0])
 MINUTES = {"train": 20, "choose": 0, "tune": 5, "evaluate": 2}
 """Of a cell on one GPU, as the page assumes."""

@@ -15,9 +15,10 @@ from pezoo.report.claims import read_claims
 from pezoo.report.finished import Finished, load
 from pezoo.report.verdicts import judge
 from pezoo.study.reading import own_recipes
-from tools import docs, why
+from tools import why
+from tools.paths import PICTURES, PUBLISHED
 
-FOLDER = docs.PICTURES / "why"
+FOLDER = PICTURES / "why"
 
 
 def test_there_is_no_other_picture_and_each_is_small():
@@ -60,7 +61,7 @@ def test_bounds_on_the_base_are_those_of_the_recipe():
 
 def test_a_window_s_ratio_is_that_of_the_scorecard():
     """The same comparison, made for a published claim, of another protocol's tokens."""
-    studies = {"kerple": load(docs.PUBLISHED / "kerple")}
+    studies = {"kerple": load(PUBLISHED / "kerple")}
     numbers = why.windows(why.FIGURES["recency"].kept(studies))
     claim = next(claim for claim in read_claims() if claim.test.baseline == "alibi | windowed")
     judged = judge(claim, studies["kerple"].results)

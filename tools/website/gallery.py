@@ -15,9 +15,11 @@ from pezoo.contract import PHASES, overrides
 from pezoo.escape import in_markdown
 from pezoo.registry import Entry
 from pezoo.report import scorecard
+from pezoo.scheme import parse
 from pezoo.testing import known_deviations
-from tools import docs
-from tools.docs import IDLE, REFUSED, SHORT, WORKS, Pair
+from tools.catalogue import DRAWN, KINDS, layers, members, traits
+from tools.grid import IDLE, REFUSED, SHORT, WORKS, Pair, read
+from tools.paths import DOCS, ROOT
 from tools.website import results
 from tools.website.mathml import equation
 
@@ -52,7 +54,7 @@ SIGNS = {
 
 def pages() -> dict[str, str]:
     """Return the text of each page by its name; `index` has them all side by side."""
-    return {"index": index()} | {e.name: page(e) for e in docs.members(*docs.DRAWN)}
+    return {"index": index()} | {e.name: page(e) for e in members(*DRAWN)}
 
 
 def index() -> str:
@@ -63,10 +65,10 @@ def index() -> str:
         "Every member of the zoo, by what it changes. A picture shows what it does in a small model; its page has the",
         "equation, the settings, and what our studies found. [What works with what](grid.md) crosses them all.",
     ]
-    for kind in docs.DRAWN:
-        found = docs.members(kind)
+    for kind in DRAWN:
+        found = members(kind)
         for family in dict.fromkeys(e.family for e in found):
-            title = docs.KINDS[kind] if kind == "schedule" else f"{docs.KINDS[kind]}: {family}"
+            title = KINDS[kind] if kind == "schedule" else f"{KINDS[kind]}: {family}"
             lines += ["", f"## {title}", "", '<div class="gallery" markdown>', ""]
             for e in found:
                 if e.family == family:
@@ -74,7 +76,7 @@ def index() -> str:
                     lines.append(f"- [{picture} **{e.name}** {e.title}](zoo.md#{e.name})")
             lines += ["", "</div>"]
     lines += ["", "## Names from the literature", "", "| name | stands for | what it is | year |", "|---|---|---|---|"]
-    lines += [f"| `{e.name}` | `{e.scheme}` | {e.title} | {e.year or ''} |" for e in docs.members("alias")]
+    lines += [f"| `{e.name}` | `{e.scheme}` | {e.title} | {e.year or ''} |" for e in members("alias")]
     return "\n".join(lines) + "\n"
 
 
@@ -105,11 +107,11 @@ def idea(e: Entry) -> list[str]:
     Args:
         e: an encoding, an extension or a layer schedule.
     """
-    alone = [other.name for other in docs.members(*docs.DRAWN) if other.cls.__module__ == e.cls.__module__] == [e.name]
+    alone = [other.name for other in members(*DRAWN) if other.cls.__module__ == e.cls.__module__] == [e.name]
     first = _docstring(e).split("\n")[0].partition(": ")[2] if alone else ""
     first = first or e.summary
     if e.kind == "schedule":
-        return [_capital(first), f"The layers are {docs.layers(e)}, over and over."]
+        return [_capital(first), f"The layers are {layers(e)}, over and over."]
     changed = dict.fromkeys(ACTS[hook] for hook in ACTS if hasattr(e.cls, hook) and overrides(e.cls, hook))
     second = f"It changes {_and(changed)}" if changed else "It changes nothing in attention"
     if e.kind == "extension":
@@ -130,8 +132,8 @@ def commands(e: Entry) -> list[str]:
     """
     scheme = host(e.name) + f"+{e.name}" if e.kind == "extension" else e.name
     beside = "nope" if e.name == "rope" else host(e.name) if e.kind == "extension" else "rope"
-    layers = f" model.n_layers={len(docs.parse(e.name).layers)}" if e.kind == "schedule" else ""
-    return [f"pezoo show {e.name}", f"pezoo run quickstart 'schemes=[{beside}, {scheme}]'{layers} --out runs/{e.name}"]
+    depth = f" model.n_layers={len(parse(e.name).layers)}" if e.kind == "schedule" else ""
+    return [f"pezoo show {e.name}", f"pezoo run quickstart 'schemes=[{beside}, {scheme}]'{depth} --out runs/{e.name}"]
 
 
 def host(extension: str) -> str:
@@ -151,7 +153,7 @@ def _facts(e: Entry) -> list[str]:
     facts = {
         "Kind": f"{'layer schedule' if e.kind == 'schedule' else e.kind}, {e.family}",
         "Source": ", ".join(filter(None, (source, paper))),
-        "Traits": ", ".join(docs.traits(e)) if e.traits else "",
+        "Traits": ", ".join(traits(e)) if e.traits else "",
         "In the literature": ", ".join(said for said, names in _aliases().items() if e.name in names),
         "Known deviations from the kit": "; ".join(f"`{name}`, {why}" for name, why in known_deviations(e).items()),
         "File": f"[`{path}`](../{path})",
@@ -162,7 +164,7 @@ def _facts(e: Entry) -> list[str]:
 @cache
 def _aliases() -> dict[str, frozenset[str]]:
     """The members of what each name of the literature stands for."""
-    found = {e: docs.parse(e.scheme) for e in docs.members("alias")}
+    found = {e: parse(e.scheme) for e in members("alias")}
     return {f"`{e.name}` is `{e.scheme}`": frozenset((*s.encodings, *s.extensions)) for e, s in found.items()}
 
 
@@ -179,7 +181,7 @@ def _settings(e: Entry) -> list[str]:
 @cache
 def grid() -> dict[str, dict[str, Pair]]:
     """Return what was tried of all pairs, encoding by encoding."""
-    return docs.read_grid(docs.GRID.read_text(encoding="utf-8"))
+    return read((DOCS / "grid.md").read_text(encoding="utf-8"))
 
 
 def _fits(e: Entry) -> list[str]:
@@ -268,7 +270,7 @@ def _docstring(e: Entry) -> str:
 
 
 def _path(e: Entry) -> str:
-    return Path(getfile(e.cls)).resolve().relative_to(docs.ROOT).as_posix()
+    return Path(getfile(e.cls)).resolve().relative_to(ROOT).as_posix()
 
 
 def _and(words: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from pezoo.report.verdicts import Judgement
 from pezoo.results import Result
 from pezoo.results.losses import Sources
 from pezoo.scheme import parse
-from tools import docs
+from tools import published
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Ranking:
 @cache
 def rankings() -> tuple[Ranking, ...]:
     """What all published studies say, by their foremost metrics, study by study."""
-    return tuple(one for folder, study in docs.finished().items() for one in _of_study(folder, study))
+    return tuple(one for folder, study in published.finished().items() for one in _of_study(folder, study))
 
 
 def _of_study(folder: Path, study: Finished) -> Iterator[Ranking]:
@@ -118,7 +118,7 @@ def _baseline(study: Finished, kept: Iterable[Result]) -> str | None:
 @cache
 def claims() -> tuple[tuple[Judgement, frozenset[str]], ...]:
     """What became of all claims, each with the members that it speaks of."""
-    return tuple((one, frozenset(_members(one))) for one in docs.judged())
+    return tuple((one, frozenset(_members(one))) for one in published.judged())
 
 
 def _members(judged: Judgement) -> Iterator[str]:
