@@ -14,11 +14,11 @@ from pezoo.report.claims import EVERY, read_claims
 from pezoo.report.finished import Finished, load
 from pezoo.report.verdicts import Judgement, NotTested, judge
 from pezoo.results import Result
-from tools import choose, reading
+from tools import choose, questions, reading
 from tools.paths import DOCS, PUBLISHED, README
 
 NOISE = (0.01, -0.01, 0.004)
-QUESTION = choose.Question(study="mine", at="8x", metric="perplexity", protocol="sliding")
+QUESTION = questions.Question(study="mine", at="8x", metric="perplexity", protocol="sliding")
 FACTS = {
     "study": "mine", "encoding": "rope", "extensions": (), "family": "relative", "task": "language_modelling",
     "corpus": "python", "protocol": "sliding", "metric": "perplexity", "n_tokens": 99, "n_documents": 7,
@@ -61,22 +61,22 @@ SOME = study(
 
 
 def test_the_best_are_those_of_the_numbers():
-    found = choose.answer(QUESTION, SOME)
+    found = questions.answer(QUESTION, SOME)
     assert found.ranked == [
         "alibi",
         "kerple",
         "rope+pi",
         "rope",
     ]  # t5 has lost a seed, and what is tuned is another case
-    assert list(found.beside) == found.ranked[: choose.SHOWN]
+    assert list(found.beside) == found.ranked[: questions.SHOWN]
     assert found.beside["alibi"].effect == pytest.approx(0.3)
     assert found.beside["alibi"].verdict == "better"
 
 
 def test_schemes_to_choose_among_can_be_fewer():
     among = {"encoding": "rope"}
-    assert choose.answer(replace(QUESTION, **among), SOME).ranked == ["rope+pi", "rope"]
-    assert choose.answer(replace(QUESTION, **among, tuned=200), SOME).ranked == ["rope+pi, 200 steps @ 8x"]
+    assert questions.answer(replace(QUESTION, **among), SOME).ranked == ["rope+pi", "rope"]
+    assert questions.answer(replace(QUESTION, **among, tuned=200), SOME).ranked == ["rope+pi, 200 steps @ 8x"]
 
 
 def test_what_cannot_be_told_apart_is_said():
@@ -85,8 +85,15 @@ def test_what_cannot_be_told_apart_is_said():
     said = choose.block_of(
         QUESTION, study(results("rope", 5.0, 20.0), results("alibi", 6.0, 5.99, encoding="alibi"), kerple)
     )
-    first = "**`alibi`** and `kerple` are the best of 3 schemes, and cannot be told apart: `alibi` has perplexity 6.00 "
-    assert said.startswith(first)
+    sentence = said.splitlines()[0]
+    assert sentence.startswith("**`alibi`** is first of 3 schemes: perplexity 6.00 ")
+    assert re.search(r"beside `rope`\. `kerple` \(6\.04 ± [\d.]+%\) cannot be told apart from it\.$", sentence)
+    alike = choose.block_of(
+        replace(QUESTION, beside="alibi"), study(results("alibi", 6.0, 5.99, encoding="alibi"), kerple)
+    )
+    assert "None of the others can be told apart from it." in alike
+    plain = study(results("alibi", 6.0, 5.99, encoding="alibi"), kerple, results("rope", 5.0, 20.0))
+    assert "It cannot be told apart from `kerple`." in choose.block_of(replace(QUESTION, beside="kerple"), plain)
     apart = choose.block_of(QUESTION, SOME)
     assert apart.startswith("**`alibi`** is the best of 4 schemes (1 more has no value at 8L): perplexity 6.01 ")
     assert "cannot be told apart" not in apart
@@ -110,11 +117,49 @@ def test_where_nothing_was_learned_there_is_no_answer():
 def test_one_model_under_several_labels_is_one_scheme():
     """Extensions that do nothing at a length give the very same values there."""
     alike = [results(label, 5.0, 20.0) for label in ("rope+pi", "rope", "rope+ntk")]
-    found = choose.answer(replace(QUESTION, at="1x"), study(*alike, results("alibi", 6.0, encoding="alibi")))
+    found = questions.answer(replace(QUESTION, at="1x"), study(*alike, results("alibi", 6.0, encoding="alibi")))
     assert found.ranked == ["rope", "alibi"]
     facts = {"metric": "exact_match", "protocol": "answers", "task": "copy"}
     right = study(*(results(label, 0.9, **facts) for label in ("rope", "alibi")))
-    assert choose.answer(replace(QUESTION, at="1x", **facts), right).ranked == ["rope", "alibi"]
+    assert questions.answer(replace(QUESTION, at="1x", **facts), right).ranked == ["rope", "alibi"]
+
+
+def test_another_number_of_the_same_schemes_stands_beside():
+    """The best on text does worst on passkeys, and the table and the sentence say so."""
+    facts = {"metric": "exact_match", "protocol": "answers", "task": "passkey"}
+    found = {"rope": 0.9, "alibi": 0.1, "kerple": 0.8}
+    asked = [results(label, 1.0, value, encoding=label, **facts) for label, value in found.items()]
+    passkeys = questions.Question(study="mine", at="8x", **facts)
+    both = study(SOME["mine"].results, *asked)
+    best, _, head, _, first, *_ = choose.block_of(replace(QUESTION, besides=passkeys), both).splitlines()
+    assert best.endswith(
+        " On passkey it has exact match 10.0 ± 0.1 % at 8L; `rope` is best there, with 90.1 ± 0.9 %, "
+        "and has perplexity 20.0 ± 1.0%."
+    )
+    assert "| perplexity at 8L | passkey at 8L |" in head
+    assert "| 10.0 ± 0.1 % |" in first
+    other = replace(passkeys, besides=QUESTION)
+    assert " On text it has perplexity 20.0" in choose.block_of(other, both)
+    missing = choose.block_of(replace(QUESTION, besides=passkeys), study(SOME["mine"].results, *asked[::2]))
+    assert "On passkey" not in missing
+    assert "| – |" in missing.splitlines()[4]
+
+
+def test_pieces_of_the_training_length_are_the_rival_of_a_trained_model():
+    asked = replace(QUESTION, protocol="non_overlapping", encoding="rope")
+    told = study(*([replace(r, protocol="non_overlapping") for r in each.results] for each in SOME.values()))
+    rival = "The same text cut into pieces of L, each read for itself, gives `rope` 5.01 "
+    assert rival in choose.block_of(asked, told)
+    tuned = replace(asked, tuned=200, beside="rope+pi, 200 steps @ 8x")
+    assert rival.replace("`rope`", "`rope+pi`") in choose.block_of(tuned, told)
+    assert "pieces of L" not in choose.block_of(replace(asked, encoding=""), told)
+    assert "pieces of L" not in choose.block_of(replace(asked, at="1x"), told)
+
+
+def test_a_learning_rate_at_an_end_is_told():
+    ends = study([replace(r, rate_is="highest") if r.label == "alibi" else r for r in SOME["mine"].results])
+    assert "**Beware.** alibi trained best at the highest learning rate" in choose.block_of(QUESTION, ends)
+    assert "Beware" not in choose.block_of(replace(QUESTION, encoding="rope"), ends)
 
 
 def test_schemes_can_be_those_with_an_extension():
@@ -125,7 +170,7 @@ def test_schemes_can_be_those_with_an_extension():
         results("rope+sinks", 5.0, 6.1, extensions=("sinks",)),
     )
     question = replace(QUESTION, extensions=("window", "sinks"))
-    assert choose.answer(question, windows).ranked == ["rope+window", "rope+sinks"]
+    assert questions.answer(question, windows).ranked == ["rope+window", "rope+sinks"]
 
 
 def test_an_idea_that_rows_share_is_told_once():
@@ -178,7 +223,7 @@ def test_claims_are_quoted_with_what_came_of_them():
 
 def test_a_scheme_to_compare_with_that_is_not_there_is_an_error():
     with pytest.raises(NotTested, match="no 'nope'"):
-        choose.answer(replace(QUESTION, beside="nope"), SOME)
+        questions.answer(replace(QUESTION, beside="nope"), SOME)
 
 
 def raw(name):
@@ -187,9 +232,9 @@ def raw(name):
     return [json.loads(line) for line in gzip.open(path, "rt", encoding="utf-8")]
 
 
-@pytest.mark.parametrize("name", [n for n, q in choose.QUESTIONS.items() if q.metric == "perplexity"])
+@pytest.mark.parametrize("name", [n for n, q in questions.QUESTIONS.items() if q.metric == "perplexity"])
 def test_the_page_names_the_best_of_what_is_stored(name):
-    question = choose.QUESTIONS[name]
+    question = questions.QUESTIONS[name]
     page = (DOCS / "choose.md").read_text(encoding="utf-8")
     block = page.partition(f"<!-- choose_{name} -->\n")[2].partition("<!-- /")[0]
     if block.startswith("Not run yet"):
@@ -205,7 +250,7 @@ def test_the_page_names_the_best_of_what_is_stored(name):
             (lost.add(r["label"]) if r["value"] is None else values[r["label"]].append(math.log(r["value"])))
     means = {label: math.exp(fmean(each)) for label, each in values.items() if label not in lost}
     best = min(means, key=means.get)
-    said = re.match(r"\*\*`(.*?)`\*\*.* the best of (\d+) schemes.* perplexity ([\d.]+)", block)
+    said = re.match(r"\*\*`(.*?)`\*\* is (?:the best|first) of (\d+) schemes.*? perplexity ([\d.]+)", block)
     different = {tuple(values[label]) for label in means}  # one model under several labels counts once
     assert (said[1], int(said[2])) == (best, len(different))
     assert float(said[3]) == pytest.approx(means[best], rel=0.006)

@@ -25,7 +25,7 @@ from pezoo.results import LANGUAGE_MODELLING, Result, write
 from pezoo.scheme import parse
 from pezoo.study.reading import load_recipe, own_recipes
 from pezoo.task import parse_task
-from tools import choose
+from tools import questions
 
 SOURCE = {"arxiv": "2108.12409", "scope": "large models", "protocol": "blocks"}
 TEST = {"says": "lower", "by": 0.1, "protocol": "sliding", "label": "alibi", "baseline": "rope", "at": "8x"}
@@ -469,9 +469,9 @@ def test_its_recipe_tests_what_the_claim_compares(one):
             assert float(asked.at[:-1]) * part.train.length in part.test_lengths
 
 
-@pytest.mark.parametrize("name", choose.QUESTIONS)
+@pytest.mark.parametrize("name", questions.QUESTIONS)
 def test_its_recipe_tests_what_the_page_of_choices_asks(name):
-    asked = choose.QUESTIONS[name]
+    asked = questions.QUESTIONS[name]
     facts = {key: getattr(asked, key) for key in ("at", "metric", "protocol", "part", "task")}
     test = Decision(says="lower", by=0.1, label=(asked.beside,), **facts)
     assert is_tested(asked.study, test, asked.beside)

@@ -54,6 +54,22 @@ def test_the_cheapest_near_the_best_is_named():
     assert "it is also the one that trains fastest" in text
 
 
+def test_learning_rates_at_an_end_of_those_tried_are_named():
+    made = study({"rope": (5.0, 5.0), "alibi": (5.2, 5.2), "nope": (9.0, 9.0)})
+
+    def at(**ends):
+        return findings.at_an_end([replace(r, rate_is=ends.get(r.label, "")) for r in made])
+
+    assert at() == ""
+    assert at(rope="highest") == (
+        "rope trained best at the highest learning rate that was tried, 0.002: one beyond may be better still."
+    )
+    assert "rope and alibi trained best at the lowest" in at(rope="lowest", alibi="lowest")
+    everywhere = at(**dict.fromkeys(("rope", "alibi", "nope"), "highest"))
+    assert "rope, alibi and nope trained best at the highest" in everywhere
+    assert everywhere in said([replace(r, rate_is="highest") for r in made])
+
+
 def test_one_seed_says_what_cannot_be_said():
     text = said(study({"rope": (5.0, 9.0), "alibi": (5.5, 5.5)}, seeds=(0,)))
     assert "All of this is one seed" in text

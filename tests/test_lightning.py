@@ -248,6 +248,7 @@ def test_train_seconds_are_those_of_training_steps_alone(steps, accumulate, text
     result = fit(make(), text, text, with_settings(steps=steps, accumulate=accumulate), seed=0, length=LENGTH)
     assert result.train_seconds == steps * accumulate
     assert result.tokens_per_second == 4 * LENGTH
+    assert 0 < result.cpu_seconds < 60
 
 
 @pytest.mark.parametrize("before", [True, False])

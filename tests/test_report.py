@@ -695,7 +695,7 @@ def test_a_table_compares_all_lengths_and_marks_ties():
     low, high = json.loads(one.frame.loc["far", "interval at 2L"])
     assert low < math.exp(-0.5) < high < 1
     assert float(one.frame.loc["far", "p"].removeprefix("< ")) < 0.05
-    assert one.notes[-1] == "p: of no difference at 2L, corrected by Holm's method for 4 comparisons"
+    assert one.notes[-1].startswith("p: of no difference at 2L, corrected by Holm's method for 4 comparisons; ")
     assert one.caption.startswith("Perplexity, ratio to rope, the study's baseline; python")
 
 
@@ -746,10 +746,27 @@ def test_costs_stand_beside_the_scheme_without_positions():
     assert list(measured.frame["peak memory in MiB"]) == ["512 (×1.00)", "1,024 (×2.00)"]
 
 
+def test_costs_are_of_the_processor_where_all_have_it():
+    """By the clock nope took longest, beside other work."""
+    made = [
+        replace(result(label, scheme=label), train_seconds=clock, train_cpu_seconds=processor)
+        for label, clock, processor in (("nope", 90.0, 20.0), ("rope", 40.0, 30.0), ("t5", 50.0, 40.0))
+    ]
+    one = table.cost(made)
+    assert list(one.frame["training seconds"]) == ["20.0 (×1.00)", "30.0 (×1.50)", "40.0 (×2.00)"]
+    assert "tokens per second" not in one.frame
+    assert any("of the processor" in note for note in one.notes)
+    mixed = table.cost([*made[:2], replace(made[2], train_cpu_seconds=None)])
+    assert list(mixed.frame["training seconds"]) == ["90.0 (×1.00)", "40.0 (×0.44)", "50.0 (×0.56)"]
+    assert any("by the clock" in note for note in mixed.notes)
+
+
 def test_learning_rates_are_listed_if_they_differ():
     made = [result("rope"), result("alibi", learning_rate=4e-3), result("t5", learning_rate=4e-3)]
     assert table.by_length(made).notes[:2] == ("learning rate 0.002: rope", "learning rate 0.004: alibi; t5")
     assert "learning rate" not in table.by_length(made[1:]).markdown()
+    highest = [replace(r, rate_is="highest") for r in made[1:]]
+    assert table.by_length(highest).notes[0] == "learning rate 0.004, the highest that was tried: alibi; t5"
 
 
 def test_a_matrix_has_a_row_for_each_training_length_and_tokens_as_columns():

@@ -108,7 +108,7 @@ def test_the_schema_has_the_promised_fields():
         "learning_rate steps finetune_steps finetune_length params train_seconds eval_seconds "
         "tokens_per_second peak_memory_bytes threads config_hash versions device date status "
         "reason label part corpus_digest tokenizer window_overlap test_precision "
-        "machine train_versions train_device train_machine trained_params"
+        "machine train_versions train_device train_machine trained_params rate_is train_cpu_seconds"
     )
     assert {field.name for field in dataclasses.fields(Result)} == set(promised.split())
     assert typing.get_args(results.Status) == (
@@ -151,7 +151,7 @@ def test_files_from_before_a_key_was_there_are_read(tmp_path):
     results.write(path, [RESULT])
     added = {"corpus_digest": "", "tokenizer": "", "window_overlap": None, "test_precision": "float32"}
     added |= {"machine": "", "train_versions": {}, "train_device": "", "train_machine": ""}
-    added |= {"trained_params": None}
+    added |= {"trained_params": None, "rate_is": "", "train_cpu_seconds": None}
     line = {key: value for key, value in json.loads(path.read_text()).items() if key not in added}
     path.write_text(json.dumps(line))
     [found] = results.read(path)

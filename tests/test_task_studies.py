@@ -236,6 +236,7 @@ def test_the_rate_with_the_lowest_mean_validation_loss_is_chosen_for_all_seeds(c
             assert torch.equal(one, other)
     for r in chosen.results():
         assert (r.learning_rate, r.status) == (best, "ok")
+        assert r.rate_is == ""  # one that diverged is above it
 
 
 def test_what_is_tested_is_the_model_that_was_chosen(chosen, tmp_path):

@@ -1,162 +1,24 @@
-"""Which scheme for which purpose, from the published studies: the tables of `docs/choose.md`, README's answer.
+"""Which scheme for which purpose, in words: the tables of `docs/choose.md`, README's answer.
 
-`QUESTIONS` says where each question is answered: a study, a number, and the schemes to choose among. Which of them are
-best, their numbers and what can be told apart come from the results alone.
+What the numbers say comes from `tools/questions.py`.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 from typing import Any
 
 from pezoo.escape import in_markdown
 from pezoo.registry import Entry, entry, list_schedules
 from pezoo.report import scorecard
-from pezoo.report.claims import BEYOND, EVERY, Other
-from pezoo.report.comparisons import Comparison, compare, lower_is_better, ties
-from pezoo.report.findings import hardly_learned, in_a_row, unlearned
-from pezoo.report.finished import Finished
-from pezoo.report.groups import WINDOWED, words
+from pezoo.report.claims import BEYOND, EVERY
+from pezoo.report.comparisons import Comparison
+from pezoo.report.findings import at_an_end, hardly_learned, in_a_row
+from pezoo.report.groups import words
 from pezoo.report.shares import ACCURACIES
 from pezoo.report.statistics import PERPLEXITIES, Summary, summarise
-from pezoo.report.verdicts import VERDICTS, Judgement, numbers_of, side_of
+from pezoo.report.verdicts import VERDICTS, Judgement, NotTested, side_of
 from pezoo.results import LANGUAGE_MODELLING, Result
 from pezoo.scheme import parse
-
-Studies = Mapping[str, Finished]
-"""The published studies, by the name of their folder."""
-SHOWN = 3
-"""Schemes that a table shows, beside the one that they are compared with."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question(Other):
-    """Where a question is answered: one number of every scheme of a published study."""
-
-    study: str
-    """Its folder in `experiments/results`."""
-    beside: str = "rope"
-    """Label that the best are compared with."""
-    encoding: str = ""
-    """The schemes to choose among are built on this one; empty: on any."""
-    extensions: tuple[str, ...] = ()
-    """They have one of these extensions; empty: any or none."""
-    tuned: int | None = 0
-    """They were tuned for so many steps; None: for any number."""
-    also: tuple[str, ...] = ("1x",)
-    """Other lengths that the table shows."""
-
-
-TEXT = {"metric": "perplexity", "protocol": "non_overlapping"}
-ANSWERS = {"metric": "exact_match", "protocol": "answers"}
-
-QUESTIONS: dict[str, Question] = {
-    "from_scratch": Question(study="survey", at="8x", **TEXT),
-    "newest": Question(study="frontier", part="text", at="16x", tuned=None, also=("1x", "64x"), **TEXT),
-    "as_it_is": Question(study="interpolation", part="text", at="8x", encoding="rope", **TEXT),
-    "tuned": Question(
-        study="interpolation",
-        part="text",
-        at="8x",
-        encoding="rope",
-        tuned=200,
-        beside="rope, 200 steps @ 8x",
-        also=("1x", "16x"),
-        **TEXT,
-    ),
-    "tuned_llama": Question(
-        study="extend_pretrained", part="text", at="4x", tuned=200, beside="own, 200 steps @ 4x", **TEXT
-    ),
-    "other_encodings": Question(study="extend_everything", at="4x", encoding="sinusoidal", beside="sinusoidal", **TEXT),
-    "retrieval": Question(study="recall", part="retrieval", task=EVERY, at="8x", **ANSWERS),
-    "newest_retrieval": Question(study="frontier", part="recall", task="passkey", at="16x", tuned=None, **ANSWERS),
-    "algorithms": Question(study="length_generalization", task=EVERY, at=BEYOND, **ANSWERS),
-    "encoder": Question(study="randomized", task=EVERY, at=BEYOND, metric="token_accuracy", protocol="answers"),
-    "streaming": Question(study="composition", at="16x", extensions=("window", "sinks", "lm_infinite"), **TEXT),
-    "nothing_lost": Question(
-        study="interpolation", part="text", at="1x", encoding="rope", tuned=200, also=("8x",), **TEXT
-    ),
-    "never_longer": Question(study="survey", at="1x", **TEXT),
-}
-"""Questions by the name of their block."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a study says to a question."""
-
-    question: Question
-    results: list[Result]
-    """The numbers that the question is about."""
-    tasks: dict[str, list[Result]]
-    """The same for each task."""
-    missed: dict[str, list[Result]]
-    """Values at L of the tasks that no scheme learned; those count only if there are no others."""
-    ranked: list[str]
-    """The schemes to choose among that have a value with every seed, the best first."""
-    lost: int
-    """How many others lack a value, since they are undefined there or diverged."""
-    beside: dict[str, Comparison]
-    """The best of them, each compared with the question's other scheme."""
-    ties: list[str]
-    """Those of them that cannot be told apart from the best, corrected for their number."""
-
-    @property
-    def best(self) -> str:
-        """The label of the best."""
-        return self.ranked[0]
-
-    def at(self, label: str, at: str) -> Summary:
-        """Return what the seeds of a scheme say at a multiple of the training length."""
-        return summarise(side_of(self.results, label, at))
-
-    def scheme(self, label: str) -> str:
-        """Return the scheme that a label stands for."""
-        return next(r.scheme for r in self.results if r.label == label)
-
-
-def answer(question: Question, studies: Studies, shown: int = SHOWN) -> Answer | None:
-    """Return what the published study says to a question; None if it is not published.
-
-    Raises:
-        NotTested: if the study has no such numbers, or none of the scheme to compare with.
-    """
-    study = studies.get(question.study)
-    if study is None:
-        return None
-    found = [r for r in numbers_of(study.results, question) if not r.label.endswith(WINDOWED)]
-    labels = _different([r for r in found if _among(r, question)], question.at)
-    summaries = {label: summarise(side_of(found, label, question.at)) for label in labels}
-    means = {label: one.whole_mean for label, one in summaries.items() if one.whole_mean is not None}
-    ranked = sorted(means, key=lambda label: means[label], reverse=not lower_is_better(question.metric))
-    length = side_of(found, question.beside, question.at)[0].test_length
-    beside = {label: compare(found, label, question.beside, length, study.losses) for label in ranked[:shown]}
-    tied = ties(found, ranked, length, study.losses)
-    tasks, missed = _each_task(question, study), {}
-    if question.task == EVERY:
-        in_range = _each_task(replace(question, at="1x"), study)
-        missed = {task: in_range[task] for task in unlearned(in_range)}
-    counted = {task: each for task, each in tasks.items() if task not in missed} or tasks
-    return Answer(question, found, counted, missed, ranked, len(labels) - len(ranked), beside, tied)
-
-
-def _among(result: Result, question: Question) -> bool:
-    """Return whether the scheme of a result is one to choose."""
-    wanted = not question.extensions or bool(set(question.extensions) & set(result.extensions))
-    return wanted and question.encoding in ("", result.encoding) and question.tuned in (None, result.finetune_steps)
-
-
-def _different(results: list[Result], at: str) -> list[str]:
-    """Return the labels, but of those that are one and the same model there only the plainest.
-
-    Such labels have one perplexity to the last digit. Accuracies may be alike by chance, as where all are right.
-    """
-    values: dict[object, list[str]] = {}
-    for label in dict.fromkeys(r.label for r in results):
-        mine = [(r.seed, r.value) for r in side_of(results, label, at)]
-        told = results[0].metric in PERPLEXITIES and all(value is not None for _, value in mine)
-        values.setdefault(tuple(mine) if told else label, []).append(label)
-    return [min(alike, key=len) for alike in values.values()]
-
+from tools.questions import QUESTIONS, Answer, Question, Studies, among, answer
 
 # ---- tables of docs/choose.md --------------------------------------------------------------------
 
@@ -174,19 +36,21 @@ def block_of(question: Question, studies: Studies) -> str:
     columns = _columns(found)
     head = ["scheme", *columns, f"beside `{in_markdown(question.beside)}`", "the idea"]
     lines = [sentence(found), "", f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 2) + "|---|"]
-    if warning := hardly_learned(found.missed):
-        none = found.missed.keys() >= found.tasks.keys()
-        beware = f"**Beware.** {warning} So they are not counted."
-        lines[:1] = [f"**No answer yet.** {warning}"] if none else [lines[0], "", beware]
+    if (warning := hardly_learned(found.missed)) and found.missed.keys() >= found.tasks.keys():
+        lines[0] = f"**No answer yet.** {warning}"
+    else:
+        warnings = [f"{warning} So they are not counted."] if warning else []
+        warnings += filter(None, [at_an_end(r for r in found.results if among(r, question))])
+        lines[1:1] = [line for each in warnings for line in ("", f"**Beware.** {in_markdown(each)}")]
     said: set[str] = set()
     for label in dict.fromkeys([*found.beside, question.beside]):
-        values = [_value(summarise(side_of(each, label, at)), question.metric) for each, at in columns.values()]
+        values = [_at(each, label, at) for each, at in columns.values()]
         ratio = effect(found.beside[label]) if label in found.beside and label != question.beside else "–"
         idea = _idea(label, found.scheme(label))
         shown = "the same" if idea in said else idea
         lines.append(f"| {' | '.join([_linked(label, found.scheme(label)), *values, ratio, shown])} |")
         said.add(idea)
-    return "\n".join([*lines, "", _rests_on(found)]) + "\n"
+    return "\n".join([*lines, "", *_in_pieces(found), _rests_on(found)]) + "\n"
 
 
 def _columns(found: Answer) -> dict[str, tuple[list[Result], str]]:
@@ -195,16 +59,29 @@ def _columns(found: Answer) -> dict[str, tuple[list[Result], str]]:
     if question.task == EVERY:
         each = {task: (results, question.at) for task, results in found.tasks.items()}
         return each | {"mean": (found.results, question.at)}
-    return {
+    columns = {
         f"{name} {place_of(at)}": (found.results, at)
         for at in sorted({*question.also, question.at}, key=lambda at: float(at[:-1]))
     }
+    if (other := found.besides) is not None:
+        what = words(other.question.metric) if other.question.task == LANGUAGE_MODELLING else other.question.task
+        columns[f"{what} {place_of(other.question.at)}"] = (other.results, other.question.at)
+    return columns
 
 
-def _each_task(question: Question, study: Finished) -> dict[str, list[Result]]:
-    """Return the numbers that a question over several tasks is about, by task."""
-    tasks = dict.fromkeys(r.task for r in study.results if r.part == question.part)
-    return {task: numbers_of(study.results, replace(question, task=task)) for task in tasks}
+def _in_pieces(found: Answer) -> list[str]:
+    """Return what a model that was trained without extensions makes of the same text in pieces of L: a free rival."""
+    question = found.question
+    if not question.encoding or question.protocol != "non_overlapping" or question.at == "1x":
+        return []
+    plain = parse(found.scheme(question.beside))
+    labels = (r.label for r in found.results if not r.finetune_steps and parse(r.scheme) == plain)
+    label = next(labels, question.beside)
+    return [
+        f"The same text cut into pieces of L, each read for itself, gives `{in_markdown(label)}` "
+        f"{_at(found.results, label, '1x')}. Only what is below that gains from reading further.",
+        "",
+    ]
 
 
 def claimed(beginning: str, judged: Iterable[Judgement]) -> str:
@@ -232,16 +109,32 @@ def sentence(found: Answer) -> str:
     value = _value(found.at(best, question.at), question.metric)
     have = "has" if found.lost == 1 else "have"
     others = f" ({found.lost} more {have} no value {at})" if found.lost else ""
-    among = f"the best of {len(found.ranked)} schemes{others}"
-    if found.ties:
-        names = in_a_row([f"`{in_markdown(label)}`" for label in (best, *found.ties)])
-        said = f"{names.replace(name, f'**{name}**', 1)} are {among}, and cannot be told apart: "
-        said += f"{name} has {_measured(found)} "
-    else:
-        said = f"**{name}** is {among}: {_measured(found)} "
-    said += f"{value} {at}"
+    among = f"{len(found.ranked)} schemes{others}"
+    said = f"**{name}** is {'first' if found.ties else 'the best'} of {among}: {_measured(found)} {value} {at}"
     if best != question.beside:
         said += f", {effect(found.beside[best])} beside `{in_markdown(question.beside)}`"
+    tied = {label: f"`{in_markdown(label)}`" for label in found.ties}
+    if len(found.ties) == len(found.ranked) - 1 and found.ties:
+        said += ". None of the others can be told apart from it"
+    elif question.beside in tied:
+        said += f". It cannot be told apart from {tied[question.beside]}"
+    elif tied:
+        each = [f"{shown} ({_at(found.results, label, question.at)})" for label, shown in tied.items()]
+        said += f". {in_a_row(each)} cannot be told apart from it"
+    return f"{said}.{_and_besides(found)}"
+
+
+def _and_besides(found: Answer) -> str:
+    """Return in a sentence what the best does where the other question asks, and which scheme is best there."""
+    other, best = found.besides, found.best
+    if other is None or best not in other.ranked:
+        return ""
+    at, first, what = other.question.at, other.best, words(other.question.metric)
+    task = "text" if other.question.task == LANGUAGE_MODELLING else other.question.task
+    said = f" On {task} it has {what} {_at(other.results, best, at)} {place_of(at)}"
+    if first != best and first in found.ranked:
+        said += f"; `{in_markdown(first)}` is best there, with {_at(other.results, first, at)}, "
+        said += f"and has {words(found.question.metric)} {_at(found.results, first, found.question.at)}"
     return f"{said}."
 
 
@@ -271,6 +164,15 @@ def effect(one: Comparison) -> str:
     if None in ends:
         return f"{text} [one seed, no interval]"
     return f"{text} [{form.format(ends[0])} to {form.format(ends[1])}]"
+
+
+def _at(results: list[Result], label: str, at: str) -> str:
+    """Return what the seeds of a scheme say at a multiple of the training length; a dash if it was not asked."""
+    try:
+        mine = side_of(results, label, at)
+    except NotTested:
+        return "–"
+    return _value(summarise(mine), mine[0].metric)
 
 
 def _value(summary: Summary, metric: str) -> str:
@@ -372,8 +274,9 @@ def _decided(judged: list[Judgement]) -> str:
     """Return in two sentences how many claims are decided, how, and how many were written before the run."""
     decided = [j for j in judged if j.verdict in VERDICTS[:2]]
     held = sum(j.verdict == VERDICTS[0] for j in decided)
-    before = sum(not j.claim.after_the_fact for j in decided)
+    before = [j for j in decided if not j.claim.after_the_fact]
+    first = sum(j.verdict == VERDICTS[0] for j in before)
     return (
-        f"our runs decide {len(decided)} of {len(judged)} claims, {before} of them written down before the run. "
-        f"{held} hold here, {len(decided) - held} do not"
+        f"our runs decide {len(decided)} of {len(judged)} claims. Of the {len(before)} that were written down before "
+        f"the run, {first} hold; of the {len(decided) - len(before)} others, {held - first}"
     )

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from pezoo.errors import UserError
-from tools import catalogue, choose, grid, published, reading, release, speed, survey, why
+from tools import catalogue, choose, grid, published, questions, reading, release, speed, survey, why
 from tools.paths import DOCS, PICTURES, README, ROOT
 
 _BLOCK = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- /\2 -->)", re.DOTALL)
@@ -63,7 +63,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "reading": lambda: reading.block(published.studies()["quickstart"]),
     **{
         f"choose_{name}": partial(lambda name: choose.block(name, published.studies()), name)
-        for name in choose.QUESTIONS
+        for name in questions.QUESTIONS
     },
     "choose_far_text": lambda: why.far_text(published.studies()),
     "choose_other_models": lambda: choose.claimed("ranking_carries_over_", published.judged()),

@@ -35,7 +35,8 @@ from pezoo.report.lines import lines_by_length, lines_by_position
 from pezoo.report.statistics import TOLERANCE, curves, length_name
 from pezoo.results import Result
 from pezoo.results.losses import Sources
-from tools.choose import Studies, effect
+from tools.choose import effect
+from tools.questions import Studies
 
 Numbers = dict[str, dict[str, float]]
 """Line -> place on the x axis, as text -> value."""

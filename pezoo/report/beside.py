@@ -7,7 +7,7 @@ import pandas
 from pezoo.errors import UserError
 from pezoo.report.captions import heading_of, length_words, metric_words
 from pezoo.report.comparisons import Comparison, best_in_range, compare_all
-from pezoo.report.costs import COST_BASELINE, cost_baseline, costs
+from pezoo.report.costs import COST_BASELINE, cost_baseline, costs, training_seconds
 from pezoo.report.groups import WINDOWED, select
 from pezoo.report.printed import BESIDE, Table
 from pezoo.report.statistics import (
@@ -66,7 +66,10 @@ def against(
     frame = pandas.DataFrame.from_dict(rows, orient="index").fillna("–").rename_axis("scheme")
     notes = _meaning(found)
     if tests:
-        notes.append(f"p: of no difference at {last}, corrected by Holm's method for {tests} comparisons")
+        notes.append(
+            f"p: of no difference at {last}, corrected by Holm's method for {tests} comparisons; "
+            "of one scheme that was named beforehand read the interval, of all of them p"
+        )
     of = "ratio to" if scale_of(metric) == "log" else "difference from"
     caption = f"{metric_words(kept[0])}, {of} {beside}, {why}; {kept[0].corpus}; {protocol} protocol"
     return Table(heading_of(name, metric, f"against {beside}", f"{protocol} protocol"), caption, frame, tuple(notes))
@@ -86,6 +89,8 @@ def cost(results: Iterable[Result], name: str = "") -> Table | None:
     beside, found = cost_baseline(results), costs(results)
     if beside is None:
         return None
+    found["seconds"] = training_seconds(found)
+    processor = found["seconds"].equals(found["train_cpu_seconds"])
     own, tunings = found.loc[beside], {r.label for r in results if r.finetune_steps}
     frame = pandas.DataFrame(
         {
@@ -97,8 +102,8 @@ def cost(results: Iterable[Result], name: str = "") -> Table | None:
             **{
                 name: [_times(value, own[column], unit) for value in found[column]]
                 for name, column, unit in (
-                    ("training seconds", "train_seconds", 1),
-                    ("tokens per second", "tokens_per_second", 1),
+                    ("training seconds", "seconds", 1),
+                    *([] if processor else [("tokens per second", "tokens_per_second", 1)]),
                     ("peak memory in MiB", "peak_memory_bytes", 2**20),
                 )
             },
@@ -109,6 +114,10 @@ def cost(results: Iterable[Result], name: str = "") -> Table | None:
     first = next(r for r in results if r.label == beside)
     why = "" if first.scheme == COST_BASELINE else f", the one that trained fastest: there is no {COST_BASELINE}"
     notes = [] if pandas.isna(own["params"]) else [f"parameters: those added to the {own['params']:,.0f} of {beside}"]
+    if processor:
+        notes.append("training seconds: of the processor, which other work on the machine does not stretch")
+    else:
+        notes.append("training seconds: by the clock, so that other work on the machine counts as well")
     devices = {f"{r.train_device or r.device}, {r.threads} threads" for r in results}
     if len(devices) > 1:
         notes.append(f"trained on several devices, whose times do not compare: {'; '.join(sorted(devices))}")

@@ -80,11 +80,14 @@ def reasons(kept: list[Result]) -> list[str]:
 
 
 def rates(kept: list[Result]) -> list[str]:
-    """Return a line for each learning rate, if they differ."""
-    found: dict[float, dict[str, None]] = {}
+    """Return a line for each learning rate, if they differ, or one is the lowest or highest that was tried."""
+    found: dict[tuple[float, str], dict[str, None]] = {}
     for r in (r for r in kept if r.learning_rate):  # none where nothing was trained
-        found.setdefault(r.learning_rate, {})[r.label.removesuffix(WINDOWED)] = None
-    return [f"learning rate {rate:g}: {'; '.join(found[rate])}" for rate in sorted(found)] if len(found) > 1 else []
+        end = f", the {r.rate_is} that was tried" if r.rate_is else ""
+        found.setdefault((r.learning_rate, end), {})[r.label.removesuffix(WINDOWED)] = None
+    if len(found) == 1 and not any(end for _, end in found):
+        return []
+    return [f"learning rate {rate:g}{end}: {'; '.join(found[rate, end])}" for rate, end in sorted(found)]
 
 
 def overlap(kept: list[Result]) -> list[str]:

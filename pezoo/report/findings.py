@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from pezoo.report.comparisons import in_range, lower_is_better, ties
-from pezoo.report.costs import costs
+from pezoo.report.costs import costs, training_seconds
 from pezoo.report.groups import WINDOWED, chance, groups, headline, metrics, select, words
 from pezoo.report.printed import best_cells
 from pezoo.report.shares import ACCURACIES
@@ -48,6 +48,7 @@ def findings(results: Iterable[Result], losses: Sources | None = None) -> list[s
         *_best(kept, losses),
         *_cheapest(kept),
         *_broken(kept),
+        at_an_end(kept),
     ]
     said.append(_sure(kept, losses is not None and bool(losses_of(losses, (r.cell for r in kept)))))
     where = f"Of {len(found)} parts of this study, these sentences speak of {name}." if len(found) > 1 and name else ""
@@ -126,6 +127,21 @@ def hardly_learned(tasks: Mapping[str, Sequence[Result]]) -> str:
     return f"Hardly learned, even at L: {named}. What schemes do there beyond L says little."
 
 
+def at_an_end(kept: Iterable[Result]) -> str:
+    """Return a warning where schemes trained best at the lowest or highest learning rate that was tried; or nothing."""
+    found: dict[tuple[str, float], dict[str, None]] = {}
+    labels = {r.label: r for r in kept if not r.finetune_steps}
+    for label, r in labels.items():
+        if r.rate_is:
+            found.setdefault((r.rate_is, r.learning_rate), {})[label] = None
+    said = []
+    for (end, rate), ends in found.items():
+        many = f"All {len(ends)} schemes" if len(ends) == len(labels) else f"{len(ends)} of {len(labels)} schemes"
+        who = in_a_row(list(ends)) if len(ends) <= NAMED else many
+        said.append(f"{who} trained best at the {end} learning rate that was tried, {rate:g}")
+    return f"{'; '.join(said)}: one beyond may be better still." if said else ""
+
+
 def _best(kept: list[Result], losses: Sources | None) -> list[str]:
     """Return a sentence on the best at L, and one on the best at the longest length."""
     said = []
@@ -160,7 +176,7 @@ def _cheapest(kept: list[Result]) -> list[str]:
     """Return a sentence on the scheme that trains fastest, among those near the best at the longest length."""
     long = max(r.test_length for r in kept)
     near = _near_best(kept, long)
-    spent = costs(kept)["train_seconds"].dropna()
+    spent = training_seconds(costs(kept)).dropna()
     candidates = [label for label in near if label in spent]
     best = _first(_best_at(kept, long))
     if len(candidates) < 2 or not best or best[0] not in spent or len({_mean_at(kept, one, long) for one in near}) == 1:

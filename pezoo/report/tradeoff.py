@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from pezoo.report.axes import bare
-from pezoo.report.costs import cost_baseline, costs
+from pezoo.report.costs import cost_baseline, costs, training_seconds
 from pezoo.report.figure import GREY, folded, heading, styles
 from pezoo.report.groups import WINDOWED
 from pezoo.report.statistics import TOLERANCE, best_value, curves, effective_length, length_name
@@ -24,7 +24,7 @@ def draw_cost(kept: Sequence[Result]) -> Figure | None:
     """
     kept = [r for r in kept if not r.label.endswith(WINDOWED)]
     trained, found, looks = {r.train_length for r in kept}, curves(kept), styles(kept)
-    beside, spent = cost_baseline(kept), costs(kept)
+    beside, spent = cost_baseline(kept), training_seconds(costs(kept))
     if len(trained) > 1 or beside is None or len(found) < 3:
         return None
     length = trained.pop()
@@ -34,7 +34,7 @@ def draw_cost(kept: Sequence[Result]) -> Figure | None:
     rows = []
     for label, curve in found.items():
         reached = effective_length(curve, length, reference=best)
-        times = spent["train_seconds"][label] / spent["train_seconds"][beside]
+        times = spent[label] / spent[beside]
         if math.isfinite(times):
             rows.append((0 if reached is None else reached[0], -times, label))
     if len(rows) < 3:

@@ -101,6 +101,9 @@ class Result:
     """Seed of the training."""
     learning_rate: float
     """Peak learning rate of the training."""
+    rate_is: Literal["", "lowest", "highest"] = ""
+    """Whether it was the lowest or the highest of those tried, so that one beyond may be better; empty where it was
+    given, or stands between others, and in earlier results."""
     steps: int
     """Training steps."""
     finetune_steps: int
@@ -113,6 +116,9 @@ class Result:
     """Parameters that its last training or tuning moved, adapters among them; None likewise, and in earlier results."""
     train_seconds: float | None
     """Wall-clock time of training and tuning together."""
+    train_cpu_seconds: float | None = None
+    """Processor time of the same on a CPU, which other work on the machine does not stretch; None on a GPU, and in
+    earlier results."""
     eval_seconds: float | None
     """Wall-clock time of this test length."""
     tokens_per_second: float | None
@@ -167,6 +173,7 @@ _HINTS: dict[str, Any] = typing.get_type_hints(Result)
 _ADDED = (
     *("corpus_digest", "tokenizer", "window_overlap", "test_precision"),
     *("machine", "train_versions", "train_device", "train_machine", "trained_params"),
+    *("rate_is", "train_cpu_seconds"),
 )
 """Fields that files of earlier versions do not have."""
 _KINDS = {

@@ -65,12 +65,21 @@ def _failed(plan: Plan, key: str, failure: Failure, title: str) -> dict[str, Any
     return facts | (failure.by or provenance(cell.inputs["device"]))
 
 
+def _end(handed: Mapping[str, Any]) -> str:
+    """Whether a model's learning rate is the lowest or the highest of those that it was chosen among; or nothing."""
+    tried = sorted(map(float, handed.get("validation_losses", ())))
+    if len(tried) < 2:
+        return ""
+    return {tried[0]: "lowest", tried[-1]: "highest"}.get(handed["learning_rate"], "")
+
+
 def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, Any]) -> list[Result]:
     trial, spec, key = evaluation.trial, evaluation.spec, evaluation.cell
     recipe, tested, protocol = trial.recipe, evaluation.test.material, evaluation.test.protocol
     inputs = plan.cells[key].inputs
     handed = [store.facts(k) for k in plan.line(key) if store.done(k)]
     fits = [facts["fit"] for facts in handed]
+    processor = [fit.get("cpu_seconds") for fit in fits]
     came_trained = trial.body is not None and trial.body.trained
     common = {
         "study": plan.recipe.study,
@@ -89,12 +98,14 @@ def _lines(plan: Plan, store: Store, evaluation: Evaluation, found: dict[str, An
         "train_length": recipe.train.length,
         "seed": evaluation.seed,
         "learning_rate": handed[-1]["learning_rate"] if handed else 0.0 if came_trained else recipe.train.lr,
+        "rate_is": _end(handed[-1]) if handed else "",
         "steps": 0 if came_trained else recipe.train.steps,
         "finetune_steps": evaluation.tune_steps,
         "finetune_length": trial.tune_length if evaluation.tune_steps else None,
         "params": found["params"],
         "trained_params": fits[0].get("trained_params") if fits else None,
         "train_seconds": sum(fit["train_seconds"] for fit in fits) if fits else None,
+        "train_cpu_seconds": sum(processor) if fits and None not in processor else None,
         "tokens_per_second": fits[-1]["tokens_per_second"] if fits else None,
         "threads": recipe.threads,
         "config_hash": config_hash(plan.recipe),

@@ -46,7 +46,7 @@ VALIDATIONS = 10
 BATCHES_PER_VALIDATION = 10 * VALIDATION_BATCHES
 
 # What a module counts while it is trained; a training that goes on counts on.
-COUNTED = ("steps", "validated_at", "seconds", "n_rows", "n_tokens", "final_loss", "validation_loss")
+COUNTED = ("steps", "validated_at", "seconds", "cpu_seconds", "n_rows", "n_tokens", "final_loss", "validation_loss")
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class FitResult:
     """Why `status` is not ok."""
     trained_params: int | None = None
     """Parameters that were trained, adapters among them; None in earlier results."""
+    cpu_seconds: float | None = None
+    """Processor time of the training steps, which other work on the machine does not stretch; None on a GPU."""
 
 
 def learning_rate(step: int, settings: TrainConfig) -> float:
@@ -122,7 +124,8 @@ class LanguageModel(pl.LightningModule):
         """The weights in the end, where each process has had a part of them."""
         self.loss, self.accuracy = MeanMetric(nan_strategy="disable"), MeanMetric()
         self.steps, self.validated_at = 0, 0
-        self.seconds, self.began = 0.0, 0.0
+        self.seconds = self.cpu_seconds = 0.0
+        self.began = (0.0, 0.0)
         self.n_rows = self.n_tokens = 0  # of the training batches that are done
         self.final_loss = self.validation_loss = math.nan
 
@@ -144,7 +147,7 @@ class LanguageModel(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Example, batch_idx: int) -> None:
         """A step begins."""
-        self.began = time.perf_counter()
+        self.began = (time.perf_counter(), time.process_time())
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Example, batch_idx: int) -> None:
         """Count time and tokens. Every `log_every` steps: curves, progress, an end if weights are not finite."""
@@ -154,7 +157,8 @@ class LanguageModel(pl.LightningModule):
         loss = math.nan
         if told:  # waits for a GPU, and for the other processes
             loss = self.trainer.strategy.reduce(outputs["loss"]).item() * settings.accumulate
-        self.seconds += time.perf_counter() - self.began
+        self.seconds += time.perf_counter() - self.began[0]
+        self.cpu_seconds += time.process_time() - self.began[1]
         self.n_rows += len(batch.tokens)
         self.n_tokens += batch.tokens.numel()
         if not told:
@@ -220,8 +224,9 @@ class LanguageModel(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: State) -> None:
         """Count on. The weights are read next, in the training's precision; Lightning would turn to it only later."""
         self.trainer.precision_plugin.convert_module(self)
+        counted = {"cpu_seconds": math.nan} | checkpoint["counted"]  # earlier versions did not count it
         for name in COUNTED:
-            setattr(self, name, checkpoint["counted"][name])
+            setattr(self, name, counted[name])
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW that decays matrices alone: no norm, no bias, no parameter of the scheme."""
@@ -363,6 +368,7 @@ def fit(
         status=status,
         reason=reason,
         trained_params=trained_params,
+        cpu_seconds=module.cpu_seconds if device.type == "cpu" and math.isfinite(module.cpu_seconds) else None,
     )
 
 

@@ -23,7 +23,7 @@ import forked
 import yaml
 
 ROOT = Path(__file__).parents[2]
-MAY_DIFFER = ("date", "train_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes")
+MAY_DIFFER = ("date", "train_seconds", "train_cpu_seconds", "eval_seconds", "tokens_per_second", "peak_memory_bytes")
 """What may differ between the results of two runs of a recipe."""
 LEFTOVERS = ("**/.*.tmp", "**/.unfinished-*", "**/*.state.pt", "**/.building-*", "**/.held")
 """What no run leaves behind, in a study or in the cache."""
