@@ -393,6 +393,19 @@ def test_evaluate_says_beforehand_what_it_would_do(home, tmp_path, monkeypatch, 
     assert not (tmp_path / "runs").exists()
 
 
+def test_evaluate_takes_keys_of_a_recipe(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr("pezoo.cli.evaluate.carry_out", lambda study, dry_run: seen.append(study.recipe.tune) or 0)
+    given = asked(home, "--tune", "2")
+    assert main([*given, "tune.weights=lora:rank=2", "tune.batch_size=1"]) == 0
+    assert [(tune.weights, tune.batch_size, tune.steps) for tune in seen] == [("lora:rank=2", 1, [0, 2])]
+    assert main([*given, "--tune.weights=lora"]) == 2
+    assert "keys of the recipe have no dashes; type tune.weights=lora" in capsys.readouterr().err
+    assert main([*given, "--what"]) == 2
+    assert "--data is no option" not in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.ci
 def test_evaluate_is_a_study_without_a_recipe(home, tmp_path, monkeypatch, capsys):
@@ -413,7 +426,11 @@ def test_evaluate_is_a_study_without_a_recipe(home, tmp_path, monkeypatch, capsy
 
 def test_mistakes_of_the_command(home, tmp_path, capsys):
     given = ["evaluate", str(home / "llama"), "--data", str(home / "text"), "--out", str(tmp_path / "out")]
-    for more, message in ([["--tune", "x"], "--tune takes whole numbers"], [["--lengths", "4y"], "test.lengths.0"]):
+    for more, message in (
+        [["tune.batch=1"], "tune.batch"],
+        [["--tune", "x"], "--tune takes whole numbers"],
+        [["--lengths", "4y"], "test.lengths.0"],
+    ):
         assert main([*given, *more]) == 2
         assert message in capsys.readouterr().err
     assert main(["evaluate", "PATH"]) == 2

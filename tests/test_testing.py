@@ -1120,7 +1120,7 @@ def test_what_new_writes_passes_at_once(kind, study, in_folder, capsys):
     assert lines[0] == "wrote brand_new.py; next:"
     assert lines[1:] == [
         "  pezoo check brand_new.py",
-        f"  pezoo run {study} --plugin brand_new.py",
+        f"  pezoo run {study} --plugin brand_new.py --out runs/brand_new",
     ]
     written = (in_folder / "brand_new.py").read_text()
     assert main(["check", "brand_new.py"]) == 0, capsys.readouterr().out

@@ -71,5 +71,5 @@ def new(argv: list[str]) -> int:
     file = shlex.quote(str(path))
     say(escape(f"wrote {path}; next:"))
     say(escape(f"  pezoo check {file}"))
-    say(escape(f"  pezoo run {study[args.kind]} --plugin {file}"))
+    say(escape(f"  pezoo run {study[args.kind]} --plugin {file} --out runs/{args.name}"))
     return 0

@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from pezoo.cli.run import carry_out, refuse_windows
+from pezoo.cli.run import carry_out, refuse_dashes, refuse_windows
 from pezoo.cli.shared import add_plugin, make_parser
 from pezoo.errors import UserError, brief
 
@@ -17,18 +17,20 @@ def evaluate(argv: list[str]) -> int:
         evaluate,
         'pezoo evaluate PATH --schemes "rope, rope+pi, rope+yarn" --lengths 1x,2x,4x --data ~/books',
         "pezoo evaluate PATH --schemes own,rope+yarn --data ~/books --tune 200 --protocol sliding:stride=256",
+        "pezoo evaluate PATH --schemes rope+yarn --data ~/books --tune 200 tune.weights=lora tune.checkpointing=true",
         "pezoo evaluate PATH --schemes rope+pi --data ~/books --windows 8 --dry-run",
         note="PATH is a folder with config.json and safetensors, or a name on the hub.\n"
         "rope is the model's own rotation; own is all that its config says, such as a scaling.\n"
         "It is a study like any other: what is finished is not done again, and pezoo report, generate\n"
         "and export read it. Tests read a tenth of the documents of --data, which tuning does not.\n"
-        "A recipe says more, such as adapters: see recipe.yaml in the folder of the study.\n\n",
+        "Any key of a recipe can be set as well, such as tune.batch_size=1 or train.precision=bf16-mixed.\n\n",
     )
     parser.add_argument("model", metavar="PATH", help="the model")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="sets a key of the recipe")
     parser.add_argument("--data", required=True, metavar="FOLDER", help="texts, or one text")
     parser.add_argument("--schemes", default="own, rope+pi, rope+yarn", metavar="LIST", help="default: %(default)s")
     parser.add_argument("--lengths", default="1x,2x,4x", metavar="LIST", help="tested; default: %(default)s")
-    parser.add_argument("--tune", default="", metavar="LIST", help="also after so many steps of tuning all weights")
+    parser.add_argument("--tune", default="", metavar="LIST", help="also after so many steps of tuning")
     parser.add_argument("--lr", type=float, default=2e-5, help="peak learning rate of tuning; default: %(default)s")
     parser.add_argument("--tune-length", metavar="N", help="length of tuning; default: the longest tested")
     parser.add_argument("--protocol", action="append", default=[], metavar="NAME", help="repeatable; default: prefix")
@@ -40,7 +42,11 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--replace", action="store_true", help="if the folder holds another study, replace it")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it takes")
     add_plugin(parser)
-    args = parser.parse_args(argv)
+    try:
+        args = parser.parse_intermixed_args(argv)
+    except UserError:
+        refuse_dashes(argv, dotted=True)
+        raise
 
     refuse_windows()
     from pezoo.registry import load_plugin
@@ -48,7 +54,7 @@ def evaluate(argv: list[str]) -> int:
 
     for plugin in args.plugin:
         load_plugin(plugin)
-    study = Study.prepare(recipe_of(args), (), args.out, args.plugin, args.replace)
+    study = Study.prepare(recipe_of(args), args.overrides, args.out, args.plugin, args.replace)
     return carry_out(study, args.dry_run)
 
 

@@ -105,7 +105,7 @@ def run_study(argv: list[str]) -> int:
     try:
         args = parser.parse_intermixed_args(argv)
     except UserError:
-        _refuse_dashes(argv)
+        refuse_dashes(argv)
         raise
 
     refuse_windows()
@@ -127,14 +127,14 @@ def carry_out(study: "Study", dry_run: bool) -> int:
     return 1 if study.failures else 0
 
 
-def _refuse_dashes(argv: list[str]) -> None:
-    """Say how a key of the recipe is set, where it was typed like an option."""
+def refuse_dashes(argv: list[str], dotted: bool = False) -> None:
+    """Say how a key of the recipe is set, where it was typed like an option; `dotted`: a key with a dot alone."""
     from pezoo.study.recipe import Recipe
 
     keys = {field.name for field in dataclasses.fields(Recipe)} - {"launcher"}
     for word, after in pairwise([*argv, ""]):
         key, _, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and key.partition(".")[0] in keys:
+        if word.startswith("--") and key.partition(".")[0] in keys and ("." in key or not dotted):
             typed = shlex.quote(f"{key}={value or after or '...'}")
             raise UserError(f"{word} is no option: keys of the recipe have no dashes; type {typed}")
 

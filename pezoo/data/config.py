@@ -81,8 +81,8 @@ class DataConfig:
             if self.corpus not in corpora and getattr(self, key) != defaults[key]:
                 raise UserError(
                     f"data.{key}={getattr(self, key)} is read by data.corpus={' or '.join(corpora)} alone, and "
-                    f"data.corpus is {self.corpus}: add data.corpus={corpora[-1]}, or leave out "
-                    f"data.{key}."
+                    f"data.corpus is {self.corpus}: add data.corpus={corpora[-1]}, or leave out data.{key}, as "
+                    f"data.{key}={'null' if defaults[key] is None else defaults[key]} does."
                 )
         for key in ("pattern", "text_column", "delimiter", "document_start"):
             if getattr(self, key) == "":
