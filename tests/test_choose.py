@@ -195,6 +195,12 @@ def test_one_seed_has_no_interval():
         ("rope", "rope", "[`rope`](zoo.md#rope)", "Queries and keys turned"),
         ("rope+pi, 200 steps @ 8x", "rope+pi", "[`rope+pi, 200 steps @ 8x`](zoo.md#pi)", "Coordinates divided"),
         ("rope+alibi", "rope+alibi", "[`rope+alibi`](zoo.md#alibi)", "proportional to their positions. A penalty"),
+        (
+            "gemma3:window=0.25",
+            "{layers: [rope+window, rope]}",
+            "[`gemma3:window=0.25`](zoo.md#gemma3)",
+            "windowed layers",
+        ),
         ("half | half", "{heads: {rope: 2, alibi: 2}}", r"`half \| half`", "A mixture of schemes."),
         ("gemma3", "{layers: [rope, rope+window]}", "[`gemma3`](zoo.md#gemma3)", "layers"),
     ],

@@ -181,8 +181,8 @@ def _value(summary: Summary, metric: str) -> str:
 
 def _parts(label: str, scheme: str) -> list[Entry]:
     """The members that set a scheme apart: its extensions if it has any; none of a mixture without a name."""
-    if label in list_schedules():
-        return [entry(label)]
+    if (name := label.partition(":")[0]) in list_schedules():
+        return [entry(name)]
     spec = parse(scheme)
     return [] if spec.layers or spec.heads else [entry(name) for name in spec.extensions or spec.encodings]
 

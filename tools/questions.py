@@ -57,6 +57,13 @@ QUESTIONS: dict[str, Question] = {
         besides=Question(study="frontier", part="recall", at="16x", tuned=None, **PASSKEYS),
         **TEXT,
     ),
+    "schedules": Question(
+        study="hybrids",
+        part="text",
+        at="16x",
+        besides=Question(study="hybrids", part="recall", at="8x", **PASSKEYS),
+        **TEXT,
+    ),
     "as_it_is": Question(
         study="interpolation",
         part="text",
