@@ -133,7 +133,7 @@ def test_another_number_of_the_same_schemes_stands_beside():
     both = study(SOME["mine"].results, *asked)
     best, _, head, _, first, *_ = choose.block_of(replace(QUESTION, besides=passkeys), both).splitlines()
     assert best.endswith(
-        " On passkey it has exact match 10.0 ± 0.1 % at 8L; `rope` is best there, with 90.1 ± 0.9 %, "
+        " On passkey it answers 10.0 ± 0.1 % right at 8L; `rope` is best there, with 90.1 ± 0.9 %, "
         "and has perplexity 20.0 ± 1.0%."
     )
     assert "| perplexity at 8L | passkey at 8L |" in head

@@ -46,6 +46,15 @@ def test_ties_are_not_called_better():
     assert "no scheme rises more than 10 % above its own value at L" in text
 
 
+def test_one_model_under_several_labels_is_no_tie():
+    alike = {label: (5.0, 9.0 + i) for i, label in enumerate(("rope", "ro+a", "ro+b"))}
+    text = said(study(alike | {"alibi": (5.5, 5.5)}))
+    assert "rope has the best perplexity, 5.01" in text
+    assert "; ro+a and ro+b are the same model there; every other scheme is worse" in text
+    alone = said(study({"rope": (5.0, 9.0), "ro+a": (5.0, 10.0), "t5": (6.0, 6.0)}, seeds=(0,)))
+    assert "; ro+a is the same model there." in alone
+
+
 def test_the_cheapest_near_the_best_is_named():
     values = {"rope": (5.0, 5.0), "alibi": (5.2, 5.2), "nope": (9.0, 9.0)}
     text = said(study(values, seconds={"rope": 20.0, "alibi": 10.0, "nope": 5.0}))

@@ -131,7 +131,9 @@ def _and_besides(found: Answer) -> str:
         return ""
     at, first, what = other.question.at, other.best, words(other.question.metric)
     task = "text" if other.question.task == LANGUAGE_MODELLING else other.question.task
-    said = f" On {task} it has {what} {_at(other.results, best, at)} {place_of(at)}"
+    value = _at(other.results, best, at)
+    does = f"answers {value} right" if other.question.metric == "exact_match" else f"has {what} {value}"
+    said = f" On {task} it {does} {place_of(at)}"
     if first != best and first in found.ranked:
         said += f"; `{in_markdown(first)}` is best there, with {_at(other.results, first, at)}, "
         said += f"and has {words(found.question.metric)} {_at(found.results, first, found.question.at)}"

@@ -157,18 +157,33 @@ def _best(kept: list[Result], losses: Sources | None) -> list[str]:
         if len(ranked) > 1 and len({at[label][length].mean for label in ranked}) == 1:
             said.append(f"{where}, all {len(ranked)} schemes have the same {metric}, {best}{unit}.")
             continue
-        told = "" if len({r.seed for r in kept}) == 1 else _told_apart(kept, ranked, ties(kept, ranked, length, losses))
+        twins = _twins(kept, ranked, length)
+        others = [label for label in ranked if label not in twins]
+        told = f"; {in_a_row(twins)} {'is' if len(twins) == 1 else 'are'} the same model there" if twins else ""
+        if len({r.seed for r in kept}) > 1:
+            tied = [label for label in ties(kept, ranked, length, losses) if label in others]
+            told += _told_apart(others, tied, lost=bool({r.label for r in kept} - set(ranked)))
         said.append(f"{where}, {ranked[0]} has the best {metric}, {best}{unit}{told}.")
     return said
 
 
-def _told_apart(kept: Sequence[Result], ranked: Sequence[str], tied: Sequence[str]) -> str:
+def _twins(kept: Sequence[Result], ranked: Sequence[str], length: int) -> list[str]:
+    """Return the labels that have the best one's values to the last digit: their extensions do nothing there."""
+    if kept[0].metric not in PERPLEXITIES:  # accuracies are alike by chance, as where all answers are right
+        return []
+    values: dict[str, dict[int, float | None]] = {label: {} for label in ranked}
+    for r in kept:
+        if r.test_length == length and r.label in values:
+            values[r.label][r.seed] = r.value
+    return [label for label in ranked[1:] if values[label] == values[ranked[0]]]
+
+
+def _told_apart(ranked: Sequence[str], tied: Sequence[str], lost: bool) -> str:
     """Return the end of a sentence that names the best scheme: which others may be as good."""
     if len(ranked) == 1:
         return ""
     if tied:
         return f"; {in_a_row(tied)} cannot be told apart from it, {CORRECTED}"
-    lost = {r.label for r in kept} - set(ranked)
     return f"; every other scheme{' that has a value with every seed' if lost else ''} is worse, {CORRECTED}"
 
 
