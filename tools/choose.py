@@ -265,7 +265,9 @@ def readme(studies: Studies, judged: Iterable[Judgement]) -> str:
             link = f"[{question.study}](experiments/results/{question.study}/table.md)"
             facts = [f"L = {found.results[0].train_length}", _steps(found)]
             facts += ["intervals over seeds alone"] * ("seeds alone" in _interval(found.beside.values()))
-            lines.append(f"- **{case}:** {sentence(found).replace('**', '')[:-1]} ({'; '.join([*facts, link])}).")
+            best = _linked(found.best, found.scheme(found.best)).replace("](", "](docs/")
+            said = sentence(found).replace(f"**`{in_markdown(found.best)}`**", best, 1)
+            lines.append(f"- **{case}:** {said[:-1]} ({'; '.join([*facts, link])}).")
             used += found.results
     lines.append(f"- **Findings of papers:** {_decided(list(judged))} ([scorecard](docs/scorecard.md)).")
     models = f"These models have {_millions(r.params for r in used if r.params)}."
