@@ -91,7 +91,7 @@ def test_what_cannot_be_told_apart_is_said():
     alike = choose.block_of(
         replace(QUESTION, beside="alibi"), study(results("alibi", 6.0, 5.99, encoding="alibi"), kerple)
     )
-    assert "None of the others can be told apart from it." in alike
+    assert "**`alibi`** is first of 2 schemes, which cannot be told apart: perplexity 6.00" in alike
     plain = study(results("alibi", 6.0, 5.99, encoding="alibi"), kerple, results("rope", 5.0, 20.0))
     assert "It cannot be told apart from `kerple`." in choose.block_of(replace(QUESTION, beside="kerple"), plain)
     apart = choose.block_of(QUESTION, SOME)
@@ -128,20 +128,26 @@ def test_another_number_of_the_same_schemes_stands_beside():
     """The best on text does worst on passkeys, and the table and the sentence say so."""
     facts = {"metric": "exact_match", "protocol": "answers", "task": "passkey"}
     found = {"rope": 0.9, "alibi": 0.1, "kerple": 0.8}
-    asked = [results(label, 1.0, value, encoding=label, **facts) for label, value in found.items()]
+    asked = [results(label, 0.9, value, encoding=label, **facts) for label, value in found.items()]
     passkeys = questions.Question(study="mine", at="8x", **facts)
     both = study(SOME["mine"].results, *asked)
     best, _, head, _, first, *_ = choose.block_of(replace(QUESTION, besides=passkeys), both).splitlines()
     assert best.endswith(
-        " On passkey it answers 10.0 ± 0.1 % right at 8L; `rope` is best there, with 90.1 ± 0.9 %, "
-        "and has perplexity 20.0 ± 1.0%."
+        " Trained on passkey, it answers 10.0 ± 0.1 % right at 8L; `rope` is best there, with 90.1 ± 0.9 % at 8L, "
+        "and has perplexity 20.0 ± 1.0% at 8L."
     )
-    assert "| perplexity at 8L | passkey at 8L |" in head
+    assert "| perplexity at 8L | passkey at L | passkey at 8L |" in head
     assert "| 10.0 ± 0.1 % |" in first
     other = replace(passkeys, besides=QUESTION)
-    assert " On text it has perplexity 20.0" in choose.block_of(other, both)
+    assert " Trained on text, it has perplexity 20.0" in choose.block_of(other, both)
+    assert "*The numbers of passkey are of other models, trained on that: python; " in choose.block_of(
+        replace(QUESTION, besides=passkeys), both
+    )
+    lost = [results(label, 0.01, value, encoding=label, **facts) for label, value in found.items()]
+    never = choose.block_of(replace(QUESTION, besides=passkeys), study(SOME["mine"].results, *lost)).splitlines()[0]
+    assert "Trained on passkey, it did not learn that: 1.0 ± 0.0 % right at L; `rope` is best" in never
     missing = choose.block_of(replace(QUESTION, besides=passkeys), study(SOME["mine"].results, *asked[::2]))
-    assert "On passkey" not in missing
+    assert "Trained on" not in missing
     assert "| – |" in missing.splitlines()[4]
 
 

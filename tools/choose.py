@@ -11,7 +11,7 @@ from pezoo.registry import Entry, entry, list_schedules
 from pezoo.report import scorecard
 from pezoo.report.claims import BEYOND, EVERY
 from pezoo.report.comparisons import Comparison
-from pezoo.report.findings import at_an_end, hardly_learned, in_a_row
+from pezoo.report.findings import at_an_end, hardly_learned, in_a_row, unlearned
 from pezoo.report.groups import words
 from pezoo.report.shares import ACCURACIES
 from pezoo.report.statistics import PERPLEXITIES, Summary, summarise
@@ -50,7 +50,13 @@ def block_of(question: Question, studies: Studies) -> str:
         shown = "the same" if idea in said else idea
         lines.append(f"| {' | '.join([_linked(label, found.scheme(label)), *values, ratio, shown])} |")
         said.add(idea)
-    return "\n".join([*lines, "", *_in_pieces(found), _rests_on(found)]) + "\n"
+    if rival := _in_pieces(found):
+        lines += [
+            "",
+            f"The same text cut into pieces of L, each read for itself, gives {rival}. What is not below that gains nothing "
+            "from the longer text; what is below may only see more of the last L tokens.",
+        ]
+    return "\n".join([*lines, "", _rests_on(found)]) + "\n"
 
 
 def _columns(found: Answer) -> dict[str, tuple[list[Result], str]]:
@@ -65,23 +71,22 @@ def _columns(found: Answer) -> dict[str, tuple[list[Result], str]]:
     }
     if (other := found.besides) is not None:
         what = words(other.question.metric) if other.question.task == LANGUAGE_MODELLING else other.question.task
-        columns[f"{what} {place_of(other.question.at)}"] = (other.results, other.question.at)
+        asked = {"1x", other.question.at} if other.question.metric in ACCURACIES else {other.question.at}
+        columns |= {
+            f"{what} {place_of(at)}": (other.results, at) for at in sorted(asked, key=lambda at: float(at[:-1]))
+        }
     return columns
 
 
-def _in_pieces(found: Answer) -> list[str]:
-    """Return what a model that was trained without extensions makes of the same text in pieces of L: a free rival."""
+def _in_pieces(found: Answer) -> str:
+    """Return what a model that was trained without extensions makes of the same text in pieces of L, a free rival."""
     question = found.question
     if not question.encoding or question.protocol != "non_overlapping" or question.at == "1x":
-        return []
+        return ""
     plain = parse(found.scheme(question.beside))
     labels = (r.label for r in found.results if not r.finetune_steps and parse(r.scheme) == plain)
     label = next(labels, question.beside)
-    return [
-        f"The same text cut into pieces of L, each read for itself, gives `{in_markdown(label)}` "
-        f"{_at(found.results, label, '1x')}. Only what is below that gains from reading further.",
-        "",
-    ]
+    return f"`{in_markdown(label)}` {_at(found.results, label, '1x')}"
 
 
 def claimed(beginning: str, judged: Iterable[Judgement]) -> str:
@@ -110,15 +115,15 @@ def sentence(found: Answer) -> str:
     have = "has" if found.lost == 1 else "have"
     others = f" ({found.lost} more {have} no value {at})" if found.lost else ""
     among = f"{len(found.ranked)} schemes{others}"
-    said = f"**{name}** is {'first' if found.ties else 'the best'} of {among}: {_measured(found)} {value} {at}"
+    alike = 0 < len(found.ties) == len(found.ranked) - 1
+    said = f"**{name}** is {'first' if found.ties else 'the best'} of {among}"
+    said += f"{', which cannot be told apart' if alike else ''}: {_measured(found)} {value} {at}"
     if best != question.beside:
         said += f", {effect(found.beside[best])} beside `{in_markdown(question.beside)}`"
     tied = {label: f"`{in_markdown(label)}`" for label in found.ties}
-    if len(found.ties) == len(found.ranked) - 1 and found.ties:
-        said += ". None of the others can be told apart from it"
-    elif question.beside in tied:
+    if question.beside in tied and not alike:
         said += f". It cannot be told apart from {tied[question.beside]}"
-    elif tied:
+    elif tied and not alike:
         each = [f"{shown} ({_at(found.results, label, question.at)})" for label, shown in tied.items()]
         said += f". {in_a_row(each)} cannot be told apart from it"
     return f"{said}.{_and_besides(found)}"
@@ -130,13 +135,17 @@ def _and_besides(found: Answer) -> str:
     if other is None or best not in other.ranked:
         return ""
     at, first, what = other.question.at, other.best, words(other.question.metric)
-    task = "text" if other.question.task == LANGUAGE_MODELLING else other.question.task
-    value = _at(other.results, best, at)
-    does = f"answers {value} right" if other.question.metric == "exact_match" else f"has {what} {value}"
-    said = f" On {task} it {does} {place_of(at)}"
+    value, place = _at(other.results, best, at), place_of(at)
+    if other.question.task == LANGUAGE_MODELLING:
+        said = f" Trained on text, it has {what} {value} {place}"
+    elif unlearned({"": [r for r in other.results if r.label == best]}):
+        said = f" Trained on {other.question.task}, it did not learn that: {_at(other.results, best, '1x')} right at L"
+    else:
+        said = f" Trained on {other.question.task}, it answers {value} right {place}"
     if first != best and first in found.ranked:
-        said += f"; `{in_markdown(first)}` is best there, with {_at(other.results, first, at)}, "
-        said += f"and has {words(found.question.metric)} {_at(found.results, first, found.question.at)}"
+        here, name = found.question, f"`{in_markdown(first)}`"
+        said += f"; {name} is best there, with {_at(other.results, first, at)} {place}, and has "
+        said += f"{words(here.metric)} {_at(found.results, first, here.at)} {place_of(here.at)}"
     return f"{said}."
 
 
@@ -201,19 +210,29 @@ def _idea(label: str, scheme: str) -> str:
 
 def _rests_on(found: Answer) -> str:
     """Return what numbers stand on, with a link to the study."""
-    question, one = found.question, found.results[0]
+    question = found.question
     link = f"[{question.study}](../experiments/results/{question.study}/table.md)"
+    facts = [*_models(found), _interval(found.beside.values())]
+    facts += [
+        f"made with pezoo {version}" for version in _ends(r.versions.get("pezoo", "") for r in found.results) if version
+    ]
+    said = f"*From {link}: {'; '.join(facts)}.*"
+    if (other := found.besides) is not None:
+        task = "text" if other.question.task == LANGUAGE_MODELLING else other.question.task
+        said += f" *The numbers of {task} are of other models, trained on that: {'; '.join(_models(other))}.*"
+    return said
+
+
+def _models(found: Answer) -> list[str]:
+    """Return on what, and with what models, numbers were measured."""
+    question, one = found.question, found.results[0]
     on = f"{len(found.tasks)} tasks" if question.task == EVERY else in_markdown(one.corpus)
     seeds = len({r.seed for r in found.results})
     asked = sum(max(r.n_documents for r in results) for results in found.tasks.values())
     sizes = [r.params for r in found.results if r.label in found.beside and r.params]
     what = "documents" if question.task == LANGUAGE_MODELLING else "questions"
     facts = [on, f"{question.protocol} protocol", f"L = {one.train_length}", _steps(found), _millions(sizes)]
-    facts += [f"{seeds} seed{'s' * (seeds > 1)}", f"{asked} {what}", _interval(found.beside.values())]
-    facts += [
-        f"made with pezoo {version}" for version in _ends(r.versions.get("pezoo", "") for r in found.results) if version
-    ]
-    return f"*From {link}: {'; '.join(facts)}.*"
+    return [*facts, f"{seeds} seed{'s' * (seeds > 1)}", f"{asked} {what}"]
 
 
 def _steps(found: Answer) -> str:
@@ -267,10 +286,14 @@ def readme(studies: Studies, judged: Iterable[Judgement]) -> str:
             facts += ["intervals over seeds alone"] * ("seeds alone" in _interval(found.beside.values()))
             best = _linked(found.best, found.scheme(found.best)).replace("](", "](docs/")
             said = sentence(found).replace(f"**`{in_markdown(found.best)}`**", best, 1)
+            if rival := _in_pieces(found):
+                said += f" Cut into pieces of L, the same text gives {rival}."
+            if at_an_end(r for r in found.results if among(r, question)):
+                facts.append("best learning rates at an end of those tried")
             lines.append(f"- **{case}:** {said[:-1]} ({'; '.join([*facts, link])}).")
             used += found.results
     lines.append(f"- **Findings of papers:** {_decided(list(judged))} ([scorecard](docs/scorecard.md)).")
-    models = f"These models have {_millions(r.params for r in used if r.params)}."
+    models = f"The models of the first {len(lines) - 1} lines have {_millions(r.params for r in used if r.params)}."
     return "\n".join([*lines, "", models]) + "\n"
 
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -274,12 +274,29 @@ def say_positions(numbers: Numbers, kept: Kept) -> str:
     """Return how much more the loss is before and after L."""
     means = []
     for label, points in numbers.items():
-        before, after = ([v for p, v in points.items() if (float(p) > kept.trained) == far] for far in (False, True))
-        means.append(f"`{label}` {fmean(before):+.2f} up to L and {fmean(after):+.2f} beyond it")
+        before, after = (
+            [
+                (v, n)
+                for (p, v), n in zip(points.items(), _widths(map(float, points)), strict=True)
+                if (float(p) > kept.trained) == far
+            ]
+            for far in (False, True)
+        )
+        said = (fmean((v for v, _ in side), weights=[n for _, n in side]) for side in (before, after))
+        means.append("`{}` {:+.2f} up to L and {:+.2f} beyond it".format(label, *said))
     return (
         f"{kept.source}: texts of {kept.far}, L = {kept.trained}. Zero is `{CUT_OFF}`, the same model as `rope` with "
         f"distances cut off inside L. Mean over positions, in nats: {'; '.join(means)}."
     )
+
+
+def _widths(middles: Iterable[float]) -> list[float]:
+    """Return how many positions each of several bins in a row has, from its middle; the first begins at 1."""
+    found, first = [], 1.0
+    for middle in middles:
+        found.append(2 * (middle - first) + 1)
+        first += found[-1]
+    return found
 
 
 def say_shares(numbers: Numbers, kept: Kept) -> str:

@@ -7,7 +7,7 @@ import pandas
 from pezoo.errors import UserError
 from pezoo.report.captions import heading_of, length_words, metric_words
 from pezoo.report.comparisons import Comparison, best_in_range, compare_all
-from pezoo.report.costs import COST_BASELINE, cost_baseline, costs, training_seconds
+from pezoo.report.costs import COST_BASELINE, by_clock, cost_baseline, costs, training_seconds
 from pezoo.report.groups import WINDOWED, select
 from pezoo.report.printed import BESIDE, Table
 from pezoo.report.statistics import (
@@ -90,7 +90,7 @@ def cost(results: Iterable[Result], name: str = "") -> Table | None:
     if beside is None:
         return None
     found["seconds"] = training_seconds(found)
-    processor = found["seconds"].equals(found["train_cpu_seconds"])
+    processor = not by_clock(found)
     own, tunings = found.loc[beside], {r.label for r in results if r.finetune_steps}
     frame = pandas.DataFrame(
         {

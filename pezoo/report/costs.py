@@ -41,9 +41,17 @@ def training_seconds(spent: pandas.DataFrame) -> pandas.Series:
     Args:
         spent: what `costs` returned.
     """
+    return spent["train_seconds" if by_clock(spent) else "train_cpu_seconds"]
+
+
+def by_clock(spent: pandas.DataFrame) -> bool:
+    """Return whether processor time is missing of a training.
+
+    Args:
+        spent: what `costs` returned.
+    """
     timed = spent[spent["train_seconds"].notna()]
-    processor = len(timed) > 0 and bool(timed["train_cpu_seconds"].notna().all())
-    return spent["train_cpu_seconds" if processor else "train_seconds"]
+    return timed.empty or bool(timed["train_cpu_seconds"].isna().any())
 
 
 def cost_baseline(results: Iterable[Result]) -> str | None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from pezoo.report.comparisons import in_range, lower_is_better, ties
-from pezoo.report.costs import costs, training_seconds
+from pezoo.report.costs import by_clock, costs, training_seconds
 from pezoo.report.groups import WINDOWED, chance, groups, headline, metrics, select, words
 from pezoo.report.printed import best_cells
 from pezoo.report.shares import ACCURACIES
@@ -130,7 +130,7 @@ def hardly_learned(tasks: Mapping[str, Sequence[Result]]) -> str:
 def at_an_end(kept: Iterable[Result]) -> str:
     """Return a warning where schemes trained best at the lowest or highest learning rate that was tried; or nothing."""
     found: dict[tuple[str, float], dict[str, None]] = {}
-    labels = {r.label: r for r in kept if not r.finetune_steps}
+    labels = {r.label: r for r in kept}
     for label, r in labels.items():
         if r.rate_is:
             found.setdefault((r.rate_is, r.learning_rate), {})[label] = None
@@ -192,6 +192,8 @@ def _cheapest(kept: list[Result]) -> list[str]:
     long = max(r.test_length for r in kept)
     near = _near_best(kept, long)
     spent = training_seconds(costs(kept)).dropna()
+    if by_clock(costs(kept)) and all((r.train_device or r.device) == "cpu" for r in kept):
+        return []  # other work on the machine may have stretched some of them
     candidates = [label for label in near if label in spent]
     best = _first(_best_at(kept, long))
     if len(candidates) < 2 or not best or best[0] not in spent or len({_mean_at(kept, one, long) for one in near}) == 1:
