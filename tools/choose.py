@@ -53,8 +53,8 @@ def block_of(question: Question, studies: Studies) -> str:
     if rival := _in_pieces(found):
         lines += [
             "",
-            f"The same text cut into pieces of L, each read for itself, gives {rival}. What is not below that gains nothing "
-            "from the longer text; what is below may only see more of the last L tokens.",
+            f"The same text cut into pieces of L, each read for itself, gives {rival}. What is not below that gains "
+            "nothing from the longer text; what is below may only see more of the last L tokens.",
         ]
     return "\n".join([*lines, "", _rests_on(found)]) + "\n"
 
