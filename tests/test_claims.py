@@ -257,6 +257,17 @@ def test_what_is_not_tested_is_not_run_and_says_what_is_missing():
     assert "cannot mix" in judge(claim(), two_texts).note
 
 
+def test_a_protocol_is_meant_with_whatever_settings_the_study_gave_it():
+    set_so = perplexities({"alibi": 5.0, "rope": 9.0}, protocol="sliding:stride=64")
+    assert judge(claim(protocol="sliding"), set_so).verdict == "reproduced"
+    assert judge(claim(protocol="sliding:stride=64"), set_so).verdict == "reproduced"
+    assert judge(claim(protocol="sliding:stride=8"), set_so).verdict == "not run"
+    both = set_so + perplexities({"alibi": 9.0, "rope": 5.0}, protocol="sliding")
+    assert judge(claim(protocol="sliding"), both).verdict == "contradicted"
+    several = set_so + perplexities({"alibi": 9.0, "rope": 5.0}, protocol="sliding:stride=8")
+    assert judge(claim(protocol="sliding"), several).verdict == "not run"
+
+
 def test_what_more_seeds_would_decide():
     one = judge(claim(), perplexities({"alibi": 5.0, "rope": 9.0}, seeds=[0]))
     assert (one.verdict, one.low) == ("undecided", None)

@@ -86,7 +86,15 @@ QUESTIONS: dict[str, Question] = {
         **TEXT,
     ),
     "tuned_llama": Question(
-        study="extend_pretrained", part="text", at="4x", tuned=200, beside="own, 200 steps @ 4x", **TEXT
+        study="extend_pretrained",
+        part="text",
+        at="4x",
+        tuned=200,
+        beside="own, 200 steps @ 4x",
+        besides=Question(
+            study="extend_pretrained", part="recall", at="4x", tuned=200, beside="own, 200 steps @ 4x", **PASSKEYS
+        ),
+        **TEXT,
     ),
     "other_encodings": Question(study="extend_everything", at="4x", encoding="sinusoidal", beside="sinusoidal", **TEXT),
     "retrieval": Question(study="recall", part="retrieval", task=EVERY, at="8x", **ANSWERS),

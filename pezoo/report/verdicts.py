@@ -203,7 +203,7 @@ def numbers_of(mine: list[Result], test: Other) -> list[Result]:
         raise NotTested(f"the study has no results of {what} under {test.protocol}")
     tasks = dict.fromkeys(r.task for r in pool)
     try:
-        kept = [r for task in tasks for r in select(_of(pool, task), test.metric, test.protocol)]
+        kept = [r for task in tasks for r in select(_of(pool, task), test.metric, pool[0].protocol)]
     except UserError as error:
         raise NotTested(str(error)) from None
     if test.at != BEYOND and test.task != EVERY:
@@ -216,10 +216,16 @@ def numbers_of(mine: list[Result], test: Other) -> list[Result]:
 
 
 def _pool(mine: list[Result], test: Other) -> list[Result]:
-    """Return the results of the test's part, task, metric and protocol, at all lengths."""
+    """Return the results of the test's part, task, metric and protocol, at all lengths.
+
+    `sliding` is also `sliding:stride=64`, where the study has no other.
+    """
     pool = mine if test.part != TOGETHER else [r for group in matrices(mine).values() for r in group]
     pool = [r for r in pool if r.part == test.part and test.task in (EVERY, r.task)]
-    return [r for r in pool if (r.metric, r.protocol) == (test.metric, test.protocol) and r.depth is None]
+    pool = [r for r in pool if r.metric == test.metric and r.depth is None]
+    named = {r.protocol for r in pool if r.protocol.partition(":")[0] == test.protocol}
+    protocol = named.pop() if len(named) == 1 else test.protocol
+    return [r for r in pool if r.protocol == protocol]
 
 
 def _missed(pool: list[Result]) -> dict[str, str]:
