@@ -34,8 +34,10 @@ def block_of(question: Question, studies: Studies) -> str:
     if found is None:
         return f"Not run yet. `pezoo run {question.study}` will say.\n"
     columns = _columns(found)
-    head = ["scheme", *columns, f"beside `{in_markdown(question.beside)}`", "the idea"]
-    lines = [sentence(found), "", f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 2) + "|---|"]
+    ideas = found.besides is None  # else the table is wide enough; names lead to them
+    head = ["scheme", *columns, f"beside `{in_markdown(question.beside)}`", *(["the idea"] * ideas)]
+    rule = "|---" + "|---:" * (len(head) - 1 - ideas) + "|---" * ideas + "|"
+    lines = [sentence(found), "", f"| {' | '.join(head)} |", rule]
     if (warning := hardly_learned(found.missed)) and found.missed.keys() >= found.tasks.keys():
         lines[0] = f"**No answer yet.** {warning}"
     else:
@@ -48,7 +50,8 @@ def block_of(question: Question, studies: Studies) -> str:
         ratio = effect(found.beside[label]) if label in found.beside and label != question.beside else "–"
         idea = _idea(label, found.scheme(label))
         shown = "the same" if idea in said else idea
-        lines.append(f"| {' | '.join([_linked(label, found.scheme(label)), *values, ratio, shown])} |")
+        cells = [_linked(label, found.scheme(label)), *values, ratio, *([shown] * ideas)]
+        lines.append(f"| {' | '.join(cells)} |")
         said.add(idea)
     if rival := _in_pieces(found):
         lines += [
