@@ -117,9 +117,9 @@ def sentence(found: Answer) -> str:
     value = _value(found.at(best, question.at), question.metric)
     have = "has" if found.lost == 1 else "have"
     others = f" ({found.lost} more {have} no value {at})" if found.lost else ""
-    among = f"{len(found.ranked)} schemes{others}"
+    schemes = f"{len(found.ranked)} schemes{others}"
     alike = 0 < len(found.ties) == len(found.ranked) - 1
-    said = f"**{name}** is {'first' if found.ties else 'the best'} of {among}"
+    said = f"**{name}** is {'first' if found.ties else 'the best'} of {schemes}"
     said += f"{', which cannot be told apart' if alike else ''}: {_measured(found)} {value} {at}"
     if best != question.beside:
         said += f", {effect(found.beside[best])} beside `{in_markdown(question.beside)}`"
