@@ -13,7 +13,7 @@ import pytest
 from pezoo.report.claims import EVERY, read_claims
 from pezoo.report.finished import Finished, load
 from pezoo.report.verdicts import Judgement, NotTested, judge
-from pezoo.results import Result
+from pezoo.results import LANGUAGE_MODELLING, Result
 from tools import choose, questions, reading
 from tools.paths import DOCS, PUBLISHED, README
 
@@ -129,24 +129,24 @@ def test_another_number_of_the_same_schemes_stands_beside():
     facts = {"metric": "exact_match", "protocol": "answers", "task": "passkey"}
     found = {"rope": 0.9, "alibi": 0.1, "kerple": 0.8}
     asked = [results(label, 0.9, value, encoding=label, **facts) for label, value in found.items()]
-    passkeys = questions.Question(study="mine", at="8x", **facts)
     both = study(SOME["mine"].results, *asked)
-    best, _, head, _, first, *_ = choose.block_of(replace(QUESTION, besides=passkeys), both).splitlines()
+    best, _, head, _, first, *_ = choose.block_of(replace(QUESTION, besides=facts), both).splitlines()
     assert best.endswith(
         " Trained on passkey, it answers 10.0 ± 0.1 % right at 8L; `rope` is best there, with 90.1 ± 0.9 % at 8L, "
         "and has perplexity 20.0 ± 1.0% at 8L."
     )
     assert "| perplexity at 8L | passkey at L | passkey at 8L |" in head
     assert "| 10.0 ± 0.1 % |" in first
-    other = replace(passkeys, besides=QUESTION)
+    text = {"task": LANGUAGE_MODELLING, "metric": QUESTION.metric, "protocol": QUESTION.protocol}
+    other = replace(QUESTION, besides=text, **facts)
     assert " Trained on text, it has perplexity 20.0" in choose.block_of(other, both)
     assert "*The numbers of passkey are of other models, trained on that: python; " in choose.block_of(
-        replace(QUESTION, besides=passkeys), both
+        replace(QUESTION, besides=facts), both
     )
     lost = [results(label, 0.01, value, encoding=label, **facts) for label, value in found.items()]
-    never = choose.block_of(replace(QUESTION, besides=passkeys), study(SOME["mine"].results, *lost)).splitlines()[0]
+    never = choose.block_of(replace(QUESTION, besides=facts), study(SOME["mine"].results, *lost)).splitlines()[0]
     assert "Trained on passkey, it did not learn that: 1.0 ± 0.0 % right at L; `rope` is best" in never
-    missing = choose.block_of(replace(QUESTION, besides=passkeys), study(SOME["mine"].results, *asked[::2]))
+    missing = choose.block_of(replace(QUESTION, besides=facts), study(SOME["mine"].results, *asked[::2]))
     assert "Trained on" not in missing
     assert "| – |" in missing.splitlines()[4]
 

@@ -10,7 +10,7 @@ from helpers import WORDS, run_cells, values, write_words
 from pezoo.errors import UserError
 from pezoo.registry import Entry, entry
 from pezoo.results import read
-from pezoo.study import Study, make_plan
+from pezoo.study import Study, collect, make_plan
 from pezoo.study.cells import choose_model
 from pezoo.study.plan import Cell
 from pezoo.study.reading import load_recipe
@@ -237,6 +237,15 @@ def test_the_rate_with_the_lowest_mean_validation_loss_is_chosen_for_all_seeds(c
     for r in chosen.results():
         assert (r.learning_rate, r.status) == (best, "ok")
         assert r.rate_is == ""  # one that diverged is above it
+
+
+@pytest.mark.parametrize(("rate", "end"), [(1e-3, "lowest"), (2e-3, ""), (1e-2, "highest"), (4e-3, "")])
+def test_results_say_at_which_end_of_those_tried_a_rate_stands(rate, end):
+    """As text sorts, 0.01 stands before 0.002."""
+    tried = dict.fromkeys(("0.002", "0.01", "0.001"), 1.0)
+    assert collect._end({"learning_rate": rate, "validation_losses": tried}) == end
+    assert collect._end({"learning_rate": rate}) == ""
+    assert collect._end({"learning_rate": rate, "validation_losses": {str(rate): 1.0}}) == ""
 
 
 def test_what_is_tested_is_the_model_that_was_chosen(chosen, tmp_path):

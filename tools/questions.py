@@ -14,7 +14,7 @@ from pezoo.report.finished import Finished
 from pezoo.report.groups import WINDOWED
 from pezoo.report.statistics import PERPLEXITIES, Summary, summarise
 from pezoo.report.verdicts import numbers_of, side_of
-from pezoo.results import Result
+from pezoo.results import LANGUAGE_MODELLING, Result
 
 Studies = Mapping[str, Finished]
 """The published studies, by the name of their folder."""
@@ -38,8 +38,9 @@ class Question(Other):
     """They were tuned for so many steps; None: for any number."""
     also: tuple[str, ...] = ("1x",)
     """Other lengths that the table shows."""
-    besides: "Question | None" = None
-    """Another number of the same schemes and study, which the table shows as well: what the first one hides."""
+    besides: Mapping[str, str] | None = None
+    """What is asked otherwise in a second question to the same schemes, whose number the table shows as well: what the
+    first one hides."""
 
 
 TEXT = {"metric": "perplexity", "protocol": "non_overlapping"}
@@ -54,14 +55,14 @@ QUESTIONS: dict[str, Question] = {
         at="16x",
         tuned=None,
         also=("1x", "64x"),
-        besides=Question(study="frontier", part="recall", at="16x", tuned=None, **PASSKEYS),
+        besides={"part": "recall", **PASSKEYS},
         **TEXT,
     ),
     "schedules": Question(
         study="hybrids",
         part="text",
         at="16x",
-        besides=Question(study="hybrids", part="recall", at="8x", **PASSKEYS),
+        besides={"part": "recall", "at": "8x", **PASSKEYS},
         **TEXT,
     ),
     "as_it_is": Question(
@@ -69,7 +70,7 @@ QUESTIONS: dict[str, Question] = {
         part="text",
         at="8x",
         encoding="rope",
-        besides=Question(study="interpolation", part="passkey", at="8x", **PASSKEYS),
+        besides={"part": "passkey", **PASSKEYS},
         **TEXT,
     ),
     "tuned": Question(
@@ -80,9 +81,7 @@ QUESTIONS: dict[str, Question] = {
         tuned=200,
         beside="rope, 200 steps @ 8x",
         also=("1x", "16x"),
-        besides=Question(
-            study="interpolation", part="passkey", at="8x", tuned=200, beside="rope, 200 steps @ 8x", **PASSKEYS
-        ),
+        besides={"part": "passkey", **PASSKEYS},
         **TEXT,
     ),
     "tuned_llama": Question(
@@ -91,9 +90,7 @@ QUESTIONS: dict[str, Question] = {
         at="4x",
         tuned=200,
         beside="own, 200 steps @ 4x",
-        besides=Question(
-            study="extend_pretrained", part="recall", at="4x", tuned=200, beside="own, 200 steps @ 4x", **PASSKEYS
-        ),
+        besides={"part": "recall", **PASSKEYS},
         **TEXT,
     ),
     "other_encodings": Question(study="extend_everything", at="4x", encoding="sinusoidal", beside="sinusoidal", **TEXT),
@@ -103,7 +100,7 @@ QUESTIONS: dict[str, Question] = {
         part="recall",
         at="16x",
         tuned=None,
-        besides=Question(study="frontier", part="text", at="16x", tuned=None, **TEXT),
+        besides={"part": "text", "task": LANGUAGE_MODELLING, **TEXT},
         **PASSKEYS,
     ),
     "algorithms": Question(study="length_generalization", task=EVERY, at=BEYOND, **ANSWERS),
@@ -116,7 +113,7 @@ QUESTIONS: dict[str, Question] = {
         encoding="rope",
         tuned=200,
         also=("8x",),
-        besides=Question(study="interpolation", part="passkey", at="1x", tuned=200, **PASSKEYS),
+        besides={"part": "passkey", **PASSKEYS},
         **TEXT,
     ),
     "never_longer": Question(study="survey", at="1x", **TEXT),
@@ -183,7 +180,7 @@ def answer(question: Question, studies: Studies, shown: int = SHOWN) -> Answer |
         in_range = each_task(replace(question, at="1x"), study)
         missed = {task: in_range[task] for task in unlearned(in_range)}
     counted = {task: each for task, each in tasks.items() if task not in missed} or tasks
-    besides = None if question.besides is None else answer(question.besides, studies)
+    besides = question.besides and answer(replace(question, besides=None, **question.besides), studies)
     return Answer(question, found, counted, missed, ranked, len(labels) - len(ranked), beside, tied, besides)
 
 

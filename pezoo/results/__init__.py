@@ -117,8 +117,8 @@ class Result:
     train_seconds: float | None
     """Wall-clock time of training and tuning together."""
     train_cpu_seconds: float | None = None
-    """Processor time of the same on a CPU, which other work on the machine does not stretch; None on a GPU, and in
-    earlier results."""
+    """Processor time of the same on a CPU, over all threads, which other work on the machine does not stretch; None on
+    a GPU, and in earlier results."""
     eval_seconds: float | None
     """Wall-clock time of this test length."""
     tokens_per_second: float | None
