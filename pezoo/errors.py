@@ -1,6 +1,7 @@
 """What a user did wrong, said once and clearly, and never on more than a screen."""
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +10,8 @@ LONGEST = 1000
 """Characters of a message."""
 SHOWN = 80
 """Characters of what was given, in a message."""
+_TYPES = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false", "String": "a text"}
+_WRONG_TYPE = re.compile(r"Value '(.*?)' (?:\(?of type '\w+'\)? )?could not be converted to (\w+)")
 
 
 class UserError(ValueError):
@@ -53,6 +56,18 @@ def brief(value: Any, most: int = SHOWN) -> str:
         return cut(short.repr(value), most)
     except (ValueError, RecursionError):  # Python writes no whole number of thousands of digits
         return f"a very long {type(value).__name__}"
+
+
+def of_a_key(key: str, problem: str) -> str:
+    """Return what OmegaConf says of a key's value, a wrong type in plain words.
+
+    >>> of_a_key("train.lr", "Value 'abc' of type 'str' could not be converted to Float")
+    "train.lr must be a number, got 'abc'"
+    """
+    wrong = _WRONG_TYPE.fullmatch(problem)
+    if wrong is None or wrong[2] not in _TYPES:
+        return f"{key}: {cut(problem, 200)}"
+    return f"{key} must be {_TYPES[wrong[2]]}, got {cut(wrong[1])!r}"
 
 
 def suggest(name: str, names: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from pezoo.contract import PHASES, Encoding, Extension, Member, Registered, Schedule, Traits
-from pezoo.errors import UserError, brief, cut, suggest
+from pezoo.errors import UserError, brief, of_a_key, suggest
 from pezoo.sources import PLUGIN, plugin_module, source_hash
 from pezoo.typed import check_items, check_plain
 
@@ -363,7 +363,7 @@ def checked_settings(name: str, cls: type, settings: Mapping[str, Any], also: Se
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), settings))
     except (errors.OmegaConfBaseException, TypeError, ValueError) as error:
         key = getattr(error, "full_key", "") or ""
-        raise UserError(f"{name}:{key}: {cut(str(error).splitlines()[0], 200)}") from None
+        raise UserError(of_a_key(f"{name}:{key}", str(error).splitlines()[0])) from None
     for f in dataclasses.fields(cls):
         value, limits = getattr(config, f.name), f.metadata
         for number in value if isinstance(value, list) else [value]:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pezoo.data import DataConfig
-from pezoo.errors import UserError, brief, cut, suggest
+from pezoo.errors import UserError, brief, cut, of_a_key, suggest
 from pezoo.model.config import ModelConfig
 from pezoo.model.devices import TestPrecision
 from pezoo.results import LANGUAGE_MODELLING
@@ -367,8 +367,8 @@ def join_trees(*trees: Any) -> DictConfig:
 
 def _problem(error: Exception) -> str:
     """What OmegaConf says on its first line, with the key."""
-    key, problem = getattr(error, "full_key", None), cut((str(error).splitlines() or [""])[0], 200)
-    return f"{cut(str(key))}: {problem}" if key else problem
+    key, problem = getattr(error, "full_key", None), (str(error).splitlines() or [""])[0]
+    return of_a_key(cut(str(key)), problem) if key else cut(problem, 200)
 
 
 def to_recipe(tree: DictConfig) -> Recipe:
