@@ -119,7 +119,7 @@ def test_on_a_cluster_of_ray_of_which_a_machine_dies_the_numbers_are_the_same(ex
     assert told(study) == expected
     shown = capsys.readouterr().err
     assert f"Ray at {cluster.address}: 2 CPUs and 0 GPUs on 3 machines" in shown
-    assert "begins again, on" in shown
+    assert "begins again, on" in shown, shown
     assert "goes on at step" in shown, "its state was in the folder"
     assert not (out / ".here").exists()
 

@@ -81,8 +81,9 @@ class OnRay:
             mark.write_text(self.study["mark"])
             stack.callback(mark.unlink, missing_ok=True)
             self._say_where()
-            near = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-            self.queue = Queue(actor_options={"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": near})
+            # On this machine and no other: what was said must not die with one that runs cells.
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            self.queue = Queue(actor_options={"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here})
             self.told = ray.put(self.study)
             self.task = ray.remote(_work).options(
                 num_cpus=self.asked.num_cpus,
@@ -178,7 +179,7 @@ class OnRay:
         return self.store.pack([*cell.parents, cell.key])
 
     def _heard(self) -> list[tuple[str, Message]]:
-        """What has been said since; the actor that keeps it may be moving to another machine."""
+        """What has been said since; the actor that keeps it may be starting anew."""
         with contextlib.suppress(ray.exceptions.RayError):
             number = ray.get(self.queue.actor.qsize.remote(), timeout=ANSWER_SECONDS)
             return ray.get(self.queue.actor.get_nowait_batch.remote(number), timeout=ANSWER_SECONDS)
