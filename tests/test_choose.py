@@ -151,14 +151,24 @@ def test_another_number_of_the_same_schemes_stands_beside():
     assert "| – |" in missing.splitlines()[4]
 
 
-def test_pieces_of_the_training_length_are_the_rival_of_a_trained_model():
+def test_the_best_by_the_other_number_has_a_row():
+    facts = {"metric": "exact_match", "protocol": "answers", "task": "passkey"}
+    order = ("alibi", "kerple", "sandwich", "rope", "path")
+    text = [results(label, 5.0, 6.0 + i, encoding=label) for i, label in enumerate(order)]
+    asked = [results(label, 0.9, 0.1 + 0.1 * i, encoding=label, **facts) for i, label in enumerate(order)]
+    lines = choose.block_of(replace(QUESTION, besides=facts), study(*text, *asked)).splitlines()
+    rows = [line.split("`")[1] for line in lines if line.startswith("| [")]
+    assert rows == ["alibi", "kerple", "sandwich", "path", "rope"]
+
+
+def test_pieces_of_the_training_length_are_a_free_rival():
     asked = replace(QUESTION, protocol="non_overlapping", encoding="rope")
     told = study(*([replace(r, protocol="non_overlapping") for r in each.results] for each in SOME.values()))
     rival = "The same text cut into pieces of L, each read for itself, gives `rope` 5.01 "
     assert rival in choose.block_of(asked, told)
     tuned = replace(asked, tuned=200, beside="rope+pi, 200 steps @ 8x")
     assert rival.replace("`rope`", "`rope+pi`") in choose.block_of(tuned, told)
-    assert "pieces of L" not in choose.block_of(replace(asked, encoding=""), told)
+    assert rival in choose.block_of(replace(asked, encoding=""), told), "of models from scratch too"
     assert "pieces of L" not in choose.block_of(replace(asked, at="1x"), told)
 
 

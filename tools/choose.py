@@ -84,7 +84,7 @@ def _columns(found: Answer) -> dict[str, tuple[list[Result], str]]:
 def _in_pieces(found: Answer) -> str:
     """Return what a model that was trained without extensions makes of the same text in pieces of L, a free rival."""
     question = found.question
-    if not question.encoding or question.protocol != "non_overlapping" or question.at == "1x":
+    if question.task != LANGUAGE_MODELLING or question.protocol != "non_overlapping" or question.at == "1x":
         return ""
     plain = parse(found.scheme(question.beside))
     labels = (r.label for r in found.results if not r.finetune_steps and parse(r.scheme) == plain)

@@ -137,7 +137,7 @@ class Answer:
     lost: int
     """How many others lack a value, since they are undefined there or diverged."""
     beside: dict[str, Comparison]
-    """The best of them, each compared with the question's other scheme."""
+    """The best, and the best by the number that stands beside it, each compared with the question's other scheme."""
     ties: list[str]
     """Those of them that cannot be told apart from the best, corrected for their number."""
     besides: "Answer | None" = None
@@ -172,7 +172,6 @@ def answer(question: Question, studies: Studies, shown: int = SHOWN) -> Answer |
     means = {label: one.whole_mean for label, one in summaries.items() if one.whole_mean is not None}
     ranked = sorted(means, key=lambda label: means[label], reverse=not lower_is_better(question.metric))
     length = side_of(found, question.beside, question.at)[0].test_length
-    beside = {label: compare(found, label, question.beside, length, study.losses) for label in ranked[:shown]}
     tied = ties(found, ranked, length, study.losses)
     tasks, missed = {question.task: found}, {}
     if question.task == EVERY:
@@ -181,6 +180,9 @@ def answer(question: Question, studies: Studies, shown: int = SHOWN) -> Answer |
         missed = {task: in_range[task] for task in unlearned(in_range)}
     counted = {task: each for task, each in tasks.items() if task not in missed} or tasks
     besides = question.besides and answer(replace(question, besides=None, **question.besides), studies)
+    rows = ranked[:shown]
+    rows += [label for label in (besides.ranked[:1] if besides else []) if label in ranked and label not in rows]
+    beside = {label: compare(found, label, question.beside, length, study.losses) for label in rows}
     return Answer(question, found, counted, missed, ranked, len(labels) - len(ranked), beside, tied, besides)
 
 
