@@ -92,6 +92,9 @@ def test_what_cannot_be_told_apart_is_said():
         replace(QUESTION, beside="alibi"), study(results("alibi", 6.0, 5.99, encoding="alibi"), kerple)
     )
     assert "**`alibi`** is first of 2 schemes, which cannot be told apart: perplexity 6.00" in alike
+    corrected = questions.answer(QUESTION, SOME)
+    corrected = choose.sentence(replace(corrected, ties=corrected.ranked[1:]))
+    assert "which cannot be told apart by tests that allow for their number: perplexity 6.01" in corrected
     plain = study(results("alibi", 6.0, 5.99, encoding="alibi"), kerple, results("rope", 5.0, 20.0))
     assert "It cannot be told apart from `kerple`." in choose.block_of(replace(QUESTION, beside="kerple"), plain)
     apart = choose.block_of(QUESTION, SOME)

@@ -120,7 +120,10 @@ def sentence(found: Answer) -> str:
     schemes = f"{len(found.ranked)} schemes{others}"
     alike = 0 < len(found.ties) == len(found.ranked) - 1
     said = f"**{name}** is {'first' if found.ties else 'the best'} of {schemes}"
-    said += f"{', which cannot be told apart' if alike else ''}: {_measured(found)} {value} {at}"
+    if alike:  # though one of them alone, beside the first, might be
+        corrected = question.beside in found.ties and found.beside[best].verdict != "tie"
+        said += f", which cannot be told apart{' by tests that allow for their number' if corrected else ''}"
+    said += f": {_measured(found)} {value} {at}"
     if best != question.beside:
         said += f", {effect(found.beside[best])} beside `{in_markdown(question.beside)}`"
     tied = {label: f"`{in_markdown(label)}`" for label in found.ties}
