@@ -11,14 +11,15 @@ from pezoo.registry import Entry, entry, list_schedules
 from pezoo.report import scorecard
 from pezoo.report.claims import BEYOND, EVERY
 from pezoo.report.comparisons import Comparison
+from pezoo.report.costs import by_clock, costs, training_seconds
 from pezoo.report.findings import at_an_end, hardly_learned, in_a_row, unlearned
 from pezoo.report.groups import words
 from pezoo.report.shares import ACCURACIES
-from pezoo.report.statistics import PERPLEXITIES, Summary, summarise
+from pezoo.report.statistics import PERPLEXITIES, TOLERANCE, Summary, summarise
 from pezoo.report.verdicts import VERDICTS, Judgement, NotTested, side_of
 from pezoo.results import LANGUAGE_MODELLING, Result
 from pezoo.scheme import parse
-from tools.questions import QUESTIONS, Answer, Question, Studies, among, answer
+from tools.questions import QUESTIONS, SHOWN, Answer, Question, Studies, answer
 
 # ---- tables of docs/choose.md --------------------------------------------------------------------
 
@@ -42,7 +43,7 @@ def block_of(question: Question, studies: Studies) -> str:
         lines[0] = f"**No answer yet.** {warning}"
     else:
         warnings = [f"{warning} So they are not counted."] if warning else []
-        warnings += filter(None, [at_an_end(r for r in found.results if among(r, question))])
+        warnings += filter(None, [at_an_end(_shown(found))])
         lines[1:1] = [line for each in warnings for line in ("", f"**Beware.** {in_markdown(each)}")]
     said: set[str] = set()
     for label in dict.fromkeys([*found.beside, question.beside]):
@@ -53,7 +54,7 @@ def block_of(question: Question, studies: Studies) -> str:
         cells = [_linked(label, found.scheme(label)), *values, ratio, *([shown] * ideas)]
         lines.append(f"| {' | '.join(cells)} |")
         said.add(idea)
-    if rival := _in_pieces(found):
+    if question.encoding and (rival := _in_pieces(found)):
         lines += [
             "",
             f"The same text cut into pieces of L, each read for itself, gives {rival}. What is not below that gains "
@@ -79,6 +80,11 @@ def _columns(found: Answer) -> dict[str, tuple[list[Result], str]]:
             f"{what} {place_of(at)}": (other.results, at) for at in sorted(asked, key=lambda at: float(at[:-1]))
         }
     return columns
+
+
+def _shown(found: Answer) -> list[Result]:
+    """Return the results of the rows of a table."""
+    return [r for r in found.results if r.label in found.beside or r.label == found.question.beside]
 
 
 def _in_pieces(found: Answer) -> str:
@@ -119,6 +125,7 @@ def sentence(found: Answer) -> str:
     others = f" ({found.lost} more {have} no value {at})" if found.lost else ""
     schemes = f"{len(found.ranked)} schemes{others}"
     alike = 0 < len(found.ties) == len(found.ranked) - 1
+    alike &= question.beside in found.ties or len(found.ties) > SHOWN  # else each is named
     said = f"**{name}** is {'first' if found.ties else 'the best'} of {schemes}"
     if alike:  # though one of them alone, beside the first, might be
         corrected = question.beside in found.ties and found.beside[best].verdict != "tie"
@@ -132,7 +139,20 @@ def sentence(found: Answer) -> str:
     elif tied and not alike:
         each = [f"{shown} ({_at(found.results, label, question.at)})" for label, shown in tied.items()]
         said += f". {in_a_row(each)} cannot be told apart from it"
-    return f"{said}.{_and_besides(found)}"
+    return f"{said}.{_and_time(found)}{_and_besides(found)}"
+
+
+def _and_time(found: Answer) -> str:
+    """Return in a sentence how long the best trains beside the other scheme, where that differs and was measured."""
+    question, best = found.question, found.best
+    spent = costs(_shown(found))
+    seconds = training_seconds(spent)
+    if question.encoding or by_clock(spent) or question.beside not in seconds:
+        return ""
+    ratio = seconds[best] / seconds[question.beside]
+    if abs(ratio - 1) <= TOLERANCE:
+        return ""
+    return f" Training it takes ×{ratio:.1f} the processor time of `{in_markdown(question.beside)}`."
 
 
 def _and_besides(found: Answer) -> str:
@@ -143,14 +163,16 @@ def _and_besides(found: Answer) -> str:
     at, first, what = other.question.at, other.best, words(other.question.metric)
     value, place = _at(other.results, best, at), place_of(at)
     if other.question.task == LANGUAGE_MODELLING:
-        said = f" Trained on text, it has {what} {value} {place}"
+        said = f" Trained on text instead, it has {what} {value} {place}"
     elif unlearned({"": [r for r in other.results if r.label == best]}):
-        said = f" Trained on {other.question.task}, it did not learn that: {_at(other.results, best, '1x')} right at L"
+        at_l = _at(other.results, best, "1x")
+        said = f" Trained on {other.question.task} instead, it did not learn that: {at_l} right even at L"
     else:
-        said = f" Trained on {other.question.task}, it answers {value} right {place}"
+        said = f" Trained on {other.question.task} instead, it answers {value} right {place}"
     if first != best and first in found.ranked:
         here, name = found.question, f"`{in_markdown(first)}`"
-        said += f"; {name} is best there, with {_at(other.results, first, at)} {place}, and has "
+        rank = "first" if other.ties else "best"
+        said += f"; {name} is {rank} there, with {_at(other.results, first, at)} {place}, and has "
         said += f"{words(here.metric)} {_at(found.results, first, here.at)} {place_of(here.at)}"
     return f"{said}."
 
@@ -289,12 +311,16 @@ def readme(studies: Studies, judged: Iterable[Judgement]) -> str:
         if (found := answer(question, studies)) is not None:
             link = f"[{question.study}](experiments/results/{question.study}/table.md)"
             facts = [f"L = {found.results[0].train_length}", _steps(found)]
+            if (other := found.besides) is not None:
+                facts.append(f"{other.question.task}: L = {other.results[0].train_length}, {_steps(other)}")
             facts += ["intervals over seeds alone"] * ("seeds alone" in _interval(found.beside.values()))
             best = _linked(found.best, found.scheme(found.best)).replace("](", "](docs/")
             said = sentence(found).replace(f"**`{in_markdown(found.best)}`**", best, 1)
             if rival := _in_pieces(found):
-                said += f" Cut into pieces of L, the same text gives {rival}."
-            if at_an_end(r for r in found.results if among(r, question)):
+                own = "" if question.encoding else f"it {_at(found.results, found.best, '1x')} and "
+                said += f" Cut into pieces of L, the same text gives {own}{rival}."
+            named = {found.best, question.beside, *found.ties}
+            if at_an_end(r for r in found.results if r.label in named):
                 facts.append("best learning rates at an end of those tried")
             lines.append(f"- **{case}:** {said[:-1]} ({'; '.join([*facts, link])}).")
             used += found.results

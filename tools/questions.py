@@ -30,6 +30,8 @@ class Question(Other):
     """Its folder in `experiments/results`."""
     beside: str = "rope"
     """Label that the best are compared with."""
+    rows: tuple[str, ...] = ()
+    """Other labels that the table shows."""
     encoding: str = ""
     """The schemes to choose among are built on this one; empty: on any."""
     extensions: tuple[str, ...] = ()
@@ -53,6 +55,8 @@ QUESTIONS: dict[str, Question] = {
         study="frontier",
         part="text",
         at="16x",
+        beside="rope+window",
+        rows=("rope",),
         tuned=None,
         also=("1x", "64x"),
         besides={"part": "recall", **PASSKEYS},
@@ -137,7 +141,7 @@ class Answer:
     lost: int
     """How many others lack a value, since they are undefined there or diverged."""
     beside: dict[str, Comparison]
-    """The best, and the best by the number that stands beside it, each compared with the question's other scheme."""
+    """What has a row, each compared with the question's other scheme: the best, and the best of the other question."""
     ties: list[str]
     """Those of them that cannot be told apart from the best, corrected for their number."""
     besides: "Answer | None" = None
@@ -181,7 +185,8 @@ def answer(question: Question, studies: Studies, shown: int = SHOWN) -> Answer |
     counted = {task: each for task, each in tasks.items() if task not in missed} or tasks
     besides = question.besides and answer(replace(question, besides=None, **question.besides), studies)
     rows = ranked[:shown]
-    rows += [label for label in (besides.ranked[:1] if besides else []) if label in ranked and label not in rows]
+    wanted = [*(besides.ranked[:1] if besides else []), *question.rows]
+    rows += [label for label in wanted if label in ranked and label not in rows]
     beside = {label: compare(found, label, question.beside, length, study.losses) for label in rows}
     return Answer(question, found, counted, missed, ranked, len(labels) - len(ranked), beside, tied, besides)
 
