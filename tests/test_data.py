@@ -847,6 +847,20 @@ def test_a_tokenizer_that_is_not_there_is_refused(tmp_path, tokenizer):
         load(DataConfig(tokenizer=str(tmp_path)))
 
 
+def test_a_tokenizer_that_brings_code_is_refused(tmp_path, tokenizer, monkeypatch):
+    """transformers would ask whether to run it."""
+    ran = tmp_path / "ran"
+    code = f"import pathlib; from transformers import PreTrainedTokenizer; pathlib.Path({str(ran)!r}).touch()\n"
+    (tokenizer / "mine.py").write_text(code + "class Mine(PreTrainedTokenizer): pass\n")
+    path = tokenizer / "tokenizer_config.json"
+    facts = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match=r"data\.tokenizer=.* cannot be loaded"):
+        load(DataConfig(tokenizer=str(tokenizer)))
+    assert not ran.exists()
+
+
 def test_no_transformers_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match=r"data\.tokenizer=gpt2 needs the package transformers.*pip"):

@@ -58,7 +58,7 @@ def load_tokenizer(name: str | None) -> Tokenizer:
             "`pip install 'pezoo[hf]'`, or leave data.tokenizer out to read bytes."
         ) from None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"data.tokenizer={name} cannot be loaded: {_first_line(error)} Give the name of a "
