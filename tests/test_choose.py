@@ -167,6 +167,13 @@ def test_the_best_by_the_other_number_has_a_row():
     assert rows == ["alibi", "kerple", "sandwich", "path", "rope"]
 
 
+def test_a_question_can_ask_for_a_row():
+    text = [results(label, 5.0, 6.0 + i, encoding=label) for i, label in enumerate(("alibi", "kerple", "t5", "xpos"))]
+    asked = replace(QUESTION, beside="kerple", rows=("alibi", "rope"))
+    lines = choose.block_of(asked, study(*text, results("rope", 5.0, 20.0))).splitlines()
+    assert [line.split("`")[1] for line in lines if line.startswith("| [")] == ["alibi", "kerple", "t5", "rope"]
+
+
 def test_pieces_of_the_training_length_are_a_free_rival():
     asked = replace(QUESTION, protocol="non_overlapping", encoding="rope")
     told = study(*([replace(r, protocol="non_overlapping") for r in each.results] for each in SOME.values()))
