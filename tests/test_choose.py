@@ -79,6 +79,22 @@ def test_schemes_to_choose_among_can_be_fewer():
     assert questions.answer(replace(QUESTION, **among, tuned=200), SOME).ranked == ["rope+pi, 200 steps @ 8x"]
 
 
+def test_what_was_tuned_on_longer_texts_is_no_rival_of_what_saw_none():
+    far = "rope+pi, 200 steps @ 8x"
+    longer = results(far, 5.0, 5.2, scheme="rope+pi", finetune_steps=200, finetune_length=512)
+    short = results("rope+drope, 50 steps @ 1x", 5.0, 7.0, scheme="rope+drope", finetune_steps=50, finetune_length=64)
+    some = study(results("rope", 5.0, 20.0), results("alibi", 6.0, 6.0, encoding="alibi"), longer, short)
+    asked = replace(QUESTION, tuned=None, rows=(far,))
+    found = questions.answer(asked, some)
+    assert found.ranked == ["alibi", "rope+drope, 50 steps @ 1x", "rope"]
+    assert list(found.beside) == [*found.ranked, far]
+    said = choose.block_of(asked, some)
+    assert said.startswith("**`alibi`** is the best of 3 schemes")
+    assert "others saw none, `rope+pi, 200 steps @ 8x` has perplexity 5.21" in said.splitlines()[0]
+    assert "others saw none" not in choose.block_of(replace(asked, rows=()), some)
+    assert "others saw none" not in choose.block_of(replace(asked, rows=("rope",)), some)
+
+
 def test_what_cannot_be_told_apart_is_said():
     seeds = [{"value": 6.0 * math.exp(noise)} for noise in (0.05, -0.05, 0.02)]
     kerple = [replace(r, **seeds[r.seed]) for r in results("kerple", 6.0, encoding="kerple")]
@@ -289,6 +305,7 @@ def test_the_page_names_the_best_of_what_is_stored(name):
     for r in raw(question.study):
         here = (r["metric"], r["protocol"], r.get("part", "")) == (question.metric, question.protocol, question.part)
         among = question.tuned in (None, r["finetune_steps"]) and question.encoding in ("", r["encoding"])
+        among &= question.tuned is not None or (r["finetune_length"] or 0) <= r["train_length"]
         among = among and (not question.extensions or not set(question.extensions).isdisjoint(r["extensions"]))
         whole = r["length_ratio"] == float(question.at[:-1]) and not r["label"].endswith("| windowed")
         if here and among and whole:

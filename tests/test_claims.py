@@ -456,11 +456,12 @@ def labels(one):
     grid = [encoding for encoding in one.grid.encodings if encoding != "*"]
     grid += [n for n, e in entries().items() if e.kind == "encoding"] if "*" in one.grid.encodings else []
     rows = [(row.label or row.scheme, row.tune) for row in one.rows]
-    rows += [
-        ("+".join(filter(None, pair)), one.tune.steps) for pair in itertools.product(grid, ["", *one.grid.extensions])
-    ]
-    ratio = one.tune_length / one.train.length
-    return {f"{name}, {n} steps @ {ratio:g}x" if n else name for name, steps in rows for n in steps}
+    rows += [("+".join(filter(None, pair)), one.tune) for pair in itertools.product(grid, ["", *one.grid.extensions])]
+    return {label(one, name, tune, n) for name, tune in rows for n in tune.steps}
+
+
+def label(one, name, tune, steps):
+    return f"{name}, {steps} steps @ {one.tuning(tune, steps).length / one.train.length:g}x" if steps else name
 
 
 @pytest.mark.parametrize("one", CLAIMS, ids=lambda one: one.key)

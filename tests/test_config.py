@@ -18,7 +18,7 @@ def test_defaults_are_the_documented_ones():
     made = load_recipe(recipe())
     assert (made.model.d_model, made.train.length, made.train.steps) == (64, 64, 800)
     assert made.test_lengths == [64, 128, 256, 512, 1024]
-    assert made.tune_length == 512
+    assert made.tuning(made.tune, 1).length == 512
     assert made.tasks == ["language_modelling"]
     assert made.data.corpus == "package"
 
@@ -52,7 +52,7 @@ def test_a_size_replaces_lists_and_merges_groups():
         ("schemes=[rope,alibi+pi:factor=4]", lambda r: r.rows[1].scheme == "alibi+pi:factor=4"),
         (
             "schemes.0.tune=[0,50]",
-            lambda r: (r.rows[0].scheme, r.rows[0].tune) == ("rope", (0, 50)),
+            lambda r: (r.rows[0].scheme, r.rows[0].tune.steps) == ("rope", [0, 50]),
         ),
         ("schemes.1.label=mine", lambda r: (r.rows[1].scheme, r.rows[1].label) == ("nope", "mine")),
         ("schemes.2.label=mine", lambda r: r.rows[2].scheme == {"layers": ["rope", "nope"]}),
@@ -74,13 +74,13 @@ def test_any_key_can_be_overridden(override, read):
 def test_rows_take_the_recipes_tuning_unless_they_have_their_own():
     schemes = ["rope", {"scheme": "rope+pi", "tune": [0, 200, 200], "label": "PI"}]
     rows = load_recipe(recipe(schemes=schemes, tune={"steps": [50]})).rows
-    assert [row.tune for row in rows] == [(50,), (0, 200)]
+    assert [row.tune.steps for row in rows] == [[50], [0, 200]]
     assert [row.label for row in rows] == [None, "PI"]
 
 
 def test_tuning_takes_its_own_keys_and_the_rest_from_training():
     made = load_recipe(recipe(train={"betas": [0.8, 0.9]}, tune={"lr": 0.5, "length": "4x"}))
-    settings = made.tuning(120)
+    settings = made.tuning(made.tune, 120)
     assert (settings.steps, settings.length, settings.lr) == (120, 256, 0.5)
     assert settings.betas == [0.8, 0.9]
     assert made.train.lr != 0.5

@@ -69,7 +69,7 @@ def rows(one):
             pezoo.create(name, d_model=16, n_heads=2, n_layers=2, train_length=16)
         except pezoo.UserError:
             continue
-        yield name, one.tune.steps
+        yield name, one.tune
 
 
 def matching(kind, given):
@@ -77,8 +77,9 @@ def matching(kind, given):
 
 
 def labels(one, name, tune):
-    for steps in tune:
-        label = f"{name}, {steps} steps @ {one.tune_length / one.train.length:g}x" if steps else name
+    for steps in tune.steps:
+        ratio = one.tuning(tune, steps).length / one.train.length
+        label = f"{name}, {steps} steps @ {ratio:g}x" if steps else name
         yield label
         if one.test.companion and not name.startswith("layers"):
             yield f"{label} | windowed"

@@ -121,6 +121,17 @@ def test_step_counts_share_a_training_and_are_tunings_of_their_own(recipe):
     assert len(parents) == 1
 
 
+def test_a_scheme_can_be_tuned_in_its_own_way(recipe):
+    own = "{scheme: rope+pi, tune: {steps: [3], length: 2x, batch_size: 7}}"
+    made = plan(recipe, f"schemes=[rope, {{scheme: rope+pi, tune: [0, 3]}}, {own}]", "seeds=[0]")
+    assert [e.label for e in made.evaluations] == ["rope", "rope+pi", "rope+pi, 3 steps @ 4x", "rope+pi, 3 steps @ 2x"]
+    assert [str(e.spec) for e in made.evaluations[2:]] == ["rope+pi:factor=4", "rope+pi:factor=2"]
+    tunings = [cell.settings() for cell in made.cells.values() if cell.kind == "tune"]
+    assert [(t.steps, t.length, t.batch_size, t.warmup_steps) for t in tunings] == [(3, 64, 4, 1), (3, 32, 7, 1)]
+    listed, written = (plan(recipe, f"schemes=[{{scheme: rope, tune: {t}}}]") for t in ("[3]", "{steps: [3]}"))
+    assert listed.cells == written.cells
+
+
 def test_after_tuning_the_factor_stays_at_the_tuned_length(recipe):
     made = plan(recipe, "schemes=[rope+pi]", "tune.steps=[0, 3]", "seeds=[0]")
     assert [str(e.spec) for e in made.evaluations] == ["rope+pi", "rope+pi:factor=4"]

@@ -10,7 +10,7 @@ from pezoo.escape import in_markdown
 from pezoo.registry import Entry, entry, list_schedules
 from pezoo.report import scorecard
 from pezoo.report.claims import BEYOND, EVERY
-from pezoo.report.comparisons import Comparison
+from pezoo.report.comparisons import Comparison, lower_is_better
 from pezoo.report.costs import by_clock, costs, training_seconds
 from pezoo.report.findings import at_an_end, hardly_learned, in_a_row, unlearned
 from pezoo.report.groups import words
@@ -139,7 +139,7 @@ def sentence(found: Answer) -> str:
     elif tied and not alike:
         each = [f"{shown} ({_at(found.results, label, question.at)})" for label, shown in tied.items()]
         said += f". {in_a_row(each)} cannot be told apart from it"
-    return f"{said}.{_and_time(found)}{_and_besides(found)}"
+    return f"{said}.{_and_time(found)}{_and_besides(found)}{_and_tuned(found)}"
 
 
 def _and_time(found: Answer) -> str:
@@ -174,6 +174,24 @@ def _and_besides(found: Answer) -> str:
         rank = "first" if other.ties else "best"
         said += f"; {name} is {rank} there, with {_at(other.results, first, at)} {place}, and has "
         said += f"{words(here.metric)} {_at(found.results, first, here.at)} {place_of(here.at)}"
+    return f"{said}."
+
+
+def _and_tuned(found: Answer) -> str:
+    """Return in a sentence what the better of the rows does that were tuned on longer texts; others saw none."""
+    question, other = found.question, found.besides
+    longer = {r.label for r in found.results if r.label in question.rows and (r.finetune_length or 0) > r.train_length}
+    means = {label: found.at(label, question.at).whole_mean for label in sorted(longer)}
+    known = {label: mean for label, mean in means.items() if mean is not None}
+    if not known:
+        return ""
+    best = (min if lower_is_better(question.metric) else max)(known, key=lambda label: known[label])
+    value, place = _at(found.results, best, question.at), place_of(question.at)
+    said = f" After a tuning on longer texts, of which the others saw none, `{in_markdown(best)}` has"
+    said += f" {words(question.metric)} {value} {place}"
+    if other is not None and other.question.metric in ACCURACIES:
+        right, place = _at(other.results, best, other.question.at), place_of(other.question.at)
+        said += f"; trained and tuned on {other.question.task} instead, it answers {right} right {place}"
     return f"{said}."
 
 

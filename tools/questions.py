@@ -37,7 +37,7 @@ class Question(Other):
     extensions: tuple[str, ...] = ()
     """They have one of these extensions; empty: any or none."""
     tuned: int | None = 0
-    """They were tuned for so many steps; None: for any number."""
+    """They were tuned for so many steps; None: for any number, but never on a text that is longer than L."""
     also: tuple[str, ...] = ("1x",)
     """Other lengths that the table shows."""
     besides: Mapping[str, str] | None = None
@@ -49,6 +49,9 @@ TEXT = {"metric": "perplexity", "protocol": "non_overlapping"}
 ANSWERS = {"metric": "exact_match", "protocol": "answers"}
 PASSKEYS = {"task": "passkey", **ANSWERS}
 
+TUNED_LONG = ("rope, 100 steps @ 16x", "rope+yarn:beta_fast=4, 100 steps @ 16x")
+"""Rows of `frontier` that saw texts of 16L in a tuning: not to choose among, where none other did."""
+
 QUESTIONS: dict[str, Question] = {
     "from_scratch": Question(study="survey", at="8x", **TEXT),
     "newest": Question(
@@ -56,7 +59,7 @@ QUESTIONS: dict[str, Question] = {
         part="text",
         at="16x",
         beside="rope+window",
-        rows=("rope",),
+        rows=("rope", *TUNED_LONG),
         tuned=None,
         also=("1x", "64x"),
         besides={"part": "recall", **PASSKEYS},
@@ -103,6 +106,7 @@ QUESTIONS: dict[str, Question] = {
         study="frontier",
         part="recall",
         at="16x",
+        rows=TUNED_LONG,
         tuned=None,
         besides={"part": "text", "task": LANGUAGE_MODELLING, **TEXT},
         **PASSKEYS,
@@ -186,7 +190,7 @@ def answer(question: Question, studies: Studies, shown: int = SHOWN) -> Answer |
     besides = question.besides and answer(replace(question, besides=None, **question.besides), studies)
     rows = ranked[:shown]
     wanted = [*(besides.ranked[:1] if besides else []), *question.rows]
-    rows += [label for label in wanted if label in ranked and label not in rows]
+    rows += [label for label in wanted if label in {r.label for r in found} and label not in rows]
     beside = {label: compare(found, label, question.beside, length, study.losses) for label in rows}
     return Answer(question, found, counted, missed, ranked, len(labels) - len(ranked), beside, tied, besides)
 
@@ -194,7 +198,11 @@ def answer(question: Question, studies: Studies, shown: int = SHOWN) -> Answer |
 def among(result: Result, question: Question) -> bool:
     """Return whether the scheme of a result is one to choose."""
     wanted = not question.extensions or bool(set(question.extensions) & set(result.extensions))
-    return wanted and question.encoding in ("", result.encoding) and question.tuned in (None, result.finetune_steps)
+    if question.tuned is None:
+        wanted &= (result.finetune_length or 0) <= result.train_length
+    else:
+        wanted &= question.tuned == result.finetune_steps
+    return wanted and question.encoding in ("", result.encoding)
 
 
 def _different(results: list[Result], at: str) -> list[str]:

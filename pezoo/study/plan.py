@@ -41,7 +41,7 @@ from pezoo.results import LANGUAGE_MODELLING
 from pezoo.scheme import MemberSpec, Spec, parse
 from pezoo.study.bodies import OWN
 from pezoo.study.recipe import Recipe
-from pezoo.study.resolve import Test, Trial, acting, in_part, load_corpora, resolve, texts_of
+from pezoo.study.resolve import Row, Test, Trial, acting, in_part, load_corpora, resolve, texts_of
 from pezoo.training.checkpoint import carry_over, load, save
 from pezoo.training.config import TrainConfig
 from pezoo.training.keys import from_stored, hashed, to_stored
@@ -191,7 +191,8 @@ class Evaluation:
     spec: Spec
     seed: int
     test: Test
-    tune_steps: int
+    tuned: TrainConfig | None
+    """How its model was tuned, if it was."""
     cell: str
 
 
@@ -279,32 +280,30 @@ class _Planner:
     def add_all(self) -> None:
         """Add cells and evaluations, ordered by scheme, then seed."""
         seeds = self.recipe.seeds
-        found = [e for seed in seeds for row in self.trial.rows for e in self._row(row.label, row.tune, row.spec, seed)]
+        found = [e for seed in seeds for row in self.trial.rows for e in self._row(row, seed)]
         _refuse_repeats(found)
         place = {label: i for i, label in enumerate(dict.fromkeys(e.label for e in found))}
         self.plan.evaluations.extend(sorted(found, key=lambda e: (place[e.label], seeds.index(e.seed))))
 
-    def _row(self, name: str, tune: tuple[int, ...], spec: Spec, seed: int) -> Iterator[Evaluation]:
+    def _row(self, row: Row, seed: int) -> Iterator[Evaluation]:
         """The cells of one scheme and seed; its evaluations."""
-        trial, trained = self.trial, self._train(name, spec, seed)
-        for steps in tune:
-            parent, tested, label = trained, spec, name
+        trial, trained = self.trial, self._train(row.label, row.spec, seed)
+        for steps in row.tune.steps:
+            parent, tested, label, tuned = trained, row.spec, row.label, None
             if steps:
-                label = f"{name}, {steps} steps @ {trial.tune_length / self.recipe.train.length:g}x"
-                parent = self._tune(name, label, spec, steps, seed, trained)
-                tested = spec.fixed(trial.material.n_tokens(trial.tune_length), trial.train_tokens)
-            for test in trial.tests:
-                yield self._evaluate(label, tested, seed, parent, steps, test)
-            windowed = self._windowed(tested)
-            if windowed is not None:
-                for test in trial.tests:
-                    yield self._evaluate(f"{label} | windowed", windowed, seed, parent, steps, test)
+                tuned = self.recipe.tuning(row.tune, steps)
+                label = f"{row.label}, {steps} steps @ {tuned.length / self.recipe.train.length:g}x"
+                parent = self._tune(row, label, tuned, seed, trained)
+                tested = row.spec.fixed(trial.material.n_tokens(tuned.length), trial.train_tokens)
+            for name, spec in ((label, tested), (f"{label} | windowed", self._windowed(tested))):
+                if spec is not None:
+                    yield from (self._evaluate(name, spec, seed, parent, tuned, test) for test in trial.tests)
 
-    def _tune(self, name: str, label: str, spec: Spec, steps: int, seed: int, trained: str | None) -> str:
+    def _tune(self, row: Row, label: str, settings: TrainConfig, seed: int, trained: str | None) -> str:
         """The tuning cell; refused where its model has no such weights."""
-        weights, settings = parse_weights(self.recipe.tune.weights), to_stored(self.recipe.tuning(steps))
+        weights = parse_weights(row.tune.weights)
         some = {} if weights == ALL else {"weights": stored_weights(weights)}
-        key = self._fit("tune", name, label, spec, settings, seed, parent=trained, **some)
+        key = self._fit("tune", row.label, label, row.spec, to_stored(settings), seed, parent=trained, **some)
         if some:
             check_weights(weights, self.plan.cells[key].outline())
         return key
@@ -337,7 +336,9 @@ class _Planner:
         self.logs.setdefault(key, [*self.place, shown])
         return key
 
-    def _evaluate(self, label: str, spec: Spec, seed: int, parent: str | None, steps: int, test: Test) -> Evaluation:
+    def _evaluate(
+        self, label: str, spec: Spec, seed: int, parent: str | None, tuned: TrainConfig | None, test: Test
+    ) -> Evaluation:
         recipe, trial, what = self.recipe, self.trial, label
         own = test.material is trial.material
         if len(trial.tests) > 1:
@@ -354,7 +355,7 @@ class _Planner:
         elif not own:
             facts["tested"] = test.material.facts()
         cell = self._add("evaluate", what, spec, seed=seed, parent=parent, **facts)
-        return Evaluation(trial, label, spec, seed, test, steps, cell)
+        return Evaluation(trial, label, spec, seed, test, tuned, cell)
 
     def _windowed(self, spec: Spec) -> Spec | None:
         """The scheme with a window of L in testing, where the recipe wants it and the scheme takes one."""

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.results import LANGUAGE_MODELLING
 from pezoo.study import bodies
-from pezoo.study.recipe import Recipe, join_trees, merge, merge_typed, require, to_recipe
+from pezoo.study.recipe import Recipe, TuneConfig, join_trees, merge, merge_typed, require, to_recipe
 from pezoo.training.config import check_shares
 from pezoo.typed import check_plain, check_yaml, said
 
@@ -201,12 +201,14 @@ tune.warmup_steps tune.weight_decay tune.grad_clip test.seed"""
 
 
 def _values(recipe: Recipe, keys: str) -> Iterator[tuple[str, Any]]:
+    """The values of keys; a key of `tune` has one more for each scheme with a tuning of its own."""
     for key in keys.split():
-        value: Any = recipe
-        for part in key.split("."):
-            value = getattr(value, part)
-        if value is not None:
-            yield key, value
+        group, _, name = key.rpartition(".")
+        holders = recipe.tunings if group == "tune" else {group: getattr(recipe, group) if group else recipe}
+        for place, holder in holders.items():
+            value = getattr(holder, name)
+            if value is not None:
+                yield f"{place}.{name}".lstrip("."), value
 
 
 def _refuse_idle(recipe: Recipe, parts: list[Recipe], keys: Iterable[str]) -> None:
@@ -278,6 +280,8 @@ def _check_launcher(recipe: Recipe) -> None:
 
 def _check_values(recipe: Recipe) -> None:
     """Ranges of single keys, then the relations between keys."""
+    for key, steps in _values(recipe, "tune.steps"):
+        require(bool(steps) and min(steps) >= 0, key, steps, "a list of step counts such as [0, 200]")
     for key, value in _values(recipe, _AT_LEAST_ONE):
         require(value >= 1, key, value, "at least 1")
         require(value < 2**31, key, value, f"at most {2**31 - 1}")
@@ -310,7 +314,6 @@ def _check_values(recipe: Recipe) -> None:
         *("model.n_kv_heads", kv_heads, f"a divisor of model.n_heads={model.n_heads}"),
     )
     require(bool(recipe.schemes or recipe.grid.encodings), "schemes", recipe.schemes, "a list such as [rope, alibi]")
-    require(bool(recipe.tune.steps), "tune.steps", [], "a list of step counts such as [0, 200]")
     require(bool(recipe.test.lengths), "test.lengths", [], "a list such as [1x, 2x, 4x]")
     for tokens, given in zip(recipe.test_lengths, recipe.test.lengths, strict=False):
         if tokens < length:
@@ -326,20 +329,36 @@ def _check_values(recipe: Recipe) -> None:
             f"test.last={recipe.test.last} is more than the shortest test length, {min(recipe.test_lengths)}"
         )
     _check_processes(recipe)
-    steps = {n for row in recipe.rows for n in row.tune if n}
-    if recipe.grid.encodings:
-        steps |= {n for n in recipe.tune.steps if n}
-    if steps and recipe.tune_length < length:
-        raise UserError(f"tune.length={recipe.tune_length} is shorter than the training length train.length={length}")
-    if steps:
-        check_shares(recipe.tuning(1), "tune")
-    for stage, n in [("train", recipe.train.steps), *(("tune", n) for n in sorted(steps))]:
-        warmup = getattr(recipe, stage).warmup_steps
-        if warmup >= n:
-            raise UserError(
-                f"{stage}.warmup_steps={warmup} must be less than the {n} steps of {stage}.steps; "
-                f"type {stage}.warmup_steps={n // 10}"
-            )
+    _check_warmup("train", recipe.train.warmup_steps, recipe.train.steps)
+    for key, tune in recipe.tunings.items():
+        used = key != "tune" or bool(recipe.grid.encodings) or tune in [row.tune for row in recipe.rows]
+        _check_tuning(recipe, key, tune, [n for n in tune.steps if used and n])
+
+
+def _check_tuning(recipe: Recipe, key: str, tune: TuneConfig, steps: list[int]) -> None:
+    """How its length goes with training, and its batches and steps, if there are any; `key` is where it is set."""
+
+    def at(name: str) -> str:  # what a scheme does not set is set in `tune`
+        return key if getattr(tune, name) != getattr(recipe.tune, name) else "tune"
+
+    tuned = recipe.tuning(tune, 1, at("length"))
+    if not steps:
+        return
+    if tuned.length < recipe.train.length:
+        length = recipe.train.length
+        raise UserError(
+            f"{at('length')}.length={tuned.length} is shorter than the training length train.length={length}"
+        )
+    check_shares(tuned, at("batch_size"))
+    _check_warmup(at("warmup_steps"), tune.warmup_steps, min(steps))
+
+
+def _check_warmup(stage: str, warmup: int, steps: int) -> None:
+    if warmup >= steps:
+        raise UserError(
+            f"{stage}.warmup_steps={warmup} must be less than the {steps} steps of {stage}.steps; "
+            f"type {stage}.warmup_steps={steps // 10}"
+        )
 
 
 def _check_processes(recipe: Recipe) -> None:

@@ -150,10 +150,11 @@ class SlurmConfig:
 
 @dataclass(frozen=True)
 class Row:
-    """One item of the recipe's `schemes`: a row of the table for each count in `tune`."""
+    """One item of the recipe's `schemes`: a row of the table for each count in `tune.steps`."""
 
     scheme: str | Mapping[str, Any]
-    tune: tuple[int, ...]
+    tune: TuneConfig
+    """The recipe's, with what the item sets."""
     label: str | None
 
 
@@ -170,7 +171,8 @@ class Recipe:
     sizes: dict[str, Any] = field(default_factory=dict)
     """Other sizes of the same study: overrides by name."""
     schemes: list[Any] = field(default_factory=list)
-    """`rope+pi`, a scheme as a mapping, or {scheme: ..., tune: [0, 200], label: ...}."""
+    """`rope+pi`, a scheme as a mapping, or {scheme: ..., tune: ..., label: ...}. Its tune holds step counts such as
+    [0, 200], or the keys of `tune` that differ for this scheme, such as {steps: [200], length: 4x}."""
     grid: GridConfig = field(default_factory=GridConfig)
     """More schemes: encodings x extensions."""
     tasks: list[str] = field(default_factory=lambda: [LANGUAGE_MODELLING])
@@ -241,20 +243,21 @@ class Recipe:
         return sorted({self._tokens(f"test.lengths.{i}", x) for i, x in enumerate(lengths)})
 
     @property
-    def tune_length(self) -> int:
-        """Length at which models are tuned, in tokens."""
-        return self._tokens("tune.length", self.tune.length)
-
-    @property
     def rows(self) -> list[Row]:
         """The items of `schemes`, each written out."""
         return [self._row(f"schemes.{i}", item) for i, item in enumerate(self.schemes)]
 
-    def tuning(self, steps: int) -> TrainConfig:
-        """What `fit` needs for a tuning of `steps` steps."""
-        own = {f.name: getattr(self.tune, f.name) for f in dataclasses.fields(TuneConfig) if f.name != "weights"}
-        own = {name: value for name, value in own.items() if value is not None}
-        return dataclasses.replace(self.train, **own | {"steps": steps, "length": self.tune_length, "lrs": []})
+    @property
+    def tunings(self) -> dict[str, TuneConfig]:
+        """How models are tuned, by key: `tune`, and `schemes.2.tune` of an item that sets keys of its own."""
+        rows = {f"schemes.{i}.tune": row.tune for i, row in enumerate(self.rows)}
+        return {"tune": self.tune} | {key: tune for key, tune in rows.items() if tune != self.tune}
+
+    def tuning(self, tune: TuneConfig, steps: int, key: str = "tune") -> TrainConfig:
+        """What `fit` needs for a tuning of `steps` steps; `key` is where `tune` comes from, for messages."""
+        own = {f.name: getattr(tune, f.name) for f in dataclasses.fields(TuneConfig) if f.name != "weights"}
+        own |= {"steps": steps, "length": self._tokens(f"{key}.length", tune.length), "lrs": []}
+        return dataclasses.replace(self.train, **{name: value for name, value in own.items() if value is not None})
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe in full as plain data; itself a recipe, of the same study."""
@@ -273,21 +276,29 @@ class Recipe:
         return int(tokens)
 
     def _row(self, key: str, item: Any) -> Row:
-        if isinstance(item, str):
-            item = {"scheme": item}
-        if not isinstance(item, dict) or not item:
+        if not isinstance(item, str | dict) or item == {}:
             raise UserError(f"{key} must be a scheme such as rope+pi, got {brief(item)}")
-        if "scheme" not in item:
+        if isinstance(item, str) or "scheme" not in item:
             item = {"scheme": item}
         for name in item:
             if name not in (known := ("scheme", "tune", "label")):
                 hint = suggest(str(name), known)
                 raise UserError(f"{key} has no key {brief(name)}.{hint} Its keys: {', '.join(known)}")
-        steps, label = item.get("tune", self.tune.steps), item.get("label")
-        good = isinstance(steps, list) and all(type(n) is int and n >= 0 for n in steps)
-        require(good and bool(steps), f"{key}.tune", steps, "a list of step counts such as [0, 200]")
+        given, label = item.get("tune", {}), item.get("label")
         require(label is None or (isinstance(label, str) and bool(label.strip())), f"{key}.label", label, "a text")
-        return Row(item["scheme"], tuple(dict.fromkeys(steps)), label)
+        return Row(item["scheme"], self._tune(f"{key}.tune", given), label)
+
+    def _tune(self, key: str, given: Any) -> TuneConfig:
+        """The recipe's `tune`, with what an item of `schemes` sets."""
+        allowed = "a list of step counts such as [0, 200], or keys of tune such as {steps: [200], length: 4x}"
+        require(isinstance(given, list | Mapping), key, given, allowed)
+        own = {"steps": given} if isinstance(given, list) else given
+        _check_keys(own, TuneConfig, f"{key}.")
+        try:
+            tune: TuneConfig = OmegaConf.to_object(join_trees(OmegaConf.structured(self.tune), own))
+        except UserError as error:
+            raise UserError(f"{key}.{error}") from None
+        return dataclasses.replace(tune, steps=list(dict.fromkeys(tune.steps)))
 
 
 def _check_keys(given: Mapping[str, Any], cls: type, prefix: str = "") -> None:

@@ -28,7 +28,7 @@ from pezoo.registry import entries, entry
 from pezoo.results import LANGUAGE_MODELLING
 from pezoo.scheme import MemberSpec, Spec, offers, parse, read_members
 from pezoo.study.bodies import Foreign, find_body
-from pezoo.study.recipe import Recipe
+from pezoo.study.recipe import Recipe, TuneConfig
 from pezoo.task import parse_task
 from pezoo.training.weights import Lora, parse_weights
 
@@ -39,8 +39,8 @@ class Row:
 
     label: str
     spec: Spec
-    tune: tuple[int, ...]
-    """Steps of each tuning; 0 is the trained model as it is."""
+    tune: TuneConfig
+    """How it is tuned: once for each of its step counts, 0 being the trained model as it is."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,6 @@ class Trial:
     """Tokens of a sequence of the training length."""
     test_lengths: list[int]
     """Ascending."""
-    tune_length: int
     tests: list[Test]
     rows: list[Row]
     body: Foreign | None = None
@@ -113,19 +112,13 @@ def resolve(recipe: Recipe, corpora: Mapping[str, Corpus]) -> list[Trial]:
 
 def _trial(part: str, recipe: Recipe, task: str, corpora: Mapping[str, Corpus]) -> Trial:
     device = resolve_device(recipe)
-    try:
-        weights = parse_weights(recipe.tune.weights)
-    except UserError as error:
-        raise UserError(f"tune.weights: {error}") from None
-    if recipe.train.sharded and isinstance(weights, Lora):
-        raise UserError(
-            f"tune.weights={recipe.tune.weights} and train.strategy={recipe.train.strategy} do not go together"
-        )
-    test_lengths, tune_length = recipe.test_lengths, recipe.tune_length
-    counts = [steps for row in recipe.rows for steps in row.tune]
-    tunes = any(counts + (recipe.tune.steps if recipe.grid.encodings else []))
+    for key, tune in recipe.tunings.items():
+        _check_weights(recipe, key, tune)
+    test_lengths, rows = recipe.test_lengths, recipe.rows
+    tunings = [row.tune for row in rows] + [recipe.tune] * bool(recipe.grid.encodings)
     trained = isinstance(recipe.model.from_, str)
-    fit_lengths = [recipe.train.length] * (not trained) + [tune_length] * tunes
+    fit_lengths = [recipe.train.length] * (not trained)
+    fit_lengths += sorted({recipe.tuning(tune, n).length for tune in tunings for n in tune.steps if n})
     if task == LANGUAGE_MODELLING:
         material: Material = Text(corpora[load(recipe.data).hash])
         for length in fit_lengths:
@@ -138,12 +131,22 @@ def _trial(part: str, recipe: Recipe, task: str, corpora: Mapping[str, Corpus]) 
     tests = _tests(material, recipe, device)
     train_tokens = material.n_tokens(recipe.train.length)
     body = find_body(recipe, material, train_tokens)
-    rows = []
-    for i, row in enumerate(recipe.rows):
+    made = []
+    for i, row in enumerate(rows):
         spec = _scheme(recipe, row.scheme, f"schemes.{i}", material, train_tokens, body)
-        rows.append(Row(row.label or (row.scheme if isinstance(row.scheme, str) else str(spec)), spec, row.tune))
-    rows += _grid(recipe, material, train_tokens, body)
-    return Trial(part, recipe, device, material, train_tokens, test_lengths, tune_length, tests, rows, body)
+        made.append(Row(row.label or (row.scheme if isinstance(row.scheme, str) else str(spec)), spec, row.tune))
+    made += _grid(recipe, material, train_tokens, body)
+    return Trial(part, recipe, device, material, train_tokens, test_lengths, tests, made, body)
+
+
+def _check_weights(recipe: Recipe, key: str, tune: TuneConfig) -> None:
+    """Refuse unknown weights of a tuning, and those that cannot be spread over devices."""
+    try:
+        weights = parse_weights(tune.weights)
+    except UserError as error:
+        raise UserError(f"{key}.weights: {error}") from None
+    if recipe.train.sharded and isinstance(weights, Lora):
+        raise UserError(f"{key}.weights={tune.weights} and train.strategy={recipe.train.strategy} do not go together")
 
 
 def _check_lengths(material: Questions, recipe: Recipe, fit_lengths: list[int], test_lengths: list[int]) -> Recipe:
@@ -175,7 +178,7 @@ def _grid(recipe: Recipe, material: Material, train_tokens: int, body: Foreign |
             if "+" not in scheme and scheme in recipe.grid.encodings:
                 raise
             continue
-        yield Row(scheme, spec, tuple(dict.fromkeys(recipe.tune.steps)))
+        yield Row(scheme, spec, dataclasses.replace(recipe.tune, steps=list(dict.fromkeys(recipe.tune.steps))))
 
 
 def matching(key: str, asked: list[str], kind: str) -> list[str]:
@@ -250,8 +253,9 @@ def resolve_device(recipe: Recipe) -> str:
     """
     device = _device(recipe)
     check_training(device, recipe.train.precision)
-    if recipe.tune.precision is not None:
-        check_training(device, recipe.tune.precision, "tune.precision")
+    for key, tune in recipe.tunings.items():
+        if tune.precision is not None:
+            check_training(device, tune.precision, f"{key}.precision")
     check_testing(device, recipe.test.precision)
     if reason := missing(recipe.backend, device):
         raise UserError(f"backend={recipe.backend} {reason}; type backend=auto")
