@@ -286,7 +286,7 @@ QUICK = (
 
 
 @pytest.mark.slow
-@pytest.mark.ci(one_in=3)
+@pytest.mark.ci(one_in=5)
 @pytest.mark.parametrize("check", QUICK)
 @pytest.mark.parametrize("name", MEMBERS)
 def test_each_passes_the_checks_of_what_is_new(name, check):

@@ -262,7 +262,7 @@ def test_grid_is_whole_and_reads_back():
     assert all(list(column) == extensions for column in columns.values()), RENEW
 
 
-slow = (pytest.mark.slow, pytest.mark.ci(one_in=5))
+slow = (pytest.mark.slow, pytest.mark.ci(one_in=12))
 
 
 @pytest.mark.slow
