@@ -9,6 +9,7 @@ from dataclasses import replace
 from statistics import fmean
 
 import pytest
+from scipy import stats
 
 from pezoo.report.claims import EVERY, read_claims
 from pezoo.report.finished import Finished, load
@@ -93,6 +94,23 @@ def test_what_was_tuned_on_longer_texts_is_no_rival_of_what_saw_none():
     assert "others saw none, `rope+pi, 200 steps @ 8x` has perplexity 5.21" in said.splitlines()[0]
     assert "others saw none" not in choose.block_of(replace(asked, rows=()), some)
     assert "others saw none" not in choose.block_of(replace(asked, rows=("rope",)), some)
+
+
+def test_two_studies_of_the_same_schemes_are_said_to_rank_alike(monkeypatch):
+    here = {"rope": 20.0, "alibi": 6.0, "nope": 9.0, "kerple": 5.5, "t5": 12.0}
+    there = {"rope": 30.0, "alibi": 5.0, "nope": 11.0, "kerple": 7.0, "fire": 4.0}
+    one, other = (
+        {name: Finished((), [r for label, far in each.items() for r in results(label, 5.0, far)])}
+        for name, each in (("here", here), ("there", there))
+    )
+    asked = {name: replace(QUESTION, study=name) for name in ("here", "there")}
+    monkeypatch.setattr(choose, "QUESTIONS", asked)
+    said = choose.on_another_text("there", "here", one | other)
+    both = [label for label in here if label in there]
+    rho = stats.spearmanr([here[label] for label in both], [there[label] for label in both]).statistic
+    assert said.startswith("**`fire`** is the best of 5 schemes")
+    assert f"rank 4 schemes alike at 8L, by a rank correlation of {rho:.2f} [" in said
+    assert "Not run yet" in choose.on_another_text("there", "here", one)
 
 
 def test_what_cannot_be_told_apart_is_said():

@@ -3,6 +3,7 @@
 What the numbers say comes from `tools/questions.py`.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +17,7 @@ from pezoo.report.findings import at_an_end, hardly_learned, in_a_row, unlearned
 from pezoo.report.groups import words
 from pezoo.report.shares import ACCURACIES
 from pezoo.report.statistics import PERPLEXITIES, TOLERANCE, Summary, summarise
-from pezoo.report.verdicts import VERDICTS, Judgement, NotTested, side_of
+from pezoo.report.verdicts import VERDICTS, Judgement, NotTested, rank_correlation, side_of
 from pezoo.results import LANGUAGE_MODELLING, Result
 from pezoo.scheme import parse
 from tools.questions import QUESTIONS, SHOWN, Answer, Question, Studies, answer
@@ -61,6 +62,22 @@ def block_of(question: Question, studies: Studies) -> str:
             "nothing from the longer text; what is below may only see more of the last L tokens.",
         ]
     return "\n".join([*lines, "", _rests_on(found)]) + "\n"
+
+
+def on_another_text(name: str, other: str, studies: Studies) -> str:
+    """Return the answer to a question, and how alike it and another one rank the schemes that both have."""
+    two = [answer(QUESTIONS[each], studies) for each in (name, other)]
+    said = block(name, studies)
+    if two[0] is None or two[1] is None:
+        return said
+    both = [label for label in two[0].ranked if label in two[1].ranked]
+    means = [[found.at(label, found.question.at).whole_mean or math.nan for label in both] for found in two if found]
+    rho, low, high = rank_correlation(*means)
+    return said + (
+        f"\nThis study and [{two[1].question.study}](../experiments/results/{two[1].question.study}/table.md) rank "
+        f"{len(both)} schemes alike {place_of(two[0].question.at)}, by a rank correlation of {rho:.2f} "
+        f"[{low:.2f} to {high:.2f}]; 1 is the same order.\n"
+    )
 
 
 def _columns(found: Answer) -> dict[str, tuple[list[Result], str]]:

@@ -65,6 +65,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         f"choose_{name}": partial(lambda name: choose.block(name, published.studies()), name)
         for name in questions.QUESTIONS
     },
+    "choose_on_books": lambda: choose.on_another_text("on_books", "from_scratch", published.studies()),
     "choose_far_text": lambda: why.far_text(published.studies()),
     "choose_other_models": lambda: choose.claimed("ranking_carries_over_", published.judged()),
     **{f"why_{name}": partial(lambda name: why.block(name, published.studies()), name) for name in why.FIGURES},

@@ -54,6 +54,7 @@ TUNED_LONG = ("rope, 100 steps @ 16x", "rope+yarn:beta_fast=4, 100 steps @ 16x")
 
 QUESTIONS: dict[str, Question] = {
     "from_scratch": Question(study="survey", at="8x", **TEXT),
+    "on_books": Question(study="survey-books", at="8x", **TEXT),
     "newest": Question(
         study="frontier",
         part="text",

@@ -168,16 +168,21 @@ def _ranks(claim: Claim, mine: list[Result]) -> Judgement:
         return Judgement(
             claim, "undecided", f"{len(both)} schemes have both numbers; 4 or more are needed", results=used
         )
-    rho = float(pandas.DataFrame(means)[both].T.corr("spearman").iloc[0, 1])
+    rho, low, high = rank_correlation(*([each[label] for label in both] for each in means))
     if math.isnan(rho):
         return Judgement(claim, "undecided", "all schemes have the same number", results=used)
-    most = 1 - 6 / (len(both) * (len(both) ** 2 - 1))  # between the same order and one that differs by one swap
-    z = math.atanh(max(-most, min(most, rho)))
-    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt((1 + rho**2 / 2) / (len(both) - 3))
-    low, high = math.tanh(z - half), max(rho, math.tanh(z + half))
     verdict = _verdict(claim.test.region, low, high)
     note = f"the interval is over {len(both)} schemes; more schemes would narrow it, more seeds would not"
     return Judgement(claim, verdict, note if verdict == "undecided" else "", ("", ""), rho, low, high, None, used)
+
+
+def rank_correlation(one: list[float], other: list[float]) -> tuple[float, float, float]:
+    """Return Spearman's correlation of two lists of four or more numbers, and the ends of its 95 % interval."""
+    n, rho = len(one), float(pandas.DataFrame([one, other]).T.corr("spearman").iloc[0, 1])
+    most = 1 - 6 / (n * (n**2 - 1))  # between the same order and one that differs by one swap
+    z = math.atanh(max(-most, min(most, rho)))
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    return rho, math.tanh(z - half), max(rho, math.tanh(z + half))
 
 
 def numbers_of(mine: list[Result], test: Other) -> list[Result]:
