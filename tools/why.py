@@ -45,6 +45,8 @@ HEAD, TRAINED, LONGER = 64, 2048, 8
 CUT_OFF = "rope+rerope"
 """RoPE that cuts distances off inside L."""
 WINDOW = "rope+window"
+FAR = 16
+"""Multiple of L at which the worth of far text is told."""
 HEADS = {"narrow_long": 8, "wide_long": 32}
 """Channels of a head in the parts of `base_bound` that are trained on 128 tokens."""
 BASE = "rope:base="
@@ -401,18 +403,24 @@ def block(name: str, studies: Studies) -> str:
 
 def far_text(studies: Studies) -> str:
     """Return in Markdown what text farther back than L is worth to the schemes that long texts do not break."""
-    shown = FIGURES["recency"]
-    kept = shown.kept(studies)
-    means = {label: {length: s.mean for length, s in curve.items()} for label, curve in curves(kept.results).items()}
-    stable = [label for label in shown.numbers(kept) if _rise(means[label], kept) <= 1 + TOLERANCE]
-    whole = {label: kept.compared(label, label + WINDOWED) for label in stable}
-    ratios = [
-        f"- `{label}` with all of the text: {effect(one)} beside the last L tokens alone"
-        for label, one in whole.items()
-    ]
-    gain = [f"`{label}`" for label, one in whole.items() if one.verdict == "better"]
-    helped = f"Far text helps {in_a_row(gain)}." if gain else "Far text helps none of them."
-    return "\n".join([*ratios, "", f"{helped} *{kept.source}, perplexity at {kept.far}.*"]) + "\n"
+    said = []
+    for study, part in (("frontier", "text"), ("kerple", "")):
+        if study not in studies:
+            continue
+        found = studies[study]
+        near = [r for r in found.results if r.part == part and r.length_ratio <= FAR]
+        kept = Kept(study, select(near, "perplexity", "non_overlapping"), found.losses)
+        means = {label: {n: s.mean for n, s in curve.items()} for label, curve in curves(kept.results).items()}
+        stable = [label for label in windows(kept) if _rise(means[label], kept) <= 1 + TOLERANCE]
+        whole = {label: kept.compared(label, label + WINDOWED) for label in stable}
+        said += [
+            f"- `{label}` with all of the text: {effect(one)} beside the last L tokens alone"
+            for label, one in whole.items()
+        ]
+        gain = [f"`{label}`" for label, one in whole.items() if one.verdict == "better"]
+        helped = f"Far text helps {in_a_row(gain)}." if gain else "Far text helps none of them."
+        said += ["", f"{helped} *{kept.source}, perplexity at {kept.far}.*", ""]
+    return "\n".join(said)
 
 
 def _rise(means: Mapping[int, float], kept: Kept) -> float:
