@@ -413,6 +413,8 @@ def far_text(studies: Studies) -> str:
         means = {label: {n: s.mean for n, s in curve.items()} for label, curve in curves(kept.results).items()}
         stable = [label for label in windows(kept) if _rise(means[label], kept) <= 1 + TOLERANCE]
         whole = {label: kept.compared(label, label + WINDOWED) for label in stable}
+        if not whole:
+            continue
         said += [
             f"- `{label}` with all of the text: {effect(one)} beside the last L tokens alone"
             for label, one in whole.items()
