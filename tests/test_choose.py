@@ -130,7 +130,7 @@ def test_what_cannot_be_told_apart_is_said():
     two = study(results("alibi", 6.0, 5.99, encoding="alibi"), kerple)
     assert "is first of 2 schemes, which cannot be told apart: perplexity 6.00" in choose.block_of(among, two)
     corrected = questions.answer(QUESTION, SOME)
-    corrected = choose.sentence(replace(corrected, ties=corrected.ranked[1:]))
+    corrected = choose.sentences(replace(corrected, ties=corrected.ranked[1:]))[0]
     assert "which cannot be told apart by tests that allow for their number: perplexity 6.01" in corrected
     plain = study(results("alibi", 6.0, 5.99, encoding="alibi"), kerple, results("rope", 5.0, 20.0))
     assert "It cannot be told apart from `kerple`." in choose.block_of(replace(QUESTION, beside="kerple"), plain)
@@ -338,7 +338,7 @@ def test_the_page_names_the_best_of_what_is_stored(name):
 
 def test_readme_answers_in_five_sentences_with_a_link_each():
     block = README.read_text(encoding="utf-8").partition("<!-- answer -->\n")[2].partition("\n\n")[0]
-    points = block.splitlines()
+    points = [line for line in block.splitlines() if not line.startswith("  - ")]
     assert len(points) == 5
     assert all(re.search(r"\((L = \d+; .*)?\[\w+\]\(\S+\.md\)\)\.$", line) for line in points)
 

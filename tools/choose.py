@@ -20,7 +20,7 @@ from pezoo.report.statistics import PERPLEXITIES, TOLERANCE, Summary, summarise
 from pezoo.report.verdicts import VERDICTS, Judgement, NotTested, rank_correlation, side_of
 from pezoo.results import LANGUAGE_MODELLING, Result
 from pezoo.scheme import parse
-from tools.questions import QUESTIONS, SHOWN, Answer, Question, Studies, answer
+from tools.questions import QUESTIONS, SHOWN, Answer, Question, Studies, answer, saw_longer
 
 # ---- tables of docs/choose.md --------------------------------------------------------------------
 
@@ -39,7 +39,7 @@ def block_of(question: Question, studies: Studies) -> str:
     ideas = found.besides is None  # else the table is wide enough; names lead to them
     head = ["scheme", *columns, f"beside `{in_markdown(question.beside)}`", *(["the idea"] * ideas)]
     rule = "|---" + "|---:" * (len(head) - 1 - ideas) + "|---" * ideas + "|"
-    lines = [sentence(found), "", f"| {' | '.join(head)} |", rule]
+    lines = [" ".join(sentences(found)), "", f"| {' | '.join(head)} |", rule]
     if (warning := hardly_learned(found.missed)) and found.missed.keys() >= found.tasks.keys():
         lines[0] = f"**No answer yet.** {warning}"
     else:
@@ -133,8 +133,12 @@ def _measure(judged: Judgement) -> str:
     return "a rank correlation" if judged.claim.test.other is not None else "an effect"
 
 
-def sentence(found: Answer) -> str:
-    """Return in a sentence which scheme is best, and which cannot be told apart from it."""
+def sentences(found: Answer) -> list[str]:
+    """Return which scheme is best, and which cannot be told apart from it; then, a sentence each, what else to know."""
+    return [said for said in (_first(found), _time(found), _besides(found), _tuned(found)) if said]
+
+
+def _first(found: Answer) -> str:
     question, best = found.question, found.best
     name, at = f"`{in_markdown(best)}`", place_of(question.at)
     value = _value(found.at(best, question.at), question.metric)
@@ -156,10 +160,10 @@ def sentence(found: Answer) -> str:
     elif tied and not alike:
         each = [f"{shown} ({_at(found.results, label, question.at)})" for label, shown in tied.items()]
         said += f". {in_a_row(each)} cannot be told apart from it"
-    return f"{said}.{_and_time(found)}{_and_besides(found)}{_and_tuned(found)}"
+    return f"{said}."
 
 
-def _and_time(found: Answer) -> str:
+def _time(found: Answer) -> str:
     """Return in a sentence how long the best trains beside the other scheme, where that differs and was measured."""
     question, best = found.question, found.best
     spent = costs(_shown(found))
@@ -169,10 +173,10 @@ def _and_time(found: Answer) -> str:
     ratio = seconds[best] / seconds[question.beside]
     if abs(ratio - 1) <= TOLERANCE:
         return ""
-    return f" Training it takes ×{ratio:.1f} the processor time of `{in_markdown(question.beside)}`."
+    return f"Training it takes ×{ratio:.1f} the processor time of `{in_markdown(question.beside)}`."
 
 
-def _and_besides(found: Answer) -> str:
+def _besides(found: Answer) -> str:
     """Return in a sentence what the best does where the other question asks, and which scheme is best there."""
     other, best = found.besides, found.best
     if other is None or best not in other.ranked:
@@ -180,12 +184,12 @@ def _and_besides(found: Answer) -> str:
     at, first, what = other.question.at, other.best, words(other.question.metric)
     value, place = _at(other.results, best, at), place_of(at)
     if other.question.task == LANGUAGE_MODELLING:
-        said = f" Trained on text instead, it has {what} {value} {place}"
+        said = f"Trained on text instead, it has {what} {value} {place}"
     elif unlearned({"": [r for r in other.results if r.label == best]}):
         at_l = _at(other.results, best, "1x")
-        said = f" Trained on {other.question.task} instead, it did not learn that: {at_l} right even at L"
+        said = f"Trained on {other.question.task} instead, it did not learn that: {at_l} right even at L"
     else:
-        said = f" Trained on {other.question.task} instead, it answers {value} right {place}"
+        said = f"Trained on {other.question.task} instead, it answers {value} right {place}"
     if first != best and first in found.ranked:
         here, name = found.question, f"`{in_markdown(first)}`"
         rank = "first" if other.ties else "best"
@@ -194,17 +198,17 @@ def _and_besides(found: Answer) -> str:
     return f"{said}."
 
 
-def _and_tuned(found: Answer) -> str:
+def _tuned(found: Answer) -> str:
     """Return in a sentence what the better of the rows does that were tuned on longer texts; others saw none."""
     question, other = found.question, found.besides
-    longer = {r.label for r in found.results if r.label in question.rows and (r.finetune_length or 0) > r.train_length}
+    longer = {r.label for r in found.results if r.label in question.rows and saw_longer(r)}
     means = {label: found.at(label, question.at).whole_mean for label in sorted(longer)}
     known = {label: mean for label, mean in means.items() if mean is not None}
     if not known:
         return ""
     best = (min if lower_is_better(question.metric) else max)(known, key=lambda label: known[label])
     value, place = _at(found.results, best, question.at), place_of(question.at)
-    said = f" After a tuning on longer texts, of which the others saw none, `{in_markdown(best)}` has"
+    said = f"After a tuning on longer texts, of which the others saw none, `{in_markdown(best)}` has"
     said += f" {words(question.metric)} {value} {place}"
     if other is not None and other.question.metric in ACCURACIES:
         right, place = _at(other.results, best, other.question.at), place_of(other.question.at)
@@ -346,21 +350,25 @@ def readme(studies: Studies, judged: Iterable[Judgement]) -> str:
         if (found := answer(question, studies)) is not None:
             link = f"[{question.study}](experiments/results/{question.study}/table.md)"
             facts = [f"L = {found.results[0].train_length}", _steps(found)]
-            if (other := found.besides) is not None:
-                facts.append(f"{other.question.task}: L = {other.results[0].train_length}, {_steps(other)}")
             facts += ["intervals over seeds alone"] * ("seeds alone" in _interval(found.beside.values()))
             best = _linked(found.best, found.scheme(found.best)).replace("](", "](docs/")
-            said = sentence(found).replace(f"**`{in_markdown(found.best)}`**", best, 1)
+            said, *more = sentences(found)
+            said = said.replace(f"**`{in_markdown(found.best)}`**", best, 1)
+            if (other := found.besides) is not None:
+                on = f"Trained on {other.question.task} instead"
+                where = f"{on} (L = {other.results[0].train_length}, {_steps(other)})"
+                more = [each.replace(on, where, 1) for each in more]
             if rival := _in_pieces(found):
-                own = "" if question.encoding else f"it {_at(found.results, found.best, '1x')} and "
-                said += f" Cut into pieces of L, the same text gives {own}{rival}."
+                first = f"`{in_markdown(found.best)}` {_at(found.results, found.best, '1x')}"
+                own = "" if question.encoding else f"{first} and "
+                more.append(f"Cut into pieces of L, the same text gives {own}{rival}.")
             named = {found.best, question.beside, *found.ties}
             if at_an_end(r for r in found.results if r.label in named):
                 facts.append("best learning rates at an end of those tried")
-            lines.append(f"- **{case}:** {said[:-1]} ({'; '.join([*facts, link])}).")
+            lines += [f"- **{case}:** {said[:-1]} ({'; '.join([*facts, link])}).", *(f"  - {each}" for each in more)]
             used += found.results
     lines.append(f"- **Findings of papers:** {_decided(list(judged))} ([scorecard](docs/scorecard.md)).")
-    models = f"The models of the first {len(lines) - 1} lines have {_millions(r.params for r in used if r.params)}."
+    models = f"The models of the first {len(CASES)} points have {_millions(r.params for r in used if r.params)}."
     return "\n".join([*lines, "", models]) + "\n"
 
 

@@ -181,7 +181,10 @@ def answer(question: Question, studies: Studies, shown: int = SHOWN) -> Answer |
     means = {label: one.whole_mean for label, one in summaries.items() if one.whole_mean is not None}
     ranked = sorted(means, key=lambda label: means[label], reverse=not lower_is_better(question.metric))
     length = side_of(found, question.beside, question.at)[0].test_length
-    tied = ties(found, ranked, length, study.losses)
+    asked = (
+        found if question.tuned is not None else [r for r in found if not saw_longer(r)]
+    )  # shown, it moves no verdict
+    tied = ties(asked, ranked, length, study.losses)
     tasks, missed = {question.task: found}, {}
     if question.task == EVERY:
         tasks = each_task(question, study)
@@ -192,18 +195,22 @@ def answer(question: Question, studies: Studies, shown: int = SHOWN) -> Answer |
     rows = ranked[:shown]
     wanted = [*(besides.ranked[:1] if besides else []), *question.rows]
     rows += [label for label in wanted if label in {r.label for r in found} and label not in rows]
-    beside = {label: compare(found, label, question.beside, length, study.losses) for label in rows}
+    known = {r.label for r in asked}
+    compared = {label: asked if label in known else found for label in rows}
+    beside = {label: compare(each, label, question.beside, length, study.losses) for label, each in compared.items()}
     return Answer(question, found, counted, missed, ranked, len(labels) - len(ranked), beside, tied, besides)
 
 
 def among(result: Result, question: Question) -> bool:
     """Return whether the scheme of a result is one to choose."""
     wanted = not question.extensions or bool(set(question.extensions) & set(result.extensions))
-    if question.tuned is None:
-        wanted &= (result.finetune_length or 0) <= result.train_length
-    else:
-        wanted &= question.tuned == result.finetune_steps
-    return wanted and question.encoding in ("", result.encoding)
+    tuned = not saw_longer(result) if question.tuned is None else question.tuned == result.finetune_steps
+    return wanted and tuned and question.encoding in ("", result.encoding)
+
+
+def saw_longer(result: Result) -> bool:
+    """Return whether a model was tuned on texts that are longer than L."""
+    return (result.finetune_length or 0) > result.train_length
 
 
 def _different(results: list[Result], at: str) -> list[str]:
