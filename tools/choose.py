@@ -20,6 +20,7 @@ from pezoo.report.statistics import PERPLEXITIES, TOLERANCE, Summary, summarise
 from pezoo.report.verdicts import VERDICTS, Judgement, NotTested, rank_correlation, side_of
 from pezoo.results import LANGUAGE_MODELLING, Result
 from pezoo.scheme import parse
+from tools import speed
 from tools.questions import QUESTIONS, SHOWN, Answer, Question, Studies, answer, saw_longer
 
 # ---- tables of docs/choose.md --------------------------------------------------------------------
@@ -37,7 +38,8 @@ def block_of(question: Question, studies: Studies) -> str:
         return f"Not run yet. `pezoo run {question.study}` will say.\n"
     columns = _columns(found)
     ideas = found.besides is None  # else the table is wide enough; names lead to them
-    head = ["scheme", *columns, f"beside `{in_markdown(question.beside)}`", *(["the idea"] * ideas)]
+    where = "" if question.at == BEYOND else f" {place_of(question.at)}"
+    head = ["scheme", *columns, f"beside `{in_markdown(question.beside)}`{where}", *(["the idea"] * ideas)]
     rule = "|---" + "|---:" * (len(head) - 1 - ideas) + "|---" * ideas + "|"
     lines = [" ".join(sentences(found)), "", f"| {' | '.join(head)} |", rule]
     if (warning := hardly_learned(found.missed)) and found.missed.keys() >= found.tasks.keys():
@@ -173,7 +175,10 @@ def _time(found: Answer) -> str:
     ratio = seconds[best] / seconds[question.beside]
     if abs(ratio - 1) <= TOLERANCE:
         return ""
-    return f"Training it takes ×{ratio:.1f} the processor time of `{in_markdown(question.beside)}`."
+    said = f"Training it at L takes ×{ratio:.1f} the processor time of `{in_markdown(question.beside)}`"
+    if (longer := speed.forward(found.scheme(best))) is not None and longer[1] > 2:
+        said += f"; a forward of {longer[0]:,} tokens takes ×{longer[1]:.0f} that of `nope` ([speed](speed.md))"
+    return f"{said}."
 
 
 def _besides(found: Answer) -> str:
@@ -208,8 +213,10 @@ def _tuned(found: Answer) -> str:
         return ""
     best = (min if lower_is_better(question.metric) else max)(known, key=lambda label: known[label])
     value, place = _at(found.results, best, question.at), place_of(question.at)
-    said = f"After a tuning on longer texts, of which the others saw none, `{in_markdown(best)}` has"
-    said += f" {words(question.metric)} {value} {place}"
+    one = next(r for r in found.results if r.label == best)
+    texts = place_of(f"{(one.finetune_length or 0) / one.train_length:g}x").removeprefix("at ")
+    said = f"Tuned for {one.finetune_steps} steps on texts of {texts}, of which the others saw none, "
+    said += f"`{in_markdown(best.partition(', ')[0])}` has {words(question.metric)} {value} {place}"
     if other is not None and other.question.metric in ACCURACIES:
         right, place = _at(other.results, best, other.question.at), place_of(other.question.at)
         said += f"; trained and tuned on {other.question.task} instead, it answers {right} right {place}"
@@ -353,7 +360,9 @@ def readme(studies: Studies, judged: Iterable[Judgement]) -> str:
             facts += ["intervals over seeds alone"] * ("seeds alone" in _interval(found.beside.values()))
             best = _linked(found.best, found.scheme(found.best)).replace("](", "](docs/")
             said, *more = sentences(found)
-            said = said.replace(f"**`{in_markdown(found.best)}`**", best, 1)
+            idea = _idea(found.best, found.scheme(found.best)).removesuffix(".")
+            said = said.replace(f"**`{in_markdown(found.best)}`**", f"{best} ({idea[0].lower()}{idea[1:]})", 1)
+            more = [each.replace("](speed.md)", "](docs/speed.md)") for each in more]
             if (other := found.besides) is not None:
                 on = f"Trained on {other.question.task} instead"
                 where = f"{on} (L = {other.results[0].train_length}, {_steps(other)})"
@@ -361,7 +370,7 @@ def readme(studies: Studies, judged: Iterable[Judgement]) -> str:
             if rival := _in_pieces(found):
                 first = f"`{in_markdown(found.best)}` {_at(found.results, found.best, '1x')}"
                 own = "" if question.encoding else f"{first} and "
-                more.append(f"Cut into pieces of L, the same text gives {own}{rival}.")
+                more.append(f"The same text cut into pieces of L, each read for itself, gives {own}{rival}.")
             named = {found.best, question.beside, *found.ties}
             if at_an_end(r for r in found.results if r.label in named):
                 facts.append("best learning rates at an end of those tried")

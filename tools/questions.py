@@ -58,7 +58,7 @@ QUESTIONS: dict[str, Question] = {
     "newest": Question(
         study="frontier",
         part="text",
-        at="16x",
+        at="8x",
         beside="rope+window",
         rows=("rope", *TUNED_LONG),
         tuned=None,
@@ -106,7 +106,7 @@ QUESTIONS: dict[str, Question] = {
     "newest_retrieval": Question(
         study="frontier",
         part="recall",
-        at="16x",
+        at="8x",
         rows=TUNED_LONG,
         tuned=None,
         besides={"part": "text", "task": LANGUAGE_MODELLING, **TEXT},
@@ -125,7 +125,14 @@ QUESTIONS: dict[str, Question] = {
         besides={"part": "passkey", **PASSKEYS},
         **TEXT,
     ),
-    "never_longer": Question(study="survey", at="1x", **TEXT),
+    "never_longer": Question(
+        study="frontier",
+        part="text",
+        at="1x",
+        tuned=None,
+        besides={"part": "recall", **PASSKEYS},
+        **TEXT,
+    ),
 }
 """Questions by the name of their block."""
 
