@@ -54,6 +54,11 @@ def test_a_size_replaces_lists_and_merges_groups():
             "schemes.0.tune=[0,50]",
             lambda r: (r.rows[0].scheme, r.rows[0].tune.steps) == ("rope", [0, 50]),
         ),
+        ("schemes.1.tune=[0,50]", lambda r: (r.rows[1].tune.steps, r.rows[1].tune.length) == ([0, 50], "2x")),
+        ("schemes.1.tune={length: 4x}", lambda r: (r.rows[1].tune.steps, r.rows[1].tune.length) == ([7], "4x")),
+        ("schemes.3.tune.length=4x", lambda r: (r.rows[3].tune.steps, r.rows[3].tune.length) == ([0], "4x")),
+        ("schemes.3.tune.steps=[50]", lambda r: (r.rows[3].tune.steps, r.rows[3].tune.length) == ([50], "8x")),
+        ("schemes.0.tune.lr=5", lambda r: (r.rows[0].tune.lr, r.tune.lr) == (5, 1e-3)),
         ("schemes.1.label=mine", lambda r: (r.rows[1].scheme, r.rows[1].label) == ("nope", "mine")),
         ("schemes.2.label=mine", lambda r: r.rows[2].scheme == {"layers": ["rope", "nope"]}),
         ("test.last=null", lambda r: r.test.last is None),
@@ -64,7 +69,8 @@ def test_a_size_replaces_lists_and_merges_groups():
     ],
 )
 def test_any_key_can_be_overridden(override, read):
-    schemes = ["rope", {"scheme": "nope", "tune": [0]}, {"layers": ["rope", "nope"]}]
+    own = {"steps": [7], "length": "2x", "warmup_steps": 1}
+    schemes = ["rope", {"scheme": "nope", "tune": own}, {"layers": ["rope", "nope"]}, {"scheme": "alibi", "tune": [0]}]
     if override.startswith("description"):
         override = "description='a: b, c'"
     made = load_recipe(recipe(schemes=schemes, seeds=[0, 1], test={"seed": 7}), [override])
@@ -76,6 +82,15 @@ def test_rows_take_the_recipes_tuning_unless_they_have_their_own():
     rows = load_recipe(recipe(schemes=schemes, tune={"steps": [50]})).rows
     assert [row.tune.steps for row in rows] == [[50], [0, 200]]
     assert [row.label for row in rows] == [None, "PI"]
+
+
+def test_a_key_of_tune_that_every_scheme_sets_is_refused_as_an_override():
+    own = [{"scheme": "rope", "tune": {"steps": [20], "length": "2x"}}, {"scheme": "nope", "tune": [20]}]
+    assert load_recipe(recipe(schemes=own), ["tune.length=4x"]).rows[1].tune.length == "4x"
+    with pytest.raises(UserError, match=r"tune.steps is set by every scheme .* type schemes.0.tune.steps="):
+        load_recipe(recipe(schemes=own), ["tune.steps=[0]"])
+    with pytest.raises(UserError, match="tune.length is set by every scheme"):
+        load_recipe(recipe(schemes=own[:1]), ["tune.length=4x"])
 
 
 def test_tuning_takes_its_own_keys_and_the_rest_from_training():

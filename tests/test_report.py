@@ -349,6 +349,7 @@ def crossing(encodings=("rope", "alibi", "t5"), extensions=("pi", "ntk", "yarn")
                 for length in (64, 128):
                     scheme = "+".join([encoding, *added])
                     facts = {"scheme": scheme, "encoding": encoding, "extensions": added, "finetune_steps": n}
+                    facts["finetune_length"] = 512 if n else None
                     value = (5 + i) * (length / 64) / (2 if j else 1) / (2 if n else 1)
                     made.append(result(f"{scheme}, {n} steps", value, length, **facts | changes))
     return made
@@ -357,13 +358,23 @@ def crossing(encodings=("rope", "alibi", "t5"), extensions=("pi", "ntk", "yarn")
 def test_a_grid_has_a_frame_for_each_length_and_tuning():
     made = [r for r in crossing() if r.label != "alibi+ntk, 0 steps"]
     found = statistics.grids(made)
-    assert list(found) == [(64, 0), (64, 200), (128, 0), (128, 200)]
-    frame = found[128, 0]
+    none, tuned = (0, 0), (200, 8)
+    assert list(found) == [(64, none), (64, tuned), (128, none), (128, tuned)]
+    frame = found[128, none]
     assert list(frame.index) == ["rope", "alibi", "t5"]
     assert list(frame.columns) == ["plain", "pi", "ntk", "yarn"]
     assert frame.loc["alibi", "plain"].mean == 12
     assert frame.loc["alibi", "ntk"] is None
-    assert found[128, 200].loc["t5", "pi"].mean == 3.5
+    assert found[128, tuned].loc["t5", "pi"].mean == 3.5
+
+
+def test_schemes_that_were_tuned_at_different_lengths_stand_in_grids_of_their_own():
+    far = crossing(steps=(200,))
+    near = [replace(r, label=r.label + " at 2x", value=r.value + 1, finetune_length=128) for r in far]
+    found = statistics.grids(far + near)
+    assert [found[64, tuning].loc["rope", "pi"].mean for tuning in ((200, 2), (200, 8))] == [2.25, 1.25]
+    headings = [made.heading for made in table.crossed(far + near, "perplexity", "prefix")]
+    assert [heading.partition("200 steps ")[2][:4] for heading in headings] == ["@ 2x", "@ 8x"]
 
 
 def test_a_study_without_three_encodings_of_three_extensions_has_no_grid():
@@ -378,7 +389,7 @@ def test_in_a_grid_settings_are_named_where_names_are_not_enough():
     made = crossing(steps=(0,))
     made += [replace(r, label="again", scheme="rope+pi:factor=8", value=1.0) for r in made if r.scheme == "rope+pi"]
     made += [replace(r, label=r.label + " | windowed", value=9.0) for r in made]
-    frame = statistics.grids(made)[64, 0]
+    frame = statistics.grids(made)[64, (0, 0)]
     assert list(frame.columns) == ["plain", "pi", "ntk", "yarn", "pi:factor=8"]
     assert (frame.loc["rope", "pi"].mean, frame.loc["rope", "pi:factor=8"].mean) == (2.5, 1)
     assert frame.loc["alibi", "pi:factor=8"] is None
@@ -815,7 +826,7 @@ def test_a_grid_has_tables_beyond_the_training_length():
     tables = table.overview(crossing(part="grid"))
     assert [one.heading for one in tables] == [
         "grid: perplexity at 2L, zero-shot, prefix protocol",
-        "grid: perplexity at 2L, 200 steps, prefix protocol",
+        "grid: perplexity at 2L, 200 steps @ 8x, prefix protocol",
     ]
     assert "| alibi | 12.0 | 6.00 | 6.00 | 6.00 |" in tables[0].markdown()
     assert tables[0].caption.startswith("grid: perplexity on python")
@@ -1035,7 +1046,7 @@ def test_a_grid_is_coloured_by_the_ratio_to_the_plain_encoding_before_tuning():
     made = [r for r in crossing() if (r.label, r.test_length) != ("t5, 0 steps", 128)]
     made.append(lost("t5, 0 steps", 128, encoding="t5", scheme="t5", status="undefined", reason="no such bucket"))
     zero_shot, tuned, _ = heatmap.draw_grid(made, "perplexity", "prefix", 128).axes
-    assert (zero_shot.get_title("left"), tuned.get_title("left")) == ("zero-shot", "200 steps")
+    assert (zero_shot.get_title("left"), tuned.get_title("left")) == ("zero-shot", "200 steps @ 8x")
     assert zero_shot.images[0].get_array()[:2].tolist() == [[0, -1, -1, -1]] * 2
     assert tuned.images[0].get_array()[:2].tolist() == [[-1, -2, -2, -2]] * 2
     assert zero_shot.images[0].get_array()[2].mask.all()

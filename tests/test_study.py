@@ -128,6 +128,12 @@ def test_a_scheme_can_be_tuned_in_its_own_way(recipe):
     assert [str(e.spec) for e in made.evaluations[2:]] == ["rope+pi:factor=4", "rope+pi:factor=2"]
     tunings = [cell.settings() for cell in made.cells.values() if cell.kind == "tune"]
     assert [(t.steps, t.length, t.batch_size, t.warmup_steps) for t in tunings] == [(3, 64, 4, 1), (3, 32, 7, 1)]
+    for one, other in (("rope", "rope+sinks"), ("rope+sinks", "rope")):  # sinks do not act in tuning
+        each = [f"{{scheme: {s}, tune: {{steps: [3], batch_size: {n}}}}}" for s, n in ((one, 4), (other, 8))]
+        cells = plan(recipe, f"schemes=[{', '.join(each)}]", "seeds=[0]").cells.values()
+        logs = [cell.log for cell in cells if cell.log]
+        assert len(set(logs)) == len(logs) == 3
+        assert len({cell.title for cell in cells}) == len(cells)
     listed, written = (plan(recipe, f"schemes=[{{scheme: rope, tune: {t}}}]") for t in ("[3]", "{steps: [3]}"))
     assert listed.cells == written.cells
 

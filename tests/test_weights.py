@@ -296,7 +296,7 @@ def test_tuning_all_weights_names_cells_as_before():
     ("override", "message"),
     [
         ("tune={weights: 'lora:rank=x', steps: [0]}", "tune.weights: lora:rank"),
-        ("schemes.0.scheme=rope", "rope has no parameters of its own to tune"),
+        ("schemes.0.scheme=rope", "rope has no parameters of its own to tune; type tune.weights=all"),
         ("tune.precision=16-mixed", "tune.precision=16-mixed needs a GPU; type tune.precision=bf16-mixed"),
     ],
 )
@@ -304,3 +304,14 @@ def test_what_a_recipe_cannot_tune_is_said_before_anything_is_trained(override, 
     recipe = RECIPE | {"parts": {}, "tune": RECIPE["tune"] | {"weights": "scheme"}, "device": "cpu"}
     with pytest.raises(UserError, match=message):
         make_plan(load_recipe(recipe, [override]))
+
+
+def test_weights_that_a_scheme_sets_itself_are_named_where_it_sets_them():
+    recipe = RECIPE | {
+        "parts": {},
+        "schemes": ["alibi", {"scheme": "rope", "tune": {"steps": [2], "weights": "scheme"}}],
+    }
+    with pytest.raises(UserError, match=r"rope has no parameters .* type schemes\.1\.tune\.weights=all"):
+        make_plan(load_recipe(recipe, ["tune.precision=32-true"]))
+    with pytest.raises(UserError, match=r"schemes\.1\.tune\.weights: lora:rank"):
+        make_plan(load_recipe(recipe, ["tune.precision=32-true", "schemes.1.tune.weights='lora:rank=x'"]))

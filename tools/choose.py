@@ -73,12 +73,14 @@ def on_another_text(name: str, other: str, studies: Studies) -> str:
     if two[0] is None or two[1] is None:
         return said
     both = [label for label in two[0].ranked if label in two[1].ranked]
+    if len(both) < 4:
+        return said
     means = [[found.at(label, found.question.at).whole_mean or math.nan for label in both] for found in two if found]
     rho, low, high = rank_correlation(*means)
     return said + (
         f"\nThis study and [{two[1].question.study}](../experiments/results/{two[1].question.study}/table.md) rank "
-        f"{len(both)} schemes alike {place_of(two[0].question.at)}, by a rank correlation of {rho:.2f} "
-        f"[{low:.2f} to {high:.2f}]; 1 is the same order.\n"
+        f"{len(both)} schemes {place_of(two[0].question.at)} with a correlation of {rho:.2f} "
+        f"[{low:.2f} to {high:.2f}]; 1 is the same order, 0 none in common.\n"
     )
 
 
@@ -206,12 +208,13 @@ def _besides(found: Answer) -> str:
 def _tuned(found: Answer) -> str:
     """Return in a sentence what the better of the rows does that were tuned on longer texts; others saw none."""
     question, other = found.question, found.besides
-    longer = {r.label for r in found.results if r.label in question.rows and saw_longer(r)}
-    means = {label: found.at(label, question.at).whole_mean for label in sorted(longer)}
-    known = {label: mean for label, mean in means.items() if mean is not None}
-    if not known:
+    longer = sorted(
+        {r.label for r in found.results if r.label in found.beside and saw_longer(r) and question.tuned is None}
+    )
+    if not longer:
         return ""
-    best = (min if lower_is_better(question.metric) else max)(known, key=lambda label: known[label])
+    choose = min if lower_is_better(question.metric) else max
+    best = choose(longer, key=lambda label: found.at(label, question.at).whole_mean or math.inf)
     value, place = _at(found.results, best, question.at), place_of(question.at)
     one = next(r for r in found.results if r.label == best)
     texts = place_of(f"{(one.finetune_length or 0) / one.train_length:g}x").removeprefix("at ")
@@ -377,7 +380,8 @@ def readme(studies: Studies, judged: Iterable[Judgement]) -> str:
             lines += [f"- **{case}:** {said[:-1]} ({'; '.join([*facts, link])}).", *(f"  - {each}" for each in more)]
             used += found.results
     lines.append(f"- **Findings of papers:** {_decided(list(judged))} ([scorecard](docs/scorecard.md)).")
-    models = f"The models of the first {len(CASES)} points have {_millions(r.params for r in used if r.params)}."
+    answered = sum(line.startswith("- ") for line in lines) - 1
+    models = f"The models of the first {answered} points have {_millions(r.params for r in used if r.params)}."
     return "\n".join([*lines, "", models]) + "\n"
 
 

@@ -13,7 +13,7 @@ from pezoo.report.findings import unlearned
 from pezoo.report.finished import Finished
 from pezoo.report.groups import WINDOWED
 from pezoo.report.statistics import PERPLEXITIES, Summary, summarise
-from pezoo.report.verdicts import numbers_of, side_of
+from pezoo.report.verdicts import NotTested, numbers_of, side_of
 from pezoo.results import LANGUAGE_MODELLING, Result
 
 Studies = Mapping[str, Finished]
@@ -200,12 +200,21 @@ def answer(question: Question, studies: Studies, shown: int = SHOWN) -> Answer |
     counted = {task: each for task, each in tasks.items() if task not in missed} or tasks
     besides = question.besides and answer(replace(question, besides=None, **question.besides), studies)
     rows = ranked[:shown]
-    wanted = [*(besides.ranked[:1] if besides else []), *question.rows]
-    rows += [label for label in wanted if label in {r.label for r in found} and label not in rows]
+    wanted = [label for label in (besides.ranked[:1] if besides else []) if label in ranked]
+    wanted += [label for label in question.rows if _has_value(found, label, question.at)]
+    rows += [label for label in dict.fromkeys(wanted) if label not in rows]
     known = {r.label for r in asked}
     compared = {label: asked if label in known else found for label in rows}
     beside = {label: compare(each, label, question.beside, length, study.losses) for label, each in compared.items()}
     return Answer(question, found, counted, missed, ranked, len(labels) - len(ranked), beside, tied, besides)
+
+
+def _has_value(results: list[Result], label: str, at: str) -> bool:
+    """Return whether each seed of a scheme has a value there."""
+    try:
+        return summarise(side_of(results, label, at)).whole_mean is not None
+    except NotTested:
+        return False
 
 
 def among(result: Result, question: Question) -> bool:

@@ -426,7 +426,8 @@ def far_text(studies: Studies) -> str:
 
 
 def _rise(means: Mapping[int, float], kept: Kept) -> float:
-    return means[kept.longest] / means[kept.trained]
+    near, far = means[kept.trained], means[kept.longest]
+    return far / near if near and far else math.inf  # one that diverged holds nowhere
 
 
 def digest(numbers: Numbers) -> str:

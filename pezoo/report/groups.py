@@ -15,6 +15,9 @@ WINDOWED = " | windowed"
 NOTHING = "there are no results yet. Run the study to its end with `pezoo run`."
 OVERLAP = 1.5
 """In so many test windows may a token be, on average, before a report says so."""
+Tuning = tuple[int, float]
+"""Steps of a tuning, and its length over L."""
+UNTUNED: Tuning = (0, 0.0)
 TOGETHER = "train lengths"
 """Stands for the part where several parts, trained at different lengths, are shown together."""
 
@@ -84,6 +87,16 @@ def words(metric: str) -> str:
     return metric.replace("_", " ")
 
 
+def tuning_of(result: Result) -> Tuning:
+    """Return how a model was tuned."""
+    return result.finetune_steps, (result.finetune_length or 0) / result.train_length
+
+
+def tuning_name(tuning: Tuning) -> str:
+    """Return what a tuning is called: "zero-shot" or "200 steps @ 8x"."""
+    return f"{tuning[0]} steps @ {tuning[1]:g}x" if tuning[0] else "zero-shot"
+
+
 def select(results: Iterable[Result], metric: str, protocol: str, depths: bool = False) -> list[Result]:
     """Return the results of one metric under one protocol that can share a table or a figure.
 
@@ -117,7 +130,7 @@ def select(results: Iterable[Result], metric: str, protocol: str, depths: bool =
     for r in kept:
         other = seen.setdefault((r.label, r.seed, r.test_length, r.depth), r)
         if other is not r:
-            names = ("scheme", "train_length", "stride", "bos", "finetune_steps", "cell")
+            names = ("scheme", "train_length", "stride", "bos", "finetune_steps", "finetune_length", "cell")
             differ = [name for name in names if getattr(r, name) != getattr(other, name)]
             raise UserError(
                 f"{r.label!r} with seed {r.seed} has several results at test length "

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from pezoo.report.figure import folded, heading
-from pezoo.report.groups import select, words
+from pezoo.report.groups import UNTUNED, Tuning, select, tuning_name, words
 from pezoo.report.statistics import (
     ACCURACIES,
     PLAIN,
@@ -22,7 +22,6 @@ from pezoo.report.statistics import (
     grids,
     length_name,
     score_frame,
-    tuning_name,
 )
 from pezoo.results import Result
 
@@ -90,7 +89,7 @@ def draw_scores(tasks: Mapping[str, list[Result]]) -> Figure:
 
 
 def draw_grid(results: Iterable[Result], metric: str, protocol: str, test_length: int) -> Figure:
-    """Draw encodings by extensions at one test length, a panel for each number of tuning steps.
+    """Draw encodings by extensions at one test length, a panel for each tuning.
 
     Colours compare with the plain encoding at the same length before tuning: by the logarithm of the ratio, or for
     accuracies by the difference; red is worse. Texts are the values.
@@ -105,18 +104,18 @@ def draw_grid(results: Iterable[Result], metric: str, protocol: str, test_length
         UserError: if there is nothing to show, or the results cannot share a figure.
     """
     kept = select(results, metric, protocol)
-    frames = {steps: frame for (length, steps), frame in grids(kept).items() if length == test_length}
+    frames = {tuning: frame for (length, tuning), frame in grids(kept).items() if length == test_length}
     compared = _compared(frames, metric)
     norm, colours = _diverging(compared.values(), metric)
     one = next(iter(frames.values()))
     width, height = _size(one.index, one.columns)
     figure = Figure(figsize=(width, height * len(frames)), layout="constrained")
     panels = figure.subplots(len(frames), 1, squeeze=False)[:, 0]
-    for axes, (steps, frame) in zip(panels, frames.items(), strict=True):
-        _heat(axes, compared[steps], colours, norm, frame.map(_brief).to_numpy())
+    for axes, (tuning, frame) in zip(panels, frames.items(), strict=True):
+        _heat(axes, compared[tuning], colours, norm, frame.map(_brief).to_numpy())
         _ticks(axes, frame.index, frame.columns)
         axes.axvline(list(frame.columns).index(PLAIN) + 0.5, color="white", lw=4)
-        axes.set_title(tuning_name(steps), fontsize=10, loc="left")
+        axes.set_title(tuning_name(tuning), fontsize=10, loc="left")
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=panels, aspect=30)
     if metric in ACCURACIES:
         bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
@@ -129,11 +128,11 @@ def draw_grid(results: Iterable[Result], metric: str, protocol: str, test_length
     return figure
 
 
-def _compared(frames: Mapping[int, pandas.DataFrame], metric: str) -> dict[int, np.ndarray]:
-    """Return for each number of tuning steps how values stand beside the plain ones before tuning."""
-    plain = _means(frames[0])[:, :1] if 0 in frames else math.nan
-    values = {steps: _means(frame) for steps, frame in frames.items()}
-    return {steps: each - plain if metric in ACCURACIES else np.log2(each / plain) for steps, each in values.items()}
+def _compared(frames: Mapping[Tuning, pandas.DataFrame], metric: str) -> dict[Tuning, np.ndarray]:
+    """Return for each tuning how values stand beside the plain ones before tuning."""
+    plain = _means(frames[UNTUNED])[:, :1] if UNTUNED in frames else math.nan
+    values = {tuning: _means(frame) for tuning, frame in frames.items()}
+    return {tuning: each - plain if metric in ACCURACIES else np.log2(each / plain) for tuning, each in values.items()}
 
 
 def _diverging(compared: Iterable[np.ndarray], metric: str) -> tuple[Normalize, Colormap]:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import pandas
 
-from pezoo.report.groups import WINDOWED, chance
+from pezoo.report.groups import WINDOWED, Tuning, chance, tuning_of
 from pezoo.report.intervals import exp, interval
 from pezoo.report.shares import ACCURACIES, questions_of
 from pezoo.results import Result
@@ -288,26 +288,25 @@ def mean_over_tasks(tasks: Mapping[str, Iterable[Result]]) -> list[Result]:
     return [replace(r, test_length=length, length_ratio=length / r.train_length) for r in means]
 
 
-def grids(results: Iterable[Result]) -> dict[tuple[int, int], pandas.DataFrame]:
+def grids(results: Iterable[Result]) -> dict[tuple[int, Tuning], pandas.DataFrame]:
     """Lay schemes out by encoding and extension, where a study crosses at least three of each.
 
     Args:
         results: what `select` returned.
 
     Returns:
-        Test length and tuning steps, ascending -> a frame. Rows: encodings; columns: "plain", then extensions, both in
+        Test length and tuning, ascending -> a frame. Rows: encodings; columns: "plain", then extensions, both in
         order of first appearance. Cells: a `Summary`, or None. Names stand without settings, except for what would
         share a cell with an earlier label. Companions with a window are left out. Empty unless three
         encodings have two extensions or more, and there are three such extensions.
     """
     results = [r for r in results if not r.label.endswith(WINDOWED)]
     firsts = {r.label: r for r in results}
-    places: dict[tuple[str, str, int], str] = {}
+    places: dict[tuple[str, str, Tuning], str] = {}
     for label, r in firsts.items():
-        steps = r.finetune_steps
-        names = r.encoding, "+".join(r.extensions) or PLAIN
-        if places.setdefault((*names, steps), label) != label:
-            places[(*_with_settings(r), steps)] = label
+        names, tuning = (r.encoding, "+".join(r.extensions) or PLAIN), tuning_of(r)
+        if places.setdefault((*names, tuning), label) != label:
+            places[(*_with_settings(r), tuning)] = label
     pairs = {key[:2] for key in places if key[1] != PLAIN}
     counts = Counter(encoding for encoding, _ in pairs)
     crossed = {encoding for encoding, n in counts.items() if n > 1}
@@ -317,12 +316,12 @@ def grids(results: Iterable[Result]) -> dict[tuple[int, int], pandas.DataFrame]:
     columns = sorted(dict.fromkeys(extension for _, extension, _ in places), key=lambda name: name != PLAIN)
     frames = {}
     for length in sorted({length for curve in found.values() for length in curve}):
-        for steps in sorted({steps for *_, steps in places}):
-            cells = {key[:2]: found[label].get(length) for key, label in places.items() if key[2] == steps}
+        for tuning in sorted({tuning for *_, tuning in places}):
+            cells = {key[:2]: found[label].get(length) for key, label in places.items() if key[2] == tuning}
             if any(cells.values()):
                 encodings = dict.fromkeys(encoding for encoding, *_ in places)
                 rows = {encoding: [cells.get((encoding, name)) for name in columns] for encoding in encodings}
-                frames[length, steps] = _frame(rows, "encoding", columns)
+                frames[length, tuning] = _frame(rows, "encoding", columns)
     return frames
 
 
@@ -336,11 +335,6 @@ def length_name(test_length: int, train_length: int) -> str:
     if not math.isclose(ratio, round(ratio, 2)):
         return f"T = {test_length}"
     return "L" if ratio == 1 else f"{ratio:g}L"
-
-
-def tuning_name(steps: int) -> str:
-    """Return what so many tuning steps are called: "zero-shot" or "200 steps"."""
-    return f"{steps} steps" if steps else "zero-shot"
 
 
 def _in_range(curve: Curve, train_length: int) -> int | None:

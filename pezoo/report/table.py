@@ -16,7 +16,7 @@ from pezoo.report.captions import (
     rates,
     reasons,
 )
-from pezoo.report.groups import WINDOWED, groups, headline, matrices, metrics, select, words
+from pezoo.report.groups import WINDOWED, groups, headline, matrices, metrics, select, tuning_name, tuning_of, words
 from pezoo.report.printed import GUESSING, Table
 from pezoo.report.statistics import (
     ACCURACIES,
@@ -31,7 +31,6 @@ from pezoo.report.statistics import (
     length_name,
     mean_over_tasks,
     score_frame,
-    tuning_name,
 )
 from pezoo.results import BITS_PER_BYTE, Result
 from pezoo.results.losses import Sources
@@ -169,11 +168,11 @@ def crossed(results: Iterable[Result], metric: str, protocol: str, name: str = "
     """
     kept = select(results, metric, protocol)
     tables = []
-    for (length, steps), frame in grids(kept).items():
+    for (length, tuning), frame in grids(kept).items():
         if length > max(r.train_length for r in kept):
-            at = f"at {length_words(length, kept)}, {tuning_name(steps)}"
+            at = f"at {length_words(length, kept)}, {tuning_name(tuning)}"
             heading = heading_of(name, f"{metric} {at}", f"{protocol} protocol")
-            there = [r for r in kept if (r.test_length, r.finetune_steps) == (length, steps)]
+            there = [r for r in kept if (r.test_length, tuning_of(r)) == (length, tuning)]
             tables.append(Table(heading, f"{caption_of(kept)}; {at}", frame.map(_shown), tuple(reasons(there))))
     return tables
 

@@ -345,6 +345,7 @@ def _facts(result: Result, group: str) -> dict[str, str | float]:
         "seed": str(result.seed),
         "total parameters": result.params,
         "tuning steps": result.finetune_steps,
+        "tuning length": result.finetune_length,
     }
     return {name: value for name, value in facts.items() if value not in ("", None)}
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from pezoo.data.material import Text
 from pezoo.results import BITS_PER_BYTE, Result
-from pezoo.study.plan import Evaluation, Plan, digest
+from pezoo.study.plan import Plan, digest
 from pezoo.study.recipe import WHERE, Recipe
+from pezoo.study.resolve import Evaluation
 from pezoo.study.store import Store, now, provenance
 
 

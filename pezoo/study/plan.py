@@ -41,7 +41,18 @@ from pezoo.results import LANGUAGE_MODELLING
 from pezoo.scheme import MemberSpec, Spec, parse
 from pezoo.study.bodies import OWN
 from pezoo.study.recipe import Recipe
-from pezoo.study.resolve import Row, Test, Trial, acting, in_part, load_corpora, resolve, texts_of
+from pezoo.study.resolve import (
+    Evaluation,
+    Row,
+    Test,
+    Trial,
+    acting,
+    in_part,
+    load_corpora,
+    refuse_repeats,
+    resolve,
+    texts_of,
+)
 from pezoo.training.checkpoint import carry_over, load, save
 from pezoo.training.config import TrainConfig
 from pezoo.training.keys import from_stored, hashed, to_stored
@@ -183,20 +194,6 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """A use of an evaluation cell by the recipe: which row of which table its numbers go to."""
-
-    trial: Trial
-    label: str
-    spec: Spec
-    seed: int
-    test: Test
-    tuned: TrainConfig | None
-    """How its model was tuned, if it was."""
-    cell: str
-
-
-@dataclass(frozen=True)
 class Plan:
     """The cells of a study, parents before children, and what the recipe wants of them."""
 
@@ -276,12 +273,14 @@ class _Planner:
         task = "" if isinstance(trial.material, Text) else trial.material.name
         self.place = [name for name in (trial.part, task) if name]
         """What tells this part and task from others, for people."""
+        self.shown: set[tuple[str, int]] = set()
+        """Names and seeds of trainings and tunings: each has curves of its own."""
 
     def add_all(self) -> None:
         """Add cells and evaluations, ordered by scheme, then seed."""
         seeds = self.recipe.seeds
         found = [e for seed in seeds for row in self.trial.rows for e in self._row(row, seed)]
-        _refuse_repeats(found)
+        refuse_repeats(found)
         place = {label: i for i, label in enumerate(dict.fromkeys(e.label for e in found))}
         self.plan.evaluations.extend(sorted(found, key=lambda e: (place[e.label], seeds.index(e.seed))))
 
@@ -305,7 +304,9 @@ class _Planner:
         some = {} if weights == ALL else {"weights": stored_weights(weights)}
         key = self._fit("tune", row.label, label, row.spec, to_stored(settings), seed, parent=trained, **some)
         if some:
-            check_weights(weights, self.plan.cells[key].outline())
+            own = row.tune.weights != self.recipe.tune.weights
+            where = f"{row.key}.weights" if own else "tune.weights"
+            check_weights(weights, self.plan.cells[key].outline(), where)
         return key
 
     def _train(self, name: str, spec: Spec, seed: int) -> str | None:
@@ -333,7 +334,12 @@ class _Planner:
         reduced = acting(spec, kind)
         shown = label if reduced == spec else label.replace(name, str(reduced), 1)
         key = self._add(kind, shown, reduced, settings=settings, seed=seed, **inputs)
-        self.logs.setdefault(key, [*self.place, shown])
+        if key not in self.logs:
+            if (shown, seed) in self.shown:  # by what acts alike here, and is tuned in another way
+                shown = next(name for name in (label, f"{label} ({key[:6]})") if (name, seed) not in self.shown)
+                self.plan.cells[key] = dataclasses.replace(self.plan.cells[key], title=self._title(kind, shown, seed))
+            self.shown.add((shown, seed))
+            self.logs[key] = [*self.place, shown]
         return key
 
     def _evaluate(
@@ -365,11 +371,13 @@ class _Planner:
         return Spec((*spec.members, window))
 
     def _add(self, kind: str, name: str, spec: Spec, **inputs: Any) -> str:
-        title = " ".join([kind, name, *([f"on {', '.join(self.place)}"] if self.place else [])])
         all_inputs = {"kind": kind, "version": VERSIONS[kind]} | self.scheme(spec) | self.common | inputs
-        cell = Cell(f"{title}, seed {inputs['seed']}", all_inputs)
+        cell = Cell(self._title(kind, name, inputs["seed"]), all_inputs)
         self.plan.cells.setdefault(key := cell.key, cell)
         return key
+
+    def _title(self, kind: str, name: str, seed: int) -> str:
+        return " ".join([kind, name, *([f"on {', '.join(self.place)}"] if self.place else [])]) + f", seed {seed}"
 
     def _scheme(self, spec: Spec) -> dict[str, Any]:
         """What a cell's inputs say of its scheme."""
@@ -383,17 +391,3 @@ def _check_baseline(plan: Plan) -> None:
     if baseline and baseline not in labels:
         near = suggest(baseline, labels) or f" They are {', '.join(map(repr, labels))}"
         raise UserError(f"baseline must be the label of one of the schemes, got {brief(baseline)}.{cut(near, 500)}")
-
-
-def _refuse_repeats(evaluations: list[Evaluation]) -> None:
-    cells: dict[str, str] = {}
-    labels: dict[tuple[Any, ...], str] = {}
-    for e in evaluations:
-        if e.cell in cells:
-            raise UserError(
-                f"schemes: {cells[e.cell]!r} and {e.label!r} are the same scheme, {e.spec}; keep one of them"
-            )
-        row = (e.label, e.seed, str(e.test.protocol), e.test.material.name)
-        if row in labels:
-            raise UserError(f"schemes: two rows are called {e.label!r}; give one of them another label")
-        cells[e.cell], labels[row] = e.label, e.cell

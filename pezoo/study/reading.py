@@ -167,6 +167,9 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     node: Any = tree
     for depth, part in enumerate(parts):
         here, last = ".".join(parts[:depth]), depth == len(parts) - 1
+        if part == "tune" and isinstance(node, dict) and re.search(r"(^|\.)schemes\.\d+$", here):
+            # A list there is short for {steps: ...}.
+            node["tune"], value = _as_tuning(node.get("tune", {})), _as_tuning(value) if last else value
         if isinstance(node, list):
             if not (re.fullmatch(r"[0-9]{1,9}", part) and int(part) < len(node)):
                 raise UserError(
@@ -175,7 +178,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
                 )
             part = int(part)
             short = not (isinstance(node[part], dict) and "scheme" in node[part])
-            if here == "schemes" and not last and short:
+            if re.search(r"(^|\.)schemes$", here) and not last and short:
                 node[part] = {"scheme": node[part]}
         elif not isinstance(node, dict):
             raise UserError(f"unknown key {brief(key)}: {cut(here)} is a single value ({brief(node)})")
@@ -189,6 +192,10 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             node[part] = value
 
 
+def _as_tuning(given: Any) -> Any:
+    return {"steps": given} if isinstance(given, list) else given
+
+
 _AT_LEAST_ONE = """workers threads
 model.d_model model.n_layers model.n_heads model.n_kv_heads model.head_dim model.d_ff
 train.length train.min_length train.steps train.batch_size train.accumulate train.devices train.num_nodes
@@ -200,12 +207,12 @@ _AT_LEAST_ZERO = """train.warmup_steps train.weight_decay train.grad_clip
 tune.warmup_steps tune.weight_decay tune.grad_clip test.seed"""
 
 
-def _values(recipe: Recipe, keys: str) -> Iterator[tuple[str, Any]]:
+def _values(recipe: Recipe, keys: str, tunings: Mapping[str, TuneConfig] | None = None) -> Iterator[tuple[str, Any]]:
     """The values of keys; a key of `tune` has one more for each scheme with a tuning of its own."""
     for key in keys.split():
         group, _, name = key.rpartition(".")
-        holders = recipe.tunings if group == "tune" else {group: getattr(recipe, group) if group else recipe}
-        for place, holder in holders.items():
+        whole: Any = getattr(recipe, group) if group else recipe
+        for place, holder in (tunings if group == "tune" and tunings else {group: whole}).items():
             value = getattr(holder, name)
             if value is not None:
                 yield f"{place}.{name}".lstrip("."), value
@@ -219,6 +226,8 @@ def _refuse_idle(recipe: Recipe, parts: list[Recipe], keys: Iterable[str]) -> No
         if recipe.parts and len(setting) == len(recipe.parts):
             example = shlex.quote(f"parts.{setting[0]}.{key}=...")
             raise UserError(f"{key} is set by every part of the recipe ({', '.join(setting)}); type {example}")
+        if path[0] == "tune" and len(path) > 1 and all(_sets_tuning(one, path[1]) for one in parts):
+            raise UserError(f"{key} is set by every scheme of the recipe; type schemes.0.{key}=...")
     if recipe.grid.extensions and not any(one.grid.encodings for one in parts):
         asked = recipe.grid.extensions
         typed = "'grid.encodings=[rope]' or 'grid.encodings=[\"*\"]'"
@@ -228,6 +237,12 @@ def _refuse_idle(recipe: Recipe, parts: list[Recipe], keys: Iterable[str]) -> No
             f"test.tasks={recipe.test.tasks} are asked of language models, and tasks={recipe.tasks} trains none; "
             f"add {LANGUAGE_MODELLING} to tasks, or what is asked"
         )
+
+
+def _sets_tuning(recipe: Recipe, name: str) -> bool:
+    """Whether each scheme sets a key of `tune` itself."""
+    own = [_as_tuning(item.get("tune", {})) if isinstance(item, dict) else {} for item in recipe.schemes]
+    return bool(own) and not recipe.grid.encodings and all(isinstance(keys, dict) and name in keys for keys in own)
 
 
 def _holds(given: Any, path: list[str]) -> bool:
@@ -280,17 +295,18 @@ def _check_launcher(recipe: Recipe) -> None:
 
 def _check_values(recipe: Recipe) -> None:
     """Ranges of single keys, then the relations between keys."""
-    for key, steps in _values(recipe, "tune.steps"):
+    tunings = recipe.tunings
+    for key, steps in _values(recipe, "tune.steps", tunings):
         require(bool(steps) and min(steps) >= 0, key, steps, "a list of step counts such as [0, 200]")
-    for key, value in _values(recipe, _AT_LEAST_ONE):
+    for key, value in _values(recipe, _AT_LEAST_ONE, tunings):
         require(value >= 1, key, value, "at least 1")
         require(value < 2**31, key, value, f"at most {2**31 - 1}")
-    for key, value in _values(recipe, _AT_LEAST_ZERO):
+    for key, value in _values(recipe, _AT_LEAST_ZERO, tunings):
         require(value >= 0 and math.isfinite(value), key, value, "at least 0")
     rates = [(f"train.lrs.{i}", lr) for i, lr in enumerate(recipe.train.lrs)]
-    for key, value in [*_values(recipe, "train.lr tune.lr"), *rates]:
+    for key, value in [*_values(recipe, "train.lr tune.lr", tunings), *rates]:
         require(value > 0 and math.isfinite(value), key, value, "above 0")
-    for key, value in _values(recipe, "train.min_lr_ratio tune.min_lr_ratio"):
+    for key, value in _values(recipe, "train.min_lr_ratio tune.min_lr_ratio", tunings):
         require(0 <= value <= 1, key, value, "between 0 and 1")
     require(0 <= recipe.model.dropout < 1, "model.dropout", recipe.model.dropout, "in [0, 1)")
     betas = recipe.train.betas
@@ -330,7 +346,7 @@ def _check_values(recipe: Recipe) -> None:
         )
     _check_processes(recipe)
     _check_warmup("train", recipe.train.warmup_steps, recipe.train.steps)
-    for key, tune in recipe.tunings.items():
+    for key, tune in tunings.items():
         used = key != "tune" or bool(recipe.grid.encodings) or tune in [row.tune for row in recipe.rows]
         _check_tuning(recipe, key, tune, [n for n in tune.steps if used and n])
 
@@ -350,13 +366,13 @@ def _check_tuning(recipe: Recipe, key: str, tune: TuneConfig, steps: list[int]) 
             f"{at('length')}.length={tuned.length} is shorter than the training length train.length={length}"
         )
     check_shares(tuned, at("batch_size"))
-    _check_warmup(at("warmup_steps"), tune.warmup_steps, min(steps))
+    _check_warmup(at("warmup_steps"), tune.warmup_steps, min(steps), at("steps"))
 
 
-def _check_warmup(stage: str, warmup: int, steps: int) -> None:
+def _check_warmup(stage: str, warmup: int, steps: int, other: str = "train") -> None:
     if warmup >= steps:
         raise UserError(
-            f"{stage}.warmup_steps={warmup} must be less than the {steps} steps of {stage}.steps; "
+            f"{stage}.warmup_steps={warmup} must be less than the {steps} steps of {other}.steps; "
             f"type {stage}.warmup_steps={steps // 10}"
         )
 

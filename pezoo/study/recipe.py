@@ -210,8 +210,8 @@ class Recipe:
     plug-in is code, so none is loaded unless --plugin names it. `pezoo run` writes them into a study's recipe.yaml."""
     parts: dict[str, Any] = field(default_factory=dict)
     """Parts of the study by name, each with keys that differ there: schemes, grid, tasks, form, data, model, train,
-    tune, test. A key set inside a part wins over the same key outside. To change it, name the part:
-    parts.NAME.train.steps=100."""
+    tune, test. A key of a part wins over the same key outside, and a scheme's own tune over both. To change it, name
+    the part: parts.NAME.train.steps=100."""
 
     def split(self) -> list[tuple[str, "Recipe"]]:
         """The parts as recipes of their own, by name; the whole, named "", if there are none.
@@ -292,10 +292,10 @@ class Recipe:
         """The recipe's `tune`, with what an item of `schemes` sets."""
         allowed = "a list of step counts such as [0, 200], or keys of tune such as {steps: [200], length: 4x}"
         require(isinstance(given, list | Mapping), key, given, allowed)
-        own = {"steps": given} if isinstance(given, list) else given
+        own, tune = ({"steps": given} if isinstance(given, list) else given), self.tune
         _check_keys(own, TuneConfig, f"{key}.")
         try:
-            tune: TuneConfig = OmegaConf.to_object(join_trees(OmegaConf.structured(self.tune), own))
+            tune = OmegaConf.to_object(join_trees(OmegaConf.structured(tune), own)) if own else tune
         except UserError as error:
             raise UserError(f"{key}.{error}") from None
         return dataclasses.replace(tune, steps=list(dict.fromkeys(tune.steps)))

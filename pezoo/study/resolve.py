@@ -30,6 +30,7 @@ from pezoo.scheme import MemberSpec, Spec, offers, parse, read_members
 from pezoo.study.bodies import Foreign, find_body
 from pezoo.study.recipe import Recipe, TuneConfig
 from pezoo.task import parse_task
+from pezoo.training.config import TrainConfig
 from pezoo.training.weights import Lora, parse_weights
 
 
@@ -41,6 +42,8 @@ class Row:
     spec: Spec
     tune: TuneConfig
     """How it is tuned: once for each of its step counts, 0 being the trained model as it is."""
+    key: str = "tune"
+    """Where that is set."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,20 @@ class Trial:
     rows: list[Row]
     body: Foreign | None = None
     """The model, if it is not pezoo's Transformer."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A use of an evaluation cell by the recipe: which row of which table its numbers go to."""
+
+    trial: Trial
+    label: str
+    spec: Spec
+    seed: int
+    test: Test
+    tuned: TrainConfig | None
+    """How its model was tuned, if it was."""
+    cell: str
 
 
 @contextlib.contextmanager
@@ -134,7 +151,8 @@ def _trial(part: str, recipe: Recipe, task: str, corpora: Mapping[str, Corpus]) 
     made = []
     for i, row in enumerate(rows):
         spec = _scheme(recipe, row.scheme, f"schemes.{i}", material, train_tokens, body)
-        made.append(Row(row.label or (row.scheme if isinstance(row.scheme, str) else str(spec)), spec, row.tune))
+        label = row.label or (row.scheme if isinstance(row.scheme, str) else str(spec))
+        made.append(Row(label, spec, row.tune, f"schemes.{i}.tune"))
     made += _grid(recipe, material, train_tokens, body)
     return Trial(part, recipe, device, material, train_tokens, test_lengths, tests, made, body)
 
@@ -164,6 +182,21 @@ def _check_lengths(material: Questions, recipe: Recipe, fit_lengths: list[int], 
             what = f"{type(error).__name__}: {cut(str(error), 300)}"
             raise UserError(f"{material.name}, length {length}, fails with {what}") from error
     return dataclasses.replace(recipe, train=dataclasses.replace(train, min_length=given))
+
+
+def refuse_repeats(evaluations: list[Evaluation]) -> None:
+    """Refuse rows that are the same scheme, or are called the same."""
+    cells: dict[str, str] = {}
+    labels: dict[tuple[Any, ...], str] = {}
+    for e in evaluations:
+        if e.cell in cells:
+            raise UserError(
+                f"schemes: {cells[e.cell]!r} and {e.label!r} are the same scheme, {e.spec}; keep one of them"
+            )
+        row = (e.label, e.seed, str(e.test.protocol), e.test.material.name)
+        if row in labels:
+            raise UserError(f"schemes: two rows are called {e.label!r}; give one of them another label")
+        cells[e.cell], labels[row] = e.label, e.cell
 
 
 def _grid(recipe: Recipe, material: Material, train_tokens: int, body: Foreign | None) -> Iterator[Row]:

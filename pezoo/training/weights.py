@@ -86,14 +86,14 @@ def from_stored_weights(stored: dict[str, Any]) -> Weights:
     return WAYS[stored["weights"]](**{name: value for name, value in stored.items() if name != "weights"})
 
 
-def check_weights(weights: Weights, model: Transformer) -> None:
-    """Refuse what cannot be tuned in a model.
+def check_weights(weights: Weights, model: Transformer, key: str = "tune.weights") -> None:
+    """Refuse what cannot be tuned in a model; `key` is where it is set.
 
     Raises:
         UserError: if the scheme has no parameters, peft is missing, or there is no such layer.
     """
     if isinstance(weights, SchemeAlone) and not any(True for _ in model.scheme.parameters()):
-        raise UserError(f"{model.scheme.spec} has no parameters of its own to tune; type tune.weights=all, or lora")
+        raise UserError(f"{model.scheme.spec} has no parameters of its own to tune; type {key}=all, or lora")
     if isinstance(weights, Lora):
         if importlib.util.find_spec("peft") is None:
             raise UserError("adapters need the package peft: type `pip install 'pezoo[lora]'`")
