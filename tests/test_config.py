@@ -89,7 +89,7 @@ def test_a_key_of_tune_that_every_scheme_sets_is_refused_as_an_override():
     assert load_recipe(recipe(schemes=own), ["tune.length=4x"]).rows[1].tune.length == "4x"
     with pytest.raises(UserError, match=r"tune.steps is set by every scheme .* type schemes.0.tune.steps="):
         load_recipe(recipe(schemes=own), ["tune.steps=[0]"])
-    with pytest.raises(UserError, match="tune.length is set by every scheme"):
+    with pytest.raises(UserError, match=r"tune.length is set by every scheme"):
         load_recipe(recipe(schemes=own[:1]), ["tune.length=4x"])
 
 

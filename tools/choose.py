@@ -116,7 +116,9 @@ def _in_pieces(found: Answer) -> str:
     plain = parse(found.scheme(question.beside))
     labels = (r.label for r in found.results if not r.finetune_steps and parse(r.scheme) == plain)
     label = next(labels, question.beside)
-    return f"`{in_markdown(label)}` {_at(found.results, label, '1x')}"
+    said = f"`{in_markdown(label)}` {_at(found.results, label, '1x')}"
+    near, far = found.at(label, "1x").whole_mean, found.at(found.best, question.at).whole_mean
+    return f"{said}, which is lower still" if question.encoding and near and far and near < far else said
 
 
 def claimed(beginning: str, judged: Iterable[Judgement]) -> str:
@@ -231,7 +233,8 @@ def _measured(found: Answer) -> str:
     metric, tasks = words(found.question.metric), list(found.tasks)
     if found.question.task != EVERY:
         return metric
-    return f"mean {metric} of {len(tasks)} tasks" if len(tasks) > 1 else f"{metric} of {tasks[0]}"
+    named = in_a_row(tasks) if len(tasks) < 4 else f"{len(tasks)} tasks"
+    return f"mean {metric} of {named}" if len(tasks) > 1 else f"{metric} of {tasks[0]}"
 
 
 def place_of(at: str) -> str:
