@@ -39,7 +39,7 @@ def block_of(question: Question, studies: Studies) -> str:
     columns = _columns(found)
     ideas = found.besides is None  # else the table is wide enough; names lead to them
     where = "" if question.at == BEYOND else f" {place_of(question.at)}"
-    head = ["scheme", *columns, f"beside `{in_markdown(question.beside)}`{where}", *(["the idea"] * ideas)]
+    head = ["scheme", f"beside `{in_markdown(question.beside)}`{where}", *columns, *(["the idea"] * ideas)]
     rule = "|---" + "|---:" * (len(head) - 1 - ideas) + "|---" * ideas + "|"
     lines = [" ".join(sentences(found)), "", f"| {' | '.join(head)} |", rule]
     if (warning := hardly_learned(found.missed)) and found.missed.keys() >= found.tasks.keys():
@@ -54,7 +54,7 @@ def block_of(question: Question, studies: Studies) -> str:
         ratio = effect(found.beside[label]) if label in found.beside and label != question.beside else "–"
         idea = _idea(label, found.scheme(label))
         shown = "the same" if idea in said else idea
-        cells = [_linked(label, found.scheme(label)), *values, ratio, *([shown] * ideas)]
+        cells = [_linked(label, found.scheme(label)), ratio, *values, *([shown] * ideas)]
         lines.append(f"| {' | '.join(cells)} |")
         said.add(idea)
     if question.encoding and (rival := _in_pieces(found)):
