@@ -3,7 +3,6 @@
 What the numbers say comes from `tools/questions.py`.
 """
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -75,7 +74,7 @@ def on_another_text(name: str, other: str, studies: Studies) -> str:
     both = [label for label in two[0].ranked if label in two[1].ranked]
     if len(both) < 4:
         return said
-    means = [[found.at(label, found.question.at).whole_mean or math.nan for label in both] for found in two if found]
+    means = [[found.at(label, found.question.at).whole_mean or 0.0 for label in both] for found in two if found]
     rho, low, high = rank_correlation(*means)
     return said + (
         f"\nThis study and [{two[1].question.study}](../experiments/results/{two[1].question.study}/table.md) rank "
@@ -216,7 +215,7 @@ def _tuned(found: Answer) -> str:
     if not longer:
         return ""
     choose = min if lower_is_better(question.metric) else max
-    best = choose(longer, key=lambda label: found.at(label, question.at).whole_mean or math.inf)
+    best = choose(longer, key=lambda label: found.at(label, question.at).whole_mean or 0.0)
     value, place = _at(found.results, best, question.at), place_of(question.at)
     one = next(r for r in found.results if r.label == best)
     texts = place_of(f"{(one.finetune_length or 0) / one.train_length:g}x").removeprefix("at ")
