@@ -37,7 +37,7 @@ from pezoo.registry import register, setting
     equation="A_ij = b_ij prod_{j<t<i} (1 - b_it),  b_ij = sigmoid(q_i.k_j / sqrt(d))",
 )
 class StickBreaking(Encoding):
-    """Going back from the query, each key takes a share of the attention that nearer keys left."""
+    """The nearest key takes a part of the attention, the next one a part of the rest, and so on."""
 
     traits = Traits(shift_invariant=True, bidirectional=False, contextual=True)
 
