@@ -10,7 +10,7 @@ import yaml
 import pezoo
 from helpers import run_cells
 from pezoo.evaluation import parse_protocol
-from pezoo.registry import entries
+from pezoo.registry import entries, list_schedules
 from pezoo.results import LANGUAGE_MODELLING, read
 from pezoo.study import Study, make_plan
 from pezoo.study.reading import load_recipe, own_recipes
@@ -81,7 +81,8 @@ def labels(one, name, tune):
         ratio = one.tuning(tune, steps).length / one.train.length
         label = f"{name}, {steps} steps @ {ratio:g}x" if steps else name
         yield label
-        if one.test.companion and not name.startswith("layers"):
+        mixed = name.startswith("layers") or name.partition(":")[0] in list_schedules()
+        if one.test.companion and not mixed and "+window" not in name:
             yield f"{label} | windowed"
 
 
