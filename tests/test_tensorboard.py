@@ -285,6 +285,7 @@ def test_hparams_have_a_row_for_each_scheme_and_seed(tmp_path):
         "scheme": "rope+pi",
         "seed": "1",
         "total parameters": 200_000,
+        "tuning length": 512,
         "tuning steps": 200,
     }
     assert facts(rows / "alibi, seed 0")["extension"] == "none"
