@@ -1,6 +1,7 @@
 """Published studies: what is kept of them, their tables, and the scorecard."""
 
 import dataclasses
+import re
 import shutil
 from functools import cache
 from itertools import chain
@@ -53,8 +54,10 @@ def shrink(picture: Path, to: Path) -> None:
 
 
 def foremost(report: Path) -> Path:
-    """The picture of a report to see first: curves over the length, or what all tasks come to."""
+    """The picture of a report to see first: a grid at the longest length, curves, or what all tasks come to."""
     pictures = sorted(report.glob("*.png"))
+    if grids := [picture for picture in pictures if "grid_" in picture.stem]:
+        return max(grids, key=lambda picture: float("".join(re.findall(r"[\d.]", picture.stem.rpartition("_")[2]))))
     for end in ("curves", "exact_match_by_task", "exact_match", ""):
         for picture in pictures:
             if end in picture.stem:

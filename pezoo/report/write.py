@@ -145,6 +145,11 @@ def _of_group(group: list[Result], source: Sources, done: Container[str]) -> Ite
     With each comes its name, and where TensorBoard shows it too, its metric (or "position") and protocol.
     """
     found = metrics(group)
+    metric, protocol = headline(found)
+    kept = select(group, metric, protocol)
+    for length in sorted({length for length, _ in grids(kept) if length > kept[0].train_length}, reverse=True):
+        at = length_name(length, kept[0].train_length).replace(" = ", "")
+        yield f"grid_{at}", heatmap.draw_grid(kept, metric, protocol, length)
     for protocol, names in found.items():
         end = "" if protocol == next(iter(found)) else "_" + safe_names([protocol], space="_")[protocol]
         drawn = [m for m in HEADLINES if m in names] or [m for m in names if "_at_" not in m]
@@ -155,12 +160,7 @@ def _of_group(group: list[Result], source: Sources, done: Container[str]) -> Ite
             yield f"exact_match_by_depth{end}", heatmap.draw_depth(group, protocol=protocol)
         if "loss" in names and (figure := draw_positions(select(group, "loss", protocol), source)) is not None:
             yield f"loss_by_position{end}", figure, "position", protocol
-    metric, protocol = headline(found)
-    kept = select(group, metric, protocol)
     if (ratios := draw_beside_best(kept)) is not None:
         yield "beside_the_best", ratios
-    if metric not in done and (cost := draw_cost(kept)) is not None:
+    if kept[0].metric not in done and (cost := draw_cost(kept)) is not None:
         yield "cost", cost
-    for length in sorted({length for length, _ in grids(kept) if length > kept[0].train_length}):
-        at = length_name(length, kept[0].train_length).replace(" = ", "")
-        yield f"grid_{at}", heatmap.draw_grid(kept, metric, protocol, length)
