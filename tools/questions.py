@@ -188,9 +188,9 @@ def answer(question: Question, studies: Studies, shown: int = SHOWN) -> Answer |
     means = {label: one.whole_mean for label, one in summaries.items() if one.whole_mean is not None}
     ranked = sorted(means, key=lambda label: means[label], reverse=not lower_is_better(question.metric))
     length = side_of(found, question.beside, question.at)[0].test_length
-    asked = (
-        found if question.tuned is not None else [r for r in found if not saw_longer(r)]
-    )  # shown, it moves no verdict
+    asked = found
+    if question.tuned is None:  # what saw longer texts is shown, and moves no verdict
+        asked = [r for r in found if not saw_longer(r)]
     tied = ties(asked, ranked, length, study.losses)
     tasks, missed = {question.task: found}, {}
     if question.task == EVERY:

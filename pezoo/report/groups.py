@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cache
 
 from pezoo.errors import UserError
-from pezoo.results import LANGUAGE_MODELLING, Result
+from pezoo.results import LANGUAGE_MODELLING, Result, tuning_name
 
 HEADLINES = ("perplexity", "exact_match", "token_accuracy")
 """Metrics worth a figure, the foremost first."""
@@ -92,9 +92,9 @@ def tuning_of(result: Result) -> Tuning:
     return result.finetune_steps, (result.finetune_length or 0) / result.train_length
 
 
-def tuning_name(tuning: Tuning) -> str:
+def name_of(tuning: Tuning) -> str:
     """Return what a tuning is called: "zero-shot" or "200 steps @ 8x"."""
-    return f"{tuning[0]} steps @ {tuning[1]:g}x" if tuning[0] else "zero-shot"
+    return "zero-shot" if tuning == UNTUNED else tuning_name(*tuning)
 
 
 def select(results: Iterable[Result], metric: str, protocol: str, depths: bool = False) -> list[Result]:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from pezoo.report.figure import folded, heading
-from pezoo.report.groups import UNTUNED, Tuning, select, tuning_name, words
+from pezoo.report.groups import UNTUNED, Tuning, name_of, select, words
 from pezoo.report.statistics import (
     ACCURACIES,
     PLAIN,
@@ -115,7 +115,7 @@ def draw_grid(results: Iterable[Result], metric: str, protocol: str, test_length
         _heat(axes, compared[tuning], colours, norm, frame.map(_brief).to_numpy())
         _ticks(axes, frame.index, frame.columns)
         axes.axvline(list(frame.columns).index(PLAIN) + 0.5, color="white", lw=4)
-        axes.set_title(tuning_name(tuning), fontsize=10, loc="left")
+        axes.set_title(name_of(tuning), fontsize=10, loc="left")
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=panels, aspect=30)
     if metric in ACCURACIES:
         bar.ax.yaxis.set_major_formatter(PercentFormatter(1))

@@ -16,7 +16,7 @@ from pezoo.report.captions import (
     rates,
     reasons,
 )
-from pezoo.report.groups import WINDOWED, groups, headline, matrices, metrics, select, tuning_name, tuning_of, words
+from pezoo.report.groups import WINDOWED, groups, headline, matrices, metrics, name_of, select, tuning_of, words
 from pezoo.report.printed import GUESSING, Table
 from pezoo.report.statistics import (
     ACCURACIES,
@@ -170,7 +170,7 @@ def crossed(results: Iterable[Result], metric: str, protocol: str, name: str = "
     tables = []
     for (length, tuning), frame in grids(kept).items():
         if length > max(r.train_length for r in kept):
-            at = f"at {length_words(length, kept)}, {tuning_name(tuning)}"
+            at = f"at {length_words(length, kept)}, {name_of(tuning)}"
             heading = heading_of(name, f"{metric} {at}", f"{protocol} protocol")
             there = [r for r in kept if (r.test_length, tuning_of(r)) == (length, tuning)]
             tables.append(Table(heading, f"{caption_of(kept)}; {at}", frame.map(_shown), tuple(reasons(there))))

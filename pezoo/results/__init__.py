@@ -187,6 +187,11 @@ _KINDS = {
 }
 
 
+def tuning_name(steps: int, ratio: float) -> str:
+    """Return what a tuning at so many times L is called, in labels and headings: "200 steps @ 8x"."""
+    return f"{steps} steps @ {ratio:g}x"
+
+
 def write(path: str | Path, results: Iterable[Result]) -> None:
     """Write results as JSON lines, replacing the file at once; the same results always give the same bytes.
 

@@ -37,7 +37,7 @@ from pezoo.model.config import ModelConfig, TransformerConfig
 from pezoo.model.transformer import Transformer
 from pezoo.pretrained.source import Source, digest_of
 from pezoo.registry import entry
-from pezoo.results import LANGUAGE_MODELLING
+from pezoo.results import LANGUAGE_MODELLING, tuning_name
 from pezoo.scheme import MemberSpec, Spec, parse
 from pezoo.study.bodies import OWN
 from pezoo.study.recipe import Recipe
@@ -291,7 +291,7 @@ class _Planner:
             parent, tested, label, tuned = trained, row.spec, row.label, None
             if steps:
                 tuned = self.recipe.tuning(row.tune, steps)
-                label = f"{row.label}, {steps} steps @ {tuned.length / self.recipe.train.length:g}x"
+                label = f"{row.label}, {tuning_name(steps, tuned.length / self.recipe.train.length)}"
                 parent = self._tune(row, label, tuned, seed, trained)
                 tested = row.spec.fixed(trial.material.n_tokens(tuned.length), trial.train_tokens)
             for name, spec in ((label, tested), (f"{label} | windowed", self._windowed(tested))):
