@@ -117,6 +117,10 @@ def check(out):
 # ---- whose it is --------------------------------------------------------------------------------
 
 
+def test_a_change_from_nothing_is_seen():
+    assert list(folder.changes({"baseline": ""}, {"baseline": "rope"})) == ["baseline '' -> rope"]
+
+
 def test_a_changed_recipe_goes_on_and_says_what_changed(recipe, mine, file, capsys):
     changes = ["schemes=[nope, alibi]", "workers=2"]
     assert main(["run", file, *changes, "--out", str(mine), "--dry-run"]) == 0

@@ -235,7 +235,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
 
 def _text(value: Any) -> str:
     """A value as a recipe holds it."""
-    if isinstance(value, str):
+    if value and isinstance(value, str):
         return cut(value, 60)
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
     return cut(text.removesuffix("\n...\n").strip(), 60)
