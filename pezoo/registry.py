@@ -124,7 +124,7 @@ def register(
     arxiv: str = "",
     equation: str = "",
     family: str | None = None,
-    aliases: Mapping[str, tuple[str, str]] | None = None,
+    aliases: Mapping[str, tuple[str, str] | tuple[str, str, Mapping[str, Any]]] | None = None,
 ) -> Callable[[R], R]:
     """Class decorator that adds an encoding, an extension, a layer schedule or a task to the zoo.
 
@@ -136,7 +136,7 @@ def register(
         arxiv: arXiv id of the source.
         equation: the formula in one line of plain text.
         family: place in the taxonomy; default: the folder of the member's file.
-        aliases: literature names for schemes around this member: {name: (scheme, title)}.
+        aliases: literature names of schemes around it: {name: (scheme, title)}; third, facts of another source.
 
     Raises:
         UserError: if a name is malformed or taken, or the class is none of these.
@@ -151,8 +151,9 @@ def register(
         summary = (inspect.getdoc(cls) or "").split("\n")[0]
         made = partial(Entry, family=family or folders[-1], year=year, authors=authors, arxiv=arxiv)
         _add(made(name, kind, title=title, equation=equation, summary=summary, cls=cls))
-        for alias, (scheme, alias_title) in (aliases or {}).items():
-            _add(made(alias, "alias", title=alias_title, summary=f"stands for {scheme}", scheme=scheme))
+        for alias, (scheme, alias_title, *source) in (aliases or {}).items():
+            stands = partial(made, title=alias_title, summary=f"stands for {scheme}", scheme=scheme)
+            _add(stands(alias, "alias", **dict(*source)))
         cls.name = name
         return cls
 
@@ -162,8 +163,7 @@ def register(
 def _add(new: Entry) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", new.name):
         raise UserError(f"{new.name!r} is no name for a member: use a-z, 0-9 and _, such as 'my_rope'")
-    old = _entries.get(new.name)
-    if old is not None:
+    if (old := _entries.get(new.name)) is not None:
         where = inspect.getfile(old.cls) if old.cls else f"alias of {old.scheme}"
         raise UserError(f"the name {new.name!r} is taken ({where}); choose another")
     _entries[new.name] = new

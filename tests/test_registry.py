@@ -86,6 +86,14 @@ def test_each_kind_has_its_list():
     assert sorted(listed) == sorted(entries())
 
 
+def test_a_source_has_the_year_of_its_arxiv_id():
+    """Literature names may have a source of their own; tasks state the year of the conference."""
+    sources = [one for one in map(entry, entries()) if one.kind != "task" and one.arxiv]
+    assert len(sources) > 50
+    assert not [one.name for one in sources if one.year != 2000 + int(one.arxiv[:2])]
+    assert pezoo.describe("p_rope")["arxiv"] == "2410.06205" != pezoo.describe("rope")["arxiv"]
+
+
 def test_literature_names_are_listed_with_encodings():
     aliases = {"shape": "sinusoidal+shift", "rope_pi": "rope+pi", "randomized_rope": "rope+random"}
     for name, scheme in aliases.items():

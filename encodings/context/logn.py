@@ -26,7 +26,7 @@ from pezoo.registry import register, setting
 @register(
     "logn",
     title="Log-length scaling",
-    year=2021,
+    year=2022,
     authors="Su; Chiang, Cholak",
     arxiv="2202.12172",
     equation="l_ij -> max(1, ln n_i / ln L) l_ij",

@@ -26,7 +26,7 @@ from pezoo.registry import register, setting
 @register(
     "temperature",
     title="Attention temperature by position (Llama 4, Ministral 3)",
-    year=2025,
+    year=2026,
     authors="Meta; Liu, Khandelwal, Subramanian, Jouault, Rastogi, Sadé, Jeffares, et al.",
     arxiv="2601.08584",
     equation="l_ij -> (1 + beta ln(1 + floor(i / S))) l_ij",

@@ -6,9 +6,10 @@ q turns by its own position p_i and k by p_j, in every layer; values do not. r i
 
 Shapes: q (B, H, Lq, d), k (B, H, Lk, d) -> the same. Training and testing: the same; no parameters.
 
-Source: Su et al. 2021 (arXiv 2104.09864). Partial rotation (the first r of d channels, exponent over r): GPT-J and
-GPT-NeoX; 25 % in Kazemnejad et al. 2023. p-RoPE (only the fastest share of the frequencies turns, the rest are zero):
-Barbero et al. 2024 (arXiv 2410.06205); of a share p, int(p r // 2) pairs turn, as in transformers' `proportional`.
+Source: Su et al. 2021 (arXiv 2104.09864). Partial rotation (the first r of d channels, exponent over r): GPT-J, and
+with 25 % GPT-NeoX (Black et al. 2022, arXiv 2204.06745). p-RoPE (only the fastest share of the frequencies turns, the
+rest are zero): Barbero et al. 2024 (arXiv 2410.06205); of a share p, int(p r // 2) pairs turn, as in transformers'
+`proportional`.
 Departures: none. Pairs are interleaved as in the paper; `pairing=half` is LLaMA's layout, the same family up to a
 permutation of channels.
 """
@@ -32,8 +33,16 @@ from pezoo.registry import register, setting
     arxiv="2104.09864",
     equation="q_i -> R(p_i) q_i, k_j -> R(p_j) k_j;  R(p) turns pair k by p base^(-2k/r)",
     aliases={
-        "partial_rope": ("rope:fraction=0.25", "Partial rotary"),
-        "p_rope": ("rope:kept=0.75", "p-RoPE"),
+        "partial_rope": (
+            "rope:fraction=0.25",
+            "Partial rotary, as in GPT-NeoX",
+            {"year": 2022, "authors": "Black, Biderman, Hallahan, et al.", "arxiv": "2204.06745"},
+        ),
+        "p_rope": (
+            "rope:kept=0.75",
+            "p-RoPE",
+            {"year": 2024, "authors": "Barbero, Vitvitskyi, Perivolaropoulos, et al.", "arxiv": "2410.06205"},
+        ),
     },
 )
 class RoPE(Encoding):
