@@ -241,10 +241,8 @@ def _parse_mapping(mapping: Mapping[str, Any]) -> Spec:
         raise UserError("a scheme cannot be empty; name an encoding, such as rope")
     for name, settings in mapping.items():
         if settings is not None and not isinstance(settings, Mapping):
-            name = cut(str(name))
-            raise UserError(
-                f"settings of {name} are a mapping, such as {{{name}: {{factor: 4}}}}, not {brief(settings)}"
-            )
+            said = f"settings of {cut(str(name))} are no mapping: {brief(settings)}"
+            raise UserError(f"{said}. Write rope+yarn:factor=8, or {{rope: {{}}, yarn: {{factor: 8}}}}")
     return _joined([(name, dict(settings or {})) for name, settings in mapping.items()])
 
 

@@ -75,8 +75,8 @@ def finish(made):
 def finished(recipe, tmp_path_factory):
     """A study and another recipe's cells, in one folder."""
     out = tmp_path_factory.mktemp("finished") / "mine"
-    (out / "tensorboard" / "train" / "nope").mkdir(parents=True)
     made = Study.prepare(recipe, ["schemes=[alibi]"], out)
+    (out / "tensorboard" / "train" / "nope").mkdir(parents=True)
     run_cells(made)
     finish(Study.prepare(recipe, out=out))
     return out
@@ -115,6 +115,20 @@ def check(out):
 
 
 # ---- whose it is --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["report/thesis.tex", "logs/day.log", "tensorboard/x", "results.jsonl", "status.json"])
+def test_files_that_are_no_study_s_are_not_written_over(recipe, tmp_path, name):
+    path = tmp_path / "mine" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("a thesis")
+    for replace in (False, True):
+        with pytest.raises(
+            UserError, match=f"is no study's and has {name.split('/')[0]}, which a run would write over"
+        ):
+            Study.prepare(recipe, [], tmp_path / "mine", replace=replace).run()
+    assert path.read_text() == "a thesis"
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == [name.split("/")[0]]
 
 
 def test_a_change_from_nothing_is_seen():

@@ -40,3 +40,13 @@ def test_a_folder_without_results_or_named_twice_is_refused_and_nothing_is_writt
     with pytest.raises(UserError, match="named twice"):
         gather([PUBLISHED / "quickstart", PUBLISHED / "kerple" / ".." / "quickstart"], file)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("results.jsonl", "name it FILE.parquet"), ("notes.parquet", "is no Parquet")]
+)
+def test_what_is_no_parquet_file_is_not_written_over(tmp_path, name, why):
+    (tmp_path / name).write_text("a thesis")
+    with pytest.raises(UserError, match=why):
+        gather([PUBLISHED / "quickstart"], tmp_path / name)
+    assert (tmp_path / name).read_text() == "a thesis"

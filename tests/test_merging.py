@@ -55,13 +55,31 @@ def test_a_report_of_several_studies_does_not_take_the_place_of_one(studies, cap
     assert main(["report", str(first), str(other)]) == 2
     assert "one report of 2 studies needs a folder of its own; add --out FOLDER" in capsys.readouterr().err
     assert not (first / "report").exists()
+    own = other / "report"
+    assert main(["report", str(first), str(other), "--out", str(own)]) == 2
+    assert f"{own} shows the results of {other} alone; choose another --out" in capsys.readouterr().err
+    assert not own.exists()
+
+
+def test_a_report_writes_over_reports_alone(studies, tmp_path, capsys):
+    study, out = studies("a", lambda r: r.seed == 0), tmp_path / "mine"
+    out.mkdir()
+    (out / "thesis.tex").write_text("all of it")
+    assert main(["report", str(study), "--out", str(out)]) == 2
+    assert f"{out} holds files that are no report; choose another --out" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+    assert main(["report", str(study), "--out", str(study)]) == 2
+    for _ in range(2):
+        assert main(["report", str(study), "--out", str(tmp_path / "new")]) == 0
+        assert main(["report", str(study)]) == 0
 
 
 def test_different_results_of_one_scheme_and_seed_are_refused(studies):
     first = studies("a", lambda r: r.label == "rope")
-    other = studies("b", lambda r: r.label == "rope", value=3.0, cell="0123456789abcdef")
-    with pytest.raises(UserError, match="'rope', seed 0, has different results in"):
-        pezoo.load(first, other)
+    for changed in ({"cell": "0123456789abcdef"}, {}):  # another training, or the same on another machine
+        other = studies("b", lambda r: r.label == "rope", value=3.0, **changed)
+        with pytest.raises(UserError, match="'rope', seed 0, has different results in"):
+            pezoo.load(first, other)
 
 
 def test_studies_stand_side_by_side(studies, capsys):

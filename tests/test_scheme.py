@@ -216,7 +216,7 @@ def test_tuning_fixes_unset_factors():
         (["rope"], "a scheme is text"),
         ({}, "a scheme cannot be empty; name an encoding, such as rope"),
         ({1: None}, "no member is called 1"),
-        ({"rope": 5}, "settings of rope are a mapping, .* not 5"),
+        ({"rope": 5}, "settings of rope are no mapping: 5. Write rope.yarn:factor=8, or {rope: {}, yarn: {factor: 8}}"),
         ("rope_pi:foo=3", r"rope_pi \(rope\+pi\) has no setting 'foo'; its settings: base, .* factor, at"),
         ("rope+rope", "rope occurs twice in rope[+]rope"),
         ("shape+shift", "shift occurs twice in sinusoidal[+]shift[+]shift"),

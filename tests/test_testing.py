@@ -1093,6 +1093,13 @@ def test_check_of_a_file_checks_all_it_registers_and_fails_with_a_snippet(in_fol
         (["new", "Rope"], "'Rope' is no name for a member: use a-z, 0-9 and _"),
         (["new", "class"], "'class' is no name"),
         (["new", "rope"], "the name 'rope' is taken: see pezoo show rope"),
+        (
+            ["new", "none"],
+            "'none' is a word of Python, YAML or recipes, or a package; choose another name, such as my_none",
+        ),
+        (["new", "heads"], "'heads' is a word"),
+        (["new", "queue"], "'queue' is a word"),
+        (["new", "torch"], "'torch' is a word"),
         (["new", "mine", "--kind", "study"], "invalid choice: 'study'"),
         (["new", "mine", "--out", "mine.txt"], "--out names a Python file"),
         (["new", "mine", "--out", "nowhere/mine.py"], "cannot write nowhere/mine.py: No such file or directory"),

@@ -20,5 +20,5 @@ def gather(argv: list[str]) -> int:
     from pezoo.results.gathered import gather as write
 
     n_rows = write(args.folders, args.out)
-    print(f"{args.out}: {n_rows} results of {len(args.folders)} studies")
+    print(f"{args.out}: {n_rows} results of {len(args.folders)} {'study' if len(args.folders) == 1 else 'studies'}")
     return 0

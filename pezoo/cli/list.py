@@ -1,5 +1,7 @@
 """`pezoo list`."""
 
+import fnmatch
+import shlex
 from typing import TYPE_CHECKING
 
 from pezoo.cli.shared import (
@@ -77,6 +79,10 @@ def list_members(argv: list[str]) -> int:
         raise UserError("no member is all of that; ask for less. All: pezoo list")
     if not names:
         known = list(registry.entries())
+        if fnmatch.filter(known, args.pattern):
+            raise UserError(
+                f"{brief(args.pattern)} is of another kind; to see it: pezoo list {shlex.quote(args.pattern)}"
+            )
         raise UserError(f"nothing is called {brief(args.pattern)}.{suggest(args.pattern, known)} All: pezoo list")
     if args.json:
         print_json([registry.describe(name) for name in names])

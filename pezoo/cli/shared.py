@@ -112,7 +112,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print."""
         options = re.findall(r"--[a-z-]+", self.format_usage())
-        hint = next((h for word in message.split() if (h := suggest(word, options))), "")
+        unknown = message.removeprefix("unrecognized arguments: ")  # else the message names what may be typed
+        hint = next((h for word in unknown.split() if (h := suggest(word, options))), "") if unknown != message else ""
         raise UserError(f"{message}.{hint} See {self.prog} --help")
 
 

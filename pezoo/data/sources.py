@@ -157,7 +157,7 @@ def _users_files(corpus: str, splits: dict[str, dict[str, Path]], delimiter: str
             except UnicodeDecodeError as error:
                 raise UserError(
                     f"data.path: {path} is not UTF-8 text (byte {error.start}). Convert it, or "
-                    "choose other files with data.pattern, such as data.pattern='*.txt'."
+                    "choose other files with data.pattern, such as \"data.pattern='*.txt'\"."
                 ) from None
 
     def read(scratch: Path) -> dict[str, Documents]:

@@ -101,7 +101,12 @@ class Finished:
         return figure
 
     def write(self, folder: str | Path) -> None:
-        """Write page, tables and figures into a folder, as in `pezoo.report.write.write_report`."""
+        """Write page, tables and figures into a folder, as in `pezoo.report.write.write_report`.
+
+        Raises:
+            UserError: if the folder holds other files than a report, or another study's own report.
+        """
+        _refuse(Path(folder), self.folders)
         command = f"pezoo report {' '.join(shlex.quote(str(folder)) for folder in self.folders)}"
         write_report(self.results, folder, self.losses, about=about(self.recipe, command))
 
@@ -109,6 +114,16 @@ class Finished:
         """The answer and the ranking, for a notebook."""
         said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in self.answer)
         return f"<ul>{said}</ul>{self.table().to_html()}"
+
+
+def _refuse(out: Path, folders: Iterable[str | Path]) -> None:
+    """Refuse to write over what is no report, and over the report of a study that shows its results alone."""
+    home, studies = out.resolve().parent, [Path(folder).resolve() for folder in folders]
+    if out.name == "report" and find_results(home):
+        if studies != [home]:
+            raise UserError(f"{out} shows the results of {home} alone; choose another --out")
+    elif out.is_dir() and any(out.iterdir()) and not any(out.glob("report.*")):
+        raise UserError(f"{out} holds files that are no report; choose another --out")
 
 
 def about(recipe: Mapping[str, Any], command: str) -> About:
@@ -167,7 +182,7 @@ def _merged(studies: list[Finished]) -> Finished:
         for r in study.results:
             key = (r.part, r.task, r.protocol, r.metric, r.label, r.seed, r.test_length, r.depth)
             other = kept.setdefault(key, replace(r, study=name))
-            if (other.cell, other.scheme) != (r.cell, r.scheme) and other.value != r.value:
+            if other.value != r.value:
                 raise UserError(
                     f"{r.label!r}, seed {r.seed}, has different results in {', '.join(map(str, _folders(studies)))}; "
                     f"give one of them another label, or leave one folder out"

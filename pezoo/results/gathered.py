@@ -31,8 +31,13 @@ def gather(folders: Iterable[str | Path], file: str | Path) -> int:
         How many rows it has.
 
     Raises:
-        UserError: if there are no results in a folder, or it is named twice.
+        UserError: if there are no results in a folder, or it is named twice; if the file is another than Parquet.
     """
+    file = Path(file)
+    if file.suffix != ".parquet":
+        raise UserError(f"the results go to one Parquet file: name it FILE.parquet, not {str(file)!r}")
+    if file.exists() and not _is_parquet(file):
+        raise UserError(f"{file} is there and is no Parquet file; name another")
     places = [Path(folder) for folder in folders]
     if again := [place for i, place in enumerate(places) if place.resolve() in [p.resolve() for p in places[:i]]]:
         raise UserError(f"{again[0]} is named twice; its results would count twice")
@@ -46,6 +51,13 @@ def gather(folders: Iterable[str | Path], file: str | Path) -> int:
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
             n_rows += len(rows)
     return n_rows
+
+
+def _is_parquet(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
 
 
 def _schema() -> pa.Schema:

@@ -27,6 +27,8 @@ from pezoo.study.recipe import Recipe
 RECIPE, RESULTS = "recipe.yaml", "results.jsonl"
 MOST = 6
 """Changed keys that are named."""
+WRITTEN = ("report", "logs", "tensorboard", "cells", RESULTS, "status.json")
+"""What a run writes or removes in its folder."""
 _HEAD = re.compile(rb"#.*sha256 of the lines below: ([0-9a-f]{64})")
 
 
@@ -164,7 +166,7 @@ def claim(folder: Path, recipe: Recipe, plugins: Iterable[str], replace: bool) -
         One line that says what has changed, or nothing; and whether another study is replaced.
 
     Raises:
-        UserError: if the folder holds another study, or somebody's own recipe.yaml.
+        UserError: if the folder holds another study, or somebody's own files under the names that a study uses.
     """
     path, before = folder / RECIPE, None
     if path.is_file():
@@ -174,6 +176,9 @@ def claim(folder: Path, recipe: Recipe, plugins: Iterable[str], replace: bool) -
             before = read_record(folder)
     there = (before.study, before.size) if before else (_study_of_results(folder), recipe.size)
     if there[0] is None:
+        if not _is_study(folder) and (foreign := [name for name in WRITTEN if (folder / name).exists()]):
+            why = f"is no study's and has {', '.join(foreign)}, which a run would write over"
+            raise UserError(f"{folder} {why}; choose another --out")
         return "", False
     if there != (recipe.study, recipe.size):
         old, new = _title(*there), _title(recipe.study, recipe.size)

@@ -2,12 +2,16 @@
 
 import keyword
 import re
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from pezoo.errors import UserError
 from pezoo.registry import entries
 
 TEMPLATES = Path(__file__).parent / "templates"
+RESERVED = ("none", "true", "false", "null", "yes", "no", "on", "off", "nan", "inf", "layers", "heads", "own", "pezoo")
+"""Words that Python, YAML or a recipe reads otherwise; as the name of a file, a module would hide pezoo."""
 
 
 def write(name: str, kind: str = "encoding", out: str | Path | None = None) -> Path:
@@ -22,10 +26,13 @@ def write(name: str, kind: str = "encoding", out: str | Path | None = None) -> P
         Where it was written.
 
     Raises:
-        UserError: if the name is malformed or taken, or the file exists or cannot be written.
+        UserError: if the name is malformed, taken or means something else, or the file exists or cannot be written.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise UserError(f"{name!r} is no name for a member: use a-z, 0-9 and _, such as my_encoding")
+    if name in RESERVED or name in sys.stdlib_module_names or name in packages_distributions():
+        what = "a word of Python, YAML or recipes, or a package"
+        raise UserError(f"{name!r} is {what}; choose another name, such as my_{name}")
     if name in entries():
         raise UserError(f"the name {name!r} is taken: see pezoo show {name}; choose another")
     path = Path(out or f"{name}.py")
