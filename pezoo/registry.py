@@ -136,7 +136,7 @@ def register(
         arxiv: arXiv id of the source.
         equation: the formula in one line of plain text.
         family: place in the taxonomy; default: the folder of the member's file.
-        aliases: literature names of schemes around it: {name: (scheme, title)}; third, facts of another source.
+        aliases: literature names of schemes around it, {name: (scheme, title)}; a third item states another paper.
 
     Raises:
         UserError: if a name is malformed or taken, or the class is none of these.

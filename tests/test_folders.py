@@ -123,9 +123,7 @@ def test_files_that_are_no_study_s_are_not_written_over(recipe, tmp_path, name):
     path.parent.mkdir(parents=True)
     path.write_text("a thesis")
     for replace in (False, True):
-        with pytest.raises(
-            UserError, match=f"is no study's and has {name.split('/')[0]}, which a run would write over"
-        ):
+        with pytest.raises(UserError, match=f"holds no study, but {name.split('/')[0]}, which a run would write over"):
             Study.prepare(recipe, [], tmp_path / "mine", replace=replace).run()
     assert path.read_text() == "a thesis"
     assert [p.name for p in (tmp_path / "mine").iterdir()] == [name.split("/")[0]]

@@ -57,7 +57,7 @@ def test_a_report_of_several_studies_does_not_take_the_place_of_one(studies, cap
     assert not (first / "report").exists()
     own = other / "report"
     assert main(["report", str(first), str(other), "--out", str(own)]) == 2
-    assert f"{own} shows the results of {other} alone; choose another --out" in capsys.readouterr().err
+    assert f"{own} shows the results of {other} alone; choose another folder" in capsys.readouterr().err
     assert not own.exists()
 
 
@@ -66,7 +66,7 @@ def test_a_report_writes_over_reports_alone(studies, tmp_path, capsys):
     out.mkdir()
     (out / "thesis.tex").write_text("all of it")
     assert main(["report", str(study), "--out", str(out)]) == 2
-    assert f"{out} holds files that are no report; choose another --out" in capsys.readouterr().err
+    assert f"{out} holds files that are no report; choose another folder" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
     assert main(["report", str(study), "--out", str(study)]) == 2
     for _ in range(2):

@@ -121,9 +121,9 @@ def _refuse(out: Path, folders: Iterable[str | Path]) -> None:
     home, studies = out.resolve().parent, [Path(folder).resolve() for folder in folders]
     if out.name == "report" and find_results(home):
         if studies != [home]:
-            raise UserError(f"{out} shows the results of {home} alone; choose another --out")
+            raise UserError(f"{out} shows the results of {home} alone; choose another folder")
     elif out.is_dir() and any(out.iterdir()) and not any(out.glob("report.*")):
-        raise UserError(f"{out} holds files that are no report; choose another --out")
+        raise UserError(f"{out} holds files that are no report; choose another folder")
 
 
 def about(recipe: Mapping[str, Any], command: str) -> About:

@@ -177,7 +177,7 @@ def claim(folder: Path, recipe: Recipe, plugins: Iterable[str], replace: bool) -
     there = (before.study, before.size) if before else (_study_of_results(folder), recipe.size)
     if there[0] is None:
         if not _is_study(folder) and (foreign := [name for name in WRITTEN if (folder / name).exists()]):
-            why = f"is no study's and has {', '.join(foreign)}, which a run would write over"
+            why = f"holds no study, but {', '.join(foreign)}, which a run would write over"
             raise UserError(f"{folder} {why}; choose another --out")
         return "", False
     if there != (recipe.study, recipe.size):
