@@ -118,6 +118,14 @@ class DeviatesFromNothing(Sound):
     traits = Traits(**{**vars(Sound.traits), "deviations": {"works": "never"}})
 
 
+@fails("hooks_are_spelt_right")
+class Misspelt(Sound):
+    """A hook under a name that nothing calls."""
+
+    def distanse_bias(self, distance):
+        return -distance
+
+
 @fails("builds_from_name_yaml_and_saved_settings")
 class Doubling(Sound):
     """Settings that change each time they are read back."""

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import difflib
 import pickle
 import typing
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from pezoo.contract import Shape
+from pezoo.contract import Encoding, Extension, Member, Shape
 from pezoo.errors import UserError
 from pezoo.registry import Entry, make_config
 from pezoo.scheme import parse
@@ -40,6 +41,17 @@ def says_what_it_is(s: Subject) -> None:
     unknown = [name for name in s.cls.traits.deviations if name not in CHECKS]
     if unknown:
         raise CheckFailed("traits.deviations to name checks", ", ".join(unknown))
+
+
+@check(once=True)
+def hooks_are_spelt_right(s: Subject) -> None:
+    """No method has nearly the name of a hook: nothing would call it."""
+    contract = next(base for base in (Encoding, Extension) if issubclass(s.cls, base))
+    hooks = [name for base in (contract, Member) for name in vars(base) if not name.startswith("_")]
+    for name in dir(s.cls):
+        meant = difflib.get_close_matches(name, hooks, n=1, cutoff=0.85)
+        if meant and not hasattr(contract, name):
+            raise CheckFailed(f"the hook {meant[0]}", f"{name}, which nothing calls")
 
 
 @check(schedules=True)
