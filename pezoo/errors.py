@@ -3,15 +3,28 @@
 import difflib
 import re
 import reprlib
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 LONGEST = 1000
 """Characters of a message."""
 SHOWN = 80
 """Characters of what was given, in a message."""
-_TYPES = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false", "String": "a text"}
-_WRONG_TYPE = re.compile(r"Value '(.*?)' (?:\(?of type '\w+'\)? )?could not be converted to (\w+)")
+_TYPES = {
+    "Float": "a number",
+    "float": "a number",
+    "Integer": "a whole number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "a text",
+}
+_NO_TYPE = re.compile(r"Value '(.*?)' (?:\(?of type '\w+'\)? )?could not be converted to (\w+)")
+_NO_BOOL = re.compile(r"Value '(.*?)' is not a valid (bool) .*")
+_NOTHING = re.compile(r"Incompatible value '(None)' for field of type '(\w+)'")
+_NO_TEXT = re.compile(r"Cannot convert '\w+' to (?:string|str): '(.*)'")
+_NO_CHOICE = re.compile(r"Invalid value '(.*?)', expected one of \[(.*)\]")
 
 
 class UserError(ValueError):
@@ -59,25 +72,51 @@ def brief(value: Any, most: int = SHOWN) -> str:
 
 
 def of_a_key(key: str, problem: str) -> str:
-    """Return what OmegaConf says of a key's value, a wrong type in plain words.
+    """Return what OmegaConf says of a key's value in plain words: what is allowed, and what was given.
 
     >>> of_a_key("train.lr", "Value 'abc' of type 'str' could not be converted to Float")
     "train.lr must be a number, got 'abc'"
+    >>> of_a_key("device", "Invalid value 'gpu', expected one of ['cpu', 'cuda']")
+    "device must be cpu or cuda, got 'gpu'. Did you mean 'cpu'?"
     """
-    wrong = _WRONG_TYPE.fullmatch(problem)
-    if wrong is None or wrong[2] not in _TYPES:
-        return f"{key}: {cut(problem, 200)}"
-    return f"{key} must be {_TYPES[wrong[2]]}, got {cut(wrong[1])!r}"
+    if choice := _NO_CHOICE.fullmatch(problem):
+        names = re.findall(r"'(.*?)'", choice[2])
+        hint = suggest(choice[1], names)
+        return f"{key} must be {either(names)}, got {cut(choice[1])!r}{'.' * bool(hint)}{hint}"
+    if text := _NO_TEXT.fullmatch(problem):
+        return f"{key} must be a text, got {cut(text[1])}"
+    for wrong in filter(None, (known.fullmatch(problem) for known in (_NO_TYPE, _NO_BOOL, _NOTHING))):
+        if wrong[2] in _TYPES:
+            return f"{key} must be {_TYPES[wrong[2]]}, got {'nothing' if wrong[1] == 'None' else repr(cut(wrong[1]))}"
+    return f"{key}: {cut(problem, 200)}"
 
 
-def suggest(name: str, names: Iterable[str]) -> str:
+def failed(error: BaseException, file: Path | None = None) -> str:
+    """Return what somebody's code failed with, and the line: the last one of `file` that was passed, if it is given."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if file is None or Path(f.filename) == file]
+    said = f"{type(error).__name__}: {cut(str(error), 300)}".removesuffix(": ")
+    return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else said
+
+
+def either(names: Sequence[str]) -> str:
+    """Return names as a choice.
+
+    >>> either(["a", "b", "c"])
+    'a, b or c'
+    """
+    return " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def suggest(name: str, names: Iterable[str], before: str = "") -> str:
     """Return " Did you mean 'x'?" for the nearest of `names`, or an empty string; capitals do not count.
 
     >>> suggest("ROPE", ["alibi", "rope"])
     " Did you mean 'rope'?"
+    >>> suggest("stepps", ["steps"], before="train.")
+    " Did you mean 'train.steps'?"
     """
     known = {known.casefold(): known for known in names}
     if (same := name[:SHOWN].casefold()) in known:
-        return f" Did you mean {known[same]!r}?"
+        return f" Did you mean {before + known[same]!r}?"
     near = difflib.get_close_matches(same, known, n=2, cutoff=0.6)
-    return f" Did you mean {' or '.join(repr(known[n]) for n in near)}?" if near else ""
+    return f" Did you mean {' or '.join(repr(before + known[n]) for n in near)}?" if near else ""

@@ -46,7 +46,8 @@ def replacing(path: str | Path) -> Iterator[IO[bytes]]:
         said = error.__context__ if isinstance(error, RuntimeError) else error  # PyTorch hides what the system said
         if not isinstance(said, OSError):
             raise
-        said.filename = said.filename or str(path)  # a full disk names no file
+        if said.filename in (None, str(unfinished)):  # a full disk names no file
+            said.filename = str(path)
         raise said from None
     finally:
         unfinished.unlink(missing_ok=True)

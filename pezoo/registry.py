@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from pezoo.contract import PHASES, Encoding, Extension, Member, Registered, Schedule, Traits
-from pezoo.errors import UserError, brief, of_a_key, suggest
+from pezoo.errors import UserError, brief, failed, of_a_key, suggest
 from pezoo.sources import PLUGIN, plugin_module, source_hash
 from pezoo.typed import check_items, check_plain
 
@@ -208,9 +208,9 @@ def load_plugin(path: str | Path) -> list[str]:
         return list(added)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         _forget(before, loaded)
-        raise UserError(f"plug-in {path}: {type(error).__name__}: {error}") from error
+        raise UserError(f"plug-in {path}: {failed(error, path)}") from error
     if not (added := [name for name in _entries if name not in before]):
         _forget(before, loaded)
         raise UserError(f"plug-in {path} registers nothing: decorate a class with @pezoo.register(...)")

@@ -13,12 +13,13 @@ from typing import Any
 
 from pezoo.contract import PHASES, Encoding, Extension, Schedule, overrides
 from pezoo.errors import UserError, brief, cut
+from pezoo.fitting import LACKS, fits
 from pezoo.registry import entries, entry, make_config, plain
 from pezoo.typed import read_yaml
 
 FEW = 5
 """Encodings that a message names, the oldest ones, which most people know."""
-_JOIN = re.compile(r"\+(?=[A-Za-z_])")  # not the sign in 1e+5
+_JOIN = re.compile(r"\+(?=\s*[A-Za-z_])")  # not the sign in 1e+5
 
 
 # ---- what a scheme is made of, as text ----------------------------------------------------------
@@ -202,10 +203,13 @@ def read_members(text: str) -> list[tuple[str, dict[str, Any]]]:
         raise UserError(f"{brief(text)} is no text such as rope+yarn:factor=8")
     members = []
     for part in _JOIN.split(text.strip()):
-        name, *settings = part.split(":")
+        name, *settings = part.strip().split(":")
         pairs = [s.partition("=") for s in settings]
-        if not name or not all(key and value for key, _, value in pairs):
+        if not re.fullmatch(r"[^\s+=]+", name) or not all(key and value for key, _, value in pairs):
             raise UserError(f"cannot read the scheme {brief(text)}; write it like rope+yarn:factor=8:beta_fast=32")
+        keys = [key for key, _, _ in pairs]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise UserError(f"{brief(text)} sets {twice} twice; keep one of them")
         members.append((name, {key: _value(value) for key, _, value in pairs}))
     return members
 
@@ -301,39 +305,7 @@ def _in_order(members: Sequence[MemberSpec]) -> tuple[MemberSpec, ...]:
     return tuple(sorted(members, key=lambda m: issubclass(entry(m.name).member, Extension)))
 
 
-# ---- what fits what -----------------------------------------------------------------------------
-
-
-def offers(encoding: type[Encoding]) -> dict[str, bool]:
-    """What an encoding has for extensions to work on, read from the hooks it overrides and its traits."""
-    hooks = ("rotate", "bias", "distance_bias", "product", "content", "normalise", "change_values", "mix")
-    reads = [] if encoding.traits.contextual else [h for h in ("embed", *hooks) if overrides(encoding, h)]
-    in_attention = any(h in hooks for h in reads)
-    return {
-        "coordinates": bool(reads),
-        "frequencies": overrides(encoding, "inv_freq"),
-        "distances": in_attention and encoding.traits.shift_invariant,
-    }
-
-
-_NEEDS = {"coordinates": "coordinates", "frequencies": "frequencies", "branches": "distances"}
-
-
-def fits(extension: type[Extension], encoding: type[Encoding]) -> str | None:
-    """None if an extension has something to act on in an encoding, else what the encoding lacks."""
-    offered = offers(encoding)
-    needs = [need for hook, need in _NEEDS.items() if overrides(extension, hook)]
-    if overrides(extension, "mask") and not offered["coordinates"]:  # nothing to move, so the mask is all of it
-        return None
-    lacking = [need for need in needs if not offered[need]]
-    return lacking[0] if needs and len(lacking) == len(needs) else None
-
-
-_LACKS = {
-    "coordinates": "coordinates (nothing in it reads a position)",
-    "frequencies": "frequencies",
-    "distances": "a shift-invariant term of pairs of positions in attention",
-}
+# ---- what can be joined -------------------------------------------------------------------------
 
 
 _ONE_OF = (
@@ -378,7 +350,7 @@ def _unfit(extension: type[Extension], spec: Spec, lack: str) -> str:
     zoo = [n for n, e in known if e.cls and issubclass(e.cls, Encoding) and not fits(extension, e.cls)]
     more = f" and {len(zoo) - FEW} more: pezoo list --works-with {name}" if len(zoo) > FEW else ""
     return (
-        f"{name} does not fit {'+'.join(spec.encodings)}: it needs {_LACKS[lack]}. "
+        f"{name} does not fit {'+'.join(spec.encodings)}: it needs {LACKS[lack]}. "
         f"It works with: {', '.join(zoo[:FEW])}{more}"
     )
 

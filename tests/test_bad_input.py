@@ -1,5 +1,6 @@
 """What a user can get wrong: one clear message, exit code 2, no traceback, nothing half-written."""
 
+import errno
 import os
 import re
 import tempfile
@@ -9,6 +10,7 @@ import pytest
 
 from pezoo.cli import main
 
+ROOT = Path(__file__).parents[1]
 TINY = """
 schemes: [rope]
 data: {corpus: text, path: text}
@@ -45,6 +47,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "a_file").write_text("not a folder")
     (tmp_path / "plain.py").write_text("x = 1\n")
     (tmp_path / "crash.py").write_text("1 / 0\n")
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(3)\n")
     (tmp_path / "unfit.py").write_text(UNFIT)
     return tmp_path
 
@@ -69,19 +72,26 @@ MISTAKES = {
     "schemes=[rope+pie]": "Did you mean 'pi'",
     "schemes=[rope+pi:facto=4]": "no setting 'facto'.*Did you mean 'factor'",
     "trian.steps=3": "unknown key 'trian'.*Did you mean 'train'",
-    "train.stps=3": r"unknown key 'train.stps'.*Did you mean 'steps'",
+    "train.stps=3": r"unknown key 'train.stps'.*Did you mean 'train.steps'",
     "train.steps.x=3": "train.steps is a single value",
     "schemes=[{scheme: rope, tun: [3]}]": "no key 'tun'.*Did you mean 'tune'",
     "test.protocols=[prefx]": "Did you mean 'prefix'",
-    "backend=spda": "Did you mean 'sdpa'",
+    "backend=spda": "backend must be auto, .*, got 'spda'. Did you mean 'sdpa'",
     "size=tst": "no size 'tst'",
-    "data.corpus=pyton": "data.corpus.*'python', 'text', 'hub'",
-    "model.activation=gel": "model.activation.*gelu",
+    "data.corpus=pyton": "data.corpus must be package, python, text or hub, got 'pyton'. Did you mean 'python'",
+    "model.activation=gel": "model.activation must be .*Did you mean 'gelu'",
+    "sizes.gpu.train.stps=3": r"sizes.gpu: unknown key 'train.stps'",
     "device=gpu": "device.*cuda",
     # wrong types
     "train.steps=many": "train.steps.*'many'",
     "train.steps=1.5": "train.steps.*1.5",
     "train.lr=true": "train.lr.*True",
+    "train.steps=": "train.steps must be a whole number, got nothing$",
+    "study=null": "study must be a text, got nothing$",
+    "description=[1]": r"description must be a text, got \[1\]$",
+    "test.companion=maybe": "test.companion must be true or false, got 'maybe'$",
+    "train.lrs=0.1": r"train.lrs must be a list such as \[0.001, 0.002\], got 0.1",
+    "tasks=rope": r"tasks must be a list such as \[language_modelling\], got 'rope'",
     "train=3": "train must be a group of keys",
     "train=null": "train must be a group of keys",
     "seeds=3": "seeds must be a list",
@@ -91,7 +101,7 @@ MISTAKES = {
     "schemes=[7]": "schemes.0 must be a scheme",
     "schemes=[{}]": "schemes.0 must be a scheme",
     "schemes=[{scheme: rope, tune: 3}]": "schemes.0.tune must be a list of step counts",
-    "schemes=[{scheme: rope, tune: {lenght: 4x}}]": "unknown key 'schemes.0.tune.lenght'.* Did you mean 'length'",
+    "schemes=[{scheme: rope, tune: {lenght: 4x}}]": "'schemes.0.tune.lenght'.* Did you mean 'schemes.0.tune.length'",
     "schemes=[{scheme: rope, tune: {steps: 3}}]": "schemes.0.tune.steps must be a list such as",
     "schemes=[{scheme: rope, tune: {steps: []}}]": "schemes.0.tune.steps must be a list of step counts",
     "schemes=[{scheme: rope, tune: {lr: fast}}]": "schemes.0.tune.lr.*'fast'",
@@ -100,6 +110,11 @@ MISTAKES = {
     "schemes=[{scheme: rope, tune: {length: far}}]": "schemes.0.tune.length must be a number of tokens",
     "schemes=[{scheme: rope, tune: {weights: half}}]": "schemes.0.tune.weights: .*half",
     "schemes=['']": "cannot read the scheme",
+    "schemes=['rope+']": "cannot read the scheme 'rope.'; write it like",
+    "schemes=['rope+yarn factor=8']": "cannot read the scheme",
+    "schemes=[rope+yarn:factor=8:factor=4]": "sets factor twice; keep one of them",
+    "schemes=[{schem: rope}]": "schemes.0 has no key 'scheme', and 'schem' is no member; write {scheme: ",
+    "schemes=[{layers: [rope, nope], tune: [0, 3]}]": "schemes.0 has no key 'scheme', and 'tune' is no member",
     "schemes=[rope+pi:factor=x]": "factor",
     "study=a/b": "study must be a name without slashes",
     "nonsense": "'nonsense' is no override",
@@ -196,6 +211,16 @@ COMMANDS = {
     "run tiny.yaml --size test": "--size is no option.*type size=test$",
     "run tiny.yaml --train.steps=5": "type train.steps=5$",
     "list --works-with ropee": "Did you mean 'rope'",
+    "list --plugin exits.py": "exits.py: SystemExit: 3 .*exits.py, line 2",
+    "list --plugin crash.py": "ZeroDivisionError: division by zero .*crash.py, line 1",
+    "check rope+yarn": "'rope.yarn' is a scheme, and members are checked; type pezoo check yarn$",
+    "show rope --length 5": "type both: show SCHEME --config FILE$",
+    "show rope --save a_file/x.png": "a_file: it is a file$",
+    "status a_file": "there is no folder a_file",
+    "bench --only floor --save a_file/x.json": "a_file: it is a file$",
+    "bench --explain rope --save x.json": "--save say what is measured, and --explain measures nothing",
+    "evaluate m --data text --lr 1e-3": "--lr: no tuning is asked for; add --tune 200",
+    "export a b c --length 0": "--length: must be a whole number from 1 on, got '0'",
     "list --works-with {layers:[rope,nope]}": "is a mixture",
     "show": "name a scheme, such as pezoo show rope",
     "show rope --jsn": "Did you mean '--json'",
@@ -233,6 +258,33 @@ def test_no_permission_to_write(folder, capsys, monkeypatch):
         Path(locked).chmod(0o755)
     assert code == 2
     assert f"no permission to write to {locked}" in capsys.readouterr().err
+
+
+def test_a_study_that_cannot_be_written_can_be_looked_at(folder, capsys, monkeypatch):
+    assert main(["run", "tiny.yaml", "test.lengths=[16]", "--out", "done"]) == 0
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: mode & os.W_OK == 0)
+    assert main(["run", "done", "--dry-run"]) == 0
+    assert main(["clean", "done"]) == 0
+    capsys.readouterr()
+    assert "no permission to write to done" in refused(capsys, "run", "done")
+
+
+def test_a_file_that_cannot_be_written_is_named_as_it_was_typed(folder, capsys, monkeypatch):
+    def forbidden(path, *_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", forbidden)
+    code = main(["gather", str(ROOT / "experiments" / "results" / "quickstart"), "--out", "all.parquet"])
+    assert code == 2
+    assert capsys.readouterr().err == "error: all.parquet: Permission denied\n"
+
+
+def test_a_model_that_is_typed_takes_the_place_of_the_recipe_s(folder, capsys):
+    """Else `model.d_model` of the recipe, or of a size, would be refused, and nothing could be typed against it."""
+    message = refused(capsys, "run", "tiny.yaml", "model.from={model_type: nothing}")
+    assert "has no effect beside model.from" not in message
+    message = refused(capsys, "run", "tiny.yaml", "model.from={model_type: llama}", "model.d_ff=3")
+    assert "model.d_ff=3 has no effect beside model.from" in message
 
 
 def test_a_folder_that_another_run_is_at_work_in(folder, capsys):

@@ -20,7 +20,8 @@ from pezoo.results import LANGUAGE_MODELLING, write
 from pezoo.results.losses import Losses, losses_of, write_losses
 from pezoo.study import Study
 from pezoo.study.reading import _parse_override, load_recipe, own_recipes
-from pezoo.study.recipe import Recipe, typed_name
+from pezoo.study.recipe import Recipe
+from pezoo.study.trees import typed_name
 from pezoo.task import make_task
 from pezoo.testing.subject import CheckFailed
 from tools import catalogue, docs, grid, published, survey, why

@@ -180,7 +180,7 @@ def test_a_name_like_no_other_is_told_where_all_are():
         ("rope", {"at": "test"}, "rope has no setting 'at'"),
         ("pi", {"factor": "four"}, "pi:factor must be a number, got 'four'"),
         ("window", {"size": 3.5}, "window:size must be a whole number, got '3.5'"),
-        ("alibi", {"slopes": "stolen"}, r"alibi:slopes: .*'stolen', expected one of \['fixed', 'learned'\]"),
+        ("alibi", {"slopes": "stolen"}, r"alibi:slopes must be fixed or learned, got 'stolen'"),
         ("pi", {"factor": 0.5}, "pi:factor must be at least 1, got 0.5"),
         ("pi", {"factor": float("nan")}, "pi:factor must be a finite number, got nan"),
         ("pi", {"factor": float("inf")}, "pi:factor must be a finite number, got inf"),

@@ -14,8 +14,9 @@ from helpers import member
 from pezoo.compose import create
 from pezoo.contract import Encoding, Positions, Traits
 from pezoo.errors import UserError
+from pezoo.fitting import offers
 from pezoo.registry import entries
-from pezoo.scheme import MemberSpec, Spec, offers, parse
+from pezoo.scheme import MemberSpec, Spec, parse
 
 SIZES = {"d_model": 16, "n_heads": 2, "n_layers": 2, "train_length": 8}
 LAYERS = {"layers": ["rope", "nope"]}
@@ -210,7 +211,7 @@ def test_tuning_fixes_unset_factors():
         ("rope:=4", "cannot read the scheme"),
         ("ropee", r"no member is called 'ropee'\. Did you mean 'rope'"),
         ("rope+yarm", r"no member is called 'yarm'\. Did you mean 'yarn'"),
-        ("rope+pi+", r"no member is called 'pi\+'"),
+        ("rope+pi+", r"cannot read the scheme 'rope\+pi\+'; write it like"),
         ("{rope: [", "it is no YAML"),
         (None, "a scheme is text such as rope[+]pi, or a mapping, not None"),
         (["rope"], "a scheme is text"),

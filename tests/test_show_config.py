@@ -55,6 +55,14 @@ def test_a_scheme_is_shown_as_settings_of_the_config(written, capsys):
     assert (again["scheme"], again["remarks"]) == (shown["told"], [])
 
 
+def test_a_scheme_that_follows_the_length_is_shown_for_one(written, capsys):
+    asked = ["show", "rope+ntk", "--config", written(CONFIG), "--json"]
+    assert main(asked) == 2
+    assert "type --length N" in capsys.readouterr().err
+    assert main([*asked, "--length", "256"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["max_position_embeddings"] == 256
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

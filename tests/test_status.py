@@ -78,9 +78,13 @@ def test_a_run_that_was_killed_or_has_gone_silent_is_told(study, capsys, change,
     with watched(study):
         facts = json.loads((study.out / status.STATUS).read_text())
     assert (facts["host"], facts["process"]) == (socket.gethostname(), os.getpid())
+    facts |= {"running": {"a1": {"title": "train rope", "began": facts["began"]}}}
     (study.out / status.STATUS).write_text(json.dumps(facts | {"state": "running"} | change))
     assert main(["status", str(study.out), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["state"] == state
+    told = json.loads(capsys.readouterr().out)
+    assert told["state"] == state
+    assert len(told["running"]) == (state != "killed"), "nothing runs without its process"
+    assert told["queued"] == sum(facts["cells"].values()) - len(told["running"])
 
 
 def test_a_run_that_is_stopped_says_so_and_how_to_go_on(study, capsys):

@@ -11,10 +11,10 @@ from helpers import assert_same_weights, far_from_start, member
 from pezoo import attention
 from pezoo.contract import Positions, Undefined, overrides
 from pezoo.errors import UserError
+from pezoo.fitting import fits
 from pezoo.model.cache import SPARE, Cache
 from pezoo.model.transformer import Transformer, TransformerConfig
 from pezoo.registry import entry
-from pezoo.scheme import fits
 from pezoo.testing.subject import positions_of, read
 
 TRAIN, LONG = 8, 27

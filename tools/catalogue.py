@@ -17,7 +17,8 @@ from pezoo.contract import Shape
 from pezoo.registry import FAMILIES, Entry, entries, make_config
 from pezoo.scheme import parse
 from pezoo.study.reading import own_recipes
-from pezoo.study.recipe import Recipe, typed_name
+from pezoo.study.recipe import Recipe
+from pezoo.study.trees import typed_name
 from pezoo.task import make_task
 from pezoo.testing import known_deviations
 from tools.paths import PUBLISHED, ROOT

@@ -13,6 +13,7 @@ from pezoo.cli.shared import (
     print_json,
     say,
 )
+from pezoo.errors import UserError, brief
 
 
 def check(argv: list[str]) -> int:
@@ -38,8 +39,12 @@ def check(argv: list[str]) -> int:
     from pezoo import testing
 
     load_plugins(args.plugin)
+    target = as_named(args.target)
+    if "+" in target and not target.endswith(".py"):
+        *_, last = target.split("+")
+        raise UserError(f"{brief(target)} is a scheme, and members are checked; type pezoo check {last}")
     console = None if args.json else make_console()
-    code, outcomes = testing.command(as_named(args.target), slow=args.slow, only=args.only, console=console)
+    code, outcomes = testing.command(target, slow=args.slow, only=args.only, console=console)
     if args.json:
         print_json(outcomes)
     return code

@@ -5,6 +5,7 @@ Exit codes: 0 all went well (a scheme that is undefined or diverges is a result)
 """
 
 import contextlib
+import errno
 import os
 import shlex
 import signal
@@ -31,6 +32,11 @@ from pezoo.escape import in_terminal, use_plain_streams
 if TYPE_CHECKING:
     pass
 
+PATHS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.EEXIST),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+)
+"""What is wrong with a path that the user gave; a full disk and its like are no mistake in it."""
 DESCRIPTION = "Trains one small Transformer under many positional encodings, and tests it long."
 
 
@@ -76,9 +82,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `pezoo list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    except OSError as error:  # a full disk and its like
-        print(in_terminal(f"error: {error}"), file=sys.stderr)
-        return 1
+    except OSError as error:
+        why = "it is a file" if error.errno == errno.EEXIST else error.strerror
+        what = f"{error.filename}: {why}" if error.filename and why else str(error)
+        _complain(UserError(what))
+        return 2 if error.errno in PATHS else 1
     except KeyboardInterrupt as error:
         print(in_terminal(f"stopped; to go on: {shlex.join(['pezoo', *argv])}"), file=sys.stderr)
         return 128 + (error.args or (signal.SIGINT,))[0]
@@ -106,11 +114,13 @@ def _complain(error: UserError) -> None:
 
 
 def _dispatch(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
+    name, *rest = argv or ["--help"]
+    if name == "help" and rest and rest[0] in COMMANDS:
+        name, rest = rest[0], ["--help"]
+    if name in ("-h", "--help", "help"):
         print(_overview())
         return 0
-    name, *rest = argv
-    if name == "--version":
+    if name in ("--version", "version"):
         import pezoo
 
         print(f"pezoo {pezoo.__version__}")

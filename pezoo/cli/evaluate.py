@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pezoo.cli.run import carry_out, refuse_dashes, refuse_windows
-from pezoo.cli.shared import add_plugin, make_parser
+from pezoo.cli.shared import add_plugin, at_least_one, make_parser
 from pezoo.errors import UserError, brief
 
 
@@ -31,11 +31,13 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--schemes", default="own, rope+pi, rope+yarn", metavar="LIST", help="default: %(default)s")
     parser.add_argument("--lengths", default="1x,2x,4x", metavar="LIST", help="tested; default: %(default)s")
     parser.add_argument("--tune", default="", metavar="LIST", help="also after so many steps of tuning")
-    parser.add_argument("--lr", type=float, default=2e-5, help="peak learning rate of tuning; default: %(default)s")
+    parser.add_argument("--lr", type=float, help=f"peak learning rate of tuning; default: {LR}")
     parser.add_argument("--tune-length", metavar="N", help="length of tuning; default: the longest tested")
     parser.add_argument("--protocol", action="append", default=[], metavar="NAME", help="repeatable; default: prefix")
     parser.add_argument("--tasks", default="", metavar="LIST", help="asked beside the text, such as passkey_text")
-    parser.add_argument("--windows", type=int, default=32, metavar="N", help="of text, for each length; default: 32")
+    parser.add_argument(
+        "--windows", type=at_least_one, default=32, metavar="N", help="of text, for each length; default: 32"
+    )
     parser.add_argument("--seeds", default="0", metavar="LIST", help="of tuning; default: 0")
     parser.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda or mps; default: auto")
     parser.add_argument("--out", metavar="DIR", help="folder of the study; default: runs/evaluate-<name of the model>")
@@ -65,6 +67,9 @@ def recipe_of(args: Namespace) -> dict[str, Any]:
         UserError: if a list holds what it cannot.
     """
     lengths, steps = [as_length(text) for text in listed(args.lengths)], numbers("--tune", args.tune)
+    idle = [name for name, value in {"--lr": args.lr, "--tune-length": args.tune_length}.items() if value is not None]
+    if idle and not any(steps):
+        raise UserError(f"{' and '.join(idle)}: no tuning is asked for; add --tune 200, or leave it out")
     name = re.sub(r"[^\w.-]+", "-", Path(args.model).name) or "model"
     tune = {"steps": [0, *steps], "length": as_length(args.tune_length or (listed(args.lengths) or ["1x"])[-1])}
     if steps and max(1, min(steps)) <= WARM_UP:
@@ -79,7 +84,7 @@ def recipe_of(args: Namespace) -> dict[str, Any]:
         "schemes": schemes_of(args.schemes),
         "seeds": numbers("--seeds", args.seeds),
         "device": args.device,
-        "tune": tune | {"lr": args.lr},
+        "tune": tune | {"lr": LR if args.lr is None else args.lr},
         "test": {
             "lengths": lengths,
             "protocols": args.protocol,
@@ -89,6 +94,8 @@ def recipe_of(args: Namespace) -> dict[str, Any]:
     }
 
 
+LR = 2e-5
+"""Peak learning rate of a tuning."""
 WARM_UP = 10
 """Steps of warm-up of a tuning that is longer."""
 

@@ -1,7 +1,6 @@
 """`pezoo export`."""
 
-from pezoo.cli.shared import add_plugin, load_plugins, make_parser
-from pezoo.errors import UserError
+from pezoo.cli.shared import add_plugin, at_least_one, load_plugins, make_parser, typed_length
 
 
 def export(argv: list[str]) -> int:
@@ -18,7 +17,9 @@ def export(argv: list[str]) -> int:
     parser.add_argument("folder", metavar="DIR", help="folder of a study")
     parser.add_argument("scheme", metavar="SCHEME", help="a row of its table")
     parser.add_argument("to", metavar="FOLDER", help="where to write; empty, or not there yet")
-    parser.add_argument("--length", type=int, metavar="N", help="of texts to come; for schemes that follow the length")
+    parser.add_argument(
+        "--length", type=at_least_one, metavar="N", help="of texts to come; for schemes that follow the length"
+    )
     parser.add_argument("--part", metavar="NAME", help="part of the recipe, if the row is in several")
     parser.add_argument("--seed", type=int, metavar="N", help="of the tuning (default: the recipe's first)")
     add_plugin(parser)
@@ -28,9 +29,7 @@ def export(argv: list[str]) -> int:
 
     load_plugins(args.plugin)
     facts = {"length": args.length, "seed": args.seed, "part": args.part}
-    try:
+    with typed_length():
         label, seed = export_model(args.folder, args.scheme, args.to, **facts)
-    except UserError as error:
-        raise UserError(str(error).replace("pass length=", "type --length N")) from None
     print(f"{args.to}: {label}, seed {seed}; AutoModelForCausalLM.from_pretrained({args.to!r}) loads it")
     return 0

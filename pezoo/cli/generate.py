@@ -1,6 +1,6 @@
 """`pezoo generate`."""
 
-from pezoo.cli.shared import add_plugin, load_plugins, make_parser
+from pezoo.cli.shared import add_plugin, at_least_one, load_plugins, make_parser
 
 
 def generate(argv: list[str]) -> int:
@@ -20,13 +20,13 @@ def generate(argv: list[str]) -> int:
     parser.add_argument("--part", metavar="NAME", help="part of the recipe, if the row is in several")
     parser.add_argument("--seed", type=int, metavar="N", help="of the training (default: the recipe's first)")
     parser.add_argument("--prompt", metavar="TEXT", help="default: half a training length of a test document")
-    parser.add_argument("--tokens", type=int, metavar="N", help="to write (default: 4 training lengths)")
+    parser.add_argument("--tokens", type=at_least_one, metavar="N", help="to write (default: 4 training lengths)")
     told = "total length that schemes which depend on it are told (default: the whole text)"
-    parser.add_argument("--length", type=int, metavar="N", help=told)
+    parser.add_argument("--length", type=at_least_one, metavar="N", help=told)
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of sampling (default: 1)")
     how.add_argument("--greedy", action="store_true", help="always the likeliest token")
-    parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest (default: all)")
+    parser.add_argument("--top-k", type=at_least_one, metavar="K", help="sample among the K likeliest (default: all)")
     nucleus = "sample among the likeliest that make up this share (default: 1, all)"
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help=nucleus)
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="another number, another text (default: 0)")

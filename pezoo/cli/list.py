@@ -72,7 +72,7 @@ def list_members(argv: list[str]) -> int:
     names += registry.list_tasks(args.pattern) if args.tasks or every else []
     found = bool(names)
     names = [name for name in names if _wanted(registry.entry(name), args)]
-    if args.works_with:
+    if args.works_with is not None:
         fitting = _fitting(as_named(args.works_with))
         names = [name for name in names if name in fitting]
     if found and not names:

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pezoo.errors import UserError, suggest
+from pezoo.errors import UserError, brief, suggest
 from pezoo.escape import in_terminal
 
 if TYPE_CHECKING:
@@ -156,6 +156,26 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plugin", action="append", default=[], metavar="FILE.py", help="file that registers members (repeatable)"
     )
+
+
+def at_least_one(text: str) -> int:
+    """A whole number from 1 on, as argparse reads it.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {brief(text)}")
+    return int(text)
+
+
+@contextlib.contextmanager
+def typed_length() -> Iterator[None]:
+    """Say of a length that is missing how it is typed."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("pass length=", "type --length N")) from None
 
 
 def load_plugins(paths: Iterable[str]) -> None:

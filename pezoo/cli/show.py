@@ -10,6 +10,7 @@ from pezoo.cli.shared import (
     add_plugin,
     allowed,
     as_named,
+    at_least_one,
     escape,
     load_plugins,
     make_console,
@@ -58,6 +59,8 @@ def show(argv: list[str]) -> int:
         help="a model's config.json: its rope settings as a scheme, and what contradicts itself in them; with SCHEME: "
         "the rope settings under which the model has that scheme",
     )
+    told = "with --config: of texts to come; for schemes that follow the length"
+    parser.add_argument("--length", type=at_least_one, metavar="N", help=told)
     parser.add_argument("--save", metavar="FILE", help="draw it too, to a .png, .svg or .pdf file")
     add_json(parser)
     add_plugin(parser)
@@ -67,10 +70,15 @@ def show(argv: list[str]) -> int:
     from pezoo.scheme import parse
 
     load_plugins(args.plugin)
+    if args.save == "":
+        raise UserError("--save needs the name of a .png, .svg or .pdf file")
+    if args.length is not None and (args.config is None or args.scheme is None):
+        raise UserError("--length says how a scheme is told to a config; type both: show SCHEME --config FILE")
     if args.config is not None:
         if args.save:
             raise UserError("--save draws a scheme, and --config reads a model's; type them one after the other")
-        return show_config(args.config, None if args.scheme is None else as_named(args.scheme), args.json)
+        scheme_of_it = None if args.scheme is None else as_named(args.scheme)
+        return show_config(args.config, scheme_of_it, args.length, args.json)
     if args.scheme is None:
         raise UserError("name a scheme, such as pezoo show rope, or a model's config, pezoo show --config config.json")
     typed = as_named(args.scheme)

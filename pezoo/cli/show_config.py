@@ -4,19 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pezoo.cli.shared import escape, make_console, print_json, shown, table_of
+from pezoo.cli.shared import escape, make_console, print_json, shown, table_of, typed_length
 from pezoo.errors import UserError
 
 
-def show_config(file: str, scheme: str | None, as_json: bool) -> int:
-    """Print what a config says of positions; with a scheme, what it must say for that."""
+def show_config(file: str, scheme: str | None, length: int | None, as_json: bool) -> int:
+    """Print what a config says of positions; with a scheme, what it must say for that, for texts of a length."""
     from pezoo.pretrained.rope_config import read_config
 
     config = read_json(file)
     read = read_config(config)
     facts: dict[str, Any] = {"scheme": read.scheme, **read.sizes, "remarks": list(read.remarks)}
     if scheme is not None:
-        facts |= _told(scheme, config, read)
+        facts |= _told(scheme, length, config, read)
     if as_json:
         print_json(facts)
         return 0
@@ -32,7 +32,7 @@ def show_config(file: str, scheme: str | None, as_json: bool) -> int:
     return 0
 
 
-def _told(scheme: str, config: Any, read: Any) -> dict[str, Any]:
+def _told(scheme: str, length: int | None, config: Any, read: Any) -> dict[str, Any]:
     """A scheme, in which `rope` is the model's own, as settings of the config."""
     from pezoo.compose import build
     from pezoo.contract import Shape
@@ -41,7 +41,9 @@ def _told(scheme: str, config: Any, read: Any) -> dict[str, Any]:
     from pezoo.scheme import parse
 
     spec = with_own(parse(scheme), [parse(rotation) for rotation in read.rotations])
-    return {"told": str(spec), "settings": told(build(spec, Shape(**read.sizes)), config).settings}
+    with typed_length():
+        settings = told(build(spec, Shape(**read.sizes)), config, length).settings
+    return {"told": str(spec), "settings": settings}
 
 
 def read_json(file: str) -> Any:

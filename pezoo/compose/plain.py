@@ -8,8 +8,9 @@ from torch import nn
 from pezoo.composition import Composition, Part, Region
 from pezoo.contract import Encoding, Extension, Member, Positions, Shape, overrides, to_device
 from pezoo.errors import UserError
+from pezoo.fitting import fits, offers
 from pezoo.registry import entry, make_config
-from pezoo.scheme import Spec, fits, offers
+from pezoo.scheme import Spec
 
 OF_ALL_KEYS = ("read", "product", "content", "bias", "distance_bias", "normalise", "mix")
 """Hooks of attention that see more than the tokens which are new in a cache."""

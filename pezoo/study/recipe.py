@@ -8,8 +8,7 @@ YAML, its `sizes[size]`, then `key=value` overrides (dotted, list items by index
 import dataclasses
 import math
 import re
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,12 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pezoo.data import DataConfig
-from pezoo.errors import UserError, brief, cut, of_a_key, suggest
+from pezoo.errors import UserError, brief, cut, suggest
 from pezoo.model.config import ModelConfig
 from pezoo.model.devices import TestPrecision
+from pezoo.registry import entries
 from pezoo.results import LANGUAGE_MODELLING
+from pezoo.study.trees import check_keys, join_trees, problem_of, require, typed_name
 from pezoo.training.config import Precision, Schedule, TrainConfig
-from pezoo.typed import check_items, check_plain
+from pezoo.typed import check_plain
 
 LONGEST = 2**24
 """Most tokens of a sequence: up to here float32 holds every position exactly."""
@@ -69,14 +70,14 @@ class TestConfig:
 
     lengths: list[Any] = field(default_factory=lambda: ["1x", "2x", "4x", "8x", "16x"])
     """Test lengths: tokens, or multiples of the training length such as 16x."""
-    protocols: list[str] = field(default_factory=list)
+    protocols: list[str] = field(default_factory=list, metadata={"example": ["prefix", "sliding"]})
     """How it is tested: names from pezoo.evaluation; empty: prefix for text, answers for tasks."""
     windows: int = 32
     """Test windows, each as long as the longest test length; of a task the questions of each length (and depth)."""
     companion: bool = False
     """Test each scheme a second time with a window of L, as "... | windowed": what it gains by distant text. Not
     for mixtures of layers or heads, nor for schemes that have a window."""
-    tasks: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list, metadata={"example": ["passkey_text"]})
     """Tasks to test a language model on beside its text, such as passkey_text; length in tokens, and "undefined" where
     that is too short for a question."""
     last: int | None = None
@@ -103,9 +104,9 @@ class BodyConfig(ModelConfig):
 class GridConfig:
     """Every encoding with every extension that it takes; pairs that cannot work are left out."""
 
-    encodings: list[str] = field(default_factory=list)
+    encodings: list[str] = field(default_factory=list, metadata={"example": ["rope", "alibi"]})
     """Encodings, with settings if need be, or patterns such as *; each stands in the grid without extension too."""
-    extensions: list[str] = field(default_factory=list)
+    extensions: list[str] = field(default_factory=list, metadata={"example": ["pi", "random"]})
     """Extensions, likewise."""
 
 
@@ -170,7 +171,7 @@ class Recipe:
     """Which of `sizes` counts; `cpu` is the recipe as it stands, if `sizes` has no such entry."""
     sizes: dict[str, Any] = field(default_factory=dict)
     """Other sizes of the same study: overrides by name."""
-    schemes: list[Any] = field(default_factory=list)
+    schemes: list[Any] = field(default_factory=list, metadata={"example": ["rope", "alibi"]})
     """`rope+pi`, a scheme as a mapping, or {scheme: ..., tune: ..., label: ...}. Its tune holds step counts such as
     [0, 200], or the keys of `tune` that differ for this scheme, such as {steps: [200], length: 4x}."""
     grid: GridConfig = field(default_factory=GridConfig)
@@ -205,7 +206,7 @@ class Recipe:
     test: TestConfig = field(default_factory=TestConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
-    plugins: list[str] = field(default_factory=list)
+    plugins: list[str] = field(default_factory=list, metadata={"example": ["my_encoding.py"]})
     """Plug-ins that the study needs: Python files, as seen from the folder of the recipe's file. A recipe is data and a
     plug-in is code, so none is loaded unless --plugin names it. `pezoo run` writes them into a study's recipe.yaml."""
     parts: dict[str, Any] = field(default_factory=dict)
@@ -279,11 +280,12 @@ class Recipe:
         if not isinstance(item, str | dict) or item == {}:
             raise UserError(f"{key} must be a scheme such as rope+pi, got {brief(item)}")
         if isinstance(item, str) or "scheme" not in item:
+            _check_short(key, item)
             item = {"scheme": item}
         for name in item:
-            if name not in (known := ("scheme", "tune", "label")):
-                hint = suggest(str(name), known)
-                raise UserError(f"{key} has no key {brief(name)}.{hint} Its keys: {', '.join(known)}")
+            if name not in _OF_A_ROW:
+                hint, known = suggest(str(name), _OF_A_ROW), ", ".join(_OF_A_ROW)
+                raise UserError(f"{key} has no key {brief(name)}.{hint} Its keys: {known}")
         given, label = item.get("tune", {}), item.get("label")
         require(label is None or (isinstance(label, str) and bool(label.strip())), f"{key}.label", label, "a text")
         return Row(item["scheme"], self._tune(f"{key}.tune", given), label)
@@ -293,7 +295,7 @@ class Recipe:
         allowed = "a list of step counts such as [0, 200], or keys of tune such as {steps: [200], length: 4x}"
         require(isinstance(given, list | Mapping), key, given, allowed)
         own, tune = ({"steps": given} if isinstance(given, list) else given), self.tune
-        _check_keys(own, TuneConfig, f"{key}.")
+        check_keys(own, TuneConfig, Recipe, f"{key}.")
         try:
             tune = OmegaConf.to_object(join_trees(OmegaConf.structured(tune), own)) if own else tune
         except UserError as error:
@@ -301,27 +303,13 @@ class Recipe:
         return dataclasses.replace(tune, steps=list(dict.fromkeys(tune.steps)))
 
 
-def _check_keys(given: Mapping[str, Any], cls: type, prefix: str = "") -> None:
-    """Refuse unknown keys, one value where a group or a list belongs, and items of a list that are of another type."""
-    types = {typed_name(name): hint for name, hint in typing.get_type_hints(cls).items()}
-    for name, value in given.items():
-        key = f"{prefix}{name}"
-        if name not in types:
-            raise UserError(f"unknown key {brief(key)}.{_meant(str(name), types)} Known here: {', '.join(types)}")
-        if dataclasses.is_dataclass(types[name]):
-            keys = ", ".join(typed_name(f.name) for f in dataclasses.fields(types[name]))
-            require(isinstance(value, Mapping), key, value, f"a group of keys ({keys})")
-            _check_keys(value, types[name], f"{key}.")
-        elif typing.get_origin(types[name]) is list:
-            require(isinstance(value, list), key, value, "a list such as [a, b]")
-            check_items(key, value, types[name])
-        elif typing.get_origin(types[name]) is dict:
-            require(isinstance(value, Mapping), key, value, "a group of keys")
-
-
-def typed_name(field_name: str) -> str:
-    """The key of a field, as people type it: a word of Python has a `_` behind it in the code."""
-    return field_name.removesuffix("_")
+def _check_short(key: str, scheme: str | Mapping[str, Any]) -> None:
+    """Refuse a scheme as a mapping with keys that stand beside a scheme."""
+    for name in () if isinstance(scheme, str) else map(str, scheme):
+        meant = name if name in _OF_A_ROW else next((k for k in _OF_A_ROW if suggest(name, [k])), None)
+        if meant and name not in entries():
+            said = f"{key} has no key 'scheme', and {brief(name)} is no member"
+            raise UserError(f"{said}; write {{scheme: rope+pi, tune: [0, 200], label: mine}}")
 
 
 def _typed(tree: dict[str, Any]) -> dict[str, Any]:
@@ -337,23 +325,6 @@ def _coded(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     return dict(tree) | {"model": {"from_" if name == "from" else name: value for name, value in model.items()}}
 
 
-def _meant(name: str, here: Iterable[str]) -> str:
-    """Return " Did you mean ...?": keys of that very name, wherever they are, or else those that are near."""
-    groups = {
-        f.name: f.default_factory for f in dataclasses.fields(Recipe) if dataclasses.is_dataclass(f.default_factory)
-    }
-    every = [
-        (typed_name(f.name), f"{group}.{typed_name(f.name)}")
-        for group, cls in groups.items()
-        for f in dataclasses.fields(cls)
-    ]
-    same = [key for leaf, key in every if leaf == name.casefold()]
-    if not same and (near := suggest(name, here)):
-        return near
-    same = same or [key for leaf, key in every if suggest(name, [leaf])]
-    return f" Did you mean {' or '.join(map(repr, same[:3]))}?" if same else ""
-
-
 def merge(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults, `base` and `given` as one plain tree, `given` checked."""
     return _typed(OmegaConf.to_container(merge_typed(base, given)))
@@ -362,24 +333,8 @@ def merge(base: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 def merge_typed(base: dict[str, Any], given: Mapping[str, Any]) -> DictConfig:
     """The same, as a tree that knows its types."""
     check_plain(given)
-    _check_keys(given, Recipe)
+    check_keys(given, Recipe, Recipe)
     return join_trees(_DEFAULTS, _coded(base), _coded(given))
-
-
-def join_trees(*trees: Any) -> DictConfig:
-    """One tree of several; the later ones win."""
-    try:
-        return OmegaConf.merge(*trees)
-    except TypeError:
-        raise UserError("a key is a list in one place of the recipe, and a group of keys in another") from None
-    except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(_problem(error)) from None
-
-
-def _problem(error: Exception) -> str:
-    """What OmegaConf says on its first line, with the key."""
-    key, problem = getattr(error, "full_key", None), (str(error).splitlines() or [""])[0]
-    return of_a_key(cut(str(key)), problem) if key else cut(problem, 200)
 
 
 def to_recipe(tree: DictConfig) -> Recipe:
@@ -387,14 +342,9 @@ def to_recipe(tree: DictConfig) -> Recipe:
     try:
         return OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
-        raise UserError(_problem(error)) from None
-
-
-def require(condition: bool, key: str, value: Any, allowed: str) -> None:
-    """Refuse the value of a key unless the condition holds."""
-    if not condition:
-        raise UserError(f"{cut(key)} must be {allowed}, got {brief(value)}")
+        raise UserError(problem_of(error)) from None
 
 
 _DEFAULTS = OmegaConf.structured(Recipe)
+_OF_A_ROW = ("scheme", "tune", "label")
 _OF_A_PART = ("schemes", "grid", "tasks", "form", "data", "model", "train", "tune", "test")

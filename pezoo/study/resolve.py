@@ -6,7 +6,6 @@ All that is wrong with them is said here, before anything is trained.
 import contextlib
 import dataclasses
 import fnmatch
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,13 +19,14 @@ from pezoo.contract import Extension, Shape, Undefined
 from pezoo.data import Corpus, DataConfig, crops, load, windows
 from pezoo.data.material import TESTING, TRAINING, Material, Questions, Text
 from pezoo.data.retold import Retold
-from pezoo.errors import UserError, brief, cut, suggest
+from pezoo.errors import UserError, brief, cut, failed, suggest
 from pezoo.evaluation import Protocol, parse_protocol
 from pezoo.evaluation.answers import parse_answer_protocol
+from pezoo.fitting import offers
 from pezoo.model.devices import check_testing, check_training, find_device
 from pezoo.registry import entries, entry
 from pezoo.results import LANGUAGE_MODELLING
-from pezoo.scheme import MemberSpec, Spec, offers, parse, read_members
+from pezoo.scheme import MemberSpec, Spec, parse, read_members
 from pezoo.study.bodies import Foreign, find_body
 from pezoo.study.recipe import Recipe, TuneConfig
 from pezoo.task import parse_task
@@ -179,8 +179,7 @@ def _check_lengths(material: Questions, recipe: Recipe, fit_lengths: list[int], 
         except UserError:
             raise
         except Exception as error:  # in somebody's plug-in, or of numbers that are too large
-            what = f"{type(error).__name__}: {cut(str(error), 300)}"
-            raise UserError(f"{material.name}, length {length}, fails with {what}") from error
+            raise UserError(f"{material.name}, length {length}, fails with {failed(error)}") from error
     return dataclasses.replace(recipe, train=dataclasses.replace(train, min_length=given))
 
 
@@ -355,9 +354,7 @@ def _scheme(
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
     except Exception as error:  # in somebody's plug-in
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__}: {cut(str(error), 300)} ({where.filename}, line {where.lineno})"
-        raise UserError(f"{key}: {spec} fails with {what}") from error
+        raise UserError(f"{key}: {spec} fails with {failed(error)}") from error
     return spec
 
 

@@ -133,7 +133,11 @@ def read_status(folder: str | Path) -> dict[str, Any]:
         total, done = sum(facts["cells"].values()), sum(facts["done"].values())
         if facts["state"] == "running":
             facts["state"] = _alive(facts)
+        if facts["state"] == "killed":
+            facts["running"] = {}
         facts["queued"] = total - done - len(facts["running"]) - len(facts["failed"])
+    except PermissionError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except OSError:
         if not path.parent.is_dir():
             raise UserError(

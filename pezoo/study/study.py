@@ -101,7 +101,8 @@ class Study:
         checked.plugins = []  # what is written down are those that were named
         name = checked.study if checked.size == "cpu" else f"{checked.study}-{checked.size}"
         folder = Path(out) if out is not None else own or Path("runs", name)
-        _check_folder(folder)
+        if not folder.is_dir():  # what is there may be looked at where nothing can be written
+            _check_folder(folder)
         claim(folder, checked, plugins, replace)
         return cls(make_plan(checked), folder, plugins, replace)
 
@@ -180,6 +181,7 @@ class Study:
                 is not installed, or its cluster does not answer.
             ChildProcessError: if a worker process cannot start.
         """
+        _check_folder(self.out)
         self._refuse_strangers()
         kind = find_engine(self.recipe.launcher)
         try:

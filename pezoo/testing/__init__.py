@@ -24,8 +24,9 @@ from rich.markup import escape
 
 from pezoo.contract import Encoding, Shape, overrides
 from pezoo.errors import UserError, suggest
+from pezoo.fitting import fits
 from pezoo.registry import Entry, entries, entry, list_encodings, list_extensions, load_plugin, make_config
-from pezoo.scheme import fits, parse
+from pezoo.scheme import parse
 from pezoo.sources import PLUGIN
 from pezoo.task import make_task, parse_task
 from pezoo.testing.properties import CHECKS

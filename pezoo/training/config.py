@@ -34,7 +34,7 @@ class TrainConfig:
     """Sequences a step, before accumulation."""
     lr: float = 2e-3
     """Peak learning rate of AdamW."""
-    lrs: list[float] = field(default_factory=list)
+    lrs: list[float] = field(default_factory=list, metadata={"example": [1e-3, 2e-3]})
     """Several to choose from, for each scheme by its mean validation loss at L over all seeds; empty: lr alone."""
     schedule: Schedule = "cosine"
     """Course of the learning rate after the warm-up."""

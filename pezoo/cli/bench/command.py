@@ -21,6 +21,7 @@ from pezoo.cli.bench.sections import SECTIONS, forward_memory
 from pezoo.cli.bench.show import show, show_explained
 from pezoo.cli.shared import add_json, make_parser, print_json
 from pezoo.errors import UserError, suggest
+from pezoo.files import replacing
 from pezoo.model.devices import find_device
 
 EXAMPLES = (
@@ -141,15 +142,22 @@ def bench(argv: list[str] | None = None) -> int:
     if args.measure:
         print(json.dumps(measure_here(*args.measure)))
         return 0
-    if args.explain:
+    if args.explain is not None:
+        idle = [f"--{name}" for name in ("only", "quick", "save") if getattr(args, name)]
+        if idle:
+            raise UserError(f"{' and '.join(idle)} say what is measured, and --explain measures nothing; leave it out")
         explained = explain(args.explain)
         print_json(explained) if args.json else show_explained(args.explain, explained, Console())
         return 0
     if not re.fullmatch(r"cpu|cuda(:\d+)?", args.device):
         raise UserError(f"--device is cpu, cuda or cuda:1, not {args.device!r}")
-    found = run(args.device, QUICK if args.quick else Extent(), chosen(args.only, args.device))
+    wanted = chosen(args.only, args.device)
+    if args.save:  # now, not after half an hour
+        args.save.parent.mkdir(parents=True, exist_ok=True)
+    found = run(args.device, QUICK if args.quick else Extent(), wanted)
     text = json.dumps(found, indent=1)
     if args.save:
-        args.save.write_text(text + "\n")
+        with replacing(args.save) as file:
+            file.write(f"{text}\n".encode())
     print(text) if args.json else show(found, Console())
     return 0
