@@ -66,9 +66,19 @@ def said(error: BaseException) -> str:
     """Return an error of another library on one line."""
     if isinstance(error, RecursionError):
         return _TOO_DEEP
+    import yaml
+
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {cut(_YAML.get(error.problem, error.problem), 200)}"
     return cut(" ".join(str(error).split()) or type(error).__name__, 300)
 
 
+_YAML = {
+    "found character '\\t' that cannot start any token": "it begins with a tab; indent with spaces",
+    "expected <block end>, but found '<block mapping start>'": "it is indented otherwise than the keys above it",
+    "mapping values are not allowed here": "a second ': ' in one line; quote the text that holds it",
+}
+"""What PyYAML says most often, in plain words."""
 _TOO_DEEP = f"lists and groups are nested more than {DEEPEST} deep"
 
 

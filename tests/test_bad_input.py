@@ -39,6 +39,12 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / "text" / f"{i}.txt").write_text(f"document {i}: " + "some words " * 20)
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "broken.yaml").write_text("schemes: [rope\ntrain: {")
+    (tmp_path / "tab.yaml").write_text("schemes:\n\t- rope\n")
+    (tmp_path / "indented.yaml").write_text("schemes: [rope]\n train: {steps: 3}\n")
+    (tmp_path / "twice.yaml").write_text("seeds: [0]\nseeds: [1]\n")
+    (tmp_path / "comment.yaml").write_text("# nothing yet\n")
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "results.jsonl").write_text("")
     (tmp_path / "list.yaml").write_text("- rope\n- alibi\n")
     (tmp_path / "typo.yaml").write_text(TINY + "sedes: [0]\n")
     (tmp_path / "empty").mkdir()
@@ -187,7 +193,15 @@ COMMANDS = {
     "run missing.yaml": "no recipe 'missing.yaml'",
     "run empty": "a folder without a recipe.yaml",
     "run broken.yaml": "not a YAML recipe.*line",
+    "run tab.yaml": "not a YAML recipe: line 2: it begins with a tab; indent with spaces$",
+    "run indented.yaml": "line 2: it is indented otherwise than the keys above it$",
+    "run twice.yaml": "line 2: found duplicate key seeds$",
+    "run comment.yaml": "comment.yaml is not a recipe: it must hold keys",
     "run list.yaml": "must hold keys",
+    "gather empty --out all.parquet": "empty is no folder of a study",
+    "gather unfinished --out all.parquet": "unfinished has no results yet; type: pezoo run unfinished$",
+    "generate unfinished rope": "unfinished has no results yet",
+    "export unfinished rope there": "unfinished has no results yet",
     "run typo.yaml": "unknown key 'sedes'.*Did you mean 'seeds'",
     "run tiny.yaml --plugin missing.py": "missing.py: no such Python file",
     "run tiny.yaml --plugin plain.py": "registers nothing",
@@ -285,6 +299,12 @@ def test_a_model_that_is_typed_takes_the_place_of_the_recipe_s(folder, capsys):
     assert "has no effect beside model.from" not in message
     message = refused(capsys, "run", "tiny.yaml", "model.from={model_type: llama}", "model.d_ff=3")
     assert "model.d_ff=3 has no effect beside model.from" in message
+
+
+def test_of_published_results_it_is_said_what_can_be_done_with_them(folder, capsys):
+    published = str(ROOT / "experiments" / "results" / "quickstart")
+    assert "results without models; to train them: pezoo run" in refused(capsys, "generate", published, "rope")
+    assert "published results, and no run; to see them: pezoo report" in refused(capsys, "status", published)
 
 
 def test_a_folder_that_another_run_is_at_work_in(folder, capsys):

@@ -20,7 +20,7 @@ def generate(argv: list[str]) -> int:
     parser.add_argument("--part", metavar="NAME", help="part of the recipe, if the row is in several")
     parser.add_argument("--seed", type=int, metavar="N", help="of the training (default: the recipe's first)")
     parser.add_argument("--prompt", metavar="TEXT", help="default: half a training length of a test document")
-    parser.add_argument("--tokens", type=at_least_one, metavar="N", help="to write (default: 4 training lengths)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="to write (default: 4 training lengths)")
     told = "total length that schemes which depend on it are told (default: the whole text)"
     parser.add_argument("--length", type=at_least_one, metavar="N", help=told)
     how = parser.add_mutually_exclusive_group()

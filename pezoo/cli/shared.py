@@ -118,7 +118,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser(command: str, work: Callable[..., int], *examples: str, note: str = "") -> Parser:
-    """A parser whose help shows examples."""
+    """A parser whose help shows examples, and a note: a line that ends with a sentence stays one."""
+    note = re.sub(r"(?<![.:\n])\n(?=[^\n])", " ", note)
     said = ["\n".join(wrapped(line, room_for_text())) for line in (work.__doc__, *note.split("\n"))]
     return Parser(
         prog=f"pezoo {command}",

@@ -19,7 +19,7 @@ from pezoo.report.lines import draw_lengths
 from pezoo.report.page import About
 from pezoo.report.table import ranking
 from pezoo.report.write import write_report
-from pezoo.results import Result, find_results, read, to_frame
+from pezoo.results import Result, find_results, read_study, to_frame
 from pezoo.results.losses import Sources
 from pezoo.study.folder import changes, flat
 from pezoo.study.reading import read_keys
@@ -155,13 +155,7 @@ def load(*folders: str | Path) -> Finished:
 
 
 def _load(folder: Path) -> Finished:
-    path = find_results(folder)
-    if path is None:
-        raise UserError(f"{folder} is no folder of a study: it has no results.jsonl; name one that `pezoo run` made")
-    results = read(path)
-    if not results:
-        raise UserError(f"the study in {folder} has no results yet; type: pezoo run {shlex.quote(str(folder))}")
-    recipe = folder / "recipe.yaml"
+    results, recipe = read_study(folder), folder / "recipe.yaml"
     return Finished((folder,), results, read_keys(recipe) if recipe.is_file() else {})
 
 

@@ -12,6 +12,7 @@ import json
 import math
 import numbers
 import operator
+import shlex
 import types
 import typing
 import zlib
@@ -221,6 +222,20 @@ def find_results(folder: str | Path) -> Path | None:
     """The results file of a study, run or published; None if the folder has none."""
     files = (Path(folder, name) for name in ("results.jsonl", "results.jsonl.gz"))
     return next((path for path in files if path.is_file()), None)
+
+
+def read_study(folder: str | Path) -> list[Result]:
+    """The results of a study, run or published.
+
+    Raises:
+        UserError: if the folder has none, or they are damaged.
+    """
+    path = find_results(folder)
+    if path is None:
+        raise UserError(f"{folder} is no folder of a study: it has no results.jsonl; name one that `pezoo run` made")
+    if not (results := read(path)):
+        raise UserError(f"the study in {folder} has no results yet; type: pezoo run {shlex.quote(str(folder))}")
+    return results
 
 
 def read(path: str | Path) -> list[Result]:

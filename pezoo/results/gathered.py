@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pezoo.errors import UserError
 from pezoo.files import replacing
-from pezoo.results import Result, find_results, read
+from pezoo.results import Result, read_study
 
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
@@ -44,10 +44,7 @@ def gather(folders: Iterable[str | Path], file: str | Path) -> int:
     schema, n_rows = _schema(), 0
     with replacing(file) as whole, pq.ParquetWriter(whole, schema, compression="zstd") as writer:
         for place in places:
-            path = find_results(place)
-            if path is None:
-                raise UserError(f"{place} is no folder of a study: it has no results.jsonl; leave it out")
-            rows = [_row(place, result) for result in read(path)]
+            rows = [_row(place, result) for result in read_study(place)]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
             n_rows += len(rows)
     return n_rows

@@ -12,7 +12,7 @@ from pezoo.data import load, windows
 from pezoo.errors import UserError, suggest
 from pezoo.model.transformer import Transformer
 from pezoo.registry import entries
-from pezoo.results import LANGUAGE_MODELLING, read
+from pezoo.results import LANGUAGE_MODELLING, read_study
 from pezoo.scheme import parse
 from pezoo.study.folder import plugins_of, read_record, require_plugins
 from pezoo.study.plan import Cell
@@ -53,10 +53,10 @@ def find_model(folder: str | Path, scheme: str | None, seed: int | None = None, 
     Raises:
         UserError: if there is no such study, row, seed or trained model; the message lists what there is.
     """
-    path = Path(folder) / "results.jsonl"
-    if not path.is_file():
-        raise UserError(f"{folder} is no folder of a study: it has no results.jsonl; name one that `pezoo run` made")
-    results = [r for r in read(path) if r.task == LANGUAGE_MODELLING and part in (None, r.part)]
+    results = [r for r in read_study(folder) if r.task == LANGUAGE_MODELLING and part in (None, r.part)]
+    if not Path(folder, "cells").is_dir():
+        recipe = shlex.quote(str(Path(folder, "recipe.yaml")))
+        raise UserError(f"{folder} holds results without models; to train them: pezoo run {recipe} --out runs/again")
     if not results:
         where = f"part {part!r} of {folder}" if part is not None else str(folder)
         raise UserError(f"{where} has no tested language model, and only those can write text")

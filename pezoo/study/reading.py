@@ -132,7 +132,7 @@ def read_keys(path: Path) -> dict[str, Any]:
         content = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
     except Exception as error:  # PyYAML and OmegaConf pass on whatever Python says of a date, a number, a tag
         raise UserError(f"{path} is not a YAML recipe: {said(error)}") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not content:
         raise UserError(f"{path} is not a recipe: it must hold keys such as `schemes: [rope, alibi]`")
     return content
 

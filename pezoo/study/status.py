@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from pezoo.errors import UserError
 from pezoo.files import replacing, runs
+from pezoo.results import find_results
 from pezoo.study.collect import Failure
 from pezoo.study.estimate import Estimate
 from pezoo.study.plan import Cell, Plan
@@ -143,6 +144,9 @@ def read_status(folder: str | Path) -> dict[str, Any]:
             raise UserError(
                 f"there is no folder {folder}; name one that `pezoo run` made, such as runs/quickstart"
             ) from None
+        if find_results(folder) and not Path(folder, "cells").is_dir():
+            seen = f"to see them: pezoo report {shlex.quote(str(folder))} --out FOLDER"
+            raise UserError(f"{folder} holds published results, and no run; {seen}") from None
         raise UserError(
             f"{folder} has no {STATUS}: no study was run there, or an earlier pezoo ran it; "
             f"to see what is left of a study: pezoo run {shlex.quote(str(folder))} --dry-run"
