@@ -354,6 +354,36 @@ def test_one_model_beside_itself_borrows_from_no_other_model():
     assert compare(unknown, "twin", "rope", 256).high == pytest.approx(other.high)
 
 
+@pytest.mark.parametrize("seconds", ["of its training", None])
+def test_a_training_counts_once_under_however_many_labels(seconds):
+    """Copies would say again how far seeds differ, as if more schemes had said it, and the intervals would be short."""
+    made, *_ = study(seeds=3)
+    made = [replace(r, train_seconds=None if seconds is None else hash((r.label, r.seed)) % 997 + 1.0) for r in made]
+    copies = [replace(r, label=f"rope+{i}") for r in made if r.label == "rope" for i in range(5)]
+    copies += [replace(r, label=f"{r.label} | windowed", value=r.value * 1.01) for r in made]
+    for pair in (("alibi", "rope"), ("rope+3", "t5"), ("rope", "nope")):
+        plain = tuple(label.partition("+")[0] for label in pair)
+        one, other = compare([*made, *copies], *pair, 256), compare(made, *plain, 256)
+        if seconds is None:  # then a companion is not known to be of the same training, and is no scheme of the table
+            other = replace(other, label=one.label, baseline=one.baseline)
+        assert (one.low, one.high, one.p) == pytest.approx((other.low, other.high, other.p))
+
+
+def test_a_lost_seed_counts_that_only_one_of_the_two_was_run_with():
+    """As where studies of other seeds are joined: no interval, instead of one from the seeds that are left."""
+    made = accuracies({"a": [0.52, 0.52, 0.5], "b": [0.5, 0.5]})
+    gone = {"value": None, "status": "diverged", "reason": "no", "n_documents": 0}
+    one = compare([replace(r, **gone) if (r.label, r.seed) == ("a", 2) else r for r in made], "a", "b", 64)
+    assert (one.lost, one.seeds, one.low, one.verdict) == (1, 2, None, "unknown")
+
+
+def test_the_best_has_as_many_seeds_as_any():
+    """A scheme that was run with one seed can be the best of it by luck."""
+    made = [result("a", 4.9), *(result("b", value, seed=seed) for seed, value in enumerate((4.8, 5.2, 5.3)))]
+    assert best_in_range(made) == "b"
+    assert best_in_range([*made, lost("b", 64, 3)]) == "a"
+
+
 def test_what_cannot_be_told_apart_from_the_best_is_corrected_for_the_number_of_schemes(tmp_path):
     made, _, _ = study(tmp_path, effects={f"s{i}": i * 0.02 for i in range(12)}, seeds=3)
     ranked = sorted({r.label for r in made}, key=lambda label: np.mean([r.value for r in made if r.label == label]))

@@ -1,5 +1,6 @@
 """What a report says and shows of its statistics: sentences, ranks, cost, ratios."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from test_report import answers, result
 from pezoo.report import findings, ranks, tradeoff
 from pezoo.report.figure import save
 from pezoo.report.lines import beside_best, lines_by_length
+from pezoo.results.losses import Losses, write_losses
 
 NAMES = [f"task{i}" for i in range(9)]
 
@@ -115,6 +117,53 @@ def test_what_is_lost_is_named():
     assert "learned is undefined from 2L" in said(made)
     gone = [replace(r, value=None, status="diverged", reason="no") if r.test_length == 128 else r for r in made]
     assert "At 2L = 128, no scheme has a value with every seed." in said([r for r in gone if r.label != "learned"])
+
+
+def test_what_is_lost_at_l_or_in_some_seeds_is_named_too():
+    made = study({"rope": (5.0, 5.0), "alibi": (5.5, 5.5)})
+    gone = {("rope", 128, 1): "diverged", **{("alibi", n, seed): "undefined" for n in (64, 128) for seed in (0, 1, 2)}}
+    for i, r in enumerate(made):
+        if status := gone.get((r.label, r.test_length, r.seed)):
+            made[i] = replace(r, value=None, status=status, reason="no")
+    assert "rope is diverged in 1 of 3 seeds from 2L; alibi is undefined from L." in said(made)
+
+
+def test_where_l_was_not_tested_nothing_is_said_of_it():
+    made = [replace(r, train_length=32, length_ratio=r.test_length / 32) for r in study({"rope": (5.0, 5.1)})]
+    assert "no scheme rises more than 10 % above its own value at 2L." in said(made)
+
+
+def test_near_the_best_is_a_tenth_of_it_for_accuracies_too():
+    made = study({"rope": (0.9, 0.307), "alibi": (0.9, 0.234)}, seconds={"alibi": 5.0})
+    made = [replace(r, metric="exact_match", protocol="answers", task="copy", n_documents=128) for r in made]
+    assert "within 10 % of that" not in said(made)
+
+
+def test_equal_means_over_tasks_have_no_winner():
+    made = []
+    for task in ("copy", "parity"):
+        for r in study({"rope": (0.0, 0.0), "alibi": (0.0, 0.0), "alibi | windowed": (0.0, 0.0)}):
+            made.append(replace(r, metric="exact_match", protocol="answers", task=task, value=0.0, n_documents=9))
+    assert "Over 2 tasks, beyond L, rope and alibi have the same exact match on average, 0.0 ± 0.0 %." in said(made)
+    best = [replace(r, value=0.5) if r.label.endswith("windowed") or r.label == "rope" else r for r in made]
+    assert "beyond L, rope is best on average: exact match 50.0" in said(best)
+
+
+def test_one_document_says_nothing_of_others(tmp_path):
+    sums = np.full((1, 2), 128.0)
+    made = [replace(r, n_documents=1) for r in study({"rope": (5.0, 5.0), "alibi": (5.5, 5.5)})]
+    for r in made:
+        kept = Losses(
+            loss_sum=sums * math.log(r.value),
+            tokens=sums.astype(np.int64),
+            edges=[0, 1, 2],
+            documents=["a.txt"],
+            test_length=r.test_length,
+            protocol="prefix",
+        )
+        write_losses(tmp_path / r.cell / f"losses_{r.test_length}.npz", kept)
+    text = " ".join(findings.findings(made, tmp_path))
+    assert "3 seeds and 1 test document, under the protocol prefix. One document says nothing of others" in text
 
 
 def test_a_study_without_a_value_says_so_and_why():

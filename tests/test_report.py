@@ -385,6 +385,16 @@ def test_a_study_without_three_encodings_of_three_extensions_has_no_grid():
     assert statistics.grids(fitting) != {}
 
 
+def test_no_label_of_a_grid_takes_the_place_of_another():
+    """In whatever order they stand, and where even the settings are alike."""
+    made = crossing(steps=(0,))
+    odd = [replace(r, label="odd", scheme="rope+pi:factor=8", value=1.0) for r in made if r.scheme == "rope+pi"]
+    twice = [replace(r, label="twice", value=2.0) for r in odd]
+    frame = statistics.grids([*odd, *twice, *made])[64, (0, 0)]
+    assert list(frame.columns) == ["plain", "pi:factor=8", "twice", "pi", "ntk", "yarn"]
+    assert [frame.loc["rope", name].mean for name in ("pi:factor=8", "twice", "pi")] == [1, 2, 2.5]
+
+
 def test_in_a_grid_settings_are_named_where_names_are_not_enough():
     made = crossing(steps=(0,))
     made += [replace(r, label="again", scheme="rope+pi:factor=8", value=1.0) for r in made if r.scheme == "rope+pi"]
@@ -753,8 +763,11 @@ def test_costs_stand_beside_the_scheme_without_positions():
     tuned = run("rope, tuned", 9.0, 1000, scheme="rope", trained_params=96, finetune_steps=9, finetune_length=128)
     found = table.cost([*(replace(r, trained_params=1000) for r in made), tuned]).frame["tuned parameters"]
     assert dict(found) == {"rope": "–", "nope": "–", "t5": "–", "rope, tuned": "96"}
-    measured = table.cost([run("nope", 1.0, 5, memory=2**29), run("rope", 1.0, 5, memory=2**30)])
-    assert list(measured.frame["peak memory in MiB"]) == ["512 (×1.00)", "1,024 (×2.00)"]
+    measured = [run("nope", 1.0, 5, memory=2**29), run("rope", 1.0, 5, memory=2**28)]
+    far = {"test_length": 128, "length_ratio": 2.0, "peak_memory_bytes": 2**30}
+    measured.append(replace(measured[1], **far))  # one forward may serve all lengths
+    measured = table.cost(measured)
+    assert list(measured.frame["peak memory of testing in MiB"]) == ["512 (×1.00)", "1,024 (×2.00)"]
 
 
 def test_costs_are_of_the_processor_where_all_have_it():
@@ -830,6 +843,19 @@ def test_a_grid_has_tables_beyond_the_training_length():
     ]
     assert "| alibi | 12.0 | 6.00 | 6.00 | 6.00 |" in tables[0].markdown()
     assert tables[0].caption.startswith("grid: perplexity on python")
+
+
+def test_parts_of_other_lengths_hide_no_scheme_that_one_of_them_alone_has():
+    short = [
+        result(label, value, n, part="short") for label, value in (("rope", 5.0), ("alibi", 6.0)) for n in (64, 128)
+    ]
+    long = [
+        replace(r, part="long", train_length=128, cell=r.cell + "l", length_ratio=r.test_length / 128) for r in short
+    ]
+    long = [r for r in long if r.test_length == 128] + [result("t5", 7.0, 128, part="long", train_length=128)]
+    rows = [row for one in table.overview([*short, *long]) for row in one.frame.index]
+    assert "t5" in rows
+    assert "rope, L = 64" in rows
 
 
 def test_the_terminal_turns_and_splits_tables_that_are_too_wide():
@@ -1040,6 +1066,22 @@ def test_depths_have_a_panel_a_label():
     assert panels[1].images[0].get_array().min() == 1
     assert [text.get_text() for text in panels[-1].get_yticklabels()] == ["0%", "50%", "100%"]
     assert drawn.axes[-1].get_ylabel() == "exact match"  # one colour bar for all
+
+
+def test_a_grid_without_plain_encodings_is_drawn_without_colours():
+    made = [r for r in crossing(steps=(0,)) if r.extensions]
+    axes, _ = heatmap.draw_grid(made, "perplexity", "prefix", 128).axes
+    assert axes.images[0].get_array().mask.all()
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["pi", "ntk", "yarn"]
+
+
+def test_a_grid_says_which_cells_lost_a_seed():
+    made = [replace(r, seed=seed) for r in crossing(steps=(0,)) for seed in (0, 1)]
+    place = next(i for i, r in enumerate(made) if (r.scheme, r.test_length, r.seed) == ("rope", 128, 1))
+    made[place] = replace(made[place], value=None, status="diverged", reason="no")
+    axes, _ = heatmap.draw_grid(made, "perplexity", "prefix", 128).axes
+    assert axes.texts[0].get_text() == "diverged\n1/2"
+    assert axes.images[0].get_array()[0].mask.all()
 
 
 def test_a_grid_is_coloured_by_the_ratio_to_the_plain_encoding_before_tuning():

@@ -252,7 +252,8 @@ def effect(one: Comparison) -> str:
         text, form = f"{100 * one.effect:+.1f} points", "{:+.1f}"
         ends = tuple(None if end is None else 100 * end for end in (one.low, one.high))
     if None in ends:
-        return f"{text} [one seed, no interval]"
+        why = f"{one.lost} of {one.lost + one.seeds} seeds lost" if one.lost else "one seed"
+        return f"{text} [{why}, no interval]"
     return f"{text} [{form.format(ends[0])} to {form.format(ends[1])}]"
 
 

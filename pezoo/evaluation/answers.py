@@ -151,7 +151,7 @@ def evaluate_answers(
         progress: called with (done, in all) after each forward pass; each question counts by its length.
 
     Returns:
-        For each length, in order, one result, followed by one for each depth.
+        For each length, in order, one result, followed by one for each depth where it has a value.
 
     Raises:
         UserError: an unknown protocol, one that the form does not have, or a precision that the device does not have.

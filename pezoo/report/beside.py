@@ -104,7 +104,7 @@ def cost(results: Iterable[Result], name: str = "") -> Table | None:
                 for name, column, unit in (
                     ("training seconds", "seconds", 1),
                     *([] if processor else [("tokens per second", "tokens_per_second", 1)]),
-                    ("peak memory in MiB", "peak_memory_bytes", 2**20),
+                    ("peak memory of testing in MiB", "peak_memory_bytes", 2**20),
                 )
             },
         },

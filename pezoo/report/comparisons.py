@@ -13,7 +13,7 @@ from pezoo.report.groups import NOTHING, WINDOWED
 from pezoo.report.intervals import exp
 from pezoo.report.paired import Part, Prior, documents_part, fit_prior, half_width, p_value, seeds_part
 from pezoo.report.shares import variance_of_share
-from pezoo.report.statistics import PERPLEXITIES, scale_of, summarise
+from pezoo.report.statistics import PERPLEXITIES, scale_of, summarise, whole
 from pezoo.results import Result
 from pezoo.results.losses import Marginals, Sources, losses_of
 
@@ -51,7 +51,7 @@ class Comparison:
     """Test documents; None where losses by document were not kept. The interval is then for other seeds alone."""
     lower_is_better: bool
     lost: int = 0
-    """Seeds in which one of the two has no value, since it diverged, say."""
+    """Seeds in which one of the two was run and has no value, since it diverged, say."""
     parts: tuple[Part, Part] | None = None
     """What seeds and what documents add to the variance that the interval is made of; None without an interval."""
 
@@ -166,7 +166,8 @@ def compare_all(
 def best_in_range(results: Iterable[Result]) -> str:
     """Return the label of the best mean at the length that `in_range` gives.
 
-    A scheme that lost a seed there is not the best, nor is a companion with a window.
+    A scheme that lost a seed there, or was run with fewer than others, is not the best, nor is a companion with a
+    window.
 
     Args:
         results: what `select` returned.
@@ -182,7 +183,7 @@ def best_in_range(results: Iterable[Result]) -> str:
     for r in results:
         if r.test_length == length:
             found.setdefault(r.label, []).append(r)
-    means = {label: summarise(each).mean for label, each in found.items() if all(r.value is not None for r in each)}
+    means = {label: one.mean for label, one in whole({n: summarise(each) for n, each in found.items()}).items()}
     if not means:
         raise UserError(f"no scheme has a value of {results[0].metric} with every seed at test length {length}.")
     return (min if lower_is_better(results[0].metric) else max)(means, key=lambda label: means[label])
@@ -242,7 +243,7 @@ class _Study:
         one, other = self._seeds(label, length), self._seeds(baseline, baseline_length or length)
         both = one.keys() & other.keys()
         seeds = tuple(sorted(s for s in both if one[s].value is not None and other[s].value is not None))
-        lost = len(both) - len(seeds)
+        lost = len({s for side in (one, other) for s, r in side.items() if r.value is None})
         made = Comparison(
             *(label, baseline, self.metric, self.protocol, length),
             *(None, None, None, None, None),
@@ -263,7 +264,7 @@ class _Study:
         if by_document is not None:
             rest, documents = documents_part(*by_document), by_document[0].shape[1]
         elif self.scale == "share":
-            rest = _questions(list(one.values()), list(other.values()))
+            rest = _questions([one[s] for s in seeds], [other[s] for s in seeds])
         pool = self._pool(label, baseline, length, baseline_length or length)
         from_seeds = seeds_part(values, self.prior(length, seeds, pool))
         half = half_width(from_seeds, rest, self.level)
@@ -292,11 +293,15 @@ class _Study:
         """Return the labels that say how much seeds differ in such a comparison.
 
         One model beside itself, at another length or under another extension, differs less from seed to seed than two
-        models do. So there only labels of the same model count, and at two lengths none but itself.
+        models do. So there only labels of the same model count, and at two lengths none but itself. Between two models
+        each training counts once: under several labels it would say the same again.
         """
         own = self.trainings[label]
         if label != baseline and (own is None or own != self.trainings[baseline]):
-            return frozenset(self.at[length])
+            each: dict[object, str] = {}
+            for one in (label, baseline, *(one for one in self.at[length] if not one.endswith(WINDOWED))):
+                each.setdefault(self.trainings[one] or one, one)
+            return frozenset(each.values())
         if length != baseline_length:
             return frozenset((label, baseline))
         return frozenset(one for one in self.at[length] if self.trainings[one] == own)
@@ -313,7 +318,8 @@ class _Study:
         """What the schemes of the pool that have these seeds say of the variance between seeds."""
         rows = [[found.get(seed) for seed in seeds] for label, found in self.at[length].items() if label in pool]
         whole = [row for row in rows if all(r is not None and r.value is not None for r in row)]
-        return fit_prior(np.array([[self._value(r) for r in row] for row in whole]))
+        values = [[self._value(r) for r in row] for row in whole]
+        return fit_prior(np.unique(values, axis=0) if values else np.empty((0, len(seeds))))
 
     @cached_property
     def losses(self) -> dict[str, list[Marginals]]:

@@ -9,13 +9,14 @@ from pezoo.results import Result
 
 COST_BASELINE = "nope"
 """The scheme that costs nothing, so that what others cost more is their own."""
-MEASURED = (
-    *("params", "trained_params", "train_seconds", "train_cpu_seconds", "tokens_per_second", "peak_memory_bytes"),
-)
+MEMORY = "peak_memory_bytes"
+MEASURED = ("params", "trained_params", "train_seconds", "train_cpu_seconds", "tokens_per_second", MEMORY)
 
 
 def costs(results: Iterable[Result]) -> pandas.DataFrame:
     """Return what each scheme costs, as means over its trainings: all seeds, and all tasks.
+
+    Memory is what the test at any length takes at most: under `prefix` one forward can serve all lengths.
 
     Args:
         results: of one part of a study.
@@ -24,12 +25,15 @@ def costs(results: Iterable[Result]) -> pandas.DataFrame:
         Rows: labels, in order of first appearance, without companions with a window. Columns: `MEASURED`, NaN where
         nothing was measured.
     """
-    trainings = {}
+    trainings: dict[tuple[str, int, str, str], dict[str, float | None]] = {}
     for r in results:
         if not r.label.endswith(WINDOWED):
-            trainings.setdefault((r.label, r.seed, r.task, r.corpus), [getattr(r, name) for name in MEASURED])
+            one = trainings.setdefault(
+                (r.label, r.seed, r.task, r.corpus), {name: getattr(r, name) for name in MEASURED}
+            )
+            one[MEMORY] = max((n for n in (one[MEMORY], getattr(r, MEMORY)) if n is not None), default=None)
     labels = pandas.Index([label for label, *_ in trainings], name="scheme")
-    frame = pandas.DataFrame(list(trainings.values()), index=labels, columns=list(MEASURED), dtype=float)
+    frame = pandas.DataFrame(list(trainings.values()), columns=list(MEASURED), dtype=float).set_index(labels)
     return frame.groupby(level=0, sort=False).mean()
 
 

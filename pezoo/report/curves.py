@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,12 +10,11 @@ from matplotlib.lines import Line2D
 from pezoo.report.axes import bare, length_axis, value_axis
 from pezoo.report.figure import Style, folded, heading, styles
 from pezoo.report.groups import WINDOWED, select, window_overlap, words
-from pezoo.report.intervals import ends_by_position, losses_by_label, mean_by_position
+from pezoo.report.intervals import Bars, bars_of, ends_by_position, losses_by_label, mean_by_position
 from pezoo.report.statistics import Curve, Summary, curves, length_name, scale_of
 from pezoo.results import Result
 from pezoo.results.losses import Sources
 
-Bars = Literal["spread", "interval"]
 Shown = dict[str, tuple[Line2D, float]]
 """Text of the legend -> line, and where it ends on the right."""
 
@@ -48,7 +46,7 @@ def draw_curves(
         UserError: if there is nothing to show, or the results cannot share a figure.
     """
     kept = select(results, metric, protocol)
-    bars = bars or _bars(kept)
+    bars = bars or bars_of(kept)
     looks = styles(kept)
     figure, axes = _axes(looks)
     shown = _plot(axes, kept, looks, bars)
@@ -69,7 +67,7 @@ def draw_tasks(tasks: Mapping[str, list[Result]]) -> Figure:
         The figure, whose legend lists the schemes as the results do.
     """
     every = [r for kept in tasks.values() for r in kept]
-    looks, bars = styles(every), _bars(every)
+    looks, bars = styles(every), bars_of(every)
     n_columns = 3 if len(tasks) < 10 else 4
     n_rows = math.ceil(len(tasks) / n_columns)
     figure = Figure(figsize=(3 * n_columns + 3.2, max(2.1 * n_rows, 0.23 * len(looks))), layout="constrained")
@@ -109,7 +107,7 @@ def draw_by_position(results: Iterable[Result], source: Sources, protocol: str =
     figure, axes = _axes(looks)
     found = losses_by_label(kept, source, protocol)
     for label, seeds in found.items():
-        means, ends = mean_by_position(seeds), ends_by_position(seeds)
+        means, ends = mean_by_position(seeds), ends_by_position(seeds, bars_of(kept))
         if _is_companion(label, found):
             _thin(axes, list(means), list(means.values()), looks[label.removesuffix(WINDOWED)])
             continue
@@ -150,15 +148,11 @@ def _plot(axes: Axes, kept: list[Result], looks: Mapping[str, Style], bars: Bars
     return shown
 
 
-def _bars(kept: Sequence[Result]) -> Bars:
-    return "interval" if len({r.seed for r in kept}) > 2 else "spread"
-
-
 def said_of_ends(kept: Sequence[Result], what: str, shown: Bars | None = None) -> list[str]:
     """Return what bars or bands are, if there are any: "bars: 95 % confidence interval"."""
     of_loss = " of the loss" if scale_of(kept[0].metric) == "log" else ""
     said = {"spread": f"± sample standard deviation{of_loss}", "interval": "95 % confidence interval"}
-    return [f"{what}: {said[shown or _bars(kept)]}"] if len({r.seed for r in kept}) > 1 else []
+    return [f"{what}: {said[shown or bars_of(kept)]}"] if len({r.seed for r in kept}) > 1 else []
 
 
 def _facts(kept: list[Result], bars: Bars | None = None) -> list[str]:

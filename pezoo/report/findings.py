@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pezoo.report.comparisons import in_range, lower_is_better, ties
 from pezoo.report.costs import by_clock, costs, training_seconds
 from pezoo.report.groups import WINDOWED, chance, groups, headline, metrics, select, words
-from pezoo.report.printed import best_cells
+from pezoo.report.printed import GUESSING
 from pezoo.report.shares import ACCURACIES
-from pezoo.report.statistics import PERPLEXITIES, TOLERANCE, Curve, curves, length_name
+from pezoo.report.statistics import PERPLEXITIES, TOLERANCE, Curve, curves, length_name, whole
 from pezoo.report.table import by_task, score_groups, scores
 from pezoo.results import Result
 from pezoo.results.losses import Sources, losses_of
@@ -21,7 +21,7 @@ CORRECTED = "by paired tests that are corrected for their number"
 
 
 def findings(results: Iterable[Result], losses: Sources | None = None) -> list[str]:
-    """Return three to five sentences: what is best at L and far beyond, what is cheap, what broke, how sure that is.
+    """Return a few sentences: what is best at L and far beyond, what is cheap, what broke, how sure that is.
 
     They speak of the foremost metric of the first group. Of several tasks, the first gives the best on average.
 
@@ -124,7 +124,9 @@ def hardly_learned(tasks: Mapping[str, Sequence[Result]]) -> str:
     if not (found := unlearned(tasks)):
         return ""
     named = ", ".join(f"{name} ({best})" for name, best in found.items())
-    return f"Hardly learned, even at L: {named}. What schemes do there beyond L says little."
+    shortest = {_at(in_range(kept), kept) for kept in tasks.values()} - {"L"}
+    where = "the shortest length" if shortest else "L"
+    return f"Hardly learned, even at {where}: {named}. What schemes do there beyond L says little."
 
 
 def at_an_end(kept: Iterable[Result]) -> str:
@@ -161,7 +163,7 @@ def _best(kept: list[Result], losses: Sources | None) -> list[str]:
         others = [label for label in ranked if label not in twins]
         told = f"; {in_a_row(twins)} {'is' if len(twins) == 1 else 'are'} the same model there" if twins else ""
         if len({r.seed for r in kept}) > 1:
-            tied = [label for label in ties(kept, ranked, length, losses) if label in others]
+            tied = ties(kept, others, length, losses)
             told += _told_apart(others, tied, lost=bool({r.label for r in kept} - set(ranked)))
         said.append(f"{where}, {ranked[0]} has the best {metric}, {best}{unit}{told}.")
     return said
@@ -215,25 +217,25 @@ def _broken(kept: list[Result]) -> list[str]:
     first: dict[int, list[str]] = {}
     lost: dict[str, list[str]] = {}
     for label, curve in found.items():
-        for length in sorted(n for n in curve if n > short):
+        for length in sorted(n for n in curve if n >= short):
             summary = curve[length]
-            if summary.mean is None:
-                lost.setdefault(f"{summary.troubles[0].replace('_', ' ')} from {_at(length, kept)}", []).append(label)
+            if summary.troubles:
+                some = "" if summary.mean is None else f" in {len(summary.troubles)} of {summary.seeds} seeds"
+                what = f"{summary.troubles[0].replace('_', ' ')}{some} from {_at(length, kept)}"
+                lost.setdefault(what, []).append(label)
                 break
             if short in curve and curve[short].mean and summary.mean > curve[short].mean * (1 + TOLERANCE):
                 first.setdefault(length, []).append(label)
                 break
-    broken = sum(map(len, first.values()))
+    broken, own = sum(map(len, first.values())), f"their own value at {_at(short, kept)}"
     parts = [f"at {_at(length, kept)} {in_a_row(first[length])}" for length in sorted(first)]
     said = []
     if parts:
-        said.append(
-            f"{broken} of {len(found)} schemes rise more than 10 % above their own value at L: {'; '.join(parts)}"
-        )
+        said.append(f"{broken} of {len(found)} schemes rise more than 10 % above {own}: {'; '.join(parts)}")
     said += [f"{in_a_row(labels)} {'is' if len(labels) == 1 else 'are'} {what}" for what, labels in lost.items()]
     if not said:
         longest = _at(max(r.test_length for r in kept), kept)
-        return [f"Up to {longest}, no scheme rises more than 10 % above its own value at L."]
+        return [f"Up to {longest}, no scheme rises more than 10 % above its own value at {_at(short, kept)}."]
     return [f"{'; '.join(said)}."]
 
 
@@ -241,12 +243,14 @@ def _sure(kept: list[Result], losses_known: bool) -> str:
     """Return what the numbers stand on."""
     seeds, one = len({r.seed for r in kept}), kept[0]
     documents = max((r.n_documents for r in kept), default=0)
-    what = f"{documents} test documents" if one.metric not in ACCURACIES else f"{documents} questions"
+    what = f"{documents} {'questions' if one.metric in ACCURACIES else 'test document' + 's' * (documents != 1)}"
     if seeds == 1:
         return f"All of this is one seed on {what}: no interval can be given, so nothing is called better or a tie."
     rests = f"All of this rests on {seeds} seeds and {what}, under the protocol {one.protocol}"
-    if one.metric in ACCURACIES or losses_known:
+    if one.metric in ACCURACIES or (losses_known and documents > 1):
         return f"{rests}."
+    if losses_known:
+        return f"{rests}. One document says nothing of others, so the intervals speak of other seeds alone."
     return f"{rests}. Losses by document were not kept, so the intervals speak of other seeds, not of other texts."
 
 
@@ -254,19 +258,21 @@ def _over_tasks(found: dict[str, list[Result]]) -> list[str]:
     """Return a sentence on the best on average, where schemes are compared on several tasks."""
     for metric in ACCURACIES:
         for names in score_groups(found, metric):
-            whole = scores(by_task(names))
-            if best := [row for row, column in best_cells(whole) if column == "mean"]:
-                text = whole.frame.loc[best[0], "mean"]
-                return [f"Over {len(names)} tasks, beyond L, {best[0]} is best on average: {words(metric)} {text} %."]
+            table = scores(by_task(names))
+            means = table.means["mean"].drop(index=GUESSING, errors="ignore").dropna()
+            means = means[[not row.endswith(WINDOWED) for row in means.index]]
+            if best := list(means.index[means == means.max()]):
+                where, text = f"Over {len(names)} tasks, beyond L,", f"{table.frame.loc[best[0], 'mean']} %"
+                if len(best) > 1:
+                    return [f"{where} {in_a_row(best)} have the same {words(metric)} on average, {text}."]
+                return [f"{where} {best[0]} is best on average: {words(metric)} {text}."]
     return []
 
 
 def _ranked(found: dict[str, Curve], length: int, metric: str) -> list[str]:
-    """Return the labels that have a value there with every seed, the best first."""
-    means = {
-        label: curve[length].mean for label, curve in found.items() if length in curve and not curve[length].troubles
-    }
-    known = {label: mean for label, mean in means.items() if mean is not None and math.isfinite(mean)}
+    """Return the labels that have a value there with every seed that any has, the best first."""
+    there = whole({label: curve[length] for label, curve in found.items() if length in curve})
+    known = {label: summary.mean for label, summary in there.items() if math.isfinite(summary.mean)}
     return sorted(known, key=lambda label: known[label], reverse=not lower_is_better(metric))
 
 
@@ -289,7 +295,7 @@ def _near_best(kept: Sequence[Result], length: int) -> list[str]:
     best = found[ranked[0]][length].mean
     if lower_is_better(kept[0].metric):
         return [label for label in ranked if found[label][length].mean <= best * (1 + TOLERANCE)]
-    return [label for label in ranked if found[label][length].mean >= best - TOLERANCE]
+    return [label for label in ranked if found[label][length].mean >= best * (1 - TOLERANCE)]
 
 
 def _at(length: int, kept: Sequence[Result]) -> str:

@@ -67,7 +67,7 @@ class Finished:
 
     @property
     def answer(self) -> list[str]:
-        """What the study says, in three to five sentences."""
+        """What the study says, in a few sentences."""
         return findings(self.results, self.losses)
 
     def table(self) -> pandas.DataFrame:

@@ -72,6 +72,17 @@ def matrices(results: Iterable[Result]) -> dict[str, list[Result]]:
     return groups(together) if together else {}
 
 
+def left_over(found: Mapping[str, list[Result]], shown: Mapping[str, list[Result]]) -> dict[str, list[Result]]:
+    """Return the groups in which there are cells that the groups that are shown do not have.
+
+    Args:
+        found: what `groups` returned.
+        shown: what `matrices` returned.
+    """
+    there = {r.cell for group in shown.values() for r in group}
+    return {name: group for name, group in found.items() if any(r.cell not in there for r in group)}
+
+
 def title(result: Result) -> str:
     """Return part and task in words, without what goes without saying."""
     task = "" if result.task == LANGUAGE_MODELLING else result.task

@@ -114,7 +114,8 @@ def draw_grid(results: Iterable[Result], metric: str, protocol: str, test_length
     for axes, (tuning, frame) in zip(panels, frames.items(), strict=True):
         _heat(axes, compared[tuning], colours, norm, frame.map(_brief).to_numpy())
         _ticks(axes, frame.index, frame.columns)
-        axes.axvline(list(frame.columns).index(PLAIN) + 0.5, color="white", lw=4)
+        if PLAIN in frame.columns:
+            axes.axvline(list(frame.columns).index(PLAIN) + 0.5, color="white", lw=4)
         axes.set_title(name_of(tuning), fontsize=10, loc="left")
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=panels, aspect=30)
     if metric in ACCURACIES:
@@ -130,7 +131,8 @@ def draw_grid(results: Iterable[Result], metric: str, protocol: str, test_length
 
 def _compared(frames: Mapping[Tuning, pandas.DataFrame], metric: str) -> dict[Tuning, np.ndarray]:
     """Return for each tuning how values stand beside the plain ones before tuning."""
-    plain = _means(frames[UNTUNED])[:, :1] if UNTUNED in frames else math.nan
+    there = UNTUNED in frames and PLAIN in frames[UNTUNED].columns
+    plain = _means(frames[UNTUNED][[PLAIN]]) if there else math.nan
     values = {tuning: _means(frame) for tuning, frame in frames.items()}
     return {tuning: each - plain if metric in ACCURACIES else np.log2(each / plain) for tuning, each in values.items()}
 
@@ -176,13 +178,14 @@ def _size(rows: Iterable[str], columns: Iterable[str]) -> tuple[float, float]:
 
 
 def _means(frame: pandas.DataFrame) -> np.ndarray:
-    return frame.map(lambda s: math.nan if s is None or s.mean is None else s.mean).to_numpy(float)
+    return frame.map(lambda s: math.nan if s is None or s.whole_mean is None else s.whole_mean).to_numpy(float)
 
 
 def _brief(cell: Summary | None) -> str:
-    """Return the mean alone, or why there is none."""
+    """Return the mean alone, or why a seed has no value."""
     if cell is None:
         return ""
-    if cell.mean is None:
-        return cell.troubles[0].replace("_", "\n")
+    if cell.troubles:
+        some = "" if cell.mean is None else f"\n{len(cell.troubles)}/{cell.seeds}"
+        return cell.troubles[0].replace("_", "\n") + some
     return f"{100 * cell.mean:.0f}" if cell.scale == "share" else str(Summary((cell.mean,)))

@@ -3,12 +3,21 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from scipy import special
 
 from pezoo.results import Result
 from pezoo.results.losses import Marginals, Sources, losses_of
+
+Bars = Literal["spread", "interval"]
+"""Around a mean: the sample standard deviation over seeds, or the 95 % confidence interval of the mean."""
+
+
+def bars_of(kept: Iterable[Result]) -> Bars:
+    """Return what figures of results show by default: from three seeds on the interval."""
+    return "interval" if len({r.seed for r in kept}) > 2 else "spread"
 
 
 def interval(values: Sequence[float], level: float = 0.95, log: bool = False) -> tuple[float, float] | None:
@@ -65,18 +74,20 @@ def _by_position(seeds: Sequence[Marginals]) -> dict[float, list[float]]:
     return {position: found[position] for position in sorted(found)}
 
 
-def ends_by_position(seeds: Sequence[Marginals]) -> Mapping[float, tuple[float, float]]:
-    """Return what figures show around the loss by position: from three seeds on its interval, else the spread.
+def ends_by_position(seeds: Sequence[Marginals], bars: Bars) -> Mapping[float, tuple[float, float]]:
+    """Return what figures show around the loss by position.
 
     Args:
         seeds: one evaluation per seed, all of one test length.
+        bars: what is shown; with one seed it is the loss itself.
     """
-    return {at: _ends(each) for at, each in _by_position(seeds).items()}
+    return {at: _ends(each, bars) for at, each in _by_position(seeds).items()}
 
 
-def _ends(losses: list[float]) -> tuple[float, float]:
+def _ends(losses: list[float], bars: Bars) -> tuple[float, float]:
     mean, spread = statistics.fmean(losses), statistics.stdev(losses) if len(losses) > 1 else 0.0
-    return (interval(losses) if len(losses) > 2 else None) or (mean - spread, mean + spread)
+    ends = interval(losses) if bars == "interval" else (mean - spread, mean + spread)
+    return ends or (mean, mean)
 
 
 def mean_by_position(seeds: Sequence[Marginals]) -> Mapping[float, float]:

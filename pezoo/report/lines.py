@@ -10,7 +10,7 @@ from pezoo.report.axes import bare, length_axis, value_axis
 from pezoo.report.curves import draw_by_position, draw_curves, said_of_ends
 from pezoo.report.figure import Style, folded, heading, styles
 from pezoo.report.groups import WINDOWED, words
-from pezoo.report.intervals import ends_by_position, losses_by_label, mean_by_position
+from pezoo.report.intervals import bars_of, ends_by_position, losses_by_label, mean_by_position
 from pezoo.report.shares import ACCURACIES
 from pezoo.report.statistics import PERPLEXITIES, curves, scale_of
 from pezoo.results import Result
@@ -33,9 +33,10 @@ def lines_by_length(kept: Sequence[Result]) -> dict[str, Points]:
         kept: what `select` returned.
     """
     found: dict[str, Points] = {}
+    interval = bars_of(kept) == "interval"
     for label, curve in curves(r for r in kept if not r.label.endswith(WINDOWED)).items():
         there = {length: s for length, s in curve.items() if s.mean is not None}
-        ends = {length: s.interval() if s.seeds > 2 else s.spread_ends for length, s in there.items()}
+        ends = {length: s.interval() if interval else s.spread_ends for length, s in there.items()}
         found[label] = {length: (s.mean, *(ends[length] or (s.mean, s.mean))) for length, s in there.items()}
     return found
 
@@ -51,7 +52,7 @@ def lines_by_position(kept: Sequence[Result], source: Sources) -> dict[str, Poin
     for label, seeds in losses_by_label(kept, source, kept[0].protocol).items():
         if label.endswith(WINDOWED):
             continue
-        means, ends = mean_by_position(seeds), ends_by_position(seeds)
+        means, ends = mean_by_position(seeds), ends_by_position(seeds, bars_of(kept))
         found[label] = {position: (mean, *ends[position]) for position, mean in means.items()}
     return found
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from pezoo.report.figure import folded, heading
-from pezoo.report.groups import words
+from pezoo.report.groups import WINDOWED, words
 from pezoo.report.shares import ACCURACIES
 from pezoo.report.statistics import score_frame
 from pezoo.results import Result
@@ -27,6 +27,7 @@ def average_ranks(tasks: Mapping[str, list[Result]]) -> pandas.DataFrame:
         Rows: the schemes that have a mean on every task. Columns: the tasks.
     """
     frame = score_frame(tasks).drop(index="(guessing)", errors="ignore").drop(columns="mean")
+    frame = frame[[not label.endswith(WINDOWED) for label in frame.index]]  # these are models that stand there already
     means = frame.map(lambda cell: np.nan if cell is None or cell.whole_mean is None else cell.whole_mean)
     means = means.astype(float).dropna()
     metric = next(iter(tasks.values()))[0].metric

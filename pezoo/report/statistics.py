@@ -115,6 +115,13 @@ def summarise(results: Iterable[Result]) -> Summary:
     )
 
 
+def whole(summaries: Mapping[str, Summary]) -> dict[str, Summary]:
+    """Return the summaries that lost no seed, and have as many as any of these: only they are compared unpaired."""
+    kept = {label: one for label, one in summaries.items() if one.whole_mean is not None}
+    most = max((one.seeds for one in kept.values()), default=0)
+    return {label: one for label, one in kept.items() if one.seeds == most}
+
+
 def curves(results: Iterable[Result]) -> dict[str, Curve]:
     """Return the curve of each label, in order of first appearance.
 
@@ -137,7 +144,7 @@ def by_depth(results: Iterable[Result]) -> dict[str, pandas.DataFrame]:
         results: what `select` returned with `depths=True`.
 
     Returns:
-        Label, in order of first appearance -> means over seeds, NaN where there is none. Rows: depths, from 0;
+        Label, in order of first appearance -> means over seeds, NaN where one is lost. Rows: depths, from 0;
         columns: test lengths; both ascending, and the same for all labels.
     """
     found: dict[str, dict[int, dict[float, list[Result]]]] = {}
@@ -147,7 +154,11 @@ def by_depth(results: Iterable[Result]) -> dict[str, pandas.DataFrame]:
     depths, lengths = (sorted({getattr(r, name) for r in results}) for name in ("depth", "test_length"))
     frames = {}
     for label, at in found.items():
-        means = {length: {depth: summarise(rs).mean for depth, rs in each.items()} for length, each in at.items()}
+        seeds = max(len(rs) for each in at.values() for rs in each.values())  # of a lost one there is no line
+        means = {
+            length: {depth: summarise(rs).whole_mean if len(rs) == seeds else None for depth, rs in each.items()}
+            for length, each in at.items()
+        }
         frames[label] = pandas.DataFrame(means, dtype=float).reindex(index=depths, columns=lengths)
     return frames
 
@@ -190,15 +201,15 @@ def effective_length(
 
 
 def best_value(found: Mapping[str, Curve], train_length: int) -> float | None:
-    """Return the best mean in range, over the schemes without a lost seed there; companions with a window do not count.
+    """Return the best mean in range, over the schemes that have every seed there, without companions with a window.
 
     Args:
         found: label -> curve; all trained at one length.
         train_length: L.
     """
     ends = {label: _in_range(curve, train_length) for label, curve in found.items() if not label.endswith(WINDOWED)}
-    summaries = [found[label][at] for label, at in ends.items() if at is not None]
-    means = [summary.whole_mean for summary in summaries if summary.whole_mean is not None]
+    summaries = whole({label: found[label][at] for label, at in ends.items() if at is not None}).values()
+    means = [summary.mean for summary in summaries]
     best = max if any(summary.scale == "share" for summary in summaries) else min
     return best(means, default=None)
 
@@ -297,16 +308,18 @@ def grids(results: Iterable[Result]) -> dict[tuple[int, Tuning], pandas.DataFram
     Returns:
         Test length and tuning, ascending -> a frame. Rows: encodings; columns: "plain", then extensions, both in
         order of first appearance. Cells: a `Summary`, or None. Names stand without settings, except for what would
-        share a cell with an earlier label. Companions with a window are left out. Empty unless three
-        encodings have two extensions or more, and there are three such extensions.
+        share a cell with another label; what then still would has its label for a column. Companions with a window are
+        left out. Empty unless three encodings have two extensions or more, and there are three such extensions.
     """
     results = [r for r in results if not r.label.endswith(WINDOWED)]
     firsts = {r.label: r for r in results}
     places: dict[tuple[str, str, Tuning], str] = {}
-    for label, r in firsts.items():
-        names, tuning = (r.encoding, "+".join(r.extensions) or PLAIN), tuning_of(r)
-        if places.setdefault((*names, tuning), label) != label:
-            places[(*_with_settings(r), tuning)] = label
+    for label, r in sorted(firsts.items(), key=lambda one: ":" in one[1].scheme):  # who has no settings goes first
+        full, tuning = _with_settings(r), tuning_of(r)
+        names = ((r.encoding, "+".join(r.extensions) or PLAIN), full, (full[0], label))
+        places[next((*name, tuning) for name in names if (*name, tuning) not in places)] = label
+    order = list(firsts)
+    places = dict(sorted(places.items(), key=lambda one: order.index(one[1])))
     pairs = {key[:2] for key in places if key[1] != PLAIN}
     counts = Counter(encoding for encoding, _ in pairs)
     crossed = {encoding for encoding, n in counts.items() if n > 1}

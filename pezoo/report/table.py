@@ -16,7 +16,18 @@ from pezoo.report.captions import (
     rates,
     reasons,
 )
-from pezoo.report.groups import WINDOWED, groups, headline, matrices, metrics, name_of, select, tuning_of, words
+from pezoo.report.groups import (
+    WINDOWED,
+    groups,
+    headline,
+    left_over,
+    matrices,
+    metrics,
+    name_of,
+    select,
+    tuning_of,
+    words,
+)
 from pezoo.report.printed import GUESSING, Table
 from pezoo.report.statistics import (
     ACCURACIES,
@@ -198,9 +209,7 @@ def overview(results: Iterable[Result], baseline: str = "", losses: Sources | No
     many = {name for tasks in together if len(tasks) > MANY for name in tasks}
     found = {name: group for name, group in found.items() if name not in many}
     lengths = matrices(results)
-    whole = {(group[0].task, group[0].corpus) for group in lengths.values()}
-    found = {name: group for name, group in found.items() if (group[0].task, group[0].corpus) not in whole}
-    for name, group in (found | lengths).items():
+    for name, group in (left_over(found, lengths) | lengths).items():
         metric, protocol = headline(metrics(group))
         shown += crossed(group, metric, protocol, name) or [by_length(group, metric, protocol, name, baseline, losses)]
     return shown

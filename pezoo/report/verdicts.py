@@ -83,10 +83,11 @@ def judge(claim: Claim, results: Iterable[Result], losses: Sources | None = None
     if not mine:
         return Judgement(claim, "not run", f"no results of `pezoo run {claim.recipe}`")
     try:
+        for one in filter(None, (claim.test, claim.test.other)):
+            if missed := _nothing_learned(mine, one):
+                return Judgement(claim, "undecided", f"no scheme learned the task even at L: {missed}", results=mine)
         if claim.test.other is not None:
             return _ranks(claim, mine)
-        if missed := _nothing_learned(mine, claim.test):
-            return Judgement(claim, "undecided", f"no scheme learned the task even at L: {missed}", results=mine)
         judged = [_compared(claim, pair, mine, losses) for pair in claim.test.pairs]
     except NotTested as error:
         return Judgement(claim, "not run", str(error))

@@ -12,7 +12,7 @@ from pezoo.report.beside import effect_words, interval_words
 from pezoo.report.captions import length_words
 from pezoo.report.comparisons import best_in_range, compare_all, in_range
 from pezoo.report.finished import Finished
-from pezoo.report.groups import WINDOWED, groups, headline, matrices, metrics, select, words
+from pezoo.report.groups import WINDOWED, groups, headline, left_over, matrices, metrics, select, words
 from pezoo.report.shares import ACCURACIES
 from pezoo.report.statistics import curves, mean_over_tasks
 from pezoo.report.table import by_task, score_groups
@@ -69,9 +69,7 @@ def _of_study(folder: Path, study: Finished) -> Iterator[Ranking]:
                 name = f"{f'{part}, ' * bool(part)}{words(metric)}, mean of {len(tasks)} tasks beyond L"
                 yield _ranking(folder, study, kept, name, None, mean=True)
     together = matrices(study.results)
-    whole = {(group[0].task, group[0].corpus) for group in together.values()}
-    found = {name: group for name, group in found.items() if (group[0].task, group[0].corpus) not in whole}
-    for name, group in (found | together).items():
+    for name, group in (left_over(found, together) | together).items():
         if name not in done:
             metric, protocol = headline(metrics(group))
             kept = select(group, metric, protocol)
