@@ -127,7 +127,7 @@ def draw_families(
         axes.tick_params(labelbottom=True)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    bands = said_of_ends(kept, "bands")
+    bands = [f"{said}{' of the value' * bool(what)}" for said in said_of_ends(kept, "bands")]
     grey = ["grey: all others"] if len(panels) > 1 else []
     heading(figure, f"{what or words(kept[0].metric).capitalize()} by {name}", kept, *bands, *grey)
     return figure

@@ -82,6 +82,7 @@ def write(
     logdir: str | Path,
     source: Sources | None = None,
     drawn: Mapping[tuple[str, str, str], Figure] | None = None,
+    baseline: str = "",
 ) -> Path:
     """Write the view, replacing the one that is there.
 
@@ -100,6 +101,7 @@ def write(
         logdir: the study's TensorBoard folder.
         source: where losses by position are; without it they are left out.
         drawn: figures that the report has drawn, by group, what they show, and protocol; others are drawn here.
+        baseline: the label that tables compare with, as in `by_length`.
 
     Returns:
         The folder of the curves.
@@ -109,7 +111,7 @@ def write(
         OSError: if the folder cannot be written.
     """
     results = list(results)
-    sections = sorted(_sections(results, source, drawn or {}), key=lambda section: not section.foremost)
+    sections = sorted(_sections(results, source, drawn or {}, baseline), key=lambda section: not section.foremost)
     runs, rows = _curve_runs(sections, results), _rows(results)
     if rows:
         runs.setdefault(OVERVIEW, []).append((0, _experiment(rows)))
@@ -144,7 +146,7 @@ def _replace(folder: Path, runs: Runs) -> None:
 
 
 def _sections(
-    results: list[Result], source: Sources | None, drawn: Mapping[tuple[str, str, str], Figure]
+    results: list[Result], source: Sources | None, drawn: Mapping[tuple[str, str, str], Figure], baseline: str
 ) -> Iterator[Section]:
     found = groups(results) | matrices(results)
     for name, group in found.items():
@@ -166,7 +168,7 @@ def _sections(
                     },
                     foremost=metric == first and metric in HEADLINES,
                     picture=(drawn.get((name, metric, protocol)) or draw_lengths(kept)) if shown else None,
-                    text=by_length(kept, metric, protocol).markdown(),
+                    text=by_length(group, metric, protocol, "", baseline, source).markdown(),
                 )
             losses = {} if source is None or "loss" not in names else losses_by_label(group, source, protocol)
             if losses:

@@ -86,7 +86,7 @@ def write_report(
         with replacing(folder / name) as file:
             file.write(text.encode())
     if logdir is not None:
-        tensorboard.write(results, logdir, source, drawn)
+        tensorboard.write(results, logdir, source, drawn, about.baseline)
 
 
 def markdown(results: Iterable[Result], source: Sources | None = None, about: About = About()) -> str:  # noqa: B008
