@@ -108,6 +108,18 @@ def runs(number: int) -> bool:
     return True
 
 
+def started(number: int) -> int | None:
+    """When the process of this number began, in ticks since the system did; None if nobody says.
+
+    It tells a process from a later one of the same number.
+    """
+    try:
+        facts = Path(f"/proc/{number}/stat").read_bytes()
+        return int(facts.rpartition(b")")[2].split()[19])  # the 22nd in all; the name before it may hold spaces
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 _digests: dict[tuple[int, ...], str] = {}
 """Digests of the files that this process has read, so that each is read once, however many names it has."""
 
@@ -148,12 +160,13 @@ def unseal(path: Path, *, digests: bool = True) -> dict[str, Any]:
 
     Raises:
         Damaged: if anything is not as it was written.
+        OSError: naming the file, if the system does not let it be read: that says nothing of what is in it.
     """
+    with _reading(path):
+        content = path.read_bytes()
     try:
-        facts = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise Damaged(f"{path.name} is missing") from None
-    except (OSError, ValueError, RecursionError):
+        facts = json.loads(content)
+    except (ValueError, RecursionError):
         raise Damaged(f"{path.name} cannot be read") from None
     if not isinstance(facts, dict) or "sha256" not in facts:
         raise Damaged(f"{path.name} has no digest, as before there were any")
@@ -161,14 +174,24 @@ def unseal(path: Path, *, digests: bool = True) -> dict[str, Any]:
         raise Damaged(f"{path.name} has changed")
     for name, known in facts["files"].items():
         other = path.parent / name
-        try:
+        with _reading(other):
             if other.stat().st_size != known["size"] or (digests and _sha256(other) != known["sha256"]):
                 raise Damaged(f"{name} has changed")
-        except FileNotFoundError:
-            raise Damaged(f"{name} is missing") from None
-        except OSError:
-            raise Damaged(f"{name} cannot be read") from None
     return facts
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """A file that is lost, or is none, is damaged; one that the disk or the system withholds may be whole."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise Damaged(f"{path.name} is missing") from None
+    except (IsADirectoryError, NotADirectoryError):
+        raise Damaged(f"{path.name} cannot be read") from None
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def move(folder: Path, place: Path) -> None:

@@ -73,7 +73,7 @@ def outcome(error: BaseException) -> tuple[Status, str]:
     """The status and the reason that an exception stands for."""
     reason = str(error).strip().partition("\n")[0]
     if isinstance(error, Undefined):
-        return "undefined", reason
+        return "undefined", reason or "the scheme has no value here"
     if lacks_memory(error):
         return "out_of_memory", reason or "not enough memory"
     return "failed", f"{type(error).__name__}: {reason}"

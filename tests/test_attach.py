@@ -280,6 +280,35 @@ def test_packed_rows_are_as_if_alone(llama, scheme):
             llama(tokens, position_ids=position_ids, **beside)
 
 
+LENGTHS = {
+    "phi3": {"rope_type": "longrope", "factor": 4.0, "rope_theta": 1000.0, "original_max_position_embeddings": QUARTER}
+    | {name: ROPES["longrope"][name] for name in ("short_factor", "long_factor")},
+    "llama": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1000.0},
+}
+
+
+@pytest.mark.parametrize("family", LENGTHS)
+def test_rotations_that_follow_the_length_follow_position_ids_where_they_are_given(family):
+    """Documents shorter than L in a row longer than L, and padding of all rows, as transformers reads them."""
+    sizes = {"max_position_embeddings": QUARTER, "num_hidden_layers": 2}
+    if family == "phi3":  # which has the length before the extension beside its parameters
+        sizes |= {"max_position_embeddings": 4 * QUARTER, "original_max_position_embeddings": QUARTER}
+    model = tiny(family, rope_parameters=LENGTHS[family], **sizes)
+    tokens = words(2, 24)
+    mask = torch.ones_like(tokens)
+    mask[:, :10] = 0
+    packed = {"position_ids": torch.arange(12).repeat(2)[None].expand(2, -1), "use_cache": False}
+    given = [packed, _by_mask(model, mask), {}]
+    before = [logits(model, tokens, **one) for one in given]
+    longer = {"max_new_tokens": 6, "do_sample": False, "attention_mask": mask, "use_cache": False}
+    written = model.generate(tokens, **longer)
+    pezoo.attach(model)
+    for one, expected in zip(given, before, strict=True):
+        counted = one.get("attention_mask", torch.ones_like(tokens)).bool()
+        assert differ(logits(model, tokens, **one)[counted], expected[counted]) < CLOSE
+    assert torch.equal(model.generate(tokens, **longer), written)
+
+
 @pytest.mark.parametrize("scheme", ["rope+fox", *slow(None, "rope+yarn:factor=4", "bipe")])
 def test_generation_greedy_by_beams_and_in_a_static_cache(llama, scheme):
     tokens = words(2, 12)
@@ -341,6 +370,31 @@ def test_the_scheme_is_filled_in_with_what_the_model_does():
         assert "base" not in str(pezoo.attach(model, given).scheme.spec)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "unturned"),
+    [
+        ("rope+window:size=8", "nope+window:size=8"),
+        ("rope+yarn:factor=4+sink_logits", "nope+sink_logits"),
+        ("rope+alibi", "alibi"),
+        ("rope+fox+window:size=8", "fox+window:size=8"),
+    ],
+)
+def test_in_layers_that_do_not_turn_all_but_the_rotation_stays(scheme, unturned):
+    model = tiny("smollm3")
+    found = pezoo.attach(model, scheme).scheme.spec
+    assert [str(layer) for layer in found.layers][3] == str(pezoo.parse(unturned))
+    assert logits(model, words(1, 20)).isfinite().all()
+
+
+def test_a_window_reaches_every_layer():
+    """With windows of 4 in 4 layers, what is 13 tokens back is out of reach."""
+    model, tokens = tiny("smollm3"), words(1, 30)
+    pezoo.attach(model, "rope+window:size=4")
+    other = tokens.clone()
+    other[0, 0] = 50
+    assert differ(logits(model, other)[:, 13:], logits(model, tokens)[:, 13:]) < CLOSE
+
+
 def test_learned_positions_of_a_model_give_way_to_the_scheme_and_can_be_interpolated():
     model, tokens = tiny("gpt2"), words(1, 40)
     before = logits(model, tokens)
@@ -354,6 +408,26 @@ def test_learned_positions_of_a_model_give_way_to_the_scheme_and_can_be_interpol
     assert differ(same[:, :1], same) < CLOSE  # nothing tells equal tokens apart
     pezoo.detach(model)
     assert torch.equal(logits(model, tokens), before)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", *slow("biogpt")])
+def test_a_table_of_positions_that_gives_way_has_the_models_precision_and_is_not_trained(family):
+    model, tokens = tiny(family).bfloat16(), words(1, 20)
+    before = logits(model, tokens)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    pezoo.attach(model, "rope")
+    assert logits(model, tokens).dtype == torch.bfloat16
+    frozen = [name for name in trained if not model.get_parameter(name).requires_grad]
+    assert len(frozen) == 1
+    model(tokens, labels=tokens).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    pezoo.detach(model)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == trained
+    assert torch.equal(logits(model, tokens), before)
+    model.get_parameter(frozen[0]).requires_grad_(False)
+    pezoo.attach(model)
+    pezoo.detach(model)
+    assert not model.get_parameter(frozen[0]).requires_grad
 
 
 # ---- training -----------------------------------------------------------------------------------

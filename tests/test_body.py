@@ -24,6 +24,7 @@ from pezoo.study.store import Store
 from pezoo.training.config import TrainConfig
 from pezoo.training.fit import LanguageModel, fit
 from pezoo.training.resume import Saving
+from pezoo.training.weights import parse_weights, tuned
 
 L = 32
 SIZES = {"vocab_size": 256, "num_hidden_layers": 2, "max_position_embeddings": L}
@@ -103,9 +104,35 @@ def test_hidden_states_and_the_head_make_the_logits_of_the_whole_model(family):
         torch.testing.assert_close(torch.cat(parts, 1), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_frequencies_stay_exact_when_the_model_is_cast(family):
+    """Training in bf16-true would turn by rounded frequencies, which no test does."""
+    config = {"model_type": family, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16}
+    config["num_key_value_heads"] = 2
+    body = make_body(Source(config=sources.as_config(config, 256, L)), None, train_length=L, seed=0)
+    before = {name: b.clone() for name, b in body.named_buffers() if "inv_freq" in name}
+    rounded = {name: b.bfloat16().float() for name, b in before.items()}
+    assert not all(torch.equal(before[name], rounded[name]) for name in before)
+    body.to(torch.bfloat16)
+    assert body.model.lm_head.weight.dtype == torch.bfloat16
+    found = {name: b for name, b in body.named_buffers() if "inv_freq" in name}
+    assert found.keys() == before.keys()
+    assert all(b.dtype == torch.float32 and torch.equal(b, before[name]) for name, b in found.items())
+    assert body.to("meta").model.get_buffer(next(iter(found)).removeprefix("model.")).is_meta
+
+
+def test_adapters_leave_a_table_of_positions_that_gives_way_frozen():
+    pytest.importorskip("peft")
+    model = tiny("gpt2", **SIZES)
+    pezoo.attach(model, "rope")
+    with tuned(Body(model, L, 0), parse_weights("lora:embeddings_and_norms=true"), 0):
+        assert model.transformer.wte.weight.requires_grad
+        assert not model.transformer.wpe.weight.requires_grad
+
+
 def test_positions_say_length_and_rows():
     model = tiny("llama", **SIZES)
-    pezoo.attach(model, "rope+pi+random:at=test")
+    pezoo.attach(model, "rope+random:at=test+pi")
     body = Body(model, L, 0).eval()
     tokens = torch.arange(40)[None].expand(2, -1) % 256
     with torch.no_grad():
@@ -406,6 +433,26 @@ def test_evaluate_takes_keys_of_a_recipe(home, tmp_path, monkeypatch, capsys):
     assert "--data is no option" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("more", "key", "value"),
+    [
+        (["--tune", "0,200"], "warmup_steps", 10),
+        (["--tune", "0,9"], "warmup_steps", 0),
+        (["--tune", "10,20"], "warmup_steps", 1),
+        (["--tune", "20", "--lengths", "2x,1x"], "length", "2x"),
+        (["--tune", "20", "--lengths", "64,32"], "length", 64),
+        (["--tune", "20", "--lengths", "64,1x", "--tune-length", "1x"], "length", "1x"),
+        (["--tune", "0", "--lengths", "64,1x"], "steps", [0]),
+    ],
+)
+def test_evaluate_tunes_as_its_help_says(home, tmp_path, monkeypatch, more, key, value):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr("pezoo.cli.evaluate.carry_out", lambda study, dry_run: seen.append(study.recipe.tune) or 0)
+    assert main(asked(home, *more)) == 0
+    assert getattr(seen[0], key) == value
+
+
 @pytest.mark.slow
 @pytest.mark.ci
 def test_evaluate_is_a_study_without_a_recipe(home, tmp_path, monkeypatch, capsys):
@@ -430,6 +477,7 @@ def test_mistakes_of_the_command(home, tmp_path, capsys):
         [["tune.batch=1"], "tune.batch"],
         [["--tune", "x"], "--tune takes whole numbers"],
         [["--lengths", "4y"], "test.lengths.0"],
+        [["--tune", "9", "--lengths", "64,1x"], "say how long tuning is: --tune-length N"],
     ):
         assert main([*given, *more]) == 2
         assert message in capsys.readouterr().err

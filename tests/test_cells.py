@@ -12,10 +12,11 @@ import torch
 import pezoo.files
 import pezoo.study.store
 from helpers import damage, values, write_words
+from pezoo.contract import Undefined
 from pezoo.errors import UserError
 from pezoo.files import sweep
 from pezoo.model.transformer import Transformer
-from pezoo.outcome import describe_end
+from pezoo.outcome import describe_end, outcome
 from pezoo.results import read
 from pezoo.study import Study, make_plan
 from pezoo.study.cells import run_cell
@@ -333,6 +334,12 @@ def test_a_worker_that_ends_at_its_start_is_told_by_its_own_exit_code(recipe, tm
 )
 def test_how_a_process_ended_is_told_by_its_exit_code(code, how):
     assert describe_end(code) == how
+
+
+@pytest.mark.parametrize("error", [Undefined(), Undefined(" \n"), MemoryError(), ValueError()])
+def test_every_end_has_a_reason(error):
+    """A result without a value must have one."""
+    assert outcome(error)[1]
 
 
 # ---- what computed it ---------------------------------------------------------------------------

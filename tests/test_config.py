@@ -93,6 +93,22 @@ def test_a_key_of_tune_that_every_scheme_sets_is_refused_as_an_override():
         load_recipe(recipe(schemes=own[:1]), ["tune.length=4x"])
 
 
+@pytest.mark.parametrize(
+    ("top", "of_a", "where"), [([], True, "parts.b."), (["nope"], False, ""), (["nope"], True, "parts.b.")]
+)
+def test_what_to_type_instead_works_where_schemes_stand_in_parts(top, of_a, where):
+    schemes = [{"scheme": "rope", "tune": [20]}]
+    parts = {"b": {"schemes": schemes}, "a": {"schemes": schemes} if of_a else {"train": {"steps": 60}}}
+    given = recipe(schemes=top and schemes, parts=parts)
+    with pytest.raises(UserError) as error:
+        load_recipe(given, ["tune.steps=[30]"])
+    _, _, typed = str(error.value).partition("; type ")
+    assert typed == f"{where}schemes.0.tune.steps=..."
+    load_recipe(given, [typed.replace("...", "[30]")])
+    with pytest.raises(UserError, match=r"schemes is an empty list; type 'schemes=\[\.\.\.\]'"):
+        load_recipe(recipe(schemes=[], parts=parts), ["schemes.0=rope"])
+
+
 def test_tuning_takes_its_own_keys_and_the_rest_from_training():
     made = load_recipe(recipe(train={"betas": [0.8, 0.9]}, tune={"lr": 0.5, "length": "4x"}))
     settings = made.tuning(made.tune, 120)

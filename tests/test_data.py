@@ -1,5 +1,6 @@
 """Corpora, their cache, training crops and test windows."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -927,6 +928,41 @@ def test_text_that_is_passed_over_is_told(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "only 29% of the text is in documents longer than 30 tokens; no other is read"
     ]
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        (None, "the corpus has 9 tokens to crop, too few for sequences of 9: shorten train.length"),
+        ("train", "the train split of the corpus has 9 tokens to crop, too few for sequences of 9: shorten"),
+        ("validation", "the validation split of the corpus has 9 tokens to crop, .*: raise data.validation_fraction"),
+    ],
+)
+def test_a_split_that_is_too_short_is_named(split, said):
+    with pytest.raises(UserError, match=said):
+        crops(dataclasses.replace(tokens_of([4, 5]), split=split), 9, 1, 0, 0)
+
+
+def test_a_corpus_names_its_splits(tmp_path, caplog):
+    texts = {f"{i}.txt": f"{i:03} some words on it and more of them" for i in range(20)}
+    corpus = load(text_config(write(tmp_path, texts)))
+    assert [getattr(corpus, name).split for name in ("train", "validation", "test")] == ["train", "validation", "test"]
+    with pytest.raises(UserError, match="the validation split of the corpus has 37 tokens"):
+        crops(corpus.validation, 60, 1, 0, 0)
+    crops(corpus.train, 60, 1, 0, 0)
+    assert caplog.records[-1].getMessage().startswith("no document is longer")
+
+
+def test_a_plan_refuses_a_validation_that_is_too_short(tmp_path):
+    from pezoo.study.plan import make_plan
+    from pezoo.study.reading import load_recipe
+
+    texts = {"train/a.txt": "some words " * 90, "test/a.txt": "other words " * 90, "validation/a.txt": "few words"}
+    keys = {"study": "a", "device": "cpu", "schemes": ["rope"], "test": {"lengths": ["1x"]}}
+    keys["data"] = {"corpus": "text", "path": str(write(tmp_path, texts))}
+    make_plan(load_recipe(keys | {"train": {"length": 8}}))
+    with pytest.raises(UserError, match="the validation split of the corpus has 9 tokens to crop"):
+        make_plan(load_recipe(keys | {"train": {"length": 9}}))
 
 
 def test_shorter_crops_come_from_the_documents_of_the_longest():

@@ -256,13 +256,57 @@ def test_what_slurm_is_asked_for(tmp_path, monkeypatch):
     assert given.items() >= wanted.items()
 
 
+FULL_SBATCH = """#!/bin/sh
+last=$(sed -n 's/#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
+asked=$(( ${last:-0} + 1 ))
+left=$(cat "$(dirname "$0")/left")
+echo $asked >> "$(dirname "$0")/asked"
+if [ $asked -gt $left ]; then echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2; exit 1; fi
+echo $((left - asked)) > "$(dirname "$0")/left"
+echo "Submitted batch job $$"
+"""
+
+
+def test_what_slurm_takes_no_more_waits_for_what_runs(tmp_path, monkeypatch, capsys):
+    """A stand-in for sbatch lets the user have so many jobs as a file says."""
+    pytest.importorskip("submitit", reason="pezoo[slurm] is not installed")
+    from pezoo.study.engines import slurm
+
+    for name in ("sbatch", "srun", "scancel", "sacct"):
+        (tmp_path / name).write_text(FULL_SBATCH if name == "sbatch" else "#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(slurm, "GATHER_SECONDS", 0)
+    monkeypatch.setattr(slurm.OnSlurm, "_await_end", lambda *_: None)
+    study = prepare(tmp_path / "out", "launcher=slurm", "device=cpu", "seeds=[0, 1, 2]")
+    ready = [cell for cell in study.plan.cells.values() if cell.kind == "train"]
+    study.out.mkdir()
+    with slurm.OnSlurm(study.plan, study.store, []) as engine:
+        for left, taken, asked in ((4, 4, [6, 3, 3, 1, 2, 1]), (0, 0, [1]), (2, 2, [1, 1])):
+            (tmp_path / "left").write_text(str(left))
+            (tmp_path / "asked").write_text("")
+            assert engine.take(ready) == ready[:taken]
+            assert list(map(int, (tmp_path / "asked").read_text().split())) == asked
+            ready = ready[taken:]
+        assert len(engine.jobs) == 6
+        notes = [message["line"] for _, message in engine.news if "refuses" in message["line"]]
+        assert notes == [
+            "Slurm refuses the jobs: sbatch: error: QOSMaxSubmitJobPerUserLimit; the others wait for those that run"
+        ]
+        ready = list(study.plan.cells.values())[:1]
+        engine.jobs.clear()
+        (tmp_path / "left").write_text("0")
+        with pytest.raises(UserError, match=r"Slurm refuses the jobs: .*QOSMaxSubmit"):
+            engine.take(ready)
+    assert "sbatch: error" not in capsys.readouterr().err
+
+
 def test_a_training_on_several_machines_is_a_job_of_as_many(tmp_path, monkeypatch):
     pytest.importorskip("submitit", reason="pezoo[slurm] is not installed")
     from pezoo.study.engines.slurm import OnSlurm
 
     asked = []
     monkeypatch.setattr(OnSlurm, "_submit", lambda self, *given: asked.append(given[:3]))
-    monkeypatch.setattr("pezoo.study.engines.slurm.shutil.which", lambda _: "sbatch")
     for overrides, shape in (
         (["train.num_nodes=2", "train.devices=4"], (2, 4)),
         (["train.devices=4"], (1, 1)),
@@ -321,8 +365,7 @@ def test_the_processes_of_a_job_on_two_machines_train_one_model(tmp_path):
 
 
 def test_jobs_of_a_run_that_was_killed_are_ended_before_another_begins(tmp_path):
-    pytest.importorskip("submitit", reason="pezoo[slurm] is not installed")
-    from pezoo.study.engines.slurm import end_leftover
+    from pezoo.study.engines.commands import end_leftover
 
     code = "import time; print('here', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code, "submitit"], stdout=subprocess.PIPE) as left:
@@ -335,4 +378,15 @@ def test_jobs_of_a_run_that_was_killed_are_ended_before_another_begins(tmp_path)
     end_leftover(tmp_path)
     (tmp_path / "jobs.json").write_text(json.dumps(record | {"host": "elsewhere"}))
     with pytest.raises(UserError, match="may be in use by jobs on elsewhere"):
+        end_leftover(tmp_path)
+
+
+def test_jobs_of_slurm_that_cannot_be_ended_from_here_are_named(tmp_path, monkeypatch):
+    from pezoo.study.engines.commands import end_leftover
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "jobs.json").write_text(json.dumps({"local": False, "host": "head", "jobs": ["7_0", "7_1"]}))
+    with pytest.raises(
+        UserError, match=r"jobs of Slurm may .* 7_0, 7_1, .* if those jobs have ended, remove .*jobs.json"
+    ):
         end_leftover(tmp_path)

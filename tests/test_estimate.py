@@ -13,6 +13,7 @@ from pezoo.study.estimate import Estimate, amount, levels_of, operations, units
 from pezoo.study.plan import make_plan
 from pezoo.study.progress import make_progress
 from pezoo.study.reading import load_recipe
+from pezoo.study.schedule import simulate
 from pezoo.study.trials import attempt, try_some
 from pezoo.training import loss
 
@@ -322,3 +323,17 @@ def test_what_a_plug_in_brings_is_not_tried(tmp_path):
         assert not (tmp_path / "tried").exists()
     finally:
         del _entries["untried"]
+
+
+def test_a_choice_takes_no_time_and_says_nothing_of_other_cells(clock):
+    plan = make_plan(load_recipe(RECIPE | {"schemes": ["rope", "alibi"]}, ["train.lrs=[0.001, 0.002]"]))
+    estimate = Estimate(plan.cells, plan.cells, 2, clock)
+    chosen, *_ = of_kind(plan, "choose")
+    estimate.finish(chosen, 0.1)
+    assert estimate.left() is None
+    for kind, seconds in (("train", 10.0), ("evaluate", 1.0)):
+        estimate.finish(of_kind(plan, kind)[0], seconds)
+    rests = estimate.rests()
+    assert rests.keys() == estimate.todo.keys()
+    assert {rests[key] for key in of_kind(plan, "choose")[1:]} == {0.0}
+    assert simulate(plan.cells, rests, 100) == pytest.approx(11), "tests wait for trainings, by way of choices"

@@ -117,7 +117,7 @@ def check(out):
 # ---- whose it is --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["report/thesis.tex", "logs/day.log", "tensorboard/x", "results.jsonl", "status.json"])
+@pytest.mark.parametrize("name", [f"{name}/x" for name in folder.WRITTEN[:4]] + [*folder.WRITTEN[4:], "cells/a/b.csv"])
 def test_files_that_are_no_study_s_are_not_written_over(recipe, tmp_path, name):
     path = tmp_path / "mine" / name
     path.parent.mkdir(parents=True)
@@ -127,6 +127,15 @@ def test_files_that_are_no_study_s_are_not_written_over(recipe, tmp_path, name):
             Study.prepare(recipe, [], tmp_path / "mine", replace=replace).run()
     assert path.read_text() == "a thesis"
     assert [p.name for p in (tmp_path / "mine").iterdir()] == [name.split("/")[0]]
+
+
+@pytest.mark.parametrize("name", ["a1/done.json", "a1.state.pt", ".unfinished-a1/model.pt"])
+def test_what_only_a_study_leaves_makes_its_folder(recipe, tmp_path, name):
+    """Also where a file such as .lock was not copied."""
+    path = tmp_path / "mine" / "cells" / name
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert Study.prepare(recipe, [], tmp_path / "mine").changes() == ""
 
 
 def test_a_change_from_nothing_is_seen():
@@ -280,6 +289,24 @@ def test_a_finished_study_keeps_its_report_when_nothing_is_to_do(mine, recipe, m
     assert (mine / "report" / "report.md").exists()
 
 
+@pytest.mark.parametrize(("launcher", "package"), [("slurm", "submitit"), ("ray", "ray"), ("slurm", None)])
+def test_a_launcher_that_is_not_here_changes_nothing_and_is_not_missed_when_nothing_is_to_do(
+    mine, recipe, monkeypatch, launcher, package
+):
+    if package is None:
+        pytest.importorskip("submitit", reason="pezoo[slurm] is not installed")
+        monkeypatch.setenv("PATH", str(mine))
+    else:
+        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.delitem(sys.modules, f"pezoo.study.engines.{launcher}", raising=False)
+    before = files(mine)
+    with pytest.raises(UserError, match=f"launcher={launcher} needs "):
+        Study.prepare(recipe, [f"launcher={launcher}", "schemes=[rope]"], mine).run(report=report)
+    assert files(mine) == before
+    assert Study.prepare(recipe, [f"launcher={launcher}"], mine).run(report=report)
+    check(mine)
+
+
 def test_ones_own_recipe_is_not_written_over(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text("# by hand\n" + yaml.safe_dump(recipe))
@@ -384,6 +411,28 @@ def test_a_recipe_from_before_there_were_digests_goes_on(mine):
     made = Study.prepare(mine)
     assert made.changes() == ""
     assert all(map(made.store.done, made.plan.cells))
+
+
+@pytest.mark.parametrize(
+    "text", ["1e-3", "1_0e3", "1e5", "12", "1.5", ".inf", "nan", "true", "2020-01-01", "~", "0x1f"]
+)
+def test_texts_that_look_like_numbers_stay_texts(mine, recipe, text):
+    overrides = [f"schemes=[{{scheme: nope, label: '{text}'}}]", f"parts={{'{text}': {{train: {{steps: 2}}}}}}"]
+    made = load_recipe(recipe, overrides)
+    folder.write_record(mine, made, [])
+    there = folder.read_record(mine)
+    assert (there.schemes, there.parts) == (made.schemes, made.parts)
+    assert made.schemes[0]["label"] == text
+
+
+def test_a_folder_that_was_run_on_a_named_cluster_goes_on(mine, recipe, capsys):
+    folder.write_record(mine, load_recipe(recipe, ["launcher=ray", "ray.address=far.example:6379"]), [])
+    assert folder.folder_of(mine) == mine
+    with pytest.raises(UserError, match=r"type ray\.address=far\.example:6379, or ray\.address=null"):
+        Study.prepare(mine)
+    assert Study.prepare(mine, ["ray.address=null"]).recipe.ray.address is None
+    assert main(["clean", str(mine)]) == 0
+    assert main(["generate", str(mine), "nope", "--tokens", "1"]) == 0
 
 
 # ---- plug-ins -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 from math import log
 
 import pytest
@@ -464,15 +465,18 @@ def test_an_undefined_scheme_writes_what_it_can(study, capsys):
     assert notes[-1].split()[0] == "17-17"
 
 
-def test_ctrl_c_leaves_the_text_so_far(study, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("raised", "code", "name"), [((), 130, "Ctrl-C"), ((signal.SIGINT,), 130, "Ctrl-C"), ((15,), 143, "SIGTERM")]
+)
+def test_ctrl_c_leaves_the_text_so_far(study, capsys, monkeypatch, raised, code, name):
     def interrupted(*args, **how):
         yield from list(stream(*args, **how))[:3]
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(*raised)
 
     monkeypatch.setattr(decoding, "stream", interrupted)
-    text, notes = told(capsys, study, "alibi", "--prompt", "one two ", code=130)
+    text, notes = told(capsys, study, "alibi", "--prompt", "one two ", code=code)
     assert text.startswith("one two ")
-    assert notes[1] == "── stopped before token 12 of 72: Ctrl-C ──"
+    assert notes[1] == f"── stopped before token 12 of 72: {name} ──"
     assert notes[-1].split()[0] == "9-11"
 
 

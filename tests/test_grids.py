@@ -2,7 +2,7 @@
 
 import pytest
 
-from pezoo import Encoding, UserError, register, registry
+from pezoo import Encoding, Extension, UserError, register, registry
 from pezoo.compose.prepared import Prepared
 from pezoo.scheme import parse
 from pezoo.study import resolve
@@ -65,6 +65,23 @@ def test_each_scheme_is_hashed_by_sources_that_are_read_once(monkeypatch):
     make_plan(load_recipe(SMALL))
     assert read
     assert all(read.count(module) == 1 for module in read if "encodings" in module)
+
+
+@pytest.mark.parametrize("error", [UserError("not here"), ZeroDivisionError("a slip")])
+def test_a_pair_that_is_refused_is_left_out_and_one_that_crashes_is_told(monkeypatch, error):
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+
+    @register("breaks_off", title="Fails")
+    class BreaksOff(Extension):
+        def scale(self, positions):
+            raise error
+
+    recipe = SMALL | {"grid": {"encodings": ["alibi"], "extensions": ["breaks_off"]}}
+    found, _ = planned(recipe, [], monkeypatch, by_kind=True)
+    if isinstance(error, UserError):
+        assert [label for label, _ in found] == ["alibi"]
+    else:
+        assert found.startswith("grid: alibi+breaks_off fails with ZeroDivisionError: a slip (")
 
 
 def test_what_a_plugin_brings_is_tried_in_every_pair(monkeypatch):

@@ -289,17 +289,24 @@ def test_a_signal_is_raised_where_it_comes_and_handled_as_usual_afterwards():
     assert signal.getsignal(signal.SIGUSR2) is before
 
 
-def test_a_cell_is_not_run_by_other_code_than_its_name_says(plan, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "title", "path"),
+    [
+        ("alibi", "train alibi, seed 0", ("sources", "alibi")),
+        ("copy", "train alibi on copy, seed 0", ("data", "source")),
+        ("passkey_text", "evaluate alibi (passkey_text, answers), seed 0", ("tested", "source")),
+    ],
+)
+def test_a_cell_is_not_run_by_other_code_than_its_name_says(recipe, tmp_path, name, title, path):
     setup = {"plugins": [], "threads": 1, "device": "cpu", "save_minutes": 5.0, "texts": []}
-    cell = next(cell for cell in plan.cells.values() if cell.title == "train alibi, seed 0")
-    cell.inputs["sources"]["alibi"], known = "other", cell.inputs["sources"]["alibi"]
+    more = {"passkey_text": ["test.tasks=[passkey_text]", "test.lengths=[128]"], "copy": ["tasks=[copy]"]}.get(name, [])
+    plan = make_plan(load_recipe(recipe, ["schemes=[alibi]", *more]))
+    cell = next(cell for cell in plan.cells.values() if cell.title == title)
+    cell.inputs[path[0]][path[1]] = "other"
     lines = []
-    try:
-        message = Process(setup).run(cell, Store(tmp_path), lambda _: None, lines.append, 1.0)
-    finally:
-        cell.inputs["sources"]["alibi"] = known
+    message = Process(setup).run(cell, Store(tmp_path), lambda _: None, lines.append, 1.0)
     assert message["event"] == "failed"
-    assert "the code of alibi is not what the study was planned with" in message["reason"]
+    assert f"the code of {name} is not what the study was planned with" in message["reason"]
     assert "Traceback" in lines[0]
 
 

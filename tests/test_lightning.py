@@ -143,6 +143,31 @@ def test_weight_decay_is_for_matrices_and_never_for_the_scheme(scheme):
     assert len(decayed["params"]) + len(rest["params"]) == len(names)
 
 
+@pytest.mark.parametrize("scope", ["head", "all"])
+def test_with_biases_and_norms_everywhere_all_matrices_of_the_transformer_decay(scope):
+    sizes = {"vocab_size": 19, "d_model": 16, "n_heads": 2, "n_layers": 1, "train_length": 16}
+    norms = {"qk_norm": True, "qk_norm_scope": scope, "norm": "rmsnorm"}
+    model = Transformer(TransformerConfig(**sizes, **norms, attention_bias="all", scheme="rope+fire"))
+    expected = {n for n, p in model.named_parameters() if p.ndim > 1 and not n.startswith("scheme")}
+    assert LanguageModel(model, SETTINGS, "train").decayed == expected
+
+
+@pytest.mark.parametrize("family", ["cohere", "gpt_oss", "gpt2"])
+def test_weight_decay_is_for_no_norm_and_no_bias_of_a_model_of_transformers_though_they_are_matrices(family):
+    pytest.importorskip("transformers")
+    from pretrained import tiny
+
+    from pezoo.pretrained.body import Body
+
+    body = Body(tiny(family, **({"use_qk_norm": True} if family == "cohere" else {})), 64, 0)
+    module = LanguageModel(body, SETTINGS, "train")
+    shapes = {name: p.ndim for name, p in body.named_parameters()}
+    matrices = {name for name, ndim in shapes.items() if ndim > 1}
+    spared = {name for name in matrices if "norm" in name or name.endswith("bias")}
+    assert module.decayed == matrices - spared
+    assert bool(spared) == (family != "gpt2")
+
+
 def test_the_learning_rate_rises_then_falls_to_its_least_at_the_last_step():
     for schedule, middle in (("cosine", 0.55), ("linear", 0.55), ("constant", 1.0)):
         settings = with_settings(steps=25, warmup_steps=4, schedule=schedule, min_lr_ratio=0.1)

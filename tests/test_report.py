@@ -19,6 +19,7 @@ from scipy import stats
 from pezoo.errors import UserError
 from pezoo.escape import safe_names
 from pezoo.report import beside, captions, curves, figure, groups, heatmap, intervals, statistics, table
+from pezoo.report.grids import grids
 from pezoo.report.lines import MOST, draw_lengths
 from pezoo.report.statistics import Summary
 from pezoo.report.write import markdown, write_report
@@ -357,7 +358,7 @@ def crossing(encodings=("rope", "alibi", "t5"), extensions=("pi", "ntk", "yarn")
 
 def test_a_grid_has_a_frame_for_each_length_and_tuning():
     made = [r for r in crossing() if r.label != "alibi+ntk, 0 steps"]
-    found = statistics.grids(made)
+    found = grids(made)
     none, tuned = (0, 0), (200, 8)
     assert list(found) == [(64, none), (64, tuned), (128, none), (128, tuned)]
     frame = found[128, none]
@@ -371,18 +372,18 @@ def test_a_grid_has_a_frame_for_each_length_and_tuning():
 def test_schemes_that_were_tuned_at_different_lengths_stand_in_grids_of_their_own():
     far = crossing(steps=(200,))
     near = [replace(r, label=r.label + " at 2x", value=r.value + 1, finetune_length=128) for r in far]
-    found = statistics.grids(far + near)
+    found = grids(far + near)
     assert [found[64, tuning].loc["rope", "pi"].mean for tuning in ((200, 2), (200, 8))] == [2.25, 1.25]
     headings = [made.heading for made in table.crossed(far + near, "perplexity", "prefix")]
     assert [heading.partition("200 steps ")[2][:4] for heading in headings] == ["@ 2x", "@ 8x"]
 
 
 def test_a_study_without_three_encodings_of_three_extensions_has_no_grid():
-    assert statistics.grids(study()[::2]) == {}
-    assert statistics.grids(crossing(encodings=("rope", "alibi"))) == {}
-    assert statistics.grids(crossing(extensions=("pi", "ntk"))) == {}
+    assert grids(study()[::2]) == {}
+    assert grids(crossing(encodings=("rope", "alibi"))) == {}
+    assert grids(crossing(extensions=("pi", "ntk"))) == {}
     fitting = [r for r in crossing() if r.scheme != "alibi+ntk"]
-    assert statistics.grids(fitting) != {}
+    assert grids(fitting) != {}
 
 
 def test_no_label_of_a_grid_takes_the_place_of_another():
@@ -390,7 +391,7 @@ def test_no_label_of_a_grid_takes_the_place_of_another():
     made = crossing(steps=(0,))
     odd = [replace(r, label="odd", scheme="rope+pi:factor=8", value=1.0) for r in made if r.scheme == "rope+pi"]
     twice = [replace(r, label="twice", value=2.0) for r in odd]
-    frame = statistics.grids([*odd, *twice, *made])[64, (0, 0)]
+    frame = grids([*odd, *twice, *made])[64, (0, 0)]
     assert list(frame.columns) == ["plain", "pi:factor=8", "twice", "pi", "ntk", "yarn"]
     assert [frame.loc["rope", name].mean for name in ("pi:factor=8", "twice", "pi")] == [1, 2, 2.5]
 
@@ -399,7 +400,7 @@ def test_in_a_grid_settings_are_named_where_names_are_not_enough():
     made = crossing(steps=(0,))
     made += [replace(r, label="again", scheme="rope+pi:factor=8", value=1.0) for r in made if r.scheme == "rope+pi"]
     made += [replace(r, label=r.label + " | windowed", value=9.0) for r in made]
-    frame = statistics.grids(made)[64, (0, 0)]
+    frame = grids(made)[64, (0, 0)]
     assert list(frame.columns) == ["plain", "pi", "ntk", "yarn", "pi:factor=8"]
     assert (frame.loc["rope", "pi"].mean, frame.loc["rope", "pi:factor=8"].mean) == (2.5, 1)
     assert frame.loc["alibi", "pi:factor=8"] is None

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import typing
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -293,6 +294,20 @@ def test_losses_must_fit_together():
         dataclasses.replace(LOSSES, documents=["a.py"])
     with pytest.raises(ValueError, match="edges must ascend"):
         dataclasses.replace(LOSSES, edges=[0, 1, 1, 9])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_losses_whose_compressed_bytes_are_damaged_are_refused(tmp_path, packed):
+    path = tmp_path / "losses.npz"
+    losses.pack_losses(path, {"a1": [LOSSES.marginals()]}) if packed else losses.write_losses(path, LOSSES)
+    with zipfile.ZipFile(path) as file:
+        first = file.infolist()[0]
+    content = bytearray(path.read_bytes())
+    start = 30 + sum(content[26:30:2]) + 256 * sum(content[27:30:2])  # behind the header of the first file
+    content[start : start + first.compress_size] = b"\xff" * first.compress_size
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read (the )?losses"):
+        losses.losses_of(path, ["a1"]) if packed else losses.read_losses(path)
 
 
 def test_a_losses_file_that_is_not_whole_is_refused(tmp_path):

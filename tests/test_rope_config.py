@@ -54,6 +54,7 @@ PARITY = {
     "dynamic": scaled("dynamic", factor=2.0),
     "yarn": scaled("yarn", factor=4.0),
     "yarn untruncated": scaled("yarn", factor=4.0, truncate=False, beta_fast=8.0, beta_slow=0.5),
+    "yarn null": scaled("yarn", factor=4.0, truncate=None),
     "yarn mscale": scaled("yarn", factor=4.0, mscale=1.0, mscale_all_dim=0.5),
     "yarn stated": scaled("yarn", factor=4.0, attention_factor=1.25),
     "yarn without factor": scaled("yarn", factor=None),
@@ -138,6 +139,56 @@ def test_layers_may_differ():
     )
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": LENGTH, "truncate": False}
+FLAT = {
+    "olmo3": [{"rope_theta": 7e5}, {"rope_theta": 7e5, "rope_scaling": YARN}, {"rope_scaling": YARN}, {}],
+    "gemma3n_text": [{}, {"rope_theta": 7e5, "rope_local_base_freq": 300.0}, {"rope_scaling": YARN}],
+    "gemma3_text": [{}, {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}}],
+    "modernbert-decoder": [
+        {"global_rope_theta": 7e5, "local_rope_theta": 300.0, "local_attention": 24},
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "global_attn_every_n_layers": 2},
+    ],
+}
+"""Configs of families whose kinds of layers have bases of their own, in the words of transformers 4."""
+
+
+@pytest.mark.parametrize(("family", "stated"), [(f, stated) for f, several in FLAT.items() for stated in several])
+def test_kinds_of_layers_with_bases_of_their_own(family, stated):
+    from transformers import AutoConfig
+
+    config = LLAMA | LONG | {"model_type": family, "num_hidden_layers": 10, "sliding_window": 8, **stated}
+    del config["rope_theta"]
+    config |= {"rope_theta": stated["rope_theta"]} if "rope_theta" in stated else {}
+    given = json.loads(json.dumps(config))
+    theirs = AutoConfig.for_model(given.pop("model_type"), **given).to_dict()
+    assert theirs["rope_parameters"]["full_attention"]["rope_theta"]
+    read, expected = read_config(config), read_config(theirs | {"rope_scaling": None})
+    assert (read.scheme, read.rotations) == (expected.scheme, expected.rotations)
+    assert len(set(read.rotations)) > 1 or not stated
+
+
+@pytest.mark.parametrize("family", ["hunyuan_v1_dense", "hunyuan_v1_moe", "llama"])
+def test_alpha_stretches_the_base_of_hunyuan_alone(family):
+    from transformers import HunYuanDenseV1Config
+    from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import HunYuanDenseV1RotaryEmbedding
+
+    parameters = {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 1.0, "alpha": 100.0}
+    config = LLAMA | {"model_type": family, "rope_theta": None, "rope_parameters": parameters, "head_dim": 16}
+    read = read_config(config)
+    if family == "llama":
+        assert "dynamic_ntk" in read.scheme
+        assert "alpha is read by nothing" in read.remarks[0]
+        return
+    assert not read.remarks
+    facts = {k: v for k, v in config.items() if v is not None and k != "model_type"}
+    rotary = HunYuanDenseV1RotaryEmbedding(HunYuanDenseV1Config(**json.loads(json.dumps(facts))))
+    scheme = pezoo.create(read.scheme, **read.sizes)
+    for length in (LENGTH, 4 * LENGTH):
+        theirs = rotary(torch.zeros(1), torch.arange(length)[None])
+        for ours, table in zip(scheme.rope_tables(length), theirs, strict=True):
+            torch.testing.assert_close(ours, table[0], atol=5e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["llama", "cohere2", "gpt_oss"])
 def test_families_differ_in_what_their_configs_leave_out(family):
     from transformers import AutoConfig
@@ -184,9 +235,41 @@ def test_families_in_transformers_are_as_they_are_here():
     assert {f for f, interleaved in seen.items() if interleaved} <= INTERLEAVED
     assert all(seen[family] for family in INTERLEAVED & seen.keys())
     unfit = {"cwm", "glm4_moe", "phimoe"}  # a pattern of its own; sizes that do not go together
+    unfit |= {"bamba", "blt", "minimax", "recurrent_gemma"}  # other sizes, or layers that are no attention
     for family in {*BASES, *SHARES, *PATTERNS, *SKIPPING} - unfit:
         complete = AutoConfig.for_model(family).to_dict()
         assert scheme_of(without_defaults(complete)) == scheme_of(complete), family
+
+
+ALWAYS_STATED = {"beam", "gemma4_text", "gemma4_unified_text", "laguna", "mellum", "mimo_v2_flash", "ministral3"}
+"""Families as young as transformers 5, whose configs all state their parameters, by kind of layer or of yarn."""
+
+
+@pytest.mark.slow
+def test_what_a_config_leaves_out_is_what_transformers_puts_in():
+    """Of every family that can be read: the rotation of a config without its bases, shares and kinds of layers."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    left_out = ("rope_parameters", "rope_theta", "partial_rotary_factor", "rotary_pct", "rotary_emb_base")
+    fitting = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": LENGTH}
+    compared, different = [], {}
+    for family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        try:
+            facts = AutoConfig.for_model(family).to_dict()
+            expected = read_config(facts | fitting)
+        except Exception:  # no config of its own, no rotation, or layers that are no attention
+            continue
+        bare = {k: v for k, v in (facts | fitting).items() if k not in left_out}
+        scaling = without_defaults({"rope_parameters": {}} | facts).get("rope_scaling")
+        bare |= {} if scaling is None else {"rope_scaling": scaling}
+        if family not in ALWAYS_STATED and facts.get("rope_parameters"):
+            found = read_config(bare).rotations
+            compared.append(family)
+            if found != expected.rotations:
+                different[family] = found, expected.rotations
+    assert not different
+    assert len(compared) > 70
 
 
 REMARKS = {
@@ -211,6 +294,8 @@ REMARKS = {
     "beta_fats is read by nothing. Did you mean 'beta_fast'": scaled("yarn", factor=4.0, beta_fats=32.0),
     "rope_theta is 500.0, and 10000.0 beside it": scaled("default") | {"rope_theta": 10000.0},
     "rope_theta is missing; 10000 is taken": LLAMA | {"rope_theta": None},
+    "truncate is null, which transformers takes for false": scaled("yarn", factor=4.0, truncate=None),
+    "rope_parameters has no kinds of layers, which olmo3 has": scaled("default") | {"model_type": "olmo3"},
     "layer_types has chunked_attention, where tokens see their own chunk of 8 alone": LLAMA
     | {"layer_types": ["chunked_attention", "full_attention"], "attention_chunk_size": 8},
     "rope_scaling and rope_parameters differ": scaled("linear", factor=4.0)
@@ -227,7 +312,7 @@ def test_what_contradicts_itself_is_named_once(said):
 
 @pytest.mark.parametrize("name", PARITY)
 def test_a_config_without_fault_has_no_remark(name):
-    expected = name in ("longrope stated",)  # whose factor is not the ratio of its lengths
+    expected = name in ("longrope stated", "yarn null")  # a factor that is not the ratio of its lengths, and a null
     assert bool(read_config(PARITY[name]).remarks) == expected
 
 
@@ -424,14 +509,15 @@ ASKED = [{"use_sliding_window": True}, {"use_sliding_window": True, "max_window_
 @pytest.mark.parametrize(
     ("family", "stated"),
     [(family, {}) for family in sorted(WINDOWS_ON_DEMAND)]
-    + [(family, stated) for family in ("qwen2", "qwen3", "smollm3") for stated in ASKED],
+    + [(family, stated) for family in sorted(WINDOWS_ON_DEMAND) for stated in ASKED],
 )
 def test_windows_that_must_be_asked_for(family, stated):
     """What configs say that name no `layer_types`, as transformers reads them."""
     stated = {"num_hidden_layers": 32, "sliding_window": 8, **stated}
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoConfig.for_model(family, **stated)
-    kinds = theirs.layer_types if theirs.use_sliding_window else ["full_attention"] * 32
+    kinds = getattr(theirs, "layer_types", ["sliding_attention"] * 32)  # Qwen3-MoE has one mask for all layers
+    kinds = kinds if theirs.use_sliding_window else ["full_attention"] * 32
     rest = {k: v for k, v in LLAMA.items() if k != "model_type"}
     read = read_config(rest | stated | {"model_type": family}).scheme
     assert read == read_config(rest | stated | {"model_type": family, "layer_types": kinds}).scheme

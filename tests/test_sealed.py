@@ -1,5 +1,8 @@
 """A sealed folder tells whatever has happened to it."""
 
+import errno
+from pathlib import Path
+
 import pytest
 
 from pezoo import files
@@ -58,6 +61,32 @@ def test_what_is_missing_or_cut_is_named_without_reading_any_file(folder, monkey
         unseal(folder / "facts.json", digests=False)
     with pytest.raises(Damaged, match=r"facts\.json is missing"):
         unseal(folder / "none" / "facts.json")
+
+
+@pytest.mark.parametrize("name", ["weights", "facts.json"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_disk_that_does_not_answer_is_no_damage_and_the_file_is_named(folder, monkeypatch, name, number):
+    usual = Path.open
+
+    def fails(path, *args, **how):
+        if path.name == name:
+            raise OSError(number, "no answer")
+        return usual(path, *args, **how)
+
+    monkeypatch.setattr(files, "_digests", {})
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(OSError, match="no answer") as error:
+        unseal(folder / "facts.json")
+    assert (error.value.errno, error.value.filename) == (number, str(folder / name))
+
+
+def test_a_folder_in_a_file_s_place_is_damage(folder):
+    (folder / "weights").unlink()
+    (folder / "weights").mkdir()
+    with pytest.raises(Damaged, match="weights"):
+        unseal(folder / "facts.json", digests=False)
+    with pytest.raises(Damaged, match="cannot be read"):
+        unseal(folder)
 
 
 def test_a_file_is_read_once_under_all_its_names(folder, monkeypatch):

@@ -160,6 +160,31 @@ def test_two_processes_have_the_gradients_of_one(scheme, seen):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("family", "scheme"), [("llama", "rope+kerple"), ("gpt2", "rope"), ("opt", "learned")])
+def test_two_processes_tune_a_model_of_transformers(family, scheme):
+    """The other process has never called attach; a table of positions that gives way has no gradient."""
+    pytest.importorskip("transformers")
+    from pretrained import tiny
+
+    import pezoo
+    from pezoo.pretrained.body import Body
+
+    results = []
+    for devices in (1, 2):
+        drops = {"dropout": 0.0} if family == "opt" else {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+        sizes = {"vocab_size": VOCAB, "num_hidden_layers": 1, "max_position_embeddings": LENGTH}
+        model = tiny(family, **sizes, **(drops if family != "llama" else {}))
+        pezoo.attach(model, scheme)
+        settings = dataclasses.replace(SETTINGS, steps=2, warmup_steps=0, lr=1e-2, log_every=1)
+        results.append(train(Body(model, LENGTH, 0), devices, settings, phase="tune"))
+    one, two = results
+    assert two.status == "ok"
+    assert two.final_loss == pytest.approx(one.final_loss, abs=1e-4)
+    assert two.validation_loss == pytest.approx(one.validation_loss, abs=1e-4)
+    assert two.trained_params == one.trained_params
+
+
+@pytest.mark.slow
 def test_accumulated_and_of_several_lengths_the_weights_are_those_of_one(tmp_path):
     settings = dataclasses.replace(SETTINGS, accumulate=2, lengths="uniform", grad_clip=0.1, schedule="linear")
     text = rising_text(VOCAB)

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from pezoo.cli import main
 from pezoo.errors import UserError
 from pezoo.study import Study, status
 from pezoo.study.collect import Failure
+from pezoo.study.plan import VERSIONS
 from pezoo.study.progress import make_progress
 from pezoo.study.status import Status, read_status
 from pezoo.study.study import holding
@@ -69,7 +71,10 @@ def test_what_is_queued_running_done_and_failed_is_told_while_the_study_runs(stu
 @pytest.mark.parametrize(
     ("change", "state"),
     [
+        ({}, "running"),
         ({"process": 2**22 + 1}, "killed"),
+        ({"process_began": 1}, "killed" if Path("/proc/self/stat").exists() else "running"),
+        ({"process_began": None}, "running"),
         ({"host": "elsewhere"}, "running"),
         ({"host": "elsewhere", "written": "2020-01-01T00:00:00+00:00"}, "silent"),
     ],
@@ -125,6 +130,29 @@ def test_cells_that_a_changed_recipe_does_not_use_are_listed_and_removed_on_requ
     assert main(["clean", str(study.out), "--remove"]) == 0
     assert {path.name for path in study.store.folder.iterdir()} == set(fewer.plan.cells)
     assert all(map(fewer.store.done, fewer.plan.cells))
+
+
+@pytest.mark.parametrize("lrs", ["[]", "[0.001, 0.002]"])
+def test_what_results_stand_on_is_used_where_the_recipe_asks_for_other_cells(
+    recipe, tmp_path, monkeypatch, capsys, lrs
+):
+    """As on another device, or with other code."""
+    run_cells(old := Study.prepare(recipe, ["schemes=[rope]"], tmp_path / "out"))
+    made = Study.prepare(recipe | {"tune": {"steps": [0, 1], "warmup_steps": 0}}, [f"train.lrs={lrs}"], old.out)
+    run_cells(made)
+    made.run(progress=make_progress(0, 8))
+    (made.store.folder / "0123456789abcdef.state.pt").write_bytes(b"12")
+    monkeypatch.setitem(VERSIONS, "train", 99)
+    assert main(["clean", str(made.out), "--remove"]) == 0
+    shown = capsys.readouterr().out
+    assert "4 cells of the results" in shown
+    assert "2 not used" in shown
+    kept = {*made.plan.cells, "0123456789abcdef.state.pt"}
+    assert {path.name for path in made.store.folder.iterdir()} == kept
+    made.results_path.write_text("")
+    assert main(["clean", str(made.out), "--remove"]) == 0
+    assert "no results say which it used; all are left" in capsys.readouterr().out
+    assert {path.name for path in made.store.folder.iterdir()} == kept
 
 
 def test_a_folder_that_is_not_there_is_said_to_be_so(tmp_path, capsys):

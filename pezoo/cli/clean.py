@@ -2,7 +2,7 @@
 
 import shlex
 
-from pezoo.cli.shared import add_plugin, make_console, make_parser, say, shown
+from pezoo.cli.shared import add_plugin, escape, make_console, make_parser, say, shown
 
 
 def clean(argv: list[str]) -> int:
@@ -13,21 +13,21 @@ def clean(argv: list[str]) -> int:
         "pezoo clean runs/quickstart",
         "pezoo clean runs/quickstart --remove",
         note="Cells stay when a recipe changes, so that nothing is trained twice if it changes back. Used is what\n"
-        "the recipe of the last run needs, pezoo's and the plug-ins' code being as it is now.\n\n",
+        "the recipe of the last run needs, pezoo's and the plug-ins' code being as it is now, and what its\n"
+        "results stand on.\n\n",
     )
     parser.add_argument("folder", metavar="DIR", help="folder of a study")
     parser.add_argument("--remove", action="store_true", help="remove what is listed")
     add_plugin(parser)
     args = parser.parse_args(argv)
 
-    from rich.markup import escape
     from rich.table import Table
 
     from pezoo.study.unused import find_unused, remove_unused
 
-    found = find_unused(args.folder, args.plugin)
+    found = find_unused(args.folder, args.plugin, lambda line: say(escape(shown(line))))
     if not found:
-        print(f"{args.folder}: its recipe uses all that is there")
+        say(escape(shown(f"{args.folder}: there is nothing to remove")))
         return 0
     table = Table("not used", "", "of", "MiB", title=escape(shown(args.folder)), title_justify="left")
     for one in found:

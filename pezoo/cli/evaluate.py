@@ -1,7 +1,10 @@
 """`pezoo evaluate`: schemes in somebody's trained model, tested long, without a recipe."""
 
+import contextlib
+import math
 import re
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +74,12 @@ def recipe_of(args: Namespace) -> dict[str, Any]:
     if idle and not any(steps):
         raise UserError(f"{' and '.join(idle)}: no tuning is asked for; add --tune 200, or leave it out")
     name = re.sub(r"[^\w.-]+", "-", Path(args.model).name) or "model"
-    tune = {"steps": [0, *steps], "length": as_length(args.tune_length or (listed(args.lengths) or ["1x"])[-1])}
-    if steps and max(1, min(steps)) <= WARM_UP:
-        tune["warmup_steps"] = max(1, min(steps)) // 10
+    length = longest(lengths) if args.tune_length is None else as_length(args.tune_length)
+    if length is None and any(steps):
+        raise UserError(f"--lengths {args.lengths} has tokens and multiples; say how long tuning is: --tune-length N")
+    tune = {"steps": list(dict.fromkeys([0, *steps])), "length": lengths[-1] if length is None else length}
+    if (least := min(filter(None, steps), default=WARM_UP + 1)) <= WARM_UP:
+        tune["warmup_steps"] = least // 10
     from pezoo.pretrained.source import is_here
 
     return {
@@ -108,6 +114,23 @@ def listed(text: str) -> list[str]:
 def as_length(text: str) -> int | str:
     """A length as recipes have it: tokens, or a multiple such as 4x."""
     return int(text) if text.isdecimal() else text
+
+
+def longest(lengths: Sequence[int | str]) -> int | str | None:
+    """The longest of lengths; None where some are tokens and some multiples of a length that is not known yet.
+
+    >>> longest([2048, 512]), longest(["4x", "0.5x"]), longest(["4x", 512]), longest([])
+    (2048, '4x', None, '1x')
+    """
+    if len({type(length) for length in lengths}) > 1:
+        return None
+
+    def size(length: int | str) -> float:
+        with contextlib.suppress(ValueError):
+            return float(str(length).removesuffix("x"))
+        return math.inf  # it is none, as the recipe's checks say
+
+    return max(lengths, key=size, default="1x")
 
 
 def numbers(option: str, text: str) -> list[int]:

@@ -64,4 +64,4 @@ def generate(argv: list[str]) -> int:
         top_p=args.top_p,
         generator=torch.Generator().manual_seed(args.sample),
     )
-    return 0 if show(found, prompt, steps, n_new, tokenizer.decoder()) else 130
+    return show(found, prompt, steps, n_new, tokenizer.decoder())

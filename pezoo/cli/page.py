@@ -1,6 +1,7 @@
 """A page of text as a model writes it, on the terminal."""
 
 import os
+import signal
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,6 @@ from pezoo.study.models import Trained
 
 GRAM = 4
 """Tokens in the n-grams whose repetition is counted."""
-CTRL_C = "Ctrl-C"
 STRETCHES = 16
 """Most lines in the table of stretches, give or take one."""
 
@@ -62,7 +62,7 @@ def note(text: str) -> None:
 
 def show(
     trained: Trained, prompt: Tensor, steps: Iterator[tuple[Tensor, Tensor]], n_new: int, text: Callable[..., str]
-) -> bool:
+) -> int:
     """Write a prompt, (1, n), and its continuation, with marks where the text passes lengths the model has seen.
 
     Args:
@@ -73,9 +73,9 @@ def show(
         text: tokens to text, from `Tokenizer.decoder`.
 
     Returns:
-        False if Ctrl-C ended it.
+        The exit code: that of the signal if Ctrl-C or SIGTERM ended it, else 0.
     """
-    page, n, stopped = Page(), prompt.shape[1], ""
+    page, n, stopped, code = Page(), prompt.shape[1], "", 0
     written: list[tuple[int, float | None]] = []
     given = ((token, None) for token in prompt[0].tolist())
     new = ((int(ids), float(log)) for ids, log in steps)
@@ -87,15 +87,16 @@ def show(
             page.write(text([token]), dim=log is None)
     except Undefined as reason:
         stopped = f"the scheme is undefined from here on: {reason}"
-    except KeyboardInterrupt:
-        stopped = CTRL_C
+    except KeyboardInterrupt as error:
+        number = (error.args or (signal.SIGINT,))[0]
+        stopped, code = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name, 128 + number
     page.write(text([], final=True))
     if stopped:
         page.mark(f"stopped before token {len(written) + 1} of {n + n_new}: {stopped}")
     page.end()
     if len(written) > n:
         print_table(stretches(*zip(*written[n:], strict=True), n, trained.inputs["train_length"]))
-    return stopped != CTRL_C
+    return code
 
 
 @dataclass(frozen=True)

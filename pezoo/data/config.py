@@ -41,7 +41,7 @@ class DataConfig:
     path: str | None = None
     """`text`: a file or a folder, one document a file, UTF-8. Where it has a sub-folder
     `train`, that and `validation` and `test` beside it are the splits, and nothing else is read. A
-    single file is cut into three contiguous parts."""
+    single file is cut into three contiguous parts, unless `delimiter` makes enough documents of it."""
     pattern: str = "*"
     """`text`: which files of the folder are read, such as `*.txt`. Hidden ones never are."""
     subset: str | None = None

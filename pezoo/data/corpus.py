@@ -47,7 +47,8 @@ class Corpus:
     Attributes:
         train: what is trained on.
         validation: what is looked at during training.
-        test: what is tested on. None of its documents is in the other two.
+        test: what is tested on. None of its documents is in the other two; where there are too few documents for three
+            splits, it has the end of each.
         vocab_size: ids are below this.
         name: `python`, a package and its version, the name of a file or folder, or of a data set.
         hash: of the tokens of all splits; equal hashes are equal data.
@@ -122,7 +123,7 @@ def _facts(folder: Path) -> dict[str, Any] | None:
 def _open(folder: Path, name: str, facts: dict[str, Any]) -> Tokens:
     names = json.loads((folder / f"{name}.names.json").read_text("utf-8"))
     ids = np.memmap(folder / f"{name}.ids", dtype=facts["dtype"], mode="r")
-    return Tokens(ids, np.load(folder / f"{name}.offsets.npy"), names, facts["bytes"][name])
+    return Tokens(ids, np.load(folder / f"{name}.offsets.npy"), names, facts["bytes"][name], name)
 
 
 def _build(folder: Path, source: Source, tokenizer: Tokenizer, config: DataConfig) -> dict[str, Any]:

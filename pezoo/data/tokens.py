@@ -28,12 +28,14 @@ class Tokens:
         offsets: (n_documents + 1,) int64; document i is `ids[offsets[i]:offsets[i + 1]]`.
         names: of the documents.
         n_bytes: bytes of UTF-8 that the ids stand for; None: unknown.
+        split: which one it is, for messages; None: unknown.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
     names: list[str]
     n_bytes: int | None = None
+    split: str | None = None
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -171,6 +173,7 @@ def _starts(tokens: Tokens, length: int) -> tuple[np.ndarray, np.ndarray]:
     adding `first[i]` to the number of a place gives its index in `tokens.ids`.
     """
     lengths, starts = tokens.lengths, tokens.offsets[:-1]
+    which = "" if tokens.split in (None, "train") else f"{tokens.split} split: "
     read = lengths > length
     inside = lengths[read].sum() / max(1, len(tokens.ids))
     if inside > 0:
@@ -178,18 +181,21 @@ def _starts(tokens: Tokens, length: int) -> tuple[np.ndarray, np.ndarray]:
         upto = np.cumsum(places)
         if inside < 0.5:
             _log.warning(
-                "only %.0f%% of the text is in documents longer than %d tokens; no other is read",
+                "%sonly %.0f%% of the text is in documents longer than %d tokens; no other is read",
+                which,
                 100 * inside,
                 length,
             )
         return starts[read] - (upto - places), upto
     if len(tokens.ids) <= length:
+        what = "the corpus" if tokens.split is None else f"the {tokens.split} split of the corpus"
+        more = " raise data.validation_fraction (unless the corpus has a validation split of its own),"
         raise UserError(
-            f"the corpus has {len(tokens.ids)} tokens to crop, too few for sequences of {length}: "
-            "shorten train.length or tune.length, or choose a larger corpus (data.corpus, "
-            "data.path)."
+            f"{what} has {len(tokens.ids)} tokens to crop, too few for sequences of {length}:"
+            f"{more if tokens.split == 'validation' else ''} shorten train.length or tune.length, or choose a larger "
+            "corpus (data.corpus, data.path)."
         )
-    _log.warning("no document is longer than %d tokens: crops run across documents", length)
+    _log.warning("%sno document is longer than %d tokens: crops run across documents", which, length)
     return np.zeros(1, np.int64), np.array([len(tokens.ids) - length])
 
 

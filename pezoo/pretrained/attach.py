@@ -72,7 +72,8 @@ class Attached(nn.Module):
     Attributes:
         scheme: the module that attention works by; its parameters are the model's.
         phase: "tune" or "test"; None: "tune" while the model trains, else "test".
-        length: total length that length-dependent schemes are told; None: the tokens so far.
+        length: total length that length-dependent schemes are told; None: the tokens so far, by position_ids where
+            they are given.
         rows: numbers of the next forward's sequences, the keys of random positions; None: 0 ... B - 1, while the
             model trains counted on from forward to forward.
     """
@@ -146,7 +147,7 @@ class Attached(nn.Module):
                 caching=cache is not None or bool(use_cache),
                 device=given.device,
                 tokens=tokens if self.reads_tokens else None,
-                declared=self.length or past + new,
+                declared=self.length or _reached(kwargs.get("position_ids"), past + new),
                 phase=self.phase or ("tune" if self.training else "test"),
                 rows=self._rows(batch),
                 seed=self.scheme.seed,
@@ -260,6 +261,11 @@ def _valid(mask: Any) -> Tensor | None:
     return valid
 
 
+def _reached(position_ids: Any, total: int) -> int:
+    """Tokens so far: as position_ids count them where they are given, as transformers itself does."""
+    return total if position_ids is None else int(position_ids.max()) + 1
+
+
 def attach(
     model: Any,
     scheme: str | Mapping[str, Any] | Spec | None = None,
@@ -295,7 +301,6 @@ def attach(
     if not isinstance(model, PreTrainedModel):
         raise UserError(f"attach takes a model of the library transformers, not {type(model).__name__}")
     detach(model)
-    seam.register()
     attached = Attached(model, found := fit(model, scheme, train_length, seed))
     decoder, words = decoder_of(model), model.get_input_embeddings()
     if attached.embeds and words.weight.shape[1] != attached.scheme.shape.d_model:

@@ -6,7 +6,7 @@ made it, which is how one is trained before schemes are attached.
 Legend: B batch, L length, D hidden size, V vocabulary.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,17 @@ class Body(nn.Module):
         self.train(training)
         if parts.shape != whole.shape or (parts - whole).abs().max() > CLOSE * whole.abs().max():
             raise UserError(f"{type(self.model).__name__} makes its logits of more than its decoder gives")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Body":
+        """Let casts leave the model's frequencies as they are: rounded, it would turn otherwise than in its test."""
+        rotary = [module for module in self.modules() if type(module).__name__.endswith("RotaryEmbedding")]
+        exact = [(module, name, buffer) for module in rotary for name, buffer in module.named_buffers(recurse=False)]
+        super()._apply(fn, recurse)
+        for module, name, buffer in exact:
+            moved = getattr(module, name)
+            if moved.dtype != buffer.dtype:
+                setattr(module, name, buffer.to(moved.device))
+        return self
 
     @property
     def attached(self) -> Attached | None:

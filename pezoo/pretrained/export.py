@@ -39,8 +39,9 @@ def export(
         folder: where to write; empty, or not there yet.
         scheme: as in `attach`, such as "rope+yarn:factor=4"; None: what is attached, or else the model's own.
         length: tokens of the texts to come. Rules that follow the length, unset factors among them, are written as they
-            are at this length; without, those that transformers cannot follow are refused. It is written as
-            `max_position_embeddings`.
+            are at this length; without, those that transformers cannot follow are refused. `max_position_embeddings`
+            is this, or what the scheme reaches, its factor times the training length, where that is more; under
+            rope_type dynamic it is the training length.
         train_length: as in `attach`.
 
     Returns:

@@ -25,23 +25,46 @@ TURN_IN_WINDOWS = {"afmoe", "cohere2", "exaone4", "exaone_moe", "flint"}
 BASES = {
     "apertus": 12e6,
     "bitnet": 5e5,
+    "blt": 5e5,
     "cohere": 5e5,
     "cwm": 1e6,
     "ernie4_5": 5e5,
+    "ernie4_5_moe": 5e5,
     "flex_olmo": 5e5,
-    "gemma3_text": 1e6,
     "gpt_oss": 15e4,
     "helium": 1e5,
+    "hy_v3": 11158840.0,
+    "lfm2": 1e6,
+    "lfm2_moe": 1e6,
     "llama4_text": 5e5,
+    "minimax": 1e6,
+    "minimax_m2": 5e6,
+    "minimax_m3_vl_text": 5e6,
     "mixtral": 1e6,
-    "olmo3": 5e5,
     "phimoe": 1e6,
     "smollm3": 2e6,
+    "solar_open": 1e6,
 }
 """Bases that a config of the family may leave out, where they are not 10 000."""
-SHARES = {"glm": 0.5, "glm4": 0.5, "glm4_moe": 0.5, "gpt_neox": 0.25, "nemotron": 0.5, "persimmon": 0.5, "phi": 0.5}
+_GEMMA = {"full_attention": ("rope_theta", 1e6), "sliding_attention": ("rope_local_base_freq", 1e4)}
+KINDS: dict[str, dict[str, tuple[str | None, float]]] = {
+    "gemma3_text": _GEMMA,
+    "gemma3n_text": _GEMMA,
+    "modernbert-decoder": {
+        "full_attention": ("global_rope_theta", 16e4),
+        "sliding_attention": ("local_rope_theta", 1e4),
+    },
+    "olmo3": {"full_attention": ("rope_theta", 5e5), "sliding_attention": (None, 5e5)},
+}
+"""Families whose kinds of layers have a base each: the key for it before transformers 5, and the base without."""
+ALL_SCALED = ("modernbert-decoder",)
+"""Of `KINDS`, those whose `rope_scaling` is that of all layers; in others it is that of full_attention alone."""
+SHARES = {
+    **{"bamba": 0.5, "glm": 0.5, "glm4": 0.5, "glm4_moe": 0.5, "gpt_neox": 0.25, "nemotron": 0.5},
+    **{"persimmon": 0.5, "phi": 0.5, "recurrent_gemma": 0.5, "stablelm": 0.25},
+}
 """Shares of a head that turn, where a config of the family may leave them out."""
-PATTERNS = {"cohere2": 4, "gemma2": 2, "gemma3_text": 6, "gpt_oss": 2, "olmo3": 4}
+PATTERNS = {"cohere2": 4, "gemma2": 2, "gemma3_text": 6, "gemma3n_text": 5, "gpt_oss": 2, "olmo3": 4}
 """Every which layer has no window, where a config of the family may leave it out."""
 WINDOWS_ON_DEMAND = {"qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3"}
 """Families that have no windows, whatever `sliding_window` says, unless `use_sliding_window` is true."""
@@ -162,7 +185,10 @@ def _plain(config: Any) -> dict[str, Any]:
         "rotary_emb_base": "rope_theta",
         "_sliding_window_pattern": "sliding_window_pattern",
     }
-    return {new: facts[old] for old, new in renamed.items() if old in facts} | dict(facts)
+    facts = {new: facts[old] for old, new in renamed.items() if old in facts} | dict(facts)
+    if facts.get("model_type") == "modernbert-decoder" and type(both := facts.get("local_attention", 128)) is int:
+        facts["sliding_window"] = both // 2  # of a window to both sides
+    return facts
 
 
 def whole(facts: Mapping[str, Any], key: str) -> int:
@@ -212,20 +238,32 @@ def _shared_parameters(facts: Mapping[str, Any], family: str, found: list[str]) 
             raise UserError(f"{name} must be a mapping, not {brief(given)}")
     if new and old and any(old.get(k) != new.get(k) for k in {*old, *new} - {"type", "rope_type", "rope_theta"}):
         found.append("rope_scaling and rope_parameters differ; transformers takes rope_scaling")
+    if new and not old and family in KINDS and not _nested(new):
+        found.append(f"rope_parameters has no kinds of layers, which {family} has; transformers reads nothing there")
+        return {}
     return old or new or {}
+
+
+def _nested(shared: Mapping[str, Any]) -> bool:
+    """Whether parameters are those of each kind of layer."""
+    return any(isinstance(value, Mapping) or key in ATTENTION for key, value in shared.items())
 
 
 def _rule(
     facts: Mapping[str, Any], family: str, shared: Mapping[str, Any], kind: str | None, head_dim: int
 ) -> Rule | None:
     """What is stated for one kind of layer; None if it says that they do not turn."""
-    nested = any(isinstance(value, Mapping) or key in ATTENTION for key, value in shared.items())
+    nested, has_kinds = _nested(shared), family in KINDS
     where = f"rope_parameters of {kind}" if nested else "rope_parameters"
-    if nested and kind not in shared:
+    stated, base = KINDS.get(family, {}).get(str(kind), ("rope_theta", BASES.get(family)))
+    if nested and kind not in shared and not has_kinds:
         raise UserError(f"rope_parameters has {', '.join(map(str, shared))}, but layer_types has {brief(kind)}")
-    own = shared[str(kind)] if nested else shared
+    own = shared.get(str(kind)) if nested else shared
+    if has_kinds and (own is None or (not nested and kind != "full_attention" and family not in ALL_SCALED)):
+        own = {}
     if own is None:
         return None
+    nested = nested or has_kinds  # as transformers makes it
     if not isinstance(own, Mapping):
         raise UserError(f"{where} must be a mapping, not {brief(own)}")
     own = dict(own)
@@ -239,14 +277,11 @@ def _rule(
         pairing="interleaved" if family in INTERLEAVED or facts.get("rope_interleave", latent) else "half",
         nested=nested,
         latent=latent,
+        stretched=family.startswith("hunyuan"),
     )
-    if family == "gemma3_text" and kind == "sliding_attention" and not nested:
-        # Before transformers 5, where rope_scaling was that of the other layers alone.
-        own.clear()
-        own["rope_theta"] = facts.get("rope_local_base_freq", BASE)
-        return rule
-    for key, default in (("rope_theta", BASES.get(family)), ("partial_rotary_factor", SHARES.get(family))):
-        beside = facts.get(key)
+    share = ("partial_rotary_factor", "partial_rotary_factor", SHARES.get(family))
+    for key, name, default in (("rope_theta", stated, base), share):
+        beside = None if name is None else facts.get(name)
         inside = own.get(key)
         if beside is not None and inside is not None and beside != inside:
             rule.remark(f"{key} is {brief(inside)}, and {brief(beside)} beside it; transformers takes {brief(inside)}")
@@ -311,11 +346,18 @@ def _kinds(facts: Mapping[str, Any], family: str, n_layers: int) -> list[str | N
         return ["full_attention"] * n_layers
     if family == "smollm3":  # where layers do not turn
         return ["full_attention" if turns else "sliding_attention" for turns in _turning(facts, family, n_layers)]
-    if family in ("qwen2", "qwen3") or (facts.get("use_sliding_window") and facts.get("max_window_layers")):
+    if family == "qwen3_moe":  # which reads no max_window_layers
+        return ["sliding_attention"] * n_layers
+    if family in WINDOWS_ON_DEMAND or (facts.get("use_sliding_window") and facts.get("max_window_layers")):
         full = FIRST_WINDOW if facts.get("max_window_layers") is None else facts["max_window_layers"]
         if type(full) is not int or full < 0:
             raise UserError(f"max_window_layers must be a whole number from 0 on, not {brief(full)}")
+        if family == "qwen2_moe":  # every other layer, and before that number
+            return ["full_attention" if i % 2 or i >= full else "sliding_attention" for i in range(n_layers)]
         return ["full_attention" if i < full else "sliding_attention" for i in range(n_layers)]
+    if family == "modernbert-decoder":
+        every = 3 if facts.get("global_attn_every_n_layers") is None else whole(facts, "global_attn_every_n_layers")
+        return ["sliding_attention" if i % every else "full_attention" for i in range(n_layers)]
     if type(pattern) is int and pattern > 0:
         return ["sliding_attention" if (i + 1) % pattern else "full_attention" for i in range(n_layers)]
     return ["sliding_attention"] * n_layers

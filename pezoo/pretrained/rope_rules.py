@@ -35,6 +35,8 @@ class Rule:
     """Whether the config has parameters for each kind of layer."""
     latent: bool = False
     """Multi-head latent attention: the head here is the part of it that turns."""
+    stretched: bool = False
+    """Whether `alpha` stretches the base of the type dynamic, once for all lengths."""
     remarks: list[str] = field(default_factory=list)
 
     def remark(self, message: str) -> None:
@@ -169,6 +171,7 @@ class Rule:
 
     def _look_at_keys(self, keys: tuple[str, ...]) -> None:
         known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings", *keys}
+        known |= {"alpha"} if self.stretched and self.type == "dynamic" else set()
         every = {key for _, more in TYPES.values() for key in more} | known
         for key, value in self.parameters.items():
             if key in _ELSEWHERE or key in known or value is None:
@@ -196,6 +199,11 @@ def _linear(rule: Rule) -> tuple[Members, int | None]:
 
 
 def _dynamic(rule: Rule) -> tuple[Members, int | None]:
+    if rule.stretched and rule.parameters.get("alpha"):
+        if rule.head_dim <= 2:
+            raise rule.refuse("alpha stretches the base of heads of more than one pair of channels")
+        alpha, base = rule.number("alpha"), rule.number("rope_theta", BASE, above=1.0)
+        return rule.rope(base=base * alpha ** (rule.head_dim / (rule.head_dim - 2))), None
     if rule.longest is None:
         raise rule.refuse("max_position_embeddings is missing, which rope_type dynamic needs")
     inside = rule.parameters.get("original_max_position_embeddings")
@@ -215,16 +223,18 @@ def _yarn(rule: Rule) -> tuple[Members, int | None]:
     fast, slow = rule.or_zero("beta_fast", 32.0), rule.or_zero("beta_slow", 1.0)
     if fast <= slow:
         raise rule.refuse(f"beta_fast = {fast:g} must exceed beta_slow = {slow:g}")
-    truncate = rule.parameters.get("truncate")
+    truncate = rule.parameters.get("truncate", True)
     if truncate not in (None, True, False):
         raise rule.refuse(f"truncate must be true or false, not {brief(truncate)}")
     if truncate is False and rule.nested:
         rule.remark("truncate is read by nothing here: transformers looks for it beside the kinds of layers alone")
+    elif truncate is None and not rule.nested:
+        rule.remark("truncate is null, which transformers takes for false")
     settings: dict[str, Any] = {
         "factor": factor,
         "beta_fast": fast,
         "beta_slow": slow,
-        "truncate": truncate is not False or rule.nested,
+        "truncate": bool(truncate) or rule.nested,
     }
     return rule.rope() | {"yarn": settings | _yarn_temperature(rule, factor)}, before
 

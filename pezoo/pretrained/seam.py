@@ -24,6 +24,8 @@ ATTACHED = "_pezoo_attached"
 """Where a layer's attention finds what is attached to its model; not an attribute that a module would register."""
 VALID = "_pezoo_valid"
 """Where a mask (B, 1, Lq, Lk) keeps the mask of padding (B, L) that it was made of."""
+TRAINED = "_pezoo_trained"
+"""Where a table of positions that is put aside keeps whether it was trained."""
 
 Attend = Callable[..., tuple[Tensor, None]]
 
@@ -121,14 +123,20 @@ def bring_back(decoder: nn.Module, names: list[str]) -> None:
 
 
 def clear_table(table: nn.Embedding) -> None:
-    """Have a model's table of positions give zeros, whatever is looked up."""
-    table.__dict__["forward"] = partial(_zeros, table.embedding_dim)
+    """Have a model's table of positions give zeros, whatever is looked up; it is not trained then."""
+    table.__dict__["forward"] = partial(_zeros, table)
+    table.__dict__[TRAINED] = table.weight.requires_grad
+    table.weight.requires_grad_(False)
 
 
 def restore_table(table: nn.Embedding) -> None:
     """Undo `clear_table`."""
     table.__dict__.pop("forward", None)
+    table.weight.requires_grad_(table.__dict__.pop(TRAINED, table.weight.requires_grad))
 
 
-def _zeros(width: int, *args: Any, **kwargs: Any) -> Tensor:
-    return torch.zeros(1, 1, width, device=next((a.device for a in args if isinstance(a, Tensor)), None))
+def _zeros(table: nn.Embedding, *args: Any, **kwargs: Any) -> Tensor:
+    return table.weight.new_zeros(1, 1, table.embedding_dim)
+
+
+register()  # also where a model is unpickled that `attach` was called for elsewhere

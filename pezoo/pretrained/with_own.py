@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pezoo.contract import Encoding, Extension
 from pezoo.errors import UserError
+from pezoo.fitting import fits
+from pezoo.registry import entry
 from pezoo.scheme import MemberSpec, Spec, parse
 
 
@@ -13,7 +16,10 @@ def mixed(layers: Sequence[Spec]) -> Spec:
 
 
 def with_own(spec: Spec, layers: Sequence[Spec], beside: Sequence[Sequence[MemberSpec]] = ()) -> Spec:
-    """A scheme in which `rope` has the settings of each layer's own; in layers that do not turn it is `nope`.
+    """A scheme in which `rope` has the settings of each layer's own.
+
+    In layers that do not turn `rope` gives way, to `nope` where no other encoding is there, and so does what works on
+    `rope` alone, such as `yarn`. All else stays: windows, sinks, biases.
 
     Args:
         spec: the scheme.
@@ -43,10 +49,24 @@ def _filled(spec: Spec, own: Spec) -> Spec:
         if all(m.name != "rope" for m in plain.members):
             return plain
         if rope is None:
-            return parse("nope")
+            return _without(plain)
         return Spec(tuple(_given(m, dict(rope.settings)) if m.name == "rope" else m for m in plain.members))
 
     return spec._map(fill)
+
+
+def _without(plain: Spec) -> Spec:
+    """A plain scheme without its `rope`, and without the extensions that then have nothing to work on."""
+    classes = {m: entry(m.name).member for m in plain.members}
+    encodings = [m for m, cls in classes.items() if issubclass(cls, Encoding) and m.name != "rope"]
+    encodings = encodings or list(parse("nope").members)
+    there = [entry(m.name).member for m in encodings]
+    kept = [
+        m
+        for m, cls in classes.items()
+        if issubclass(cls, Extension) and any(issubclass(e, Encoding) and fits(cls, e) is None for e in there)
+    ]
+    return Spec((*encodings, *kept))
 
 
 def _given(member: MemberSpec, settings: Mapping[str, Any]) -> MemberSpec:

@@ -13,13 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from pezoo.report.figure import folded, heading
+from pezoo.report.grids import PLAIN, grids
 from pezoo.report.groups import UNTUNED, Tuning, name_of, select, words
 from pezoo.report.statistics import (
     ACCURACIES,
-    PLAIN,
     Summary,
     by_depth,
-    grids,
     length_name,
     score_frame,
 )

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import pandas
 
-from pezoo.report.groups import WINDOWED, Tuning, chance, tuning_of
+from pezoo.report.groups import WINDOWED, chance
 from pezoo.report.intervals import exp, interval
 from pezoo.report.shares import ACCURACIES, questions_of
 from pezoo.results import Result
@@ -22,8 +22,6 @@ TOLERANCE = 0.1
 """How far above its value at L a perplexity may rise, as a share, and the model still counts as working."""
 MARGIN = 0.01
 """How far below its windowed companion a perplexity must be for the model to count as using what lies beyond L."""
-PLAIN = "plain"
-"""The column of a grid for encodings without extensions."""
 
 
 Scale = Literal["linear", "share", "log"]
@@ -284,7 +282,7 @@ def score_frame(tasks: Mapping[str, Iterable[Result]]) -> pandas.DataFrame:
     guessed = [chance(results[0]) for results in tasks.values()]
     if any(share is not None for share in guessed):
         rows["(guessing)"] = [None if share is None else Summary((share,), scale="share") for share in (*guessed, None)]
-    return _frame(rows, "scheme", [*scores, "mean"])
+    return frame_of(rows, "scheme", [*scores, "mean"])
 
 
 def mean_over_tasks(tasks: Mapping[str, Iterable[Result]]) -> list[Result]:
@@ -297,45 +295,6 @@ def mean_over_tasks(tasks: Mapping[str, Iterable[Result]]) -> list[Result]:
     means = [r for each in found.values() for r in each.values()]
     length = max((r.test_length for r in means), default=1)
     return [replace(r, test_length=length, length_ratio=length / r.train_length) for r in means]
-
-
-def grids(results: Iterable[Result]) -> dict[tuple[int, Tuning], pandas.DataFrame]:
-    """Lay schemes out by encoding and extension, where a study crosses at least three of each.
-
-    Args:
-        results: what `select` returned.
-
-    Returns:
-        Test length and tuning, ascending -> a frame. Rows: encodings; columns: "plain", then extensions, both in
-        order of first appearance. Cells: a `Summary`, or None. Names stand without settings, except for what would
-        share a cell with another label; what then still would has its label for a column. Companions with a window are
-        left out. Empty unless three encodings have two extensions or more, and there are three such extensions.
-    """
-    results = [r for r in results if not r.label.endswith(WINDOWED)]
-    firsts = {r.label: r for r in results}
-    places: dict[tuple[str, str, Tuning], str] = {}
-    for label, r in sorted(firsts.items(), key=lambda one: ":" in one[1].scheme):  # who has no settings goes first
-        full, tuning = _with_settings(r), tuning_of(r)
-        names = ((r.encoding, "+".join(r.extensions) or PLAIN), full, (full[0], label))
-        places[next((*name, tuning) for name in names if (*name, tuning) not in places)] = label
-    order = list(firsts)
-    places = dict(sorted(places.items(), key=lambda one: order.index(one[1])))
-    pairs = {key[:2] for key in places if key[1] != PLAIN}
-    counts = Counter(encoding for encoding, _ in pairs)
-    crossed = {encoding for encoding, n in counts.items() if n > 1}
-    if len(crossed) < 3 or len({extension for encoding, extension in pairs if encoding in crossed}) < 3:
-        return {}
-    found = curves(results)
-    columns = sorted(dict.fromkeys(extension for _, extension, _ in places), key=lambda name: name != PLAIN)
-    frames = {}
-    for length in sorted({length for curve in found.values() for length in curve}):
-        for tuning in sorted({tuning for *_, tuning in places}):
-            cells = {key[:2]: found[label].get(length) for key, label in places.items() if key[2] == tuning}
-            if any(cells.values()):
-                encodings = dict.fromkeys(encoding for encoding, *_ in places)
-                rows = {encoding: [cells.get((encoding, name)) for name in columns] for encoding in encodings}
-                frames[length, tuning] = _frame(rows, "encoding", columns)
-    return frames
 
 
 def length_name(test_length: int, train_length: int) -> str:
@@ -379,15 +338,8 @@ def _mean(results: Sequence[Result]) -> Result:
     return replace(results[0], value=summarise(results).mean, n_documents=questions_of(results))
 
 
-def _with_settings(result: Result) -> tuple[str, str]:
-    """Return encoding and extensions as the scheme spells them; one that joins several stands for itself."""
-    if result.scheme.startswith("{"):
-        return result.label, PLAIN
-    members, n = result.scheme.split("+"), len(result.scheme.split("+")) - len(result.extensions)
-    return "+".join(members[:n]), "+".join(members[n:]) or PLAIN
-
-
-def _frame(rows: Mapping[str, Sequence[Hashable]], name: str, columns: Sequence[str]) -> pandas.DataFrame:
+def frame_of(rows: Mapping[str, Sequence[Hashable]], name: str, columns: Sequence[str]) -> pandas.DataFrame:
+    """Return rows of summaries as a frame, its index named."""
     index = pandas.Index(list(rows), name=name)
     return pandas.DataFrame(list(rows.values()), index=index, columns=columns, dtype=object)
 

@@ -16,6 +16,7 @@ from pezoo.report.captions import (
     rates,
     reasons,
 )
+from pezoo.report.grids import grids
 from pezoo.report.groups import (
     WINDOWED,
     groups,
@@ -38,7 +39,6 @@ from pezoo.report.statistics import (
     best_value,
     curves,
     effective_length,
-    grids,
     length_name,
     mean_over_tasks,
     score_frame,

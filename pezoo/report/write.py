@@ -13,13 +13,14 @@ from pezoo.report.captions import made_with
 from pezoo.report.curves import draw_tasks
 from pezoo.report.figure import save
 from pezoo.report.findings import findings
+from pezoo.report.grids import grids
 from pezoo.report.groups import HEADLINES, groups, headline, matrices, metrics, select, words
 from pezoo.report.lines import draw_beside_best, draw_lengths, draw_positions
 from pezoo.report.page import About, Section, render
 from pezoo.report.printed import Table
 from pezoo.report.ranks import draw_ranks
 from pezoo.report.shares import ACCURACIES
-from pezoo.report.statistics import grids, length_name
+from pezoo.report.statistics import length_name
 from pezoo.report.tradeoff import draw_cost
 from pezoo.results import Result, to_csv
 from pezoo.results.losses import Sources

@@ -5,6 +5,7 @@ intervals, and sums by position, for curves. A published study holds these of al
 """
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -136,7 +137,7 @@ def read_losses(path: str | Path) -> Losses:
             found = {name: arrays[name] for name in _LOSSES}
         found["protocol"] = str(found["protocol"])
         return Losses(**found)
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"cannot read losses from {path}: {error}. Run the study again to have it written anew."
         ) from error
@@ -233,5 +234,5 @@ def _unpack(path: Path, changed: int) -> dict[str, list[Marginals]]:
             losses.setdefault(cell, []).append(one)
             document, place = document + rows, place + bins
         return losses
-    except (OSError, EOFError, LookupError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, LookupError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"cannot read the losses of a published study from {path}: {error}") from error

@@ -128,7 +128,8 @@ class Estimate:
         self.todo.pop(key, None)
         self.running.pop(key, None)
         if not failed:
-            self.took.setdefault(key, (self.work[key], seconds))
+            if self.work[key]:  # a choice has none, and says nothing of other cells
+                self.took.setdefault(key, (self.work[key], seconds))
             return
         self.took.pop(key, None)
         lost = {key}
@@ -160,8 +161,8 @@ class Estimate:
         return memory.NUMBER * sum(sum(_sizes(cell.inputs)) for cell in makes)
 
     def rests(self) -> dict[str, float] | None:
-        """By key, the seconds that are left of cells; None if that is unknown."""
-        rates, rests = _Rates(self), {}
+        """By key, the seconds that are left of cells, 0 for a choice; None if that is unknown."""
+        rates, rests = _Rates(self), dict.fromkeys(self.todo, 0.0)
         for key in self.todo:
             if self.work[key]:
                 if (rate := rates[key]) is None:

@@ -23,11 +23,12 @@ from pezoo.errors import NeedsPlugins, UserError, cut
 from pezoo.files import replacing
 from pezoo.study.reading import find_recipe, load_recipe
 from pezoo.study.recipe import Recipe
+from pezoo.study.store import STATE, UNFINISHED
 
 RECIPE, RESULTS = "recipe.yaml", "results.jsonl"
 MOST = 6
 """Changed keys that are named."""
-WRITTEN = ("report", "logs", "tensorboard", "cells", RESULTS, "status.json")
+WRITTEN = ("report", "logs", "tensorboard", "cells", RESULTS, "status.json", "jobs.json")
 """What a run writes or removes in its folder."""
 _HEAD = re.compile(rb"#.*sha256 of the lines below: ([0-9a-f]{64})")
 
@@ -58,8 +59,9 @@ def folder_of(given: str | Path | Mapping[str, Any], out: str | Path | None = No
 
 
 def _is_study(folder: Path) -> bool:
-    """Whether a study was run here; a folder with published results has no cells."""
-    return (folder / "cells").is_dir() or (folder / ".lock").exists()
+    """Whether a study was run here; a folder with published results has no cells, and others may call theirs so."""
+    made = ("*/done.json", f"*{STATE}", f"{UNFINISHED}*")
+    return (folder / ".lock").exists() or any(any((folder / "cells").glob(name)) for name in made)
 
 
 def read_record(folder: Path) -> Recipe:
@@ -90,7 +92,7 @@ def read_record(folder: Path) -> Recipe:
 @functools.lru_cache(maxsize=2)
 def _load(path: Path, content: bytes) -> Recipe:
     """Read a recipe once for each content that it has."""
-    return load_recipe(path)
+    return load_recipe(path, connects=False)
 
 
 def write_record(folder: Path, recipe: Recipe, plugins: Iterable[str]) -> None:
@@ -102,10 +104,24 @@ def write_record(folder: Path, recipe: Recipe, plugins: Iterable[str]) -> None:
         plugins: absolute paths.
     """
     content = recipe.to_dict() | {"plugins": _recorded(folder, plugins)}
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100).encode()
+    text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100).encode()
     head = f"# Written by pezoo {pezoo.__version__}; sha256 of the lines below: {hashlib.sha256(text).hexdigest()}\n"
     with replacing(folder / RECIPE) as file:
         file.write(head.encode() + text)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts such as 1e-3 as well, which OmegaConf reads as numbers, and PyYAML does not."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """A text, quoted if a number can be read from it."""
+        with contextlib.suppress(ValueError):
+            float(data.replace("_", ""))
+            return self.represent_scalar("tag:yaml.org,2002:str", data, style="'")
+        return super().represent_str(data)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def _recorded(folder: Path, plugins: Iterable[str]) -> list[str]:

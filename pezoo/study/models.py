@@ -125,7 +125,7 @@ def opening(folder: str | Path, trained: Trained, n: int) -> tuple[Tensor, str]:
     Raises:
         UserError: if the text is not there any more.
     """
-    recipe = dict(load_recipe(Path(folder) / "recipe.yaml").split())[trained.part]
+    recipe = dict(load_recipe(Path(folder) / "recipe.yaml", connects=False).split())[trained.part]
     corpus = load(recipe.data)
     if corpus.tokenizer != trained.inputs["data"]["tokenizer"]:
         raise UserError(f"the recipe in {folder} now has another tokenizer than the model; give a --prompt")

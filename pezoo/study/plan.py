@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 VERSIONS = {"train": 4, "choose": 1, "tune": 4, "evaluate": 3}
 """Raised when the code of a kind of cell changes its numbers; older cells are then not reused. The code of members is
 in the hash itself (`pezoo.sources`); for the rest `tests/test_fingerprint.py` fails if this is forgotten."""
+BODY_VERSION = 1
+"""Raised when only trainings and tunings of somebody's model move."""
 GROUPS: dict[str, type] = {"model": ModelConfig, "body": Source, "settings": TrainConfig}
 """Groups of the recipe's keys among the inputs of cells."""
 
@@ -372,6 +374,8 @@ class _Planner:
 
     def _add(self, kind: str, name: str, spec: Spec, **inputs: Any) -> str:
         all_inputs = {"kind": kind, "version": VERSIONS[kind]} | self.scheme(spec) | self.common | inputs
+        if "body" in all_inputs and kind in ("train", "tune"):
+            all_inputs["body_version"] = BODY_VERSION
         cell = Cell(self._title(kind, name, inputs["seed"]), all_inputs)
         self.plan.cells.setdefault(key := cell.key, cell)
         return key

@@ -106,7 +106,11 @@ def begun() -> Message:
 
 def _check_code(cell: Cell) -> None:
     """Refuse to run a cell with other code than its name says."""
-    for name, known in cell.inputs["sources"].items():
+    sources = dict(cell.inputs["sources"])
+    for facts in (cell.inputs[name] for name in ("data", "tested") if name in cell.inputs):
+        if "source" in facts:
+            sources[facts["task"].partition(":")[0]] = facts["source"]
+    for name, known in sources.items():
         if entry(name).source_hash != known:
             raise UserError(
                 f"the code of {name} is not what the study was planned with: it has changed since, or "

@@ -62,12 +62,13 @@ def find_recipe(name: str | Path) -> Path:
     )
 
 
-def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str] = (), connects: bool = True) -> Recipe:
     """Read a recipe and check it.
 
     Args:
         recipe: path of a YAML file, folder of a study, bare name of a recipe that comes with pezoo, or its keys.
         overrides: `key=value` texts, dotted keys, values as YAML.
+        connects: whether it is to be run, and so may not name a cluster that was not typed.
 
     Raises:
         UserError: naming the key, what was given and what is allowed.
@@ -93,7 +94,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], overrides: Iterable[str]
     result = to_recipe(merge_typed({}, tree))
     result.study = result.study or name
     check_study(result)
-    if not isinstance(recipe, Mapping) and not any(key in ("ray", "ray.address") for key, _ in pairs):
+    if connects and not isinstance(recipe, Mapping) and not any(key in ("ray", "ray.address") for key, _ in pairs):
         _refuse_address(result)
     length = any(_holds(one, ["train", "length"]) for one in (given, sized))
     bodies.complete(result, length or any(key in ("train", "train.length") for key, _ in pairs))
@@ -178,10 +179,8 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             node["tune"], value = _as_tuning(node.get("tune", {})), _as_tuning(value) if last else value
         if isinstance(node, list):
             if not (re.fullmatch(r"[0-9]{1,9}", part) and int(part) < len(node)):
-                raise UserError(
-                    f"{cut(key)}: {here} has items 0 to {len(node) - 1}, no {brief(part)}; "
-                    f"type '{here}=[...]' to replace the whole list"
-                )
+                has = f"has items 0 to {len(node) - 1}, no {brief(part)}" if node else "is an empty list"
+                raise UserError(f"{cut(key)}: {here} {has}; type '{here}=[...]' to replace the whole list")
             part = int(part)
             short = not (isinstance(node[part], dict) and "scheme" in node[part])
             if re.search(r"(^|\.)schemes$", here) and not last and short:
@@ -211,7 +210,9 @@ def _refuse_idle(recipe: Recipe, parts: list[Recipe], keys: Iterable[str]) -> No
             example = shlex.quote(f"parts.{setting[0]}.{key}=...")
             raise UserError(f"{key} is set by every part of the recipe ({', '.join(setting)}); type {example}")
         if path[0] == "tune" and len(path) > 1 and all(_sets_tuning(one, path[1]) for one in parts):
-            raise UserError(f"{key} is set by every scheme of the recipe; type schemes.0.{key}=...")
+            own = [part for part, given in recipe.parts.items() if _holds(given, ["schemes"])]
+            where = f"parts.{own[0]}." if own and (not recipe.schemes or len(own) == len(recipe.parts)) else ""
+            raise UserError(f"{key} is set by every scheme of the recipe; type {where}schemes.0.{key}=...")
     if recipe.grid.extensions and not any(one.grid.encodings for one in parts):
         asked = recipe.grid.extensions
         typed = "'grid.encodings=[rope]' or 'grid.encodings=[\"*\"]'"

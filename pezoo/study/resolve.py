@@ -34,6 +34,10 @@ from pezoo.training.config import TrainConfig
 from pezoo.training.weights import Lora, parse_weights
 
 
+class Broken(UserError):
+    """A scheme that somebody's code crashes on, which is no refusal."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A scheme of a trial."""
@@ -140,6 +144,7 @@ def _trial(part: str, recipe: Recipe, task: str, corpora: Mapping[str, Corpus]) 
         material: Material = Text(corpora[load(recipe.data).hash])
         for length in fit_lengths:
             crops(material.corpus.train, length, 1, 0, 0)
+            crops(material.corpus.validation, length, 1, 0, 0)
         windows(material.corpus.test, max(test_lengths), recipe.test.windows, recipe.test.seed)
     else:
         refuse_main(parse_task(task).name)
@@ -199,15 +204,15 @@ def refuse_repeats(evaluations: list[Evaluation]) -> None:
 
 
 def _grid(recipe: Recipe, material: Material, train_tokens: int, body: Foreign | None) -> Iterator[Row]:
-    """Rows of the grid, without pairs that are refused."""
+    """Rows of the grid, without pairs that are refused; one that crashes is told."""
     encodings = matching("grid.encodings", recipe.grid.encodings, "encoding")
     extensions = matching("grid.extensions", recipe.grid.extensions, "extension")
     worked: set[Any] = set()
     for scheme in (f"{e}+{x}" if x else e for e in encodings for x in ("", *extensions)):
         try:
             spec = _scheme(recipe, scheme, "grid", material, train_tokens, body, worked)
-        except UserError:
-            if "+" not in scheme and scheme in recipe.grid.encodings:
+        except UserError as error:
+            if isinstance(error, Broken) or ("+" not in scheme and scheme in recipe.grid.encodings):
                 raise
             continue
         yield Row(scheme, spec, dataclasses.replace(recipe.tune, steps=list(dict.fromkeys(recipe.tune.steps))))
@@ -354,7 +359,7 @@ def _scheme(
     except UserError as error:
         raise UserError(f"{key}: {error}") from None
     except Exception as error:  # in somebody's plug-in
-        raise UserError(f"{key}: {spec} fails with {failed(error)}") from error
+        raise Broken(f"{key}: {spec} fails with {failed(error)}") from error
     return spec
 
 

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pezoo.errors import UserError
-from pezoo.files import replacing, runs
+from pezoo.files import replacing, runs, started
 from pezoo.results import find_results
 from pezoo.study.collect import Failure
 from pezoo.study.estimate import Estimate
@@ -53,6 +53,7 @@ class Status:
             "workers": recipe.workers,
             "host": socket.gethostname(),
             "process": os.getpid(),
+            "process_began": started(os.getpid()),
             "began": now(),
             "state": "running",
             "cells": dict(Counter(cell.kind for cell in cells.values())),
@@ -159,6 +160,7 @@ def read_status(folder: str | Path) -> dict[str, Any]:
 def _alive(facts: dict[str, Any]) -> str:
     """The state of a run that wrote that it is running."""
     if facts["host"] == socket.gethostname():
-        return "running" if runs(facts["process"]) else "killed"
+        began = {facts.get("process_began"), started(facts["process"])} - {None}  # two: the number is another's now
+        return "running" if runs(facts["process"]) and len(began) < 2 else "killed"
     silent = datetime.now().astimezone() - datetime.fromisoformat(facts["written"])
     return "silent" if silent.total_seconds() > SILENT_SECONDS else "running"

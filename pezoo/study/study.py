@@ -27,7 +27,8 @@ from pezoo.model.devices import check_devices, gpus
 from pezoo.registry import ENTRY_POINTS, entry, load_plugin
 from pezoo.results import Result, read, write
 from pezoo.study.collect import Failure, collect
-from pezoo.study.engines import find_engine
+from pezoo.study.engines import find_engine, require_launcher
+from pezoo.study.engines.commands import JOBS, end_leftover
 from pezoo.study.estimate import Estimate, processes
 from pezoo.study.folder import RESULTS, claim, folder_of, plugins_of, require_plugins, write_record
 from pezoo.study.launcher import Launcher
@@ -183,7 +184,8 @@ class Study:
         """
         _check_folder(self.out)
         self._refuse_strangers()
-        kind = find_engine(self.recipe.launcher)
+        if not all(map(self.store.done, self.plan.cells)):
+            require_launcher(self.recipe)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -204,6 +206,7 @@ class Study:
                         try_first &= all(cell.inputs["device"] == "cpu" for cell in self.plan.cells.values())
                         if not try_first:
                             shown.note(estimate.say())
+                    kind = find_engine(self.recipe.launcher if estimate.todo else "local")  # else none is needed
                     engine = kind(self.plan, self.store, self.plugins, estimate if try_first else None)
                     launcher = Launcher(self.plan, self.store, engine, shown, self._finished)
                     self.failures = launcher.failures
@@ -235,9 +238,7 @@ class Study:
         line, replaced = claim(self.out, self.recipe, self.plugins, self.replace)
         if line:
             print(in_terminal(line, sys.stderr.encoding or "utf-8"), file=sys.stderr)
-        if (self.out / "jobs.json").exists():
-            from pezoo.study.engines.slurm import end_leftover
-
+        if (self.out / JOBS).exists():
             end_leftover(self.out)
         remove(self.out / "logs")
         self.store.clean()

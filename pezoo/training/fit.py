@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
@@ -77,7 +77,8 @@ class FitResult:
 def learning_rate(step: int, settings: TrainConfig) -> float:
     """The learning rate at a step, as a factor on `settings.lr`.
 
-    Linear warm-up to 1, then along `settings.schedule`, reaching `min_lr_ratio` at the last step.
+    Linear warm-up to 1, then along `settings.schedule`: constant stays there, others reach `min_lr_ratio` at the last
+    step.
 
     Args:
         step: optimiser step, from 0.
@@ -119,7 +120,8 @@ class LanguageModel(pl.LightningModule):
         super().__init__()
         self.model, self.settings, self.phase, self.progress = model, settings, phase, progress
         encoding = set(model.scheme.parameters())
-        self.decayed = {name for name, p in model.named_parameters() if p.ndim > 1 and p not in encoding}
+        named = ((name, p) for name, p in model.named_parameters() if p.ndim > 1 and p not in encoding)
+        self.decayed = {name for name, _ in named if not name.endswith("bias") and not _of_norm(model, name)}
         self.gathered: dict[str, Tensor] = {}
         """The weights in the end, where each process has had a part of them."""
         self.loss, self.accuracy = MeanMetric(nan_strategy="disable"), MeanMetric()
@@ -244,6 +246,11 @@ class LanguageModel(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def _of_norm(model: nn.Module, name: str) -> bool:
+    """Whether a parameter is a norm's; those of Cohere's heads are matrices."""
+    return "norm" in type(model.get_submodule(name.rpartition(".")[0])).__name__.lower()
+
+
 def _perplexity(loss: float) -> float:
     return math.exp(min(loss, 700))  # more is no number
 
@@ -268,7 +275,8 @@ def fit(
     Args:
         model: what is trained; it ends on the CPU, in the mode it was in.
         material: what is trained on: text as `Tokens`, or a task.
-        validation: the same for validation, which it has twice to ten times, at the end too.
+        validation: the same for validation, which it has twice to ten times, at the end too; only there where there is
+            one step, or each process has a part of the weights.
         settings: how to train; `settings.length` is not read.
         seed: of the batches and of dropout; weights and random positions have the model's own.
         length: L, the length of the longest training sequences, as the material counts it.

@@ -127,6 +127,9 @@ def tuned(model: Transformer, weights: Weights, seed: int) -> Iterator[None]:
     try:
         with adapted:
             model.scheme.requires_grad_(True)
+            for parameter, required in before:
+                if not required:  # such as a table of positions that has given way
+                    parameter.requires_grad_(False)
             yield
     finally:
         for parameter, required in before:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from pezoo.study.launcher import Engine
+from pezoo.study.recipe import Recipe
 
 
 def find_engine(launcher: str) -> Callable[..., Engine]:
@@ -26,3 +27,16 @@ def find_engine(launcher: str) -> Callable[..., Engine]:
     from pezoo.study.engines.local import Pool
 
     return Pool
+
+
+def require_launcher(recipe: Recipe) -> None:
+    """Refuse a launcher that is not here, before anything is written.
+
+    Raises:
+        UserError: with what to type.
+    """
+    find_engine(recipe.launcher)
+    if recipe.launcher == "slurm":
+        from pezoo.study.engines.commands import require_slurm
+
+        require_slurm(recipe.slurm)

@@ -6,9 +6,10 @@ that nears its time limit, or that is told to go, saves the state of its trainin
 """
 
 import contextlib
+import io
 import json
 import os
-import shutil
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from pezoo.errors import UserError, cut
 from pezoo.files import remove, replacing
 from pezoo.outcome import outcome
 from pezoo.study.cells import run_cell
+from pezoo.study.engines.commands import JOBS, running, tell
 from pezoo.study.estimate import Estimate
 from pezoo.study.launcher import SAVE_SECONDS, Message, environment_of, setup_of, told_of
 from pezoo.study.plan import Cell, Plan
@@ -49,8 +51,12 @@ LAG_SECONDS = 60
 """After which what a job has written must be seen here."""
 GRACE_SECONDS = 5
 """For a job to end by itself."""
-JOBS = "jobs.json"
-"""File in the study's folder that names jobs which may still run."""
+FULL = re.compile("MaxSubmit|GrpSubmit|job submit limit", re.IGNORECASE)
+"""In what sbatch says where the user, the account or all together have as many jobs as they may."""
+
+
+class _Full(UserError):
+    """Slurm lets the user have no more jobs for now."""
 
 
 class OnSlurm:
@@ -61,9 +67,6 @@ class OnSlurm:
         store: where cells are kept.
         plugins: files that register members.
         estimate: is not asked.
-
-    Raises:
-        UserError: if Slurm is not here.
     """
 
     def __init__(self, plan: Plan, store: Store, plugins: list[str], estimate: Estimate | None = None) -> None:
@@ -76,12 +79,9 @@ class OnSlurm:
         """Processes of this machine that have, and may not have ended."""
         self.news: list[tuple[Cell | None, Message]] = []
         self.waiting_since = self.look_again = self.ask_again = 0.0
-        self.failed = False
-        if not self.asked.local and shutil.which("sbatch") is None:
-            raise UserError(
-                "launcher=slurm needs Slurm's command sbatch, which is not here; "
-                "to try the study's jobs on this machine, type slurm.local=true"
-            )
+        self.failed = self.full = False
+        self.largest = LARGEST
+        """Jobs of the next array: fewer where Slurm has refused more."""
 
     def __enter__(self) -> Self:
         asked, workers = self.asked, self.plan.recipe.workers
@@ -129,9 +129,10 @@ class OnSlurm:
         self.waiting_since = 0.0
         for (kind, *shape), cells in groupby(rest, key=_shape):
             array = list(cells)
-            for first in range(0, len(array), LARGEST):
-                self._submit(kind, *shape, array[first : first + LARGEST])
-        return taken + rest
+            taken += (submitted := self._submit_most(kind, *shape, array))
+            if len(submitted) < len(array):
+                break
+        return taken
 
     def hear(self, seconds: float) -> Iterator[tuple[Cell | None, Message]]:
         """What jobs have written, and those that have ended without a word."""
@@ -178,7 +179,7 @@ class OnSlurm:
         jobs = list(jobs)
         if self.asked.local:
             return [job for job in jobs if job.job.done()]
-        there = _running([job.job.job_id for job in jobs], local=False)
+        there = running([job.job.job_id for job in jobs], local=False)
         return [job for job in jobs if job.job.job_id not in there]
 
     def cancel(self, cell: Cell) -> None:
@@ -201,6 +202,26 @@ class OnSlurm:
             return {"event": "failed", "status": "failed", "reason": outcome(error)[1]}
         return {"event": "done", "fit": facts["fit"]}
 
+    def _submit_most(self, kind: str, machines: int, tasks: int, cells: Sequence[Cell]) -> list[Cell]:
+        """Submit arrays of cells until Slurm takes no more; return those that it took, the others wait."""
+        taken: list[Cell] = []
+        while array := cells[len(taken) :][: self.largest]:
+            try:
+                self._submit(kind, machines, tasks, array)
+            except _Full as error:
+                if len(array) > 1:
+                    self.largest = len(array) // 2
+                    continue
+                if not self.jobs:
+                    raise
+                if not self.full:
+                    self.news.append((None, {"event": "note", "line": f"{error}; the others wait for those that run"}))
+                self.full = True
+                return taken
+            taken += array
+            self.largest = min(LARGEST, 2 * self.largest)
+        return taken
+
     def _submit(self, kind: str, machines: int, tasks: int, cells: Sequence[Cell]) -> None:
         if not self.asked.local:
             self.executor.update_parameters(job_name=f"pezoo-{kind}", nodes=machines, ntasks_per_node=tasks)
@@ -208,10 +229,12 @@ class OnSlurm:
         for cell in cells:
             works.append(Work(self.study, told_of(cell), str(self.folder / cell.key)))
         try:
-            with _environment(environment_of(self.plan)), _without_ctrl_c(), self.executor.batch():
+            quiet = contextlib.redirect_stderr(io.StringIO())  # submitit prints what it raises as well
+            with quiet, _environment(environment_of(self.plan)), _without_ctrl_c(), self.executor.batch():
                 jobs = [self.executor.submit(work) for work in works]
         except (FailedJobError, OSError, subprocess.CalledProcessError) as error:
-            raise UserError(f"Slurm refuses the jobs: {cut(' '.join(str(error).split()), 500)}") from None
+            refusal = _Full if FULL.search(str(error)) else UserError
+            raise refusal(f"Slurm refuses the jobs: {cut(' '.join(str(error).split()), 500)}") from None
         for cell, job, work in zip(cells, jobs, works, strict=True):
             self.jobs[cell.key] = _Running(cell, job, work.files)
         self._record(self.jobs.values())
@@ -235,7 +258,7 @@ class OnSlurm:
         jobs = list(jobs)
         for job in jobs:
             job.path("stop").touch()
-        _tell([job.job.job_id for job in jobs], self.asked.local)
+        tell([job.job.job_id for job in jobs], self.asked.local)
 
     def _await_end(self, jobs: Iterable["_Running"], seconds: float) -> None:
         """Wait for jobs to end; a process of this machine is killed then."""
@@ -288,54 +311,6 @@ class _Running:
         whole = new[: new.rfind(b"\n") + 1]
         self.place += len(whole)
         return [json.loads(line) for line in whole.splitlines()]
-
-
-def end_leftover(study: Path) -> None:
-    """End the jobs of a run that was killed, before another works in its folder; trainings save their state.
-
-    Raises:
-        UserError: if they do not end.
-    """
-    try:
-        left = json.loads((study / JOBS).read_bytes())
-    except (OSError, ValueError):
-        return
-    if left["local"] and left["host"] != socket.gethostname():
-        raise UserError(f"{study} may be in use by jobs on {left['host']}; if not, remove {study / JOBS}")
-    for work in (study / "logs" / "slurm").glob("*.messages"):
-        work.with_suffix(".stop").touch()
-    _tell(left["jobs"], left["local"])
-    until = time.monotonic() + SAVE_SECONDS
-    while running := _running(left["jobs"], left["local"]):
-        if time.monotonic() > until:
-            raise UserError(f"jobs of an earlier run are still at work in {study}: {', '.join(running[:5])}; end them")
-        time.sleep(0.2 if left["local"] else 2.0)
-    (study / JOBS).unlink(missing_ok=True)
-
-
-def _tell(numbers: Iterable[str], local: bool) -> None:
-    """Tell jobs to go: SIGTERM, with which Slurm ends jobs as well."""
-    numbers = _running(numbers, local) if local else list(numbers)
-    for number in numbers if local else ():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(number), signal.SIGTERM)
-    if numbers and not local:
-        subprocess.run(["scancel", *numbers], check=False, capture_output=True)
-
-
-def _running(numbers: Iterable[str], local: bool) -> list[str]:
-    """Those of these jobs that run, or may."""
-    if local:
-        commands = {number: Path(f"/proc/{number}/cmdline") for number in numbers}
-        return [number for number, file in commands.items() if file.exists() and b"submitit" in file.read_bytes()]
-    if not (numbers := list(numbers)):
-        return []
-    arrays = ",".join(dict.fromkeys(number.partition("_")[0] for number in numbers))
-    command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={arrays}"]
-    told = subprocess.run(command, check=False, capture_output=True, text=True)
-    if told.returncode and "Invalid job id" not in told.stderr:  # nobody knows
-        return numbers
-    return [number for number in numbers if number in told.stdout.split()]
 
 
 @contextlib.contextmanager
