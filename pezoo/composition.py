@@ -5,14 +5,17 @@ Legend: B batch, R rows (1 or B), H heads, Lq queries, Lk keys, d head_dim.
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from pezoo.contract import Branch, Encoding, Extension, Positions, overrides
 from pezoo.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,19 @@ class Composition:
         return replace(self, regions=tuple(map(add, self.regions)))
 
     def slice(self, start: int, stop: int, n_keys: int, first_key: int = 0) -> "Composition":
-        """The same for some of the queries and keys. Branches are found anew from the sliced positions."""
+        """The same for some of the queries and keys. Branches are found anew from the sliced positions.
+
+        Keys that are left out are still counted by `positions.seen`.
+        """
+
+        def some(positions: Positions) -> Positions:
+            n_all = positions.n_keys or positions.key.shape[1]
+            return positions.slice(start, stop, n_keys, first_key).replace(n_keys=n_all)
 
         def cut(region: Region) -> Region:
-            parts = tuple(Part(p.encoding, p.positions.slice(start, stop, n_keys, first_key)) for p in region.parts)
-            return Region(parts, region.branch)
+            return Region(tuple(Part(p.encoding, some(p.positions)) for p in region.parts), region.branch)
 
-        positions = self.positions.slice(start, stop, n_keys, first_key)
-        return replace(self, positions=positions, regions=tuple(map(cut, self.regions)), found={})
+        return replace(self, positions=some(self.positions), regions=tuple(map(cut, self.regions)), found={})
 
     def uses(self, hook: str) -> bool:
         """Whether any encoding or acting extension overrides a hook."""
@@ -258,6 +266,27 @@ class Composition:
         for unseen in [*hidden, *[steps < 0] * positions.causal]:
             table = table.masked_fill(unseen, -torch.inf)
         return table
+
+
+class Held(nn.Module):
+    """The members of a composition with the parameters that they have now, for what runs again in the backward pass.
+
+    By then they may have others, as under `torch.func.functional_call`.
+    """
+
+    def __init__(self, composition: Composition) -> None:
+        super().__init__()
+        self.members = nn.ModuleList([*(part.encoding for part in composition.base), *composition.extensions])
+        self.now: dict[str, Tensor] = dict(self.named_parameters(remove_duplicate=False))
+
+    def run(self, function: Callable[[], T]) -> T:
+        """What a function returns while the members have these parameters."""
+        found: T = functional_call(self, self.now, (function,))
+        return found
+
+    def forward(self, function: Callable[[], T]) -> T:
+        """What a function returns."""
+        return function()
 
 
 def fused_refusal(composition: Composition, but: Collection[str] = ()) -> str | None:

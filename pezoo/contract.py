@@ -285,7 +285,10 @@ class Branch:
 
 
 class Extension(Member):
-    """What carries an encoding past its training length. Acts in the phases named by its setting `at`."""
+    """What carries an encoding past its training length. Acts in the phases named by its setting `at`.
+
+    `scale`, `mask`, `adapt` and regions of `branches` may see a slice of queries, and of keys, which may begin later.
+    """
 
     default_at: ClassVar[tuple[str, ...]] = ("tune", "test")
 
@@ -312,6 +315,10 @@ class Extension(Member):
 
     def refuses_beside(self, other: "Extension") -> str | None:
         """Why it cannot act together with another extension of the scheme, in some phase of both; None if it can."""
+        return None
+
+    def refuses_after(self, earlier: "Extension") -> str | None:
+        """Why it cannot act after another one that the scheme names earlier, in some phase of both; None if it can."""
         return None
 
     def coordinates(self, positions: Positions) -> Positions:

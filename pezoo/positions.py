@@ -73,6 +73,7 @@ class Positions:
     tokens: Tensor | None = None  # (B, Lk) ids of the keys' tokens, for members whose trait `tokens` says so
     read: Any = None  # what the encoding's `read` returned for the keys: (B, Lk, ...), or a tuple of such tensors
     bounds: tuple[float, float] | None = None  # all coordinates lie in [low, high], as the host knows; None: unknown
+    n_keys: int | None = None  # how many keys there are, where attention has taken some of them; None: these
 
     def replace(self, **changes: Any) -> "Positions":
         """Return a copy with some fields changed; bounds that are not given anew do not hold for new coordinates."""
@@ -155,11 +156,11 @@ class Positions:
         return low <= self.smallest() and self.largest() < high
 
     def seen(self) -> Tensor:
-        """How many keys causality and documents show to each query, (R, Lq)."""
+        """How many keys causality and documents show to each query, (R, Lq), those that attention left out too."""
         if self.causal:
             return self.query_index + 1
         if self.query_document is None or self.key_document is None:
-            return torch.full_like(self.query_index, self.key_index.shape[1])
+            return torch.full_like(self.query_index, self.n_keys or self.key_index.shape[1])
         return (self.query_document[:, :, None] == self.key_document[:, None]).sum(-1)
 
     def of_queries(self, of_keys: Tensor, dim: int = 1) -> Tensor:

@@ -122,11 +122,15 @@ class Spec:
         return self._map(lambda s: Spec(tuple(m for m in s.members if phases & set(m.at))))
 
     def fixed(self, length: int, train_length: int) -> "Spec":
-        """The scheme with unset factors as they are at `length`: how it is used after tuning there."""
+        """The scheme with unset factors as they are at `length`: how it is used after tuning there.
+
+        Those of members that do not act in tuning stay unset.
+        """
         factor = max(1.0, length / train_length)
 
         def fix(member: MemberSpec) -> MemberSpec:
-            if "factor" not in entry(member.name).parameters or member.full["factor"] is not None:
+            unset = "factor" in entry(member.name).parameters and member.full["factor"] is None
+            if not unset or "tune" not in member.at:
                 return member
             return MemberSpec.make(member.name, dict(member.settings) | {"factor": factor})
 

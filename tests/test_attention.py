@@ -276,6 +276,23 @@ def test_keys_out_of_reach_are_left_out_and_not_missed(text, mask, monkeypatch):
         assert max(widths) <= (22 if causal else 30)
 
 
+@pytest.mark.parametrize("scale", ["logn", "ssmax"])
+@pytest.mark.parametrize("mask", ["window:size=32", "lm_infinite:size=32", "lm_infinite:size=32+window:size=90"])
+def test_an_encoder_counts_keys_out_of_reach_too(mask, scale):
+    """Sigma is made of the 300 tokens of the text, beyond the training length, however few keys a chunk is given."""
+    scheme = make(f"rope+{mask}+{scale}", 32, causal=False)
+    q, k, v = torch.randn(3, 1, 3, 300, 8)
+    with torch.no_grad():
+        expected = run(scheme, q, k, v, "eager", causal=False)
+        sigma = math.log(300) / math.log(32)
+        if scale == "ssmax":
+            sigma = math.log(300) * member(scheme, "ssmax").s[:, None, None]
+        bare = make(f"rope+{mask}", 32, causal=False)
+        torch.testing.assert_close(run(bare, q * sigma, k, v, "eager", causal=False), expected, rtol=0, atol=1e-5)
+        for backend in ("auto", "chunked"):
+            torch.testing.assert_close(run(scheme, q, k, v, backend, causal=False), expected, rtol=0, atol=1e-5)
+
+
 DRAWN = ["alibi+random", "kerple+random+logn", "alibi+t5+random", "alibi+random:relative=toeplitz", "rope+alibi+random"]
 
 

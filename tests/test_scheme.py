@@ -193,6 +193,9 @@ def test_tuning_fixes_unset_factors():
     assert str(parse("rope+yarn:factor=2").fixed(64, 8)) == "rope+yarn:factor=2"
     assert str(parse("rope+ntk").fixed(4, 8)) == "rope+ntk:factor=1"
     assert str(parse("rope+dynamic_ntk").fixed(64, 8)) == "rope+dynamic_ntk"
+    assert str(parse("rope+head_scale+pi:at=test").fixed(8, 8)) == "rope+head_scale+pi:at=test"
+    assert str(parse("rope+leaky_rerope").fixed(32, 8)) == "rope+leaky_rerope"
+    assert str(parse("rope+pi:at=tune").fixed(64, 8)) == "rope+pi:factor=8:at=tune"
     assert str(parse({"layers": ["rope+pi", "nope"]}).fixed(12, 8)) == '{layers: ["rope+pi:factor=1.5", nope]}'
     with_factor, fixed = (create(s, **SIZES) for s in ("rope+pi", str(parse("rope+pi").fixed(64, 8))))
     assert [s.scale_factor(n) for s in (with_factor, fixed) for n in (4, 16)] == [1, 2, 8, 8]

@@ -82,3 +82,12 @@ def test_published_lengths_keep_their_sums(text, monkeypatch):
                 gradients(make(text, length), "auto", length, length, rows=1)
         else:
             gradients(make(text, length), "auto", length, length, rows=1)
+
+
+@pytest.mark.parametrize("text", ["transformer_xl", "shaw:clip=40", "deberta:max_distance=30"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_more_tokens_than_were_declared(text, causal):
+    """All distances are told apart, as they are where as many tokens are declared."""
+    scheme = make(text, 30, causal=causal)
+    declared, plain = (gradients(scheme, "eager", 41, 41, causal=causal, declared=n) for n in (12, 41))
+    assert_close(declared, plain, 2e-5)

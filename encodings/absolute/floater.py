@@ -67,17 +67,16 @@ class Floater(Encoding):
 
     def check(self, positions: Positions) -> None:
         """Raise `Undefined` for coordinates before the start of the trajectory."""
-        if not positions.within(0, math.inf):
-            raise Undefined(f"floater starts at 0; coordinate {positions.smallest():g} has no value")
+        where = positions if positions.causal else positions.of_keys()  # an encoder sees keys that are no queries
+        if not where.within(0, math.inf):
+            raise Undefined(f"floater starts at 0; coordinate {where.smallest():g} has no value")
 
     def prepare(self, positions: Positions) -> Tensor:
         """States and slopes (a node apart) at 0, span, 2 span ... past the largest coordinate, float32."""
-        if positions.spacing is not None:
-            largest = positions.largest()
-        elif positions.bounds is not None:
+        if positions.spacing is None and positions.bounds is not None:
             largest = positions.bounds[1]
-        else:  # keys of other documents may lie further than queries
-            largest = max(positions.largest(), float(positions.key.max()))
+        else:  # keys of an encoder, or of other documents, may lie further than queries
+            largest = positions.of_keys().largest()
         n_steps, h = max(1, math.ceil(largest / self.span)), self.span * self.config.step
         times = torch.arange(2 * n_steps + 1, device=self.start.device) * (h / 2)
         # What time adds to each layer of the network, at all times at once: the steps are many, and small.

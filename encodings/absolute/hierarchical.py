@@ -11,7 +11,7 @@ Training and testing: the same; a table trained at length L reaches L^2 position
 trained. A coordinate below 0, or of n^2 or more, raises `Undefined`.
 
 Source: Su 2020 (the author's blog and bert4keras), who reads BERT's 512 trained positions so and then tunes; a = 0.4.
-Departures: real coordinates.
+Departures: real coordinates; between n^2 - 1 and n^2 the last position is read.
 """
 
 from dataclasses import dataclass
@@ -61,4 +61,5 @@ class Hierarchical(Learned):
         low = positions.query.floor()
         share = (positions.query - low)[..., None].to(self.table.dtype)
         low = low.long()
-        return x + torch.lerp(self.position(low), self.position(low + 1), share).to(x.dtype)
+        high = (low + 1).clamp(max=len(self.table) ** 2 - 1)
+        return x + torch.lerp(self.position(low), self.position(high), share).to(x.dtype)

@@ -93,8 +93,8 @@ class TUPE(Encoding):
         return (2 * self.shape.head_dim) ** -0.5
 
     def check(self, positions: Positions) -> None:
-        """Raise `Undefined` for coordinates outside the table."""
-        check_rows("tupe", len(self.table), positions)
+        """Raise `Undefined` for coordinates outside the table, of keys that an encoder sees too."""
+        check_rows("tupe", len(self.table), positions if positions.causal else positions.of_keys())
 
     def prepare(self, positions: Positions) -> Prepared:
         """U_q N(P) of the queries and U_k N(P) of the keys; while gradients are kept, the bias too if it is not large.

@@ -86,6 +86,12 @@ class DAPE(Extension):
         name = encoding.name
         return f"{name} has no bias for the network to read beside q.k; add the setting reads=sum, which needs none"
 
+    def refuses_after(self, earlier: Extension) -> str | None:
+        """What has joined the bias to q.k, if the network reads both apart: it would change nothing."""
+        if self.config.reads == "sum" or not overrides(earlier, "adapt"):
+            return None
+        return f"{self.name} finds no bias apart from q.k to read; give {self.name} the setting reads=sum"
+
     @property
     def offsets(self) -> Tensor:
         """What the first layer adds to each hidden unit, (width,)."""

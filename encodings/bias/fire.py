@@ -3,8 +3,9 @@
     l_ij^h = q_i . k_j / sqrt(d) + MLP( psi(p_i - p_j) / (psi(max(p_i - p_0, T)) + eps) )_h
     psi(x) = ln(|c| x + 1),   T = |m T_0|
 
-p_0 is the coordinate of the document's first token, MLP: 1 -> width -> H with one ReLU; c and m are learned. The
-argument stays in [0, 1]. The released DAPE has a leaky ReLU (slope 0.01) in its FIRE: `activation=leaky_relu`.
+p_0 is the coordinate of the document's first token, MLP: 1 -> width -> H with one ReLU; c and m are learned. In a
+decoder the argument stays in [0, 1]. The released DAPE has a leaky ReLU (slope 0.01) in its FIRE:
+`activation=leaky_relu`.
 
 Shapes: bias (R, H, Lq, Lk), of position pairs: of distance alone only while p_i - p_0 <= T. Each layer has a network
 of its own; `shared` is FIRE-S.
@@ -12,7 +13,10 @@ Training and testing: the same.
 
 Source: Li et al. 2023 (arXiv 2310.04418). c = 0.1, m = 1, eps = 1e-6, width 32.
 Departures: p_i - p_0 for p_i, so that shifted, packed and random positions keep the argument in [0, 1]; T_0 defaults
-to the training length (512 in the paper). In an encoder the distance is taken without its sign.
+to the training length (512 in the paper). In an encoder the distance is taken without its sign, and divided by what
+the query's place gives: beyond T the argument passes 1 for keys far ahead, and the bias of a pair is not that of the
+pair with query and key exchanged. Where a far region sets coordinates of its own, as that of `rerope`, the query is at
+the region's coordinate in the divisor too, at w there.
 """
 
 from collections.abc import Sequence

@@ -7,10 +7,12 @@ r1 and r2 are positive, learned for each head, and shared by all layers.
 
 Shapes: distances (...) -> (H, ...). Training and testing: the same.
 
-Source: Chi, Fan, Ramadge, Rudnicky 2022 (arXiv 2205.09921). Initialisation and clamping of the stored values in the
-forward pass as in the authors' code: log r1 ~ U(0, 2), r2 ~ U(0, 1); power r1 ~ U(0, 1), r2 ~ U(0, 2); all at least
-0.01, the exponent at most 2.
-Departures: the bias is added after division by sqrt(d), as in the authors' code (their paper adds it before).
+Source: Chi, Fan, Ramadge, Rudnicky 2022 (arXiv 2205.09921). Initialisation and limits as in the authors' code: log r1 ~
+U(0, 2), r2 ~ U(0, 1); power r1 ~ U(0, 1), r2 ~ U(0, 2); all at least 0.01, the exponent at most 2. That code clamps
+what is stored before it is used, so that the gradient is never cut.
+Departures: the bias is added after division by sqrt(d), as in the authors' code (their paper adds it before). What is
+stored is left as it is: a number outside its range counts as the nearest in it, and keeps its gradient, by which it
+comes back.
 """
 
 from dataclasses import dataclass
@@ -52,9 +54,16 @@ class KERPLE(Encoding):
     def distance_bias(self, distance: Tensor) -> Tensor:
         """The penalty of each head, (H, ...)."""
         per_head = (-1, *(1,) * distance.ndim)
-        r1, r2 = self.r1.float().clamp(min=0.01).view(per_head), self.r2.float().clamp(min=0.01).view(per_head)
+        most = None if self.config.kernel == "log" else 2.0
+        r1, r2 = _held(self.r1.float()).view(per_head), _held(self.r2.float(), most).view(per_head)
         n = distance.abs()
         if self.config.kernel == "log":
             return -r1 * torch.log1p(r2 * n)
         positive = torch.where(n > 0, n, 1.0)  # 0^r2 has no gradient in r2
-        return torch.where(n > 0, -r1 * positive ** r2.clamp(max=2.0), 0.0)
+        return torch.where(n > 0, -r1 * positive**r2, 0.0)
+
+
+def _held(stored: Tensor, most: float | None = None) -> Tensor:
+    """Stored numbers as they count, at least 0.01 and at most `most`; the gradient is that without limits."""
+    free = stored.detach()
+    return free.clamp(0.01, most) + (stored - free)

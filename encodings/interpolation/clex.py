@@ -18,7 +18,8 @@ is integrated exactly.
 Departures: v is made from the encoding's own frequencies (the code's network always reads base 10 000); draws are per
 sequence (the code: per batch); no factor on the logits (add `logn`); the last position of tuning is (T t - 1) / m, m =
 max(1, floor(T / L)) (the code: floor(T t / m) - 1, less from T = 2 L on). t_max defaults to 16. Set `n_frequencies` for
-encodings with other than head_dim / 2 frequencies.
+encodings with other than head_dim / 2 frequencies. The network's first layer starts as PyTorch's linear layers do,
+U(-1/sqrt(n), 1/sqrt(n)); the authors' starts smaller, within 1/sqrt(2 n width).
 """
 
 import math

@@ -6,7 +6,7 @@ a: the list `short` up to the training length L, `long` for declared lengths T >
 Published lists never fall with k.
 
 Shapes: frequencies (R, n) -> the same; a list holds n factors. Not in training; in tuning and testing. s is the
-setting `factor`, else max(1, T / L). The switch at L and an unset s make it not prefix-stable.
+setting `factor`, else max(1, T / L). The switch at L makes it not prefix-stable, and so does an unset s that is needed.
 
 Source: Ding et al. 2024 (arXiv 2402.13753); lists, switch and m as in the released models.
 Departures: the search itself is not here. Lists default to ones for short texts and to YaRN's factors for long, one of
@@ -51,8 +51,10 @@ class LongRoPE(Extension):
 
     @property
     def prefix_stable(self) -> bool:
-        """Only with one list and a fixed factor."""
-        return self.config.table != "switch" and self.config.factor is not None
+        """Only with one list, where neither it nor m is made of T."""
+        c = self.config
+        given = c.magnitude is not None and (c.table == "short" or bool(c.long))
+        return c.table != "switch" and (c.factor is not None or given)
 
     def refuses(self, encoding: Encoding) -> str | None:
         """Lists that do not have a factor for each frequency."""

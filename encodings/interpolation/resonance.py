@@ -10,7 +10,7 @@ whole numbers, as `pi` does, it is refused: no wavelength would be whole there. 
 
 Source: Wang et al. 2024 (arXiv 2403.00071) and the authors' code, where it is applied over plain, NTK and YaRN
 frequencies.
-Departures: any encoding with frequencies.
+Departures: any encoding with frequencies that are not learned.
 
 >>> rounded = Resonance(None, Resonance.Config()).frequencies(torch.tensor([[1.0, 0.1, 0.0]]), None)
 >>> (2 * math.pi / rounded).tolist()
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pezoo.contract import Extension, Positions, Traits
+from pezoo.contract import Encoding, Extension, Positions, Traits
 from pezoo.registry import register
 
 
@@ -47,6 +47,14 @@ class Resonance(Extension):
     @dataclass
     class Config:
         """Settings: none."""
+
+    def refuses(self, encoding: Encoding) -> str | None:
+        """Learned frequencies, to which rounding lets no gradient through."""
+        with torch.enable_grad():  # wherever the scheme is built
+            inv_freq = encoding.inv_freq()
+        if inv_freq is None or not inv_freq.requires_grad:
+            return None
+        return f"{encoding.name} learns its frequencies, and rounded ones have no gradient; it works with rope"
 
     def refuses_beside(self, other: Extension) -> str | None:
         """What leaves test coordinates between whole numbers: a turn of whole tokens then ends between two of them."""

@@ -8,7 +8,7 @@ authors' code; a draw depends on (seed, sequence, T), not on the batch. Depends 
 is undefined.
 
 Source: Ruoss et al. 2023 (arXiv 2305.16843), whose code draws once a batch and, for relative encodings, in each layer
-apart: `draw=batch`, `draw=layer`.
+apart: `draw=batch`, `draw=layer` (which counts, in a mixture of layers, those of its own scheme).
 Departures: M defaults to 16 training lengths (2048 for lengths up to 500 in the paper). Encodings of pairs read
 differences of drawn positions; the authors' code draws their distances instead: `relative=toeplitz`, for which
 encodings that read each position by itself are refused. That code's ALiBi, made for encoders, takes half a step off

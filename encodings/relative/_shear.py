@@ -36,7 +36,7 @@ def counted(positions: Positions, most: float) -> tuple[Tensor, int]:
     """
     assert positions.spacing is not None
     step = positions.spacing[1]
-    tokens = math.ceil(min(most / step, positions.longest))
+    tokens = math.ceil(min(most / step, max(positions.longest, positions.key.shape[1])))
     counts = torch.arange(tokens, -1 if positions.causal else -tokens - 1, -1, device=positions.query.device)
     return counts.to(torch.float32) * step, tokens
 

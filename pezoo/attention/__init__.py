@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pezoo.attention import flex, key_bias, learned_pairs, learned_table, merged, pairwise, strided
-from pezoo.composition import Composition, autocast, fused_refusal, sharpen, typed, widened
+from pezoo.composition import Composition, Held, autocast, fused_refusal, sharpen, typed, widened
 from pezoo.contract import in_float32, overrides
 from pezoo.errors import UserError, suggest
 
@@ -373,12 +373,13 @@ def _chunked(q: Tensor, k: Tensor, v: Tensor, composition: Composition, rotated:
 
     def again(start: int) -> Tensor:  # the backward pass runs where the caller's default dtype holds
         with in_float32(q.device):
-            return chunk(start)
+            return chunk(start) if held is None else held.run(lambda: chunk(start))
 
     starts = range(0, n_queries, size)
     kept = not table.requires_grad if table is not None else fused and _keeps(q, v)  # a fixed table keeps no pairs
     if torch.is_grad_enabled():
         anew = len(starts) > 1 and not kept
+        held = Held(composition) if anew and not torch.compiler.is_compiling() else None
         return torch.cat([checkpoint(again, s, use_reentrant=False) if anew else chunk(s) for s in starts], dim=-2)
     # Into one tensor: small outputs left between large temporaries keep these from being given back to the system.
     out = v.new_empty(*q.shape[:-1], v.shape[-1])

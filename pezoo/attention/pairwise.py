@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pezoo.attention.learned_table import diagonals, view
-from pezoo.composition import Composition, sharpen
+from pezoo.composition import Composition, Held, sharpen
 from pezoo.contract import Encoding, Extension, Member, in_float32, overrides
 
 SIZE = 64
@@ -157,7 +157,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, how: Plan) -> Tensor:
     q, k, v_reversed = (t.to(dtype) for t in inputs)
     if not torch.is_grad_enabled():
         return _forward(q, k, v_reversed, how.bias, how).to(v.dtype)
-    free, parameters = replace(how, bias=None), how.member.parameters()
+    free, parameters = (replace(how, bias=None), Held(how.composition)), how.member.parameters()
     out: Tensor = _Attention.apply(q, k, v_reversed, how.bias, free, *parameters)  # type: ignore[no-untyped-call]
     return out.to(v.dtype)
 
@@ -186,23 +186,26 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, how: Plan) ->
 
 
 class _Attention(torch.autograd.Function):
-    """Queries, keys and values (B, H, L, d), a bias, how, and the parameters of the member: outputs."""
+    """Queries, keys and values (B, H, L, d), a bias, how and by what members, and the member's parameters: outputs."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, how: Plan, *parameters: Tensor) -> Tensor:
-        return _forward(q, k, v, bias, how)
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, how: tuple[Plan, Held], *parameters: Tensor
+    ) -> Tensor:
+        return _forward(q, k, v, bias, how[0])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        q, k, v, bias, ctx.how, *parameters = inputs
+        q, k, v, bias, (ctx.how, ctx.held), *parameters = inputs
         ctx.save_for_backward(q, k, v, bias, output, *parameters)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, out, *parameters = ctx.saved_tensors
+        given = gradient, (q, k, v), bias, out, ctx.how, parameters, ctx.needs_input_grad[3]
         with in_float32(out.device):
-            found = _gradients(gradient, (q, k, v), bias, out, ctx.how, parameters, ctx.needs_input_grad[3])
+            found = ctx.held.run(lambda: _gradients(*given))
         return (*found[:4], None, *found[4:])
 
 

@@ -3,10 +3,11 @@
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from pezoo.composition import Composition, Part, Region
-from pezoo.contract import Encoding, Extension, Member, Positions, Shape, overrides, to_device
+from pezoo.contract import PHASES, Encoding, Extension, Member, Positions, Shape, overrides, to_device
 from pezoo.errors import UserError
 from pezoo.fitting import fits, offers
 from pezoo.registry import entry, make_config
@@ -14,6 +15,8 @@ from pezoo.scheme import Spec
 
 OF_ALL_KEYS = ("read", "product", "content", "bias", "distance_bias", "normalise", "mix")
 """Hooks of attention that see more than the tokens which are new in a cache."""
+
+_WHEN = {"train": "training", "tune": "tuning", "test": "testing"}
 
 
 class Plain(nn.Module):
@@ -52,17 +55,38 @@ class Plain(nn.Module):
     def _refuse(self, spec: Spec) -> None:
         """Refuse an extension that suits none of the encodings it fits, or not each whose frequencies it changes.
 
-        Nor may it be one that does not work beside another.
+        Nor may it be one that does not work beside another, or after it, or that undoes what it has done.
         """
-        for extension, *_ in self.extensions:
+        extensions = [extension for extension, *_ in self.extensions]
+        for place, extension in enumerate(extensions):
             fitting = [e for e, *_ in self.encodings if not fits(type(extension), type(e))]
             reasons = [extension.refuses(e) for e in fitting]
             if any(reasons) if overrides(extension, "frequencies") else all(reasons):
                 raise UserError(f"{spec} cannot work: {next(filter(None, reasons))}")
-            for other, *_ in self.extensions:
-                beside = other is not extension and set(other.at) & set(extension.at)
-                if beside and (reason := extension.refuses_beside(other)):
+            for i, other in enumerate(extensions):
+                if i == place or not set(other.at) & set(extension.at):
+                    continue
+                if reason := extension.refuses_beside(other):
                     raise UserError(f"{spec} cannot work: beside {other.name}, {reason}")
+                if i < place and (reason := extension.refuses_after(other) or self._undone(other, extension)):
+                    raise UserError(f"{spec} cannot work: after {other.name}, {reason}")
+
+    def _undone(self, earlier: Extension, later: Extension) -> str | None:
+        """Why coordinates are refused which a later extension makes anew, whatever they were; None if it uses them."""
+        if not (overrides(earlier, "coordinates") and overrides(later, "coordinates")):
+            return None
+        for phase in (phase for phase in PHASES if phase in earlier.at and phase in later.at):
+            with torch.device("cpu"):  # wherever the scheme is built
+                tokens = torch.zeros(1, 2, dtype=torch.int64)
+                plain = Positions.build(2, rows=(0,), tokens=tokens, phase=phase, causal=later.shape.causal)
+                ours, others = (later.coordinates(given) for given in (plain, plain.scaled(0.5)))
+            if torch.equal(ours.key, others.key):
+                name = later.name
+                return (
+                    f"{name} makes all coordinates anew in {_WHEN[phase]}, so that those would be lost; name {name} "
+                    "first, or let the two act in different phases (at=)"
+                )
+        return None
 
     def copies(self) -> dict[str, list[Member]]:
         """The copies of each member, by name."""

@@ -70,6 +70,12 @@ def test_hierarchical_is_linear_between_positions():
     torch.testing.assert_close(between, 0.75 * low + 0.25 * high)
 
 
+def test_hierarchical_reads_its_last_position_up_to_the_end():
+    member = build("hierarchical")
+    last, between = embed(member, torch.zeros(1, 2, WIDTH), reals(torch.tensor([[35.0, 35.75]])))[0]
+    assert torch.equal(between, last)
+
+
 def test_hierarchical_ends_where_two_digits_do():
     scheme = pezoo.create("hierarchical", d_model=WIDTH, n_heads=HEADS, n_layers=1, train_length=LENGTH)
     assert scheme.undefined(36) is None
@@ -141,6 +147,19 @@ def test_floater_trajectory_does_not_depend_on_the_length_and_stays_bounded():
     assert torch.equal(short, long[:9])
     reach = member.start.abs() + 0.1 * torch.arange(len(long))[:, None, None, None]
     assert bool((long[:, 0].abs() <= reach + 1e-4).all())
+
+
+@pytest.mark.parametrize("spaced", [True, False])
+def test_the_first_queries_of_an_encoder_meet_the_codes_of_all_keys(spaced):
+    scheme = pezoo.create("floater", d_model=WIDTH, n_heads=HEADS, n_layers=1, train_length=LENGTH, causal=False)
+    q, k, v = vectors(3, 1, HEADS, 100, WIDTH // HEADS)
+    positions = Positions.build(100, phase="test", causal=False)
+    if not spaced:
+        positions = positions.replace(key=positions.key, spacing=None)
+    with torch.no_grad():
+        whole = scheme.prepare(positions).attend(0, q, k, v)
+        some = scheme.prepare(positions.slice(0, 4)).attend(0, q[:, :, :4], k, v)
+    torch.testing.assert_close(some, whole[:, :, :4], rtol=0, atol=1e-5)
 
 
 def test_floater_adds_its_codes_to_queries_keys_and_values():
@@ -288,6 +307,17 @@ def test_tupe_ends_with_its_table():
     assert "tupe has 6 positions" in scheme.undefined(LENGTH + 1)
     scheme = pezoo.create("tupe+pi", d_model=WIDTH, n_heads=HEADS, n_layers=1, train_length=LENGTH)
     assert scheme.undefined(16 * LENGTH) is None
+
+
+def test_tupe_ends_with_its_table_for_keys_that_an_encoder_sees():
+    decoder, encoder = (
+        pezoo.create("tupe", d_model=WIDTH, n_heads=HEADS, n_layers=1, train_length=LENGTH, causal=causal)
+        for causal in (True, False)
+    )
+    decoder.prepare(Positions.build(LENGTH + 1, phase="test").slice(0, 2))  # ahead of all queries
+    encoder.prepare(Positions.build(LENGTH, phase="test", causal=False).slice(0, 2))
+    with pytest.raises(Undefined, match="coordinate 6 has none"):
+        encoder.prepare(Positions.build(LENGTH + 1, phase="test", causal=False).slice(0, 2))
 
 
 # cape

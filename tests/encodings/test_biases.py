@@ -251,6 +251,33 @@ def test_kerple_parameters_start_uniform_and_are_held_in_range(kernel, r2):
         assert bias(held, 9)[0, -1, 0] == -(8.0**2)
 
 
+@pytest.mark.parametrize(("kernel", "name", "outside"), [("log", "r1", -0.5), ("log", "r2", 0.0), ("power", "r2", 2.5)])
+def test_kerple_numbers_outside_their_range_learn_to_come_back(kernel, name, outside):
+    """They count as the limit, and have the gradient that there is there: by finite differences in float64."""
+    held, limit = build(f"kerple:kernel={kernel}", 1), 2.0 if outside > 2 else 0.01
+    others = {"r1": 0.7, "r2": 0.7}
+    with torch.no_grad():
+        for key, value in (others | {name: outside}).items():
+            getattr(member(held), key).fill_(value)
+
+    def total(value):
+        r1, r2 = (value if key == name else given for key, given in others.items())
+        return sum(-r1 * (math.log1p(r2 * n) if kernel == "log" else n**r2) for n in range(1, 9))
+
+    row = member(held).distance_bias(torch.arange(9.0))
+    assert row.sum().item() == pytest.approx(total(limit), rel=1e-6)
+    row.sum().backward()
+    slope = (total(limit + 1e-6) - total(limit - 1e-6)) / 2e-6
+    assert getattr(member(held), name).grad.item() == pytest.approx(slope, rel=1e-4)
+    optimiser = torch.optim.SGD(member(held).parameters(), lr=0.3 / abs(slope))
+    for _ in range(9):  # towards the range: a lower penalty for a larger exponent, a larger one for a smaller number
+        optimiser.zero_grad()
+        row = member(held).distance_bias(torch.arange(9.0))
+        (row.sum() * (1 if outside < limit else -1)).backward()
+        optimiser.step()
+    assert (getattr(member(held), name).item() - limit) * (outside - limit) < 0
+
+
 def test_kerple_power_has_finite_gradients():
     scheme = build("kerple_power", 2)
     q, k, v = torch.randn(3, 1, 2, 9, 8)

@@ -154,6 +154,29 @@ def test_longrope_with_one_table_is_prefix_stable(table):
         assert torch.equal(ours, series(64) / (1.0 if table == "short" else 3.0))
 
 
+@pytest.mark.parametrize(
+    ("text", "stable"),
+    [
+        ("table=short:magnitude=1.2", True),
+        ("table=long:long=1,2,3,4:magnitude=1.2", True),
+        ("table=long:factor=4", True),
+        ("table=short", False),
+        ("table=long:magnitude=1.2", False),
+        ("table=long:long=1,2,3,4", False),
+        ("table=switch:long=1,2,3,4:magnitude=1.2:factor=4", False),
+    ],
+)
+def test_longrope_is_prefix_stable_where_it_reads_no_length(text, stable):
+    scheme = pezoo.create(f"rope+longrope:{text}", d_model=8, n_heads=1, n_layers=1, train_length=8)
+    found = [
+        (part.base[0].positions.inv_freq.tolist(), float(part.sigma()))
+        for n in (8, 9, 80)
+        for part in [scheme.prepare(Positions.build(1, declared=n, phase="test")).layers[0][0].composition]
+    ]
+    assert (found[0] == found[1] == found[2]) is stable
+    assert scheme.prefix_stable is stable
+
+
 def test_longrope_without_lists_keeps_short_texts_and_reads_long_ones_as_yarn():
     yarn = apply("yarn", series(64), 512, 64)
     assert torch.equal(apply("longrope", series(64), 64, 64), series(64)[0])
@@ -216,6 +239,14 @@ def test_resonance_is_refused_where_coordinates_are_divided(text):
     for scheme in (f"rope+{text}+resonance", f"rope+resonance+{text}"):
         with pytest.raises(pezoo.UserError, match=rf"giraffe:power=0:factor={factor}\+resonance"):
             pezoo.create(scheme, **sizes)
+
+
+def test_resonance_is_refused_where_frequencies_are_learned():
+    sizes = {"d_model": 64, "n_heads": 1, "n_layers": 1, "train_length": 64}
+    with pytest.raises(pezoo.UserError, match="complex_order learns its frequencies"):
+        pezoo.create("complex_order+resonance", **sizes)
+    with pytest.raises(pezoo.UserError, match="complex_order learns its frequencies"), torch.no_grad():
+        pezoo.create("complex_order+rope+resonance", **sizes)
 
 
 @pytest.mark.parametrize("text", ["pi:factor=1", "pi:at=tune", "random", "shift", "giraffe_random", "clex", "rerope"])

@@ -5,7 +5,8 @@ import torch
 
 import pezoo
 from helpers import member
-from pezoo.contract import Positions
+from pezoo.contract import Extension, Positions
+from pezoo.registry import register
 
 SHAPE = {"d_model": 32, "n_heads": 2, "n_layers": 2, "train_length": 16}
 
@@ -216,3 +217,42 @@ def test_toeplitz_is_undefined_past_its_range():
 def test_draws_need_coordinates(name):
     with pytest.raises(pezoo.UserError, match="coordinates"):
         scheme(f"nope+{name}")
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("rope+pi:factor=16+pose:at=tune", "rope+pose:at=tune+pi:factor=16"),
+        ("rope+pi+random", "rope+random+pi"),
+        ("rope+pi+clex", "rope+clex+pi"),
+        ("rope+shift+rfs", "rope+rfs+shift"),
+        ("rope+pi:at=train+cream", "rope+pi:at=test+cream"),
+        ("rope+pi:at=tune+clex", "rope+pi:at=test+clex"),
+    ],
+)
+def test_what_draws_anew_comes_first(text, at):
+    """In a phase of both, what stands before it would be undone."""
+    name = text.split("+")[2].split(":")[0]
+    with pytest.raises(pezoo.UserError, match=f"{name} makes all coordinates anew in t.*ing, .* name {name} first"):
+        scheme(text)
+    scheme(at)
+
+
+def test_what_draws_in_other_phases_may_follow():
+    both = scheme("rope+pi:factor=4:at=test+pose")
+    for phase, expected in (("test", torch.arange(16)[None] / 4), ("train", drawn("rope+pose", batch=2))):
+        prepared = both.prepare(Positions.build(16, 2, phase=phase, rows=range(2)))
+        assert torch.equal(prepared.layers[0][0].composition.positions.key, expected)
+
+
+def test_a_stranger_s_coordinates_come_first_too():
+    @register("reversed_counting", title="Coordinates from the end")
+    class Reversed(Extension):
+        """Made of the number of tokens alone."""
+
+        def coordinates(self, positions):
+            return positions.map(lambda p, index: positions.longest - 1.0 - index)
+
+    with pytest.raises(pezoo.UserError, match="after pi, reversed_counting makes all coordinates anew in tuning"):
+        scheme("rope+pi+reversed_counting")
+    scheme("rope+reversed_counting+pi")

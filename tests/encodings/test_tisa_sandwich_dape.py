@@ -238,3 +238,12 @@ def test_dape_without_a_bias_says_what_to_type(base, name):
 def test_dape_v2_refuses_an_even_kernel():
     with pytest.raises(pezoo.UserError, match="dape_v2:kernel must be odd, such as 3, not 2"):
         pezoo.create("alibi+dape_v2:kernel=2", **SHAPE)
+
+
+@pytest.mark.parametrize("text", ["dape+dape_v2", "dape_v2+dape", "dape:reads=sum+dape_v2"])
+def test_a_second_network_finds_no_bias_to_read(text):
+    second = text.split("+")[1]
+    with pytest.raises(pezoo.UserError, match=f"{second} finds no bias apart .* give {second} the setting reads=sum"):
+        pezoo.create(f"alibi+{text}", **SHAPE)
+    pezoo.create(f"alibi+{text}:reads=sum", **SHAPE)
+    pezoo.create(f"alibi+{text.replace('+', ':at=train+')}:at=test", **SHAPE)
