@@ -65,6 +65,7 @@ class Positions:
     phase: str | None = None  # "train", "tune" or "test"; None: not said, which is enough where all act alike
     seed: int = 0
     rows: tuple[int, ...] | None = None  # numbers of the sequences: what random draws are keyed by
+    first_row: int | None = None  # number of the batch's first row, where these are a share of it; None: rows[0]
     draws: Mapping[str, Tensor] | None = None  # random draws that were handed in, by member
     layer: int = 0  # which layer, of those that have this scheme; where layers draw apart, and in hooks of attention
     ruler: Tensor | None = None  # (R, M) distance of two tokens m places apart; None: difference of coordinates
@@ -214,7 +215,8 @@ class Positions:
         Args:
             name: of the draw, so that two members draw apart; a member's own name, and what tells its draws apart.
             n: words for each row.
-            scope: "sequence" (rows apart), "layer" (rows and layers apart) or "batch" (all rows together).
+            scope: "sequence" (rows apart), "layer" (rows and layers apart) or "batch" (all rows together, in testing
+                those of all batches: how many rows a forward has then moves nothing).
 
         Raises:
             UserError: if nothing says which sequences these are.
@@ -224,7 +226,8 @@ class Positions:
                 f"{name.split()[0]} draws for each sequence anew: pass rows=, the numbers of these sequences. In "
                 "training count on from step to step: rows=range(step * B, (step + 1) * B)"
             )
-        rows = torch.tensor(self.rows[:1] if scope == "batch" else self.rows)
+        first = 0 if self.phase == "test" else self.rows[0] if self.first_row is None else self.first_row
+        rows = torch.tensor([first] if scope == "batch" else self.rows)
         return words(
             n,
             to_device(rows, self.query.device),
@@ -260,7 +263,7 @@ class Positions:
             rows: numbers of the sequences, the keys of random draws; schemes that draw demand them.
             tokens: (B, L) ids; schemes that make coordinates of tokens demand them.
             device: where the tensors live; tensors that are given move there.
-            facts: `causal`, `phase`, `seed` and `draws`, stored as they are.
+            facts: `causal`, `phase`, `seed`, `first_row` and `draws`, stored as they are.
 
         Raises:
             UserError: if sizes do not agree.

@@ -13,6 +13,7 @@ from scipy import stats
 
 from pezoo.report.claims import EVERY, read_claims
 from pezoo.report.finished import Finished, load
+from pezoo.report.statistics import curves
 from pezoo.report.verdicts import Judgement, NotTested, judge
 from pezoo.results import LANGUAGE_MODELLING, Result
 from tools import choose, questions, reading
@@ -354,6 +355,17 @@ def test_what_is_advised_in_short_follows_from_the_table():
     for page in (README, DOCS / "choose.md"):
         short = page.read_text(encoding="utf-8").partition("**In short")[2].partition("\n\n")[0]
         assert all(f"`{label}`" in short for label in ("rope+window", "stick_breaking", "path"))
+
+
+def test_what_is_said_of_harder_tasks_follows_from_the_table():
+    """docs/choose.md gives it in words."""
+    results = [r for r in load(PUBLISHED / "recall").results if r.metric == "exact_match" and r.depth is None]
+    lookup, repetition = (curves([r for r in results if r.part == part]) for part in ("lookup", "repetition"))
+    assert {label for label, curve in lookup.items() if min(curve[32].values) == 1} == {"sinusoidal", "path"}
+    assert all(lookup[label][256].mean > 0.8 for label in ("sinusoidal", "path"))
+    assert all(curve[n].mean < 0.05 for curve in repetition.values() for n in curve if n > 32)
+    said = (DOCS / "choose.md").read_text(encoding="utf-8")
+    assert "Of associative recall only `sinusoidal` and `path` learned all at L with every seed" in said
 
 
 def test_readme_answers_in_five_sentences_with_a_link_each():

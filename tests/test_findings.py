@@ -139,6 +139,13 @@ def test_near_the_best_is_a_tenth_of_it_for_accuracies_too():
     assert "within 10 % of that" not in said(made)
 
 
+def test_all_that_are_best_are_named():
+    made = study({"rope": (1.0, 0.5), "alibi": (0.9, 0.2), "nope": (0.1, 0.1)})
+    made = [replace(r, value=1.0) if r.test_length == 64 and r.label != "nope" else r for r in made]
+    made = [replace(r, metric="exact_match", protocol="answers", task="copy", n_documents=4096) for r in made]
+    assert "L = 64, rope and alibi have the best exact match, 100.0 ± 0.0 %; every other scheme is worse" in said(made)
+
+
 def test_equal_means_over_tasks_have_no_winner():
     made = []
     for task in ("copy", "parity"):

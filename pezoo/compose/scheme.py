@@ -95,7 +95,7 @@ class Scheme(Numbers):
             phase: "train", "tune" or "test"; may be left out where the scheme acts alike in all of them.
             rows: numbers of these sequences, for schemes that draw random positions. In training count on from step to
                 step: range(step * B, (step + 1) * B).
-            facts: declared, documents, valid, tokens, device, seed and draws, as in `Positions.build`.
+            facts: declared, documents, valid, tokens, device, seed, first_row and draws, as in `Positions.build`.
         """
         facts = {"causal": self.shape.causal, "seed": self.seed} | facts
         return Positions.build(length, batch, phase=phase, rows=rows, **facts)

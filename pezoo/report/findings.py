@@ -161,11 +161,16 @@ def _best(kept: list[Result], losses: Sources | None) -> list[str]:
             continue
         twins = _twins(kept, ranked, length)
         others = [label for label in ranked if label not in twins]
+        same = (
+            [] if twins else [n for n in others if (at[n][length].mean, str(at[n][length])) == (best.mean, str(best))]
+        )
         told = f"; {in_a_row(twins)} {'is' if len(twins) == 1 else 'are'} the same model there" if twins else ""
         if len({r.seed for r in kept}) > 1:
-            tied = ties(kept, others, length, losses)
-            told += _told_apart(others, tied, lost=bool({r.label for r in kept} - set(ranked)))
-        said.append(f"{where}, {ranked[0]} has the best {metric}, {best}{unit}{told}.")
+            tied = [label for label in ties(kept, others, length, losses) if label not in same]
+            lost = bool({r.label for r in kept} - set(ranked))
+            told += _told_apart(others[len(same[1:]) :], tied, lost, "them" if len(same) > 1 else "it")
+        first = f"{in_a_row(same)} have" if len(same) > 1 else f"{ranked[0]} has"
+        said.append(f"{where}, {first} the best {metric}, {best}{unit}{told}.")
     return said
 
 
@@ -180,12 +185,12 @@ def _twins(kept: Sequence[Result], ranked: Sequence[str], length: int) -> list[s
     return [label for label in ranked[1:] if values[label] == values[ranked[0]]]
 
 
-def _told_apart(ranked: Sequence[str], tied: Sequence[str], lost: bool) -> str:
+def _told_apart(ranked: Sequence[str], tied: Sequence[str], lost: bool, it: str) -> str:
     """Return the end of a sentence that names the best scheme: which others may be as good."""
     if len(ranked) == 1:
         return ""
     if tied:
-        return f"; {in_a_row(tied)} cannot be told apart from it, {CORRECTED}"
+        return f"; {in_a_row(tied)} cannot be told apart from {it}, {CORRECTED}"
     return f"; every other scheme{' that has a value with every seed' if lost else ''} is worse, {CORRECTED}"
 
 

@@ -138,7 +138,7 @@ class LanguageModel(pl.LightningModule):
         """
         own = share(len(batch.tokens), self.trainer.global_rank, self.trainer.world_size)
         tokens, rows = batch.tokens[own], tuple(range(first_row + own.start, first_row + own.stop))
-        positions = self.model.positions(*tokens.shape, phase=phase, rows=rows)
+        positions = self.model.positions(*tokens.shape, phase=phase, rows=rows, first_row=first_row)
         return self.model.hidden(tokens, positions), batch.targets[own]
 
     def training_step(self, batch: Example, batch_idx: int) -> Tensor:

@@ -84,6 +84,19 @@ def test_random_scopes_of_a_draw():
     assert len({tuple(g.composition.base[0].positions.query[0].tolist()) for (g,) in parts}) == 3
 
 
+def test_a_draw_for_a_batch_does_not_depend_on_how_it_is_cut():
+    """In training over several processes, and in tests however many rows a forward has."""
+
+    def drawn(rows, **facts):
+        where = Positions.build(16, len(rows), rows=rows, **facts)
+        return build("rope+random:draw=batch").prepare(where).at(0)[0].composition.base[0].positions.query
+
+    whole = drawn((6, 7, 8, 9), phase="train")
+    assert torch.equal(drawn((8, 9), phase="train", first_row=6), whole)
+    assert not torch.equal(drawn((10, 11), phase="train"), whole)
+    assert torch.equal(drawn((4, 5), phase="test"), drawn((0,), phase="test"))
+
+
 def test_random_ends_where_its_range_does():
     whole = coordinates("rope+random:max_length=16")
     assert whole.tolist() == [list(range(16))]
