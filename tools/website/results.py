@@ -14,7 +14,7 @@ from pezoo.report.comparisons import best_in_range, compare_all, in_range
 from pezoo.report.finished import Finished
 from pezoo.report.groups import WINDOWED, groups, headline, left_over, matrices, metrics, select, words
 from pezoo.report.shares import ACCURACIES
-from pezoo.report.statistics import curves, mean_over_tasks
+from pezoo.report.statistics import Curve, curves, mean_over_tasks
 from pezoo.report.table import by_task, score_groups
 from pezoo.report.verdicts import Judgement
 from pezoo.results import Result
@@ -93,8 +93,8 @@ def _ranking(
                 label,
                 frozenset((*spec.encodings, *spec.extensions, *schedules & set(re.findall(r"\w+", label)))),
                 len(spec.encodings) == 1 and not spec.extensions,
-                "" if mean else str(curve.get(near, "–")),
-                str(curve.get(far, "–")),
+                "" if mean else _value(curve, near),
+                _value(curve, far),
                 "baseline" if label == baseline else "" if one is None else effect_words(one),
                 "" if one is None else interval_words(one),
             )
@@ -103,6 +103,14 @@ def _ranking(
         caption += f"; baseline {baseline}"
     at = ("", "mean") if mean else (length_words(near, kept), length_words(far, kept))
     return Ranking(folder, caption, at, tuple(rows))
+
+
+def _value(curve: Curve, length: int) -> str:
+    """What the seeds say there; accuracies in percent."""
+    if length not in curve:
+        return "–"
+    one = curve[length]
+    return f"{one} %" if one.scale == "share" and one.mean is not None else str(one)
 
 
 def _baseline(study: Finished, kept: Iterable[Result]) -> str | None:
