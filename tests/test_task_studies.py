@@ -99,7 +99,7 @@ def test_a_size_changes_a_part_without_losing_the_rest_of_it():
     [
         (None, r"parts.mine must be a group of keys \(schemes, grid, .*\), got None"),
         ({"seeds": [1]}, "parts.mine cannot set 'seeds'. Did you mean 'schemes'?.* A part sets: schemes, grid, tasks"),
-        ({"train": {"stepz": 3}}, "parts.mine: unknown key 'train.stepz'. Did you mean 'steps'"),
+        ({"train": {"stepz": 3}}, "parts.mine: unknown key 'train.stepz'. Did you mean 'train.steps'"),
         ({"train": {"steps": "many"}}, "parts.mine: train.steps"),
         ({"train": {"steps": 0}}, "parts.mine: train.steps must be at least 1, got 0"),
         ({"test": {"lengths": [5]}}, "parts.mine: test.lengths holds 5"),
