@@ -1,6 +1,7 @@
 """Cells that heal: whole or made anew, failures tried again, and what computed them."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -219,7 +220,7 @@ class Refuses(Encoding):
 
 
 if os.getpid() != THE_TEST:
-    sys.exit(5)
+    LEAVE(5)
 """
 REASONS = {
     "raises": ("failed", "ValueError: a bug"),
@@ -313,12 +314,23 @@ def test_a_baseline_is_the_label_of_a_row_and_renames_no_cell(recipe, finished):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_worker_that_ends_at_its_start_is_told_by_its_own_exit_code(recipe, tmp_path):
-    (tmp_path / "plugin.py").write_text(REFUSES.replace("THE_TEST", str(os.getpid())))
+@pytest.mark.parametrize(
+    ("leave", "code", "said"),
+    [("sys.exit", 1, r"SystemExit: 5 \(.*plugin\.py, line \d+\)"), ("os._exit", 5, None)],
+    ids=["by an error", "at once"],
+)
+def test_a_worker_that_ends_at_its_start_is_told_by_its_own_exit_code(leave, code, said, recipe, tmp_path):
+    code_of_it = (
+        REFUSES.replace("THE_TEST", str(os.getpid())).replace("LEAVE", leave).replace("refuses", f"leaves_{code}")
+    )
+    (tmp_path / "plugin.py").write_text(code_of_it)
     study = Study.prepare(recipe, out=tmp_path / "out", plugins=[tmp_path / "plugin.py"])
-    with pytest.raises(ChildProcessError, match=r"could not start: it ended with exit code 5; see .*worker0\.log"):
+    log = tmp_path / "out" / "logs" / "worker0.log"
+    where = ", and said nothing" if said is None else f"; see {log}"
+    with pytest.raises(ChildProcessError, match=re.escape(f"could not start: it ended with exit code {code}{where}")):
         study.run()
-    assert "SystemExit: 5" in (tmp_path / "out" / "logs" / "worker0.log").read_text()
+    assert log.exists() == (said is not None)
+    assert said is None or re.search(said, log.read_text())
 
 
 @pytest.mark.parametrize(

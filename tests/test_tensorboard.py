@@ -115,7 +115,8 @@ def test_the_report_s_figures_are_shown_as_they_would_be_drawn(tmp_path, monkeyp
         monkeypatch.delattr(tensorboard, name)  # none is drawn again
     write_report(made, tmp_path / "report", tmp_path / "cells", tmp_path / "logs")
     assert len(seen) == 4
-    assert all((one == other).all() for one, other in zip(seen[:2], seen[2:], strict=True))
+    # All but a few pixels of 800,000: where a line ends between two of them, the last bit of the layout decides.
+    assert all((one != other).mean() < 1e-4 for one, other in zip(seen[:2], seen[2:], strict=True))
 
 
 def test_a_run_per_scheme_with_test_lengths_as_steps(view):

@@ -221,7 +221,8 @@ class Pool:
                 again.start(worker.cell)
             return
         if not worker.ready:
-            raise ChildProcessError(f"a worker process could not start: it {how}; see {worker.log}")
+            why = f"; see {worker.log}" if worker.log.exists() else ", and said nothing"
+            raise ChildProcessError(f"a worker process could not start: it {how}{why}")
         if worker.trying:
             yield self._begin(worker)
         if worker.cell is not None:
